@@ -1,0 +1,141 @@
+"""A caption's words and the regions they matched, as coloured text and as SVG over the picture.
+
+Words that mean the same object share a colour where the data set knows the objects; elsewhere each noun, adjective and
+verb has its own (each longer word, where parts of speech aren't known). A region is drawn solid where it is the right
+object, dashed where it isn't, thin where nobody knows.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from eval.correspondence import Matches, phrase_of, region_objects
+from manifests.grounding import Grounding
+from train.data import RetrievalData
+
+CONTENT = {"NOUN", "PROPN", "ADJ", "VERB", "NUM"}
+COLOURS = 8
+VIEW = 320  # the longer side of a drawing, in its own units
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A coloured word: its characters in the caption, its colour's number and the object it means, if known."""
+
+    number: int
+    text: str
+    start: int
+    end: int
+    colour: int
+    object: int | None
+
+
+def marks(data: RetrievalData, caption: int, truth: Grounding | None) -> list[Mark]:
+    """The words of a caption that are worth drawing, in order."""
+    words = data.caption_words(caption)
+    if truth is None:
+        content = [word for word in words if word.pos in CONTENT]
+        chosen = [(word, None) for word in content or [word for word in words if len(word.text) > 3]]
+    else:
+        phrases = truth.phrases[data.captions_of(int(data.caption_image[caption])).index(caption)]
+        linked = [(word, phrase_of(word.start, word.end, phrases)) for word in words]
+        chosen = [(word, phrase.object) for word, phrase in linked if phrase is not None]
+    colours: dict[int, int] = {}
+    found = []
+    for number, (word, object) in enumerate(chosen):
+        colour = colours.setdefault(number if object is None else object, len(colours)) % COLOURS
+        found.append(Mark(number, word.text, word.start, word.end, colour, object))
+    return found
+
+
+def caption_html(text: str, words: Sequence[Mark]) -> str:
+    """The caption with each marked word as a button that lights its regions."""
+    parts, at = [], 0
+    for mark in words:
+        parts.append(escape(text[at : mark.start]))
+        parts.append(
+            f'<button type="button" class="word k{mark.colour}" data-word="{mark.number}">'
+            f"{escape(text[mark.start : mark.end])}</button>"
+        )
+        at = mark.end
+    return "".join(parts) + escape(text[at:])
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Words of one colour that matched the same region: its box in pixels (x1, y1, x2, y2), and whether it is the
+    object that they mean (None where that isn't known)."""
+
+    box: np.ndarray
+    region: int
+    words: tuple[Mark, ...]
+    right: bool | None
+
+
+def place(
+    data: RetrievalData, caption: int, words: Sequence[Mark], matches: Matches, truth: Grounding | None
+) -> list[Placed]:
+    """The regions of a caption's own picture that its marked words matched."""
+    boxes = np.asarray(data.regions(int(data.caption_image[caption])).boxes, float)
+    objects = None if truth is None else region_objects(boxes, np.array(truth.boxes, float).reshape(-1, 4))
+    at = {(int(matches.start[row]), int(matches.end[row])): int(matches.region[row]) for row in matches.rows(caption)}
+    groups: dict[tuple[int, int], list[Mark]] = {}
+    for mark in words:
+        if (mark.start, mark.end) in at:
+            groups.setdefault((at[mark.start, mark.end], mark.colour), []).append(mark)
+    placed = []
+    for (region, _), group in groups.items():
+        right = None if objects is None else bool(objects[region] == group[0].object)
+        placed.append(Placed(boxes[region], region, tuple(group), right))
+    return placed
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Regions over one picture: the SVG, the picture's width over height, and how many of the words are right
+    (None where that isn't known) out of how many."""
+
+    svg: str
+    aspect: float
+    right: int | None
+    words: int
+
+
+def draw(
+    data: RetrievalData, caption: int, words: Sequence[Mark], matches: Matches, truth: Grounding | None
+) -> Drawing:
+    """Draw what `place` gives, and the true objects, which the page shows for the word that is looked at."""
+    width, height = (int(side) for side in data.regions(int(data.caption_image[caption])).image_size)
+    scale = VIEW / max(width, height)
+    shapes, insets = [], Counter()
+    placed = place(data, caption, words, matches, truth)
+    for match in placed:
+        kind = {None: "open", True: "right", False: "wrong"}[match.right]
+        shapes.append(_box(match.box * scale, 3.5 * insets[match.region], match.words[0].colour, kind, match.words))
+        insets[match.region] += 1
+    if truth is not None:
+        for object in sorted({mark.object for mark in words if mark.object is not None}):
+            owned = [mark for mark in words if mark.object == object]
+            shapes.append(_box(np.array(truth.boxes[object]) * scale, -4, owned[0].colour, "truth", owned))
+    right = None if truth is None else sum(len(match.words) for match in placed if match.right)
+    view = f"0 0 {width * scale:.0f} {height * scale:.0f}"
+    svg = f'<svg class="regions" viewBox="{view}" aria-hidden="true">{"".join(shapes)}</svg>'
+    return Drawing(svg, width / height, right, sum(len(match.words) for match in placed))
+
+
+def _box(box: np.ndarray, inset: float, colour: int, kind: str, words: Sequence[Mark]) -> str:
+    x, y = box[0] + inset, box[1] + inset
+    width, height = max(1.0, box[2] - box[0] - 2 * inset), max(1.0, box[3] - box[1] - 2 * inset)
+    numbers = " ".join(str(mark.number) for mark in words)
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    shape = f'<rect class="halo" {place}/><rect class="box" {place}/>'
+    if kind != "truth":
+        label = escape(" ".join(mark.text for mark in words))
+        below = y < 16
+        anchor = "end" if x + 8 * len(label) > VIEW else "start"
+        at = f'x="{x if anchor == "start" else x + width:.1f}" y="{y + height + 14 if below else y - 4:.1f}"'
+        shape += f'<text {at} text-anchor="{anchor}">{label}</text>'
+    return f'<g class="k{colour} {kind}" data-words="{numbers}">{shape}</g>'

@@ -1,0 +1,138 @@
+"""One wide figure of a comparison, for a README or a slide: R@sum, words on their object, and a matched picture."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from eval.drawing import Mark, marks, place
+from eval.examples import Example, choose
+from eval.interval import interval
+from eval.page import DataSet
+from eval.results import RunResult
+from extract.images import UnreadableImage, decode
+from manifests.files import atomic
+
+INK, SOFT, TRACK = "#15202b", "#566472", "#e9edf1"
+RUN_COLOURS = ("#74808c", "#2f6fde", "#d9560b", "#0b8f79", "#9a45c9", "#b58900")
+WORD_COLOURS = ("#f0329b", "#00a5bd", "#84a800", "#b9722e", "#6f7bea", "#f0691e", "#6b8496", "#b04fe0")
+CHARACTER = 0.0079  # width of a caption's character, as a share of the figure's
+
+WHY = {
+    "better": "The caption whose rank improved most.",
+    "worse": "The caption whose rank fell most; none improved.",
+    "same": "No caption changed its rank.",
+    "alone": "The caption that was found best.",
+}
+
+
+def draw_overview(source: DataSet, path: Path) -> None:
+    """Write the figure of one data set as PNG: its bars, and the first example with the first and the last run."""
+    with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 12, "text.color": INK}):
+        figure = Figure(figsize=(14, 5.6), dpi=110, facecolor="white")
+        known = [run for run in source.runs if "correspondence" in run.metrics]
+        figure.text(0.03, 0.93, source.name, fontsize=19, fontweight="bold", va="center")
+        metrics = source.runs[0].metrics
+        under = f"{metrics['images']:,} {metrics['split']} images, {metrics['captions']:,} captions"
+        figure.text(0.03, 0.87, under, color=SOFT, va="center")
+        _rsum(figure.add_axes((0.13, 0.47 if known else 0.12, 0.28, 0.28 if known else 0.6)), source.runs)
+        if known:
+            _correspondence(figure.add_axes((0.13, 0.07, 0.28, 0.25)), source.runs)
+        if examples := choose(source.runs, 1):
+            _example(figure, source, examples[0])
+        with atomic(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _bars(axes: Axes, names: list[str], values: list[float], texts: list[str], chance: float, full: float) -> None:
+    rows = np.arange(len(names))[::-1]
+    colours = [RUN_COLOURS[place % len(RUN_COLOURS)] for place in range(len(names))]
+    axes.barh(rows, full, height=0.62, color=TRACK)
+    axes.barh(rows, values, height=0.62, color=colours)
+    axes.plot([chance, chance], [-0.45, len(names) - 0.55], color=INK, linewidth=1.6, solid_capstyle="butt")
+    axes.text(chance, -0.55, "chance", color=SOFT, fontsize=9.5, ha="center", va="top")
+    for row, name, text in zip(rows, names, texts, strict=True):
+        axes.text(-0.02 * full, row, name, ha="right", va="center", fontsize=11.5)
+        axes.text(1.02 * full, row, text, va="center", fontsize=12, fontweight="bold")
+    axes.set(xlim=(0, full), ylim=(-0.6, len(names) - 0.4))
+    axes.axis("off")
+
+
+def _rsum(axes: Axes, runs: list[RunResult]) -> None:
+    ranges = [interval(run.draws) for run in runs]
+    values = [run.metrics["rsum"] for run in runs]
+    full = max(high for _, high in ranges) * 1.02 or 1.0
+    texts = [f"{value:.1f}" for value in values]
+    _bars(axes, [run.name for run in runs], values, texts, runs[0].metrics["chance"]["rsum"], full)
+    for row, (low, high) in zip(range(len(runs))[::-1], ranges, strict=True):
+        axes.plot([low, high], [row, row], color=INK, linewidth=1.6)
+    axes.set_title("R@sum, with the 95 % interval over test images", loc="left", fontsize=11.5, color=SOFT, pad=6)
+
+
+def _correspondence(axes: Axes, runs: list[RunResult]) -> None:
+    shares = [run.metrics.get("correspondence", {}).get("accuracy", 0.0) for run in runs]
+    chance = next(run.metrics["correspondence"]["chance"] for run in runs if "correspondence" in run.metrics)
+    _bars(axes, [run.name for run in runs], shares, [f"{share:.0%}" for share in shares], chance, 1.0)
+    axes.set_title("Words whose best region is the object they mean", loc="left", fontsize=11.5, color=SOFT, pad=6)
+
+
+def _example(figure: Figure, source: DataSet, example: Example) -> None:
+    caption = example.caption
+    image = int(source.data.caption_image[caption])
+    row = source.data.images[image]
+    truth = source.truth.get(row.id)
+    words = marks(source.data, caption, truth)
+    try:
+        picture = decode((source.image_root / row.path).read_bytes())
+    except (OSError, UnreadableImage):
+        return
+    below = _caption(figure, source.data.caption_text(caption), words)
+    shown = [source.runs[0], source.runs[-1]] if len(source.runs) > 1 else [source.runs[0]]
+    for column, run in enumerate(shown):
+        axes = figure.add_axes((0.5 + column * 0.245, 0.09, 0.235, below - 0.2))
+        axes.imshow(picture, interpolation="lanczos")
+        axes.axis("off")
+        axes.set_anchor("NW")
+        insets: dict[int, int] = {}
+        for match in place(source.data, caption, words, run.matches, truth):
+            step = insets[match.region] = insets.get(match.region, -1) + 1
+            inset = step * max(picture.shape[:2]) / 90
+            x1, y1, x2, y2 = match.box
+            axes.add_patch(
+                Rectangle(
+                    (x1 + inset, y1 + inset),
+                    max(1, x2 - x1 - 2 * inset),
+                    max(1, y2 - y1 - 2 * inset),
+                    fill=False,
+                    edgecolor=WORD_COLOURS[match.words[0].colour],
+                    linewidth=2.4,
+                    linestyle="--" if match.right is False else "-",
+                    path_effects=[withStroke(linewidth=5, foreground="#ffffffe0")],
+                )
+            )
+        rank = int(run.ranks["t2i"][caption]) + 1
+        title = f"{run.name}: ranked {rank} of {len(source.data.images):,}"
+        axes.set_title(title, fontsize=11.5, loc="left", color=INK, pad=6)
+    note = WHY[example.kind] + ("" if truth is None else " Solid: the object that the word means. Dashed: another.")
+    figure.text(0.5, 0.035, note, color=SOFT, fontsize=10)
+
+
+def _caption(figure: Figure, text: str, words: list[Mark]) -> float:
+    """Write the caption with coloured words, wrapped; gives the height below it, as a share of the figure's."""
+    colours = {}
+    for mark in words:
+        colours |= dict.fromkeys(range(mark.start, mark.end), WORD_COLOURS[mark.colour])
+    x, y, at = 0.5, 0.93, 0
+    for word in text.split(" "):
+        width = CHARACTER * (len(word) + 1)
+        if x + width > 0.985:
+            x, y = 0.5, y - 0.06
+        colour = next((colours[index] for index in range(at, at + len(word)) if index in colours), INK)
+        weight = "bold" if colour != INK else "normal"
+        figure.text(x, y, word, fontsize=13, color=colour, fontweight=weight, va="center", family="monospace")
+        x, at = x + width, at + len(word) + 1
+    return y

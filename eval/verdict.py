@@ -1,0 +1,99 @@
+"""What a comparison shows, in sentences computed from its figures, whichever way they came out.
+
+Run names stand between backticks. The first run of a data set is the one that the others are measured against.
+"""
+
+from collections.abc import Sequence
+
+from eval.interval import interval
+from eval.results import RunResult
+
+FEW_IMAGES = 100
+NEAR_CHANCE = 0.05
+
+
+def verdict(runs: Sequence[RunResult]) -> list[str]:
+    """The sentences for the runs of one data set, the most important first."""
+    base, others = runs[0], runs[1:]
+    rsum = base.metrics["rsum"]
+    if not others:
+        sentences = [
+            f"`{base.name}` reaches R@sum {rsum:.1f}, where a random order gives {base.metrics['chance']['rsum']:.1f}. "
+            "It is the only run on this data, so there is nothing to compare it with."
+        ]
+    else:
+        ordered = sorted(others, key=lambda run: -run.metrics["rsum"])
+        sentences = [_difference(run, base) for run in ordered]
+        best, second = sorted(runs, key=lambda run: -run.metrics["rsum"])[:2]
+        if base not in (best, second):
+            change, low, high = difference(best, second)
+            shown = "" if low > 0 else ": no difference that these test images can show"
+            sentences.insert(
+                1,
+                f"Against `{second.name}`, the next best, `{best.name}` has {signed(change)} "
+                f"({signed(low)} to {signed(high)}){shown}.",
+            )
+    if (images := base.metrics["images"]) < FEW_IMAGES:
+        counted = "1 test image" if images == 1 else f"{images} test images"
+        sentences.append(f"With {counted}, this shows that the pipeline runs, not how good a model is.")
+    sentences += _alignment(runs)
+    if others:
+        sentences.append(
+            "Every row is one training with one seed. The intervals hold the luck of the test images, not that of the "
+            "training: a difference is evidence only once it holds over several seeds."
+        )
+    return sentences
+
+
+def difference(run: RunResult, base: RunResult) -> tuple[float, float, float]:
+    """How much R@sum `run` has over `base`, and the ends of the 95 % interval over test images."""
+    return run.metrics["rsum"] - base.metrics["rsum"], *interval(run.draws - base.draws)
+
+
+def signed(value: float) -> str:
+    """A number with its sign and one decimal; zero has none, minus is a minus sign."""
+    text = f"{value:+.1f}"
+    return "0.0" if text[1:] == "0.0" else text.replace("-", "−")
+
+
+def _difference(run: RunResult, base: RunResult) -> str:
+    change, low, high = difference(run, base)
+    figures = f"`{run.name}` reaches R@sum {run.metrics['rsum']:.1f}, "
+    spread = f"95 % interval over test images {signed(low)} to {signed(high)}"
+    against = f"than `{base.name}` ({base.metrics['rsum']:.1f}; {spread})"
+    if low > 0:
+        return f"{figures}{change:.1f} more {against}."
+    if high < 0:
+        return f"{figures}{-change:.1f} less {against}: here it loses."
+    amount = f"{abs(change):.1f} {'more' if change >= 0 else 'less'}"
+    return f"{figures}{amount} {against}: no difference that these test images can show."
+
+
+def _alignment(runs: Sequence[RunResult]) -> list[str]:
+    known = [run for run in runs if "correspondence" in run.metrics]
+    sentences = []
+    base = runs[0]
+    gained = [run for run in runs[1:] if difference(run, base)[1] > 0]
+    if gained and [name for name in base.losses if name != "loss"] == ["triplet"]:
+        sentences.append(
+            f"A gain over `{base.name}`, which is trained by triplets alone, is not yet evidence of fine-grained "
+            "alignment: any second loss might give it."
+        )
+    if known:
+        chance = known[0].metrics["correspondence"]["chance"]
+        shares = ", ".join(f"{run.metrics['correspondence']['accuracy']:.0%} with `{run.name}`" for run in known)
+        near = [run for run in known if run.metrics["correspondence"]["accuracy"] - chance < NEAR_CHANCE]
+        remark = ""
+        if len(near) == len(known):
+            remark = " No run has learnt which region a word means."
+        elif near:
+            remark = f" {_names(near)} {'has' if len(near) == 1 else 'have'} not learnt which region a word means."
+        sentences.append(
+            f"Words find the object that they mean in {shares}; a random region would be right in {chance:.0%}.{remark}"
+        )
+    return sentences
+
+
+def _names(runs: Sequence[RunResult]) -> str:
+    names = [f"`{run.name}`" for run in runs]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

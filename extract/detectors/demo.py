@@ -1,0 +1,57 @@
+"""The demo's detector: `SceneRCNN` with its committed weights."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from extract.detectors.base import Candidates, Detector
+from extract.detectors.scene_rcnn import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE, SceneRCNN
+from extract.images import DECODING
+from extract.settings import DetectorSettings, SelectionSettings
+
+PROPOSALS = {"before_nms": 500, "after_nms": 100, "nms_threshold": 0.7}
+
+
+class DemoDetector(Detector):
+    """`SceneRCNN` on `device`; `weights` is a checked local file."""
+
+    dim = FEATURE_DIM
+    object_names = OBJECTS
+    attribute_names = ATTRIBUTES
+
+    def __init__(self, settings: DetectorSettings, selection: SelectionSettings, weights: Path, device: str):
+        self.settings, self.selection, self.device = settings, selection, device
+        self.recipe = {
+            "name": settings.name,
+            "weights_sha256": settings.sha256,
+            "decoding": DECODING,
+            "pixels": "RGB, (x / 255 - 0.5) / 0.25",
+            "resize": {
+                "filter": "PIL bilinear",
+                "shortest": settings.shortest,
+                "longest": settings.longest,
+                "multiple_of": STRIDE,
+            },
+            "proposals": PROPOSALS,
+            "pooling": "RoIAlign 5x5, aligned, sampling ratio 2",
+        }
+        self.network = SceneRCNN().eval().requires_grad_(False)
+        self.network.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+        self.network.to(device)
+
+    def network_size(self, width: int, height: int) -> tuple[int, int]:
+        shorter, longer = min(width, height), max(width, height)
+        scale = min(self.settings.shortest / shorter, self.settings.longest / longer)
+        return tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in (width, height))
+
+    def candidates(self, pictures: Tensor) -> list[Candidates]:
+        pictures = pictures.to(self.device, torch.float32) / 255
+        return self.network.candidates(
+            pictures,
+            before=PROPOSALS["before_nms"],
+            after=PROPOSALS["after_nms"],
+            at_least=self.selection.min_boxes,
+            nms_threshold=PROPOSALS["nms_threshold"],
+        )

@@ -1,0 +1,73 @@
+"""Recipes: what decides the numbers in a store, and what merely made them.
+
+A recipe is JSON whose canonical text gives the recipe hash; the environment stands beside it, outside the hash.
+Stores whose recipes differ are never mixed (DESIGN.md, "Stores").
+"""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import InputError
+from manifests.files import fingerprint, write_json
+
+FILE = "recipe.json"
+
+
+def environment(*packages: str, **facts: Any) -> dict[str, Any]:
+    """What made a store, without any time: Python, the versions of `packages`, threads, the commit, further `facts`."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "packages": {name: version(name) for name in packages},
+        "commit": commit.stdout.strip() or None,
+        **facts,
+    }
+
+
+def write_recipe(folder: Path, recipe: dict[str, Any], made_by: dict[str, Any]) -> str:
+    """Write `folder`/recipe.json and return the recipe hash."""
+    recipe_hash = fingerprint(recipe)
+    write_json(Path(folder) / FILE, {"recipe": recipe, "recipe_hash": recipe_hash, "environment": made_by})
+    return recipe_hash
+
+
+def read_recipe(folder: Path) -> tuple[dict[str, Any], str]:
+    """The recipe of a store and its hash. Raises `InputError` where the file is missing or doesn't match its hash."""
+    path = Path(folder) / FILE
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        recipe, recipe_hash = written["recipe"], written["recipe_hash"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no readable recipe ({error})", where=path, fix="run the stage that makes this store") from error
+    if fingerprint(recipe) != recipe_hash:
+        raise InputError("the recipe doesn't match its own hash", where=path, fix="restore the file, or make the store again")
+    return recipe, recipe_hash
+
+
+def require_same_recipe(ours: dict[str, Any], where_ours: object, theirs: dict[str, Any], where_theirs: object) -> None:
+    """Raise `InputError` naming both places and the first differing key, unless the two recipes are equal."""
+    difference = _first_difference(ours, theirs)
+    if difference is not None:
+        key, a, b = difference
+        raise InputError(
+            f"its recipe differs from that of {where_theirs} at {key!r}: {a!r} here, {b!r} there",
+            where=where_ours,
+            fix="use stores of one recipe, or rerun the stages that depend on the one that changed",
+        )
+
+
+def _first_difference(a: Any, b: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted(a.keys() | b.keys()):
+            found = _first_difference(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if a == b else (key, a, b)

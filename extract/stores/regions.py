@@ -1,0 +1,156 @@
+"""The region store: one folder a data set, shards of HDF5 in manifest order (DESIGN.md, "Stores").
+
+Dense, where every picture has the same number of regions R: ``features [N, R, D]`` f16, ``boxes [N, R, 4]`` f32.
+Ragged otherwise: ``features [sum, D]``, ``boxes [sum, 4]`` and ``offsets [N + 1]``. Always ``num_boxes [N]`` i16,
+``image_size [N, 2]`` i32 as (width, height) and ``image_id [N]`` fixed-length bytes; ``objects_id/_conf`` and
+``attrs_id/_conf`` where the detector gives them. Boxes are absolute (x1, y1, x2, y2) in original pixels.
+"""
+
+import bisect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.recipe import read_recipe
+from manifests.errors import InputError
+
+SCHEMA = 1
+INDEX, FAILURES = "index.json", "failures.jsonl"
+_LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """One picture's regions, as the region store keeps them.
+
+    features float16 ``[R, D]``; boxes float32 ``[R, 4]`` (x1, y1, x2, y2) in original pixels; image_size (width,
+    height) in pixels; objects_id, attrs_id int32 ``[R]`` and objects_conf, attrs_conf float32 ``[R]``, or None where
+    the detector gives none.
+    """
+
+    features: np.ndarray
+    boxes: np.ndarray
+    image_size: tuple[int, int]
+    objects_id: np.ndarray | None = None
+    objects_conf: np.ndarray | None = None
+    attrs_id: np.ndarray | None = None
+    attrs_conf: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def write_shard(
+    path: Path, ids: Sequence[str], regions: Sequence[Regions], recipe_hash: str, *, dim: int, dense: int | None, id_bytes: int
+) -> None:
+    """Write one shard, atomically.
+
+    Parameters
+    ----------
+    ids, regions : one entry a picture, in manifest order; none at all is a shard of no pictures.
+    dim : D, the length of a feature.
+    dense : R where every picture has that many regions, None for a ragged store.
+    id_bytes : length of the ``image_id`` field; one for the whole store, so that equal pictures give equal bytes.
+    """
+    counts = np.array([len(r) for r in regions], np.int16)
+    join = np.concatenate if dense is None else np.stack
+    rows = (0,) if dense is None else (0, dense)
+    arrays = {
+        "features": join([r.features for r in regions]) if regions else np.empty((*rows, dim), np.float16),
+        "boxes": join([r.boxes for r in regions]) if regions else np.empty((*rows, 4), np.float32),
+    }
+    if dense is None:
+        arrays["offsets"] = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    arrays["num_boxes"] = counts
+    arrays["image_size"] = np.array([r.image_size for r in regions], np.int32).reshape(-1, 2)
+    arrays["image_id"] = np.array([i.encode() for i in ids], f"S{id_bytes}")
+    for name in _LABELS:
+        if regions and getattr(regions[0], name) is not None:
+            arrays[name] = join([getattr(r, name) for r in regions])
+    write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+
+
+class RegionStore:
+    """Reads a region store; regions are views of a memory map, so that memory doesn't grow with the store.
+
+    Safe to pickle and to use after fork: every process maps the shards it touches for itself.
+
+    Parameters
+    ----------
+    folder : what the region stage made. Raises `InputError` where it isn't a whole store of this schema.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        try:
+            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"not a region store ({error})", where=self.folder / INDEX, fix="run `dvc repro regions@<data set>` or `dvc pull`"
+            ) from error
+        if self.index["schema"] != SCHEMA:
+            raise InputError(
+                f"schema {self.index['schema']}, this program reads {SCHEMA}", where=self.folder / INDEX, fix="make the store again"
+            )
+        self.recipe, self.recipe_hash = read_recipe(self.folder)
+        self.dim: int = self.index["dim"]
+        self.object_names: list[str] | None = self.index["object_names"]
+        self.attribute_names: list[str] | None = self.index["attribute_names"]
+        self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in self.index["shards"]]
+        self._starts = np.cumsum([0, *(shard["count"] for shard in self.index["shards"])]).tolist()
+        self._rows: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        return self.index["images"]
+
+    @property
+    def ids(self) -> list[str]:
+        """Image ids in manifest order."""
+        return list(self._row_of)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._row_of
+
+    def row(self, image_id: str) -> int:
+        """The row of an image; `InputError` where the store has none."""
+        if image_id not in self._row_of:
+            raise InputError(f"no regions of image {image_id!r}", where=self.folder, fix=f"look for its reason in {FAILURES}")
+        return self._row_of[image_id]
+
+    @property
+    def _row_of(self) -> dict[str, int]:
+        if self._rows is None:
+            ids = [i.decode() for shard in self._shards for i in self._checked(shard)["image_id"]]
+            self._rows = {image_id: row for row, image_id in enumerate(ids)}
+        return self._rows
+
+    def _checked(self, shard: MappedHDF5) -> MappedHDF5:
+        if shard.attributes.get("recipe_hash") != self.recipe_hash:
+            raise InputError(
+                f"made by recipe {shard.attributes.get('recipe_hash')}, the store's is {self.recipe_hash}",
+                where=shard.path,
+                fix="make the store again: shards of two recipes are never mixed",
+            )
+        return shard
+
+    def regions(self, row: int) -> Regions:
+        """The regions of one picture, as read-only views."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a store of {len(self)} images")
+        number = bisect.bisect_right(self._starts, row) - 1
+        shard, local = self._shards[number], row - self._starts[number]
+        part = slice(*shard["offsets"][local : local + 2]) if "offsets" in shard else local
+        labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
+        width, height = shard["image_size"][local].tolist()
+        return Regions(features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])

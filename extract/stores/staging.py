@@ -1,0 +1,66 @@
+"""Staging: where shards wait, finished and checked, until the whole store can be moved into place at once.
+
+DVC removes a stage's outs before it runs, so a killed extraction would lose everything. The staging folder lies
+elsewhere and is keyed by all that decides the bytes; a shard there counts only with its done-marker, a small JSON
+with the shard's sha256 (DESIGN.md, "Resume").
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from manifests.files import fingerprint, sha256, whole_folder, write_json
+
+_SHARD_MARKER = re.compile(r"\d+\.json")
+
+
+class Staging:
+    """The shards of one store in the making.
+
+    Parameters
+    ----------
+    root : the machine's staging folder.
+    key : JSON that names everything on which the bytes depend: another key is another folder.
+    """
+
+    def __init__(self, root: Path, key: Any):
+        self.folder = Path(root) / fingerprint(key)[:32]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob(".*.tmp"):
+            stale.unlink()
+
+    def finished(self, shard: Path) -> dict[str, Any] | None:
+        """The done-marker of a shard that is whole, else None; a shard that doesn't match its marker is removed."""
+        marker = shard.with_suffix(".json")
+        if not (shard.is_file() and marker.is_file()):
+            return None
+        done = json.loads(marker.read_text(encoding="utf-8"))
+        if done["sha256"] == sha256(shard):
+            return done
+        marker.unlink()
+        shard.unlink()
+        return None
+
+    def finish(self, shard: Path, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write the done-marker of a shard that lies whole under its name; `facts` travel with it."""
+        done = {"file": shard.name, "sha256": sha256(shard), **facts}
+        write_json(shard.with_suffix(".json"), done)
+        return done
+
+    def install(self, out: Path) -> None:
+        """Give the folder, without its markers, the name `out` in one step; only then is the staging folder removed."""
+        with whole_folder(out) as ready:
+            for file in self.folder.iterdir():
+                if not _SHARD_MARKER.fullmatch(file.name):
+                    _link_or_copy(file, ready / file.name)
+        shutil.rmtree(self.folder)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,211 @@
+"""The token store: every caption of a data set as words, parts of speech and, where wanted, word pieces.
+
+One folder a data set: tokens.h5, vocabulary.json, recipe.json (and the stage's README.md). The captions lie one after
+another in manifest order, ragged: caption c has the entries `offsets[c]` to `offsets[c + 1]` of a flat array.
+
+| dataset         | shape            | holds                                                        |
+|-----------------|------------------|--------------------------------------------------------------|
+| `words`         | i32 [W]          | numbers of the vocabulary                                    |
+| `spans`         | i32 [W, 2]       | start and end of each word, in characters of the caption     |
+| `pos`           | u8 [W]           | universal parts of speech, numbers of the recipe's pos_names |
+| `word_offsets`  | i64 [C + 1]      |                                                              |
+| `text`          | u8 [bytes]       | the captions exactly as they were, UTF-8                     |
+| `text_offsets`  | i64 [C + 1]      |                                                              |
+| `caption_image` | i32 [C]          | each caption's row in the manifest, rising                   |
+| `image_id`      | bytes [N]        | ids in manifest order, UTF-8                                 |
+| `piece_ids`     | i32 [P]          | numbers of the tokenizer's vocabulary                        |
+| `piece_words`   | i32 [P]          | the word of its caption each piece is part of, -1 for none   |
+| `piece_offsets` | i64 [C + 1]      |                                                              |
+
+The last three are there only if the recipe has a tokenizer.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.recipe import read_recipe, write_recipe
+from extract.text.pieces import Pieces
+from extract.text.vocabulary import read_vocabulary
+from manifests.errors import InputError
+from manifests.files import sha256, write_json
+
+FORMAT = "selfalign-tokens"
+SCHEMA = 1
+
+
+@dataclass
+class Ragged:
+    """A flat array that grows by a batch of captions at a time."""
+
+    dtype: type[np.generic]
+    width: tuple[int, ...] = ()
+    _chunks: list[np.ndarray] = field(default_factory=list)
+    _lengths: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, batch: list[np.ndarray]) -> None:
+        """Append one array [n, *width] a caption."""
+        if batch:
+            self._chunks.append(np.concatenate(batch).astype(self.dtype, copy=False))
+            self._lengths.append(np.array([len(item) for item in batch], np.int64))
+
+    def renumber(self, table: np.ndarray) -> None:
+        """Put `table[value]` in the place of every value."""
+        self._chunks = [table[chunk].astype(self.dtype, copy=False) for chunk in self._chunks]
+
+    @property
+    def flat(self) -> np.ndarray:
+        """All of them end to end, [sum n, *width]."""
+        return np.concatenate([np.empty((0, *self.width), self.dtype), *self._chunks])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """n of each, i64 [C]."""
+        return np.concatenate([np.empty(0, np.int64), *self._lengths])
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each begins and the last ends, i64 [C + 1]."""
+        return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
+
+
+def write_tokens(
+    folder: Path,
+    *,
+    words: Ragged,
+    spans: Ragged,
+    pos: Ragged,
+    text: Ragged,
+    pieces: tuple[Ragged, Ragged] | None,
+    caption_image: np.ndarray,
+    image_ids: list[str],
+    vocabulary: list[str],
+    recipe: dict[str, Any],
+    environment: dict[str, str],
+) -> None:
+    """Write a token store's three files (shapes above; `pieces` = ids and words).
+
+    The format, its schema version and the vocabulary's size and sha256 are added to `recipe`.
+    """
+    write_json(folder / "vocabulary.json", vocabulary)
+    recipe = {
+        **recipe,
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "vocabulary_size": len(vocabulary),
+        "vocabulary_sha256": sha256(folder / "vocabulary.json"),
+    }
+    recipe_hash = write_recipe(folder, recipe, environment)
+    arrays = {
+        "words": words.flat,
+        "spans": spans.flat,
+        "pos": pos.flat,
+        "word_offsets": words.offsets,
+        "text": text.flat,
+        "text_offsets": text.offsets,
+        "caption_image": caption_image.astype(np.int32),
+        "image_id": np.array([id.encode("utf-8") for id in image_ids], dtype=bytes),
+    }
+    if pieces is not None:
+        ids, piece_words = pieces
+        arrays |= {"piece_ids": ids.flat, "piece_words": piece_words.flat, "piece_offsets": ids.offsets}
+    write_hdf5(folder / "tokens.h5", arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+
+
+class TokenStore:
+    """A token store, read through a memory map. Picklable, and safe under fork, spawn and forkserver.
+
+    Parameters
+    ----------
+    path : the store's folder. InputError if it is incomplete or its files don't belong together.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        again = "run the tokens stage of this data set again, or fetch the whole folder"
+        missing = [name for name in ("tokens.h5", "vocabulary.json", "recipe.json") if not (self.path / name).is_file()]
+        if missing:
+            raise InputError(f"no token store: it lacks {', '.join(missing)}", where=self.path, fix=again)
+        self.recipe, self.recipe_hash = read_recipe(self.path)
+        if self.recipe.get("format") != FORMAT or self.recipe.get("schema") != SCHEMA:
+            raise InputError(
+                f"format {self.recipe.get('format')!r}, schema {self.recipe.get('schema')!r}; this program reads "
+                f"{FORMAT!r}, schema {SCHEMA}",
+                where=self.path / "recipe.json",
+                fix="run the tokens stage of this data set again, or use the version of the program that wrote it",
+            )
+        if sha256(self.path / "vocabulary.json") != self.recipe["vocabulary_sha256"]:
+            raise InputError(
+                "not the vocabulary that this store was made with: its sha256 differs from the recipe's",
+                where=self.path / "vocabulary.json",
+                fix=again,
+            )
+        self._arrays = MappedHDF5(self.path / "tokens.h5")
+        if self._arrays.attributes.get("recipe_hash") != self.recipe_hash:
+            raise InputError(
+                "made with another recipe than the one beside it", where=self.path / "tokens.h5", fix=again
+            )
+        self.vocabulary: list[str] = read_vocabulary(self.path / "vocabulary.json")
+        self.pos_names: list[str] = self.recipe["pos_names"]
+        self.has_pieces: bool = self.recipe["tokenizer"] is not None
+
+    @property
+    def num_captions(self) -> int:
+        """C, over all splits."""
+        return len(self._arrays["caption_image"])
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        """The N image ids, in manifest order, images without captions included."""
+        return [id.decode("utf-8") for id in self._arrays["image_id"].tolist()]
+
+    def words(self, caption: int) -> np.ndarray:
+        """Vocabulary numbers of the T words of a caption, i32 [T]."""
+        return self._arrays["words"][self._range("word_offsets", caption)]
+
+    def spans(self, caption: int) -> np.ndarray:
+        """Start and end of each word in characters of `text(caption)`, i32 [T, 2]."""
+        return self._arrays["spans"][self._range("word_offsets", caption)]
+
+    def pos(self, caption: int) -> np.ndarray:
+        """Part of speech of each word, u8 [T], numbers of `pos_names`."""
+        return self._arrays["pos"][self._range("word_offsets", caption)]
+
+    def text(self, caption: int) -> str:
+        """The caption as it was written."""
+        return self._arrays["text"][self._range("text_offsets", caption)].tobytes().decode("utf-8")
+
+    def word_texts(self, caption: int) -> list[str]:
+        """The T words themselves, lower-cased, those outside the vocabulary included."""
+        text = self.text(caption)
+        return [text[start:end].lower() for start, end in self.spans(caption).tolist()]
+
+    def pieces(self, caption: int) -> Pieces | None:
+        """Word pieces (ids i32 [P], word i32 [P]) of a caption; None if the store has no tokenizer."""
+        if not self.has_pieces:
+            return None
+        where = self._range("piece_offsets", caption)
+        return Pieces(self._arrays["piece_ids"][where], self._arrays["piece_words"][where])
+
+    def image(self, caption: int) -> int:
+        """Row in the manifest of the image that a caption describes."""
+        self._range("word_offsets", caption)
+        return int(self._arrays["caption_image"][caption])
+
+    def captions_of(self, image: int) -> range:
+        """The captions of the image in row `image` of the manifest."""
+        if not 0 <= image < len(self._arrays["image_id"]):
+            raise IndexError(f"{self.path} has no image {image}: it has {len(self._arrays['image_id'])}")
+        rows = self._arrays["caption_image"]
+        start, end = np.searchsorted(rows, np.array((image, image + 1), rows.dtype))
+        return range(int(start), int(end))
+
+    def _range(self, offsets: str, caption: int) -> slice:
+        if not 0 <= caption < self.num_captions:
+            raise IndexError(f"{self.path} has no caption {caption}: it has {self.num_captions}")
+        start, end = self._arrays[offsets][caption : caption + 2]
+        return slice(int(start), int(end))

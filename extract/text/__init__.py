@@ -1,0 +1,1 @@
+"""From captions to words, parts of speech, word pieces and a vocabulary."""

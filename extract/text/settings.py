@@ -1,0 +1,35 @@
+"""The word stage's parameters, as they stand in `params.yaml`."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from manifests.settings import Settings
+
+
+class TokenSettings(Settings):
+    """What decides a token store's contents, beside the captions themselves."""
+
+    language: str = Field(
+        default="en_core_web_sm",
+        min_length=1,
+        description='"scenes" (English words, parts of speech of the demo\'s own words), "blank_en" (English words, no '
+        "parts of speech), an installed spaCy pipeline's name, or the path of one",
+    )
+    min_count: int = Field(default=4, ge=1, description="a word enters the vocabulary from this many uses in train")
+    vocabulary: Path | None = Field(
+        default=None, description="a vocabulary.json to use instead of making one; min_count has no effect then"
+    )
+    tokenizer: Path | None = Field(
+        default=None, description="folder of a Hugging Face tokenizer, to store word pieces as well"
+    )
+    max_pieces: int | None = Field(
+        default=None, ge=1, description="captions are cut to this many word pieces, special tokens included"
+    )
+
+    @model_validator(mode="after")
+    def _pieces_need_a_tokenizer(self) -> Self:
+        if self.max_pieces is not None and self.tokenizer is None:
+            raise ValueError("max_pieces needs a tokenizer: name its folder, or leave max_pieces out")
+        return self

@@ -1,0 +1,104 @@
+"""Words of a caption, with their places in its text and their parts of speech, by spaCy.
+
+Words are lower-cased. Punctuation and white space are dropped; everything else that spaCy's tokenizer cuts out stays
+a word ("'s", "$", an emoji), and "T-shirt" is two.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import spacy
+from spacy.attrs import IDX, IS_PUNCT, IS_SPACE, LENGTH, LOWER, POS
+from spacy.language import Language
+from spacy.parts_of_speech import IDS
+
+from manifests.describing import PARTS_OF_SPEECH
+from manifests.errors import InputError
+from manifests.files import fingerprint, sha256
+
+#: Universal POS tags by their number in a token store; "X", first, is also the tag of a word that has none.
+POS_NAMES = (
+    "X", "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
+    "SYM", "VERB",
+)  # fmt: skip
+_POS_NUMBER = np.zeros(max(IDS.values()) + 1, np.uint8)
+_POS_NUMBER[[IDS[name] for name in POS_NAMES]] = range(len(POS_NAMES))
+_POS_NUMBER[IDS["CONJ"]] = POS_NAMES.index("CCONJ")  # the tag's name before Universal Dependencies 2
+
+_NOT_FOR_WORDS = (
+    "parser", "ner", "senter", "sentencizer", "lemmatizer", "trainable_lemmatizer", "entity_linker", "entity_ruler",
+    "span_ruler", "spancat", "textcat", "textcat_multilabel",
+)  # fmt: skip
+_BATCH = 512
+
+
+class Words(NamedTuple):
+    """The T words of one caption."""
+
+    words: list[str]  # lower-cased
+    spans: np.ndarray  # i32 [T, 2], start and end of each word in characters of the caption
+    pos: np.ndarray  # u8 [T], numbers of POS_NAMES
+
+
+def load_language(language: str) -> tuple[Language, dict[str, str]]:
+    """The spaCy pipeline that `language` means (see `TokenSettings`), and what a recipe says about it.
+
+    Pipes that neither cut nor tag words are left out. InputError where there is no such pipeline, or it can't load.
+    """
+    if language == "blank_en":
+        return spacy.blank("en"), {"name": language}
+    if language == "scenes":
+        return _scenes(), {"name": language, "parts_of_speech_sha256": fingerprint(PARTS_OF_SPEECH)}
+    try:
+        nlp = spacy.load(language, exclude=_NOT_FOR_WORDS)
+    except (OSError, ValueError, ImportError) as error:
+        raise _no_pipeline(language, error) from error
+    files = {
+        file.relative_to(nlp.path).as_posix(): sha256(file) for file in sorted(nlp.path.rglob("*")) if file.is_file()
+    }
+    name = f"{nlp.meta['lang']}_{nlp.meta['name']}"
+    return nlp, {"name": name, "version": nlp.meta["version"], "files_sha256": fingerprint(files)}
+
+
+def _scenes() -> Language:
+    nlp = spacy.blank("en")
+    ruler = nlp.add_pipe("attribute_ruler")
+    for tag in sorted(set(PARTS_OF_SPEECH.values())):
+        words = sorted(word for word, its_tag in PARTS_OF_SPEECH.items() if its_tag == tag)
+        ruler.add([[{"LOWER": {"IN": words}}]], {"POS": tag})
+    return nlp
+
+
+def _no_pipeline(language: str, error: Exception) -> InputError:
+    if Path(language).exists():
+        reason = f"the spaCy pipeline in this folder doesn't load ({error})"
+        return InputError(reason, where=language, fix="name the folder that holds its config.cfg and meta.json")
+    if "/" in language or "\\" in language:
+        return InputError(
+            "no such folder", where=language, fix="set language to the folder of a spaCy pipeline, or to its name"
+        )
+    if spacy.util.is_package(language):
+        reason = f"the installed spaCy pipeline doesn't load ({error})"
+        return InputError(reason, where=f"language: {language}", fix="install what it names, or a version that fits")
+    return InputError(
+        "no spaCy pipeline of this name is installed",
+        where=f"language: {language}",
+        fix=f"run `python -m spacy download {language}`, or install its wheel, or set language to the path of a copy; "
+        '"blank_en" does without parts of speech',
+    )
+
+
+def split_words(nlp: Language, captions: Iterable[str]) -> Iterator[Words]:
+    """The words of each caption, in order, a batch at a time. A caption may turn out to have none."""
+    lower = nlp.vocab.strings
+    for doc in nlp.pipe(captions, batch_size=_BATCH):
+        table = doc.to_array([LOWER, IDX, LENGTH, POS, IS_PUNCT, IS_SPACE]).reshape(-1, 6)
+        table = table[(table[:, 4] | table[:, 5]) == 0]
+        start, length = table[:, 1].astype(np.int32), table[:, 2].astype(np.int32)
+        yield Words(
+            [lower[number] for number in table[:, 0].tolist()],
+            np.stack((start, start + length), axis=1),
+            _POS_NUMBER[table[:, 3]],
+        )

@@ -1,0 +1,188 @@
+"""The word stage: a manifest's captions become a token store.
+
+Words are lower-cased, punctuation and white space are dropped (`extract.text.words`); the caption itself is stored as
+it was written, and every word knows its place in it. The vocabulary comes from the train split alone.
+"""
+
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from platform import python_version
+
+import numpy as np
+
+from extract.stores.tokens import Ragged, TokenStore, write_tokens
+from extract.text.pieces import PieceTokenizer
+from extract.text.settings import TokenSettings
+from extract.text.vocabulary import UNKNOWN, build_vocabulary, read_vocabulary, word_numbers
+from extract.text.words import POS_NAMES, Words, load_language, split_words
+from manifests.errors import InputError
+from manifests.files import whole_folder, write_text
+from manifests.progress import progress
+from manifests.schema import SPLITS, ImageRow, read_manifest
+
+_BATCH = 2048
+_LIBRARIES = ("numpy", "h5py", "spacy")
+_PIECE_LIBRARIES = ("tokenizers", "transformers")
+
+
+def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
+    """Write the token store of `manifest` to the folder `out`, whole or not at all.
+
+    Raises InputError for a caption without a word, a spaCy pipeline or a tokenizer that isn't there, or a vocabulary
+    that can't be had.
+    """
+    images = read_manifest(manifest)
+    reused = read_vocabulary(settings.vocabulary) if settings.vocabulary else None
+    if reused is None and not any(image.captions for image in images if image.split == "train"):
+        raise InputError(
+            "no caption is in the train split, so there is nothing to make a vocabulary of",
+            where=manifest,
+            fix="set `vocabulary` to the vocabulary.json of the data set that the model is trained on",
+        )
+    nlp, language = load_language(settings.language)
+    tokenizer = PieceTokenizer(settings.tokenizer, settings.max_pieces) if settings.tokenizer else None
+
+    words, spans, pos, text = Ragged(np.int32), Ragged(np.int32, (2,)), Ragged(np.uint8), Ragged(np.uint8)
+    pieces = (Ragged(np.int32), Ragged(np.int32)) if tokenizer else None
+    found: dict[str, int] = {}  # every word, numbered as it is met: the vocabulary is known only at the end
+    caption_image = np.repeat(np.arange(len(images)), np.array([len(image.captions) for image in images], int))
+    captions = ((image, number) for image in images for number in range(len(image.captions)))
+    with progress(what="words", unit="captions", total=len(caption_image)) as bar:
+        for batch in _batches(captions):
+            texts = [image.captions[number] for image, number in batch]
+            text.add([_bytes(image, number, manifest) for image, number in batch])
+            split = list(split_words(nlp, texts))
+            for (image, number), its_words in zip(batch, split, strict=True):
+                _check_words(its_words, image, number, manifest)
+            words.add([np.array([found.setdefault(w, len(found)) for w in item.words], np.int32) for item in split])
+            spans.add([item.spans for item in split])
+            pos.add([item.pos for item in split])
+            if tokenizer:
+                split_pieces = tokenizer.split(texts, [item.spans for item in split])
+                pieces[0].add([item.ids for item in split_pieces])
+                pieces[1].add([item.word for item in split_pieces])
+            bar.update(len(batch))
+
+    trained_on = np.array([image.split == "train" for image in images], bool)[caption_image]
+    uses = np.bincount(words.flat[np.repeat(trained_on, words.lengths)], minlength=len(found))
+    vocabulary = reused or build_vocabulary(dict(zip(found, uses.tolist(), strict=True)), settings.min_count)
+    numbers = word_numbers(vocabulary)
+    if not numbers:
+        raise InputError(
+            f"no word is used {settings.min_count} times in the train split, so the vocabulary is empty",
+            where=manifest,
+            fix="lower min_count",
+        )
+    words.renumber(np.array([numbers.get(word, UNKNOWN) for word in found], np.int32))
+
+    libraries = _LIBRARIES + (_PIECE_LIBRARIES if tokenizer else ())
+    with whole_folder(out) as folder:
+        write_tokens(
+            folder,
+            words=words,
+            spans=spans,
+            pos=pos,
+            text=text,
+            pieces=pieces,
+            caption_image=caption_image,
+            image_ids=[image.id for image in images],
+            vocabulary=vocabulary,
+            recipe={
+                "language": language,
+                "min_count": None if reused else settings.min_count,
+                "pos_names": list(POS_NAMES),
+                "tokenizer": tokenizer.recipe if tokenizer else None,
+            },
+            environment={"python": python_version()} | {library: version(library) for library in libraries},
+        )
+        write_text(folder / "README.md", _card(TokenStore(folder), images, words, pos))
+
+
+def _batches(captions: Iterable[tuple[ImageRow, int]]) -> Iterator[list[tuple[ImageRow, int]]]:
+    captions = iter(captions)
+    while batch := list(islice(captions, _BATCH)):
+        yield batch
+
+
+def _bytes(image: ImageRow, number: int, manifest: Path) -> np.ndarray:
+    """A caption in UTF-8, u8 [bytes]."""
+    try:
+        return np.frombuffer(image.captions[number].encode("utf-8"), np.uint8)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"caption {number} holds half a character (a lone surrogate) at {error.start}",
+            where=f"{manifest}, image {image.id!r}",
+            fix="mend the caption in the data set's own file and run the manifest stage again",
+        ) from None
+
+
+def _check_words(words: Words, image: ImageRow, number: int, manifest: Path) -> None:
+    if not words.words:
+        raise InputError(
+            f"caption {number}, {image.captions[number]!r}, has no word left without punctuation and white space",
+            where=f"{manifest}, image {image.id!r}",
+            fix="mend or remove the caption in the data set's own file and run the manifest stage again",
+        )
+
+
+_CARD = """# Captions as words
+
+{captions} captions of {images} images, made by SelfAlign's word stage.
+
+| split | images | captions |
+|---|---|---|
+{splits}
+
+- Words: {words}, lower-cased, without punctuation and white space, cut by spaCy ({language}).
+- Vocabulary: {size} entries ({origin}, after `<pad> <unk> <start> <end>`); {unknown} words are `<unk>`.
+- Parts of speech: {tags}.
+- Word pieces: {pieces}.
+- Recipe: `{recipe}`.
+
+`tokens.h5` holds the numbers, `vocabulary.json` what `words` count, `recipe.json` how they were made and `pos_names`.
+Everything of caption c lies between two offsets; `spans` are characters of its text. With h5py alone:
+
+```python
+import h5py, json
+file, vocabulary, c = h5py.File("tokens.h5"), json.load(open("vocabulary.json")), 0
+start, end = file["text_offsets"][c : c + 2]
+print(file["image_id"][file["caption_image"][c]].decode(), file["text"][start:end].tobytes().decode())
+start, end = file["word_offsets"][c : c + 2]
+print([vocabulary[word] for word in file["words"][start:end]], file["spans"][start:end].tolist())
+```
+
+With SelfAlign installed:
+
+```python
+from extract.stores.tokens import TokenStore
+store = TokenStore(".")
+print(store.text(0), store.word_texts(0), [store.pos_names[tag] for tag in store.pos(0)])
+```
+"""
+
+
+def _card(store: TokenStore, images: list[ImageRow], words: Ragged, pos: Ragged) -> str:
+    """README.md for the person who receives the folder."""
+    per_split = {split: [len(image.captions) for image in images if image.split == split] for split in SPLITS}
+    counts = np.bincount(pos.flat, minlength=len(POS_NAMES))
+    tags = [f"{POS_NAMES[tag]} {counts[tag]}" for tag in np.argsort(-counts, kind="stable") if counts[tag]]
+    language, tokenizer, min_count = (store.recipe[key] for key in ("language", "tokenizer", "min_count"))
+    pieces = "none"
+    if tokenizer:
+        bound = f"at most {tokenizer['max_pieces']} a caption" if tokenizer["max_pieces"] else "captions whole"
+        pieces = f"`{tokenizer['class']}`, {tokenizer['size']} entries, {bound}"
+    return _CARD.format(
+        captions=store.num_captions,
+        images=len(images),
+        splits="\n".join(f"| {split} | {len(counts)} | {sum(counts)} |" for split, counts in per_split.items()),
+        words=len(pos.flat),
+        language=" ".join(language[key] for key in ("name", "version") if key in language),
+        size=len(store.vocabulary),
+        origin="taken from another data set" if min_count is None else f"words used {min_count} times or more in train",
+        unknown=int((words.flat == UNKNOWN).sum()),
+        tags=", ".join(tags) or "none",
+        pieces=pieces,
+        recipe=store.recipe_hash,
+    )

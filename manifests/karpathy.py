@@ -1,0 +1,68 @@
+"""Reads Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json, and the demo's scenes.
+
+Source: Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments" (CVPR 2015), whose splits the field reports on. Keys read:
+images[].filename, .filepath (optional folder), .split (train, restval, val, test), .cocoid (optional) and
+.sentences[].raw; and our own images[].objects and .sentences[].phrases.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from manifests.errors import InputError
+from manifests.jsonl import parse_json, read_utf8
+from manifests.source import SourceCaption, SourceImage
+
+_FIX = "give Karpathy's JSON, as published, or set source: folder for another kind of captions file"
+
+
+def read(path: Path) -> Iterator[SourceImage]:
+    """The images of a Karpathy JSON in its order; "restval" is "train". Raises InputError naming images[i] and the fix.
+
+    An image's id is its cocoid where it has one, else its file name without the suffix.
+    """
+    data = parse_json(read_utf8(path), path=path, fix=_FIX, object_hook=_without_tokens)
+    images = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(images, list):
+        raise InputError("there is no list 'images'", where=path, fix=_FIX)
+    for number, image in enumerate(images):
+        row = f"images[{number}]"
+        _check(image, dict, path, row)
+        filename, split = _take(image, "filename", str, path, row), _take(image, "split", str, path, row)
+        folder = _take(image, "filepath", str, path, row) if "filepath" in image else ""
+        captions = []
+        for index, sentence in enumerate(_take(image, "sentences", list, path, row)):
+            place = f"{row}.sentences[{index}]"
+            _check(sentence, dict, path, place)
+            captions.append(SourceCaption(place, _take(sentence, "raw", str, path, place), sentence.get("phrases")))
+        cocoid = image.get("cocoid")
+        if cocoid is not None and (isinstance(cocoid, bool) or not isinstance(cocoid, int | str)):
+            raise InputError(f"'cocoid' must be a whole number, not {cocoid!r}", where=f"{path} {row}", fix=_FIX)
+        yield SourceImage(
+            row=row,
+            id=str(cocoid) if cocoid is not None else PurePosixPath(filename).stem,
+            path=f"{folder}/{filename}" if folder else filename,
+            split="train" if split == "restval" else split,
+            captions=tuple(captions),
+            objects=image.get("objects"),
+        )
+
+
+def _without_tokens(value: dict) -> dict:
+    """Drops, while parsing, the word lists (620,000 in COCO's file) that would take most of the memory."""
+    value.pop("tokens", None)
+    value.pop("sentids", None)
+    return value
+
+
+def _take(value: dict, key: str, kind: type, path: Path, row: str) -> Any:
+    if key not in value:
+        raise InputError(f"key {key!r} is missing", where=f"{path} {row}", fix=_FIX)
+    return _check(value[key], kind, path, f"{row}.{key}")
+
+
+def _check(value: Any, kind: type, path: Path, row: str) -> Any:
+    if not isinstance(value, kind):
+        name = {str: "text", list: "a list", dict: "an object"}[kind]
+        raise InputError(f"this must be {name}, not {value!r}", where=f"{path} {row}", fix=_FIX)
+    return value

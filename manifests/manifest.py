@@ -1,0 +1,225 @@
+"""The `manifest` stage: reads a captions file, checks it against the pictures and writes the data set's manifest.
+
+It is the only stage that reads the raw image folder's names and bytes as a whole: everything later depends on the
+manifest. Every mistake of a data set is refused here, with its row and what to do, before hours are spent on it.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
+
+from PIL import Image
+
+from manifests import folder, karpathy
+from manifests.errors import InputError
+from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
+from manifests.progress import progress
+from manifests.schema import SPLITS, ImageRow, write_manifest
+from manifests.source import SourceImage
+
+_READERS = {"karpathy": karpathy.read, "folder": folder.read}
+_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture on its side
+
+
+def run(
+    *,
+    images: Path,
+    captions: Path,
+    format: Literal["karpathy", "folder"],
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    duplicates: Literal["refuse", "allow"] = "refuse",
+    out: Path,
+) -> None:
+    """Write `out`/manifest.jsonl, in the source's order, and `out`/grounding.jsonl where the source tells objects.
+
+    Parameters
+    ----------
+    images : the image root. Pictures there that the captions file doesn't name are left out.
+    captions : the captions file, of the kind that `format` says.
+    val_fraction, test_fraction : parts of the images, chosen by a hash of their ids, where the file has no splits.
+    duplicates : what two files with the same bytes in two splits do; the same path in two splits is always refused.
+
+    Raises
+    ------
+    InputError : names the file, the row and the fix: a picture that is missing or outside the root, an id or path
+        given twice, an image (by path or by bytes) in two splits, an empty caption, an unknown split, a file that is
+        not UTF-8 or not of its format, no images.
+    """
+    images, captions, out = Path(images), Path(captions), Path(out)
+    if not images.is_dir():
+        raise InputError("the image root is not a folder", where=images, fix="check the path of the images")
+    entries = list(_checked(_READERS[format](captions), captions))
+    if not entries:
+        raise InputError("there are no images", where=captions, fix="give a captions file with at least one image")
+    groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
+    rows = _rows(entries, images, captions, val_fraction, test_fraction, refuse_duplicates=duplicates == "refuse")
+    write_manifest(out / "manifest.jsonl", rows)
+    if groundings:
+        write_grounding(out / "grounding.jsonl", groundings)
+    else:
+        (out / "grounding.jsonl").unlink(missing_ok=True)
+
+
+def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:
+    """Pass entries on, their paths in one spelling, after all checks that need no picture."""
+    ids: dict[str, SourceImage] = {}
+    paths: dict[str, SourceImage] = {}
+    first = None
+    for entry in entries:
+        where = f"{file} {entry.row}"
+        first = first or entry
+        path = _relative(entry.path, where)
+        if not entry.id.strip():
+            raise InputError("the id is empty", where=where, fix="give the image an id")
+        _refuse_broken_text(entry.id, where)
+        if (entry.split is None) != (first.split is None):
+            problem = f"{first.row} {'has no' if first.split is None else 'has a'} split and this row is otherwise"
+            raise InputError(problem, where=where, fix="give every image a split, or none")
+        if entry.split is not None and entry.split not in SPLITS:
+            raise InputError(f"unknown split {entry.split!r}", where=where, fix=f"use one of {', '.join(SPLITS)}")
+        if path in paths:
+            other = paths[path]
+            problem = f"image {path!r} was already given at {other.row}"
+            if other.split != entry.split:
+                problem = f"image {path!r} is in split {entry.split!r} here and in {other.split!r} at {other.row}"
+            raise InputError(problem, where=where, fix="give each image once, in one split, with all its captions")
+        if entry.id in ids:
+            other = ids[entry.id]
+            problem = f"id {entry.id!r} was already given at {other.row}"
+            if other.split != entry.split:
+                problem = f"id {entry.id!r} is in split {entry.split!r} here and in {other.split!r} at {other.row}"
+            raise InputError(problem, where=where, fix="give each image its own id, once, in one split")
+        for caption in entry.captions:
+            if not caption.text.strip():
+                raise InputError("the caption is empty", where=f"{file} {caption.row}", fix="write it or remove it")
+            _refuse_broken_text(caption.text, f"{file} {caption.row}")
+        entry = replace(entry, path=path)
+        ids[entry.id] = paths[path] = entry
+        yield entry
+
+
+def _refuse_broken_text(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        problem = f"character {error.start} of {text!r} is half of a surrogate pair, not a character"
+        raise InputError(problem, where=where, fix="write the text as UTF-8") from None
+
+
+def _relative(text: str, where: str) -> str:
+    """A path as a manifest holds it. Raises InputError for one that leaves the image root or names no file."""
+    fix = "give the path from the image root, with forward slashes and no '..'"
+    if not text.strip() or "\0" in text:
+        raise InputError(f"the image's path {text!r} names no file", where=where, fix=fix)
+    _refuse_broken_text(text, where)
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\\" in text:
+        raise InputError(f"the image's path {text!r} could lead out of the image root", where=where, fix=fix)
+    return str(path)
+
+
+def _rows(
+    entries: list[SourceImage],
+    root: Path,
+    file: Path,
+    val_fraction: float,
+    test_fraction: float,
+    *,
+    refuse_duplicates: bool,
+) -> Iterator[ImageRow]:
+    """One manifest row an entry, in order, reading the pictures in threads."""
+    seen: dict[str, tuple[SourceImage, str]] = {}
+    pending = iter(entries)
+    bar = progress(what="manifest", unit="images", total=len(entries))
+    with bar, ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+        while batch := list(islice(pending, 1024)):
+            wheres = [f"{file} {entry.row}" for entry in batch]
+            facts = pool.map(partial(_picture, root), [entry.path for entry in batch], wheres)
+            for entry, where, (digest, width, height) in zip(batch, wheres, facts, strict=True):
+                split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
+                other, other_split = seen.setdefault(digest, (entry, split))
+                if refuse_duplicates and other_split != split:
+                    raise InputError(
+                        f"image {entry.path!r} in split {split!r} has the same bytes as {other.path!r} ({other.row}) "
+                        f"in split {other_split!r}: what is tested on must not be trained on",
+                        where=where,
+                        fix="remove one of the two, give both the same split, or set `source.duplicates: allow`",
+                    )
+                texts = tuple(caption.text for caption in entry.captions)
+                yield ImageRow(entry.id, entry.path, digest, width, height, split, texts)
+                bar.update()
+
+
+def _picture(root: Path, path: str, where: str) -> tuple[str, int | None, int | None]:
+    """SHA-256, upright width and upright height of one picture."""
+    try:
+        with open(root / path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            return digest, *_upright_size(file)
+    except OSError as error:
+        raise InputError(
+            f"image {path!r} can't be read from {root} ({error.strerror})",
+            where=where,
+            fix="put the file there, or remove the row",
+        ) from error
+
+
+def _upright_size(file: BinaryIO) -> tuple[int | None, int | None]:
+    """Width and height in pixels from a picture's header, after EXIF orientation; None where it can't be read."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            # Pillow turns a TIFF's size by itself. The plain method: PNG's own would decode the whole picture.
+            turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # noqa: BLE001  Pillow's readers raise nearly anything on a damaged header
+        return None, None
+    if width < 1 or height < 1:
+        return None, None
+    return (height, width) if turned else (width, height)
+
+
+def _hashed_split(id: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of an image by a hash of its id alone: adding images moves no other one."""
+    place = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") / 2**64
+    return "test" if place < test_fraction else "val" if place < test_fraction + val_fraction else "train"
+
+
+def _is_grounded(entry: SourceImage) -> bool:
+    return entry.objects is not None or any(caption.phrases is not None for caption in entry.captions)
+
+
+def _grounding(entry: SourceImage, file: Path) -> Grounding:
+    """The grounding of an entry that has objects. Raises InputError naming the object or phrase."""
+    fix = "give objects as {box: [x1, y1, x2, y2], ...} and each sentence's phrases as {start, end, object, kind}"
+    if not isinstance(entry.objects, list):
+        raise InputError("'objects' must be a list", where=f"{file} {entry.row}", fix=fix)
+    boxes, labels, phrases = [], [], []
+    for index, item in enumerate(entry.objects):
+        where = f"{file} {entry.row}.objects[{index}]"
+        if not isinstance(item, dict) or "box" not in item:
+            raise InputError(f"an object must have a 'box', and this is {item!r}", where=where, fix=fix)
+        problem = box_problem(item["box"])
+        if problem:
+            raise InputError(f"'box' {problem}", where=where, fix=fix)
+        label = {key: value for key, value in item.items() if key != "box"}
+        if not all(isinstance(value, str) for value in label.values()):
+            raise InputError(f"what an object is must be told in texts, not {label!r}", where=where, fix=fix)
+        boxes.append(tuple(float(x) for x in item["box"]))
+        labels.append(label)
+    for caption in entry.captions:
+        if not isinstance(caption.phrases, list):
+            raise InputError("'phrases' must be a list", where=f"{file} {caption.row}", fix=fix)
+        for index, phrase in enumerate(caption.phrases):
+            problem = phrase_problem(phrase, objects=len(boxes), length=len(caption.text))
+            if problem:
+                raise InputError(problem, where=f"{file} {caption.row}.phrases[{index}]", fix=fix)
+        phrases.append(tuple(Phrase(**phrase) for phrase in caption.phrases))
+    return Grounding(entry.id, tuple(boxes), tuple(labels), tuple(phrases))

@@ -1,0 +1,26 @@
+"""A progress bar with rate and time left, drawn on standard error; a line every ten seconds where that is no terminal."""
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress(
+    items: Iterable[T] | None = None, *, what: str, unit: str, total: int | None = None, initial: int = 0
+) -> "tqdm[T]":
+    """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`."""
+    live = sys.stderr.isatty()
+    return tqdm(
+        items,
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=f" {unit}",
+        mininterval=0.2 if live else 10,
+        dynamic_ncols=live,
+        leave=True,
+    )

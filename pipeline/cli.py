@@ -1,0 +1,193 @@
+"""The `selfalign` command: one thin command a stage, named as in `dvc.yaml`.
+
+A command reads `params.yaml` and the machine's settings, knows where artifacts lie (`pipeline.places`) and calls the
+stage's `run`. Stages are imported when they are called, so that ``selfalign --help`` answers at once.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from manifests.errors import InputError
+from pipeline import places
+from pipeline.machine import Machine
+from pipeline.params import read_params
+
+
+class _Group(click.Group):
+    """Prints an `InputError` as what it is, a message to the user, and exits with 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except InputError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="selfalign")
+def main() -> None:
+    """SelfAlign: from pictures and captions to fast, accurate image-text retrieval.
+
+    Run the whole pipeline with `dvc repro`, one stage with e.g. `dvc repro -s regions@demo`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+@main.command()
+def scenes() -> None:
+    """Draw the demo data set's pictures and describe them."""
+    from manifests.scenes import run
+
+    run(settings=read_params().scenes, out=places.SCENES)
+
+
+@main.command()
+def detector() -> None:
+    """Train the demo's detector (a frozen stage: its weights are committed)."""
+    from extract.detectors.training import run
+
+    Machine.from_environment().torch_device()
+    run(settings=read_params().detector, out=places.DEMO_WEIGHTS)
+
+
+@main.command()
+@click.argument("dataset")
+def manifest(dataset: str) -> None:
+    """Check DATASET's pictures and captions and write its manifest."""
+    from manifests.manifest import run
+
+    source = read_params().dataset(dataset).source
+    run(**dict(source), out=places.manifest_folder(dataset))
+
+
+@main.command()
+@click.argument("dataset")
+def regions(dataset: str) -> None:
+    """Extract the regions of DATASET's pictures."""
+    from extract.regions import run
+
+    settings, machine = read_params().dataset(dataset), Machine.from_environment()
+    run(
+        dataset=dataset,
+        manifest=places.manifest(dataset),
+        images=settings.source.images,
+        settings=settings.regions,
+        out=places.regions(dataset),
+        staging=machine.staging,
+        device=machine.torch_device(),
+        batch_size=machine.batch,
+        readers=machine.readers,
+    )
+
+
+@main.command()
+@click.argument("dataset")
+def tokens(dataset: str) -> None:
+    """Split DATASET's captions into words, parts of speech and word pieces."""
+    from extract.tokens import run
+
+    settings = read_params().dataset(dataset).tokens
+    run(manifest=places.manifest(dataset), settings=settings, out=places.tokens(dataset))
+
+
+@main.command()
+@click.argument("dataset")
+def pack(dataset: str) -> None:
+    """Pack DATASET's regions and captions into WebDataset shards."""
+    from extract.pack import run
+
+    run(
+        dataset=dataset,
+        manifest=places.manifest(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        settings=read_params().dataset(dataset).pack,
+        out=places.pack(dataset),
+    )
+
+
+@main.command()
+@click.argument("run")
+def train(run: str) -> None:
+    """Train RUN and keep its best checkpoint."""
+    from eval.validation import validate
+    from train.train import run as train_run
+
+    settings, machine = read_params().run(run), Machine.from_environment()
+    train_run(
+        name=run,
+        manifest=places.manifest(settings.dataset),
+        regions=places.regions(settings.dataset),
+        tokens=places.tokens(settings.dataset),
+        settings=settings,
+        validate=lambda model, data: validate(model, data, machine.encode_batch),
+        out=places.model(run),
+        curves=places.curves(run),
+        device=machine.torch_device(),
+    )
+
+
+@main.command()
+@click.argument("run")
+def evaluate(run: str) -> None:
+    """Evaluate RUN on its data set's test split."""
+    from eval.evaluate import run as evaluate_run
+
+    params, machine = read_params(), Machine.from_environment()
+    dataset = params.run(run).dataset
+    evaluate_run(
+        name=run,
+        manifest_dir=places.manifest_folder(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        model=places.model(run),
+        settings=params.evaluate,
+        device=machine.torch_device(),
+        batch_size=machine.encode_batch,
+        out=places.evaluation(run),
+        metrics=places.metrics(run),
+    )
+
+
+@main.command()
+def report() -> None:
+    """Draw the page that compares all runs."""
+    from eval.report import run
+
+    params = read_params()
+    run(
+        runs={name: settings.model_dump() for name, settings in params.runs.items()},
+        runs_dir=places.RUNS,
+        data_dir=places.DATA,
+        image_roots={name: settings.source.images for name, settings in params.datasets.items()},
+        settings=params.report,
+        out=places.REPORT,
+    )
+
+
+@main.command()
+def metrics() -> None:
+    """Print the headline table of all runs and where their report is."""
+    from eval.report import metrics_table
+
+    runs = {name: settings.model_dump() for name, settings in read_params().runs.items()}
+    click.echo(metrics_table(runs, places.RUNS))
+    click.echo(f"\nreport: {(places.REPORT / 'index.html').absolute()}")
+
+
+@main.command()
+def doctor() -> None:
+    """Show this machine's settings, versions and what is missing."""
+    from pipeline.doctor import examine
+
+    click.echo(examine(Machine.from_environment()))
+
+
+if __name__ == "__main__":
+    main()

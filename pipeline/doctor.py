@@ -1,0 +1,51 @@
+"""What `selfalign doctor` shows: settings, versions, and what is missing for which stage."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from manifests.errors import InputError
+from pipeline.machine import PREFIX, Machine
+from pipeline.params import read_params
+
+_PACKAGES = ("torch", "torchvision", "numpy", "h5py", "webdataset", "spacy", "transformers", "dask", "dvc", "detectron2")
+
+
+def examine(machine: Machine) -> str:
+    """The whole answer as text."""
+    return "\n\n".join([_settings(machine), _versions(machine), _inputs()])
+
+
+def _settings(machine: Machine) -> str:
+    lines = ["Machine settings (environment variables; they change the speed, never an artifact)"]
+    for name, field in Machine.model_fields.items():
+        variable = PREFIX + name.upper()
+        origin = "set" if variable in os.environ else "default"
+        lines.append(f"  {variable:24} {str(getattr(machine, name)):12} {origin:8} {field.description}")
+    return "\n".join(lines)
+
+
+def _versions(machine: Machine) -> str:
+    lines = [f"Versions (Python {platform.python_version()}, torch device {machine.torch_device()})"]
+    for package in _PACKAGES:
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = "not installed (optional)" if package == "detectron2" else "MISSING: run `make environment`"
+        lines.append(f"  {package:24} {found}")
+    lines.append(f"  {'free disk':24} {shutil.disk_usage('.').free / 1e9:.0f} GB")
+    return "\n".join(lines)
+
+
+def _inputs() -> str:
+    lines = ["Data sets (params.yaml)"]
+    try:
+        params = read_params()
+    except InputError as error:
+        return "\n".join([*lines, f"  {error}"])
+    for name, dataset in params.datasets.items():
+        missing = [str(p) for p in (dataset.source.images, dataset.source.captions) if not Path(p).exists()]
+        lines.append(f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}")
+    return "\n".join(lines)

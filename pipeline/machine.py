@@ -1,0 +1,64 @@
+"""Machine settings: what changes only how fast an artifact is made, never what it is.
+
+They live in the environment as ``SELFALIGN_*`` and are shown by ``selfalign doctor``; they are never in `params.yaml`
+or in a stage's command, where every machine would invalidate everybody's features.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manifests.errors import InputError
+
+PREFIX = "SELFALIGN_"
+
+
+class Machine(BaseModel):
+    """This machine's settings; each field ``x`` is the environment variable ``SELFALIGN_X``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field("auto", description="torch device; auto is CUDA where there is one, else the CPU")
+    threads: int = Field(os.cpu_count() or 1, ge=1, description="threads of torch's operators on the CPU")
+    batch: int = Field(16, ge=1, description="pictures a batch in extraction")
+    encode_batch: int = Field(256, ge=1, description="images or captions a batch in evaluation")
+    readers: int = Field(2, ge=1, description="threads that read and decode pictures")
+    staging: Path = Field(Path(".staging"), description="folder where finished shards wait for their store")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings; `InputError` names a variable that is unknown or has a wrong value."""
+        values = {
+            name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)
+        }
+        unknown = sorted(set(values) - set(cls.model_fields))
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], list(cls.model_fields), n=1)
+            hint = f" (did you mean {PREFIX}{close[0].upper()}?)" if close else ""
+            raise InputError(
+                f"no such setting{hint}",
+                where=f"environment variable {PREFIX}{unknown[0].upper()}",
+                fix="unset it; `selfalign doctor` lists all settings",
+            )
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(
+                first["msg"], where=f"environment variable {PREFIX}{str(first['loc'][0]).upper()}", fix="correct its value"
+            ) from None
+
+    def torch_device(self) -> str:
+        """The torch device to use, with torch's thread count set on the way."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError("no CUDA device is here", where=f"{PREFIX}DEVICE={self.device}", fix="unset it, or use cpu")
+        return self.device

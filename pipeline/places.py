@@ -1,0 +1,43 @@
+"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/` and `report/`."""
+
+from pathlib import Path
+
+DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
+SCENES = DATA / "scenes"
+DEMO_WEIGHTS = Path("extract/detectors/weights/demo.safetensors")
+
+
+def manifest_folder(dataset: str) -> Path:
+    return DATA / dataset / "manifest"
+
+
+def manifest(dataset: str) -> Path:
+    return manifest_folder(dataset) / "manifest.jsonl"
+
+
+def regions(dataset: str) -> Path:
+    return DATA / dataset / "regions"
+
+
+def tokens(dataset: str) -> Path:
+    return DATA / dataset / "tokens"
+
+
+def pack(dataset: str) -> Path:
+    return DATA / dataset / "pack"
+
+
+def model(run: str) -> Path:
+    return RUNS / run / "model"
+
+
+def curves(run: str) -> Path:
+    return RUNS / run / "epochs.csv"
+
+
+def evaluation(run: str) -> Path:
+    return RUNS / run / "evaluation"
+
+
+def metrics(run: str) -> Path:
+    return RUNS / run / "metrics.json"

@@ -1,0 +1,187 @@
+"""Embeddings, validation and matches with a model whose answers are known, and the whole stage on a trained one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eval.correspondence import accuracy, match_words, read_matches, region_objects
+from eval.embed import embed, save_arrays
+from eval.evaluate import run
+from eval.validation import validate
+from eval.settings import EvaluationSettings
+from manifests.describing import WORDS
+from manifests.errors import InputError
+from manifests.grounding import read_grounding
+from tests.eval.data_files import AttributeModel, draw_data_set, retrieval_data
+from train import train
+from train.data import RetrievalData
+from train.settings import RunSettings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_data_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> RetrievalData:
+    return retrieval_data(folder)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> AttributeModel:
+    return AttributeModel(folder)
+
+
+def test_embeddings_do_not_depend_on_the_batch_size(model: AttributeModel, data: RetrievalData):
+    one, many = embed(model, data, 1, run="r", quiet=True), embed(model, data, 64, run="r", quiet=True)
+    assert one[0].dtype == np.float32 and one[0].shape == (8, len(one[0][0])) and len(one[1]) == data.num_captions
+    for first, second in zip(one, many, strict=True):
+        assert np.allclose(first, second, atol=1e-6)
+
+
+def test_the_model_keeps_its_mode(model: AttributeModel, data: RetrievalData):
+    model.train()
+    embed(model, data, 8, run="r", quiet=True)
+    assert model.training
+
+
+def test_validation_finds_images_by_their_attributes(model: AttributeModel, data: RetrievalData):
+    figures = validate(model, data, 16)
+    assert figures["t2i_r1"] > 50  # chance is 12.5
+    recalls = [value for key, value in figures.items() if key.endswith(("_r1", "_r5", "_r10"))]
+    assert len(recalls) == 6 and figures["rsum"] == pytest.approx(sum(recalls), abs=1e-3)
+
+
+def test_nan_embeddings_name_the_run(data: RetrievalData, folder: Path):
+    with pytest.raises(InputError, match="run vsrn-x, caption 2.*NaN"):
+        embed(AttributeModel(folder, broken=2), data, 64, run="vsrn-x", quiet=True)
+
+
+def test_words_match_regions_with_their_attribute(model: AttributeModel, data: RetrievalData, folder: Path):
+    matches = match_words(model, data, 4)
+    truth = read_grounding(folder / "manifest" / "grounding.jsonl")
+    meaning = {word: value for words in WORDS.values() for word, value in words.items()}
+    checked = 0
+    for row in range(len(matches.caption)):
+        caption = int(matches.caption[row])
+        word = data.caption_text(caption)[matches.start[row] : matches.end[row]].lower()
+        if word not in meaning or matches.cosine[row] == 0:
+            continue  # a word about nothing, or a texture in a caption that was not drawn
+        image = int(data.caption_image[caption])
+        assert meaning[word] in truth[data.images[image].id].labels[matches.region[row]].values()
+        checked += 1
+    assert checked > 100
+    found = accuracy(matches, data, truth)
+    assert found["ceiling"] == 1
+    assert found["accuracy"] > found["chance"] + 0.3
+
+
+def test_accuracy_of_the_truth_and_of_the_background(data: RetrievalData, folder: Path, model: AttributeModel):
+    truth = read_grounding(folder / "manifest" / "grounding.jsonl")
+    found = match_words(model, data, 16)
+    right, wrong = found.region.copy(), np.full_like(found.region, 7)
+    for row in range(len(found.caption)):
+        caption = int(found.caption[row])
+        image = int(data.caption_image[caption])
+        for phrase in truth[data.images[image].id].phrases[data.captions_of(image).index(caption)]:
+            if phrase.start < found.end[row] and found.start[row] < phrase.end:
+                right[row] = phrase.object
+    perfect = accuracy(replace(found, region=right), data, truth)
+    assert perfect["accuracy"] == 1
+    assert set(perfect["kinds"]) == {"shape", "colour", "texture", "size"}
+    assert sum(kind["words"] for kind in perfect["kinds"].values()) == perfect["words"]
+    assert accuracy(replace(found, region=wrong), data, truth)["accuracy"] == 0
+    # Chance: exactly one of the eight regions is each object.
+    assert perfect["chance"] == pytest.approx(1 / 8)
+    boxes = np.array(truth[data.images[0].id].boxes)
+    assert region_objects(data.regions(0).boxes, boxes)[: len(boxes)].tolist() == list(range(len(boxes)))
+
+
+def test_no_known_object_gives_no_figure(model: AttributeModel, data: RetrievalData):
+    assert accuracy(match_words(model, data, 16), data, {}) is None
+
+
+def test_matches_survive_their_file(model: AttributeModel, data: RetrievalData, tmp_path: Path):
+    matches = match_words(model, data, 16)
+    save_arrays(tmp_path / "a.npz", matches.arrays())
+    save_arrays(tmp_path / "b.npz", matches.arrays())
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    stored = read_matches(tmp_path / "a.npz")
+    assert all(np.array_equal(stored.arrays()[name], column) for name, column in matches.arrays().items())
+    assert [matches.caption[row] for row in matches.rows(3)] == [3] * len(data.caption_words(3))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `demo`, whose region store lacks the last two test images, and `run/model`, trained on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    demo = draw_data_set(folder, leave_out=2)
+    settings = {
+        "dataset": "demo",
+        "epochs": 1,
+        "batch_size": 16,
+        "base": {"name": "vsrn", "dim": 8, "word_dim": 4, "graph_layers": 1},
+        "triplet": {},
+        "selfalign": {"concept": {"num_concepts": 8}, "context": {"num_negatives": 16}},
+    }
+    train.run(
+        name="tiny",
+        manifest=demo / "manifest" / "manifest.jsonl",
+        regions=demo / "regions",
+        tokens=demo / "tokens",
+        settings=RunSettings(**settings),
+        validate=lambda model, data: validate(model, data, 16),
+        out=folder / "run" / "model",
+        curves=folder / "run" / "epochs.csv",
+    )
+    return folder
+
+
+def evaluate(folder: Path, out: Path, batch_size: int = 16, model: Path | None = None) -> dict:
+    return run(
+        name="tiny",
+        manifest_dir=folder / "demo" / "manifest",
+        regions=folder / "demo" / "regions",
+        tokens=folder / "demo" / "tokens",
+        model=model or folder / "run" / "model",
+        settings=EvaluationSettings(),
+        device="cpu",
+        batch_size=batch_size,
+        out=out / "evaluation",
+        metrics=out / "metrics.json",
+    )
+
+
+def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: Path, tmp_path: Path):
+    figures = evaluate(trained, tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == figures
+    assert (figures["images"], figures["captions"], figures["left_out"]) == (6, 30, 2)
+    assert figures["chance"]["t2i_r1"] == pytest.approx(100 / 6, abs=1e-3)
+    assert 0 <= figures["correspondence"]["accuracy"] <= figures["correspondence"]["ceiling"] == 1
+    evaluate(trained, tmp_path / "b")
+    written = sorted((tmp_path / "a" / "evaluation").iterdir())
+    assert [path.name for path in written] == ["captions.npy", "images.npy", "matches.npz", "ranks.npz"]
+    for path in [*written, tmp_path / "a" / "metrics.json"]:
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_the_batch_size_does_not_change_the_figures(trained: Path, tmp_path: Path):
+    assert evaluate(trained, tmp_path / "a", batch_size=1) == evaluate(trained, tmp_path / "b", batch_size=64)
+
+
+def test_a_diverged_run_stops_the_stage_and_is_named(trained: Path, tmp_path: Path):
+    broken = tmp_path / "model"
+    broken.mkdir()
+    (broken / "run.json").write_bytes((trained / "run" / "model" / "run.json").read_bytes())
+    weights = load_file(trained / "run" / "model" / "model.safetensors")
+    weights["base.word_projection.bias"] = torch.full_like(weights["base.word_projection.bias"], float("nan"))
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(InputError, match="run tiny, caption 0"):
+        evaluate(trained, tmp_path / "out", model=broken)
+    assert not (tmp_path / "out" / "metrics.json").exists()

@@ -1,0 +1,100 @@
+"""The sentences of the report say what came out: a gain, a loss, no difference, too few images, no alignment."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.examples import choose
+from eval.results import RunResult
+from eval.verdict import signed, verdict
+from manifests.errors import InputError
+from tests.eval.run_files import write_run
+
+
+def make(folder: Path, name: str, noise: float, *, count: int = 150, seed: int = 7, **options) -> RunResult:
+    """A run whose captions lie around their images, the further the larger `noise`."""
+    images = np.random.default_rng(0).normal(size=(count, 12))
+    random = np.random.default_rng(seed)
+    image_of = np.repeat(np.arange(count), 2)
+    captions = images[image_of] + noise * random.normal(size=(2 * count, 12))
+    ids = [f"i{index}" for index in range(count)]
+    return write_run(folder / name, images=images, captions=captions, image_of=image_of, ids=ids, **options)
+
+
+def test_a_gain_over_triplets_alone_is_reported_with_its_caveats(tmp_path: Path):
+    runs = [make(tmp_path, "base", 1.6), make(tmp_path, "more", 0.8, losses=("triplet", "cra"))]
+    told = " ".join(verdict(runs))
+    gain = runs[1].metrics["rsum"] - runs[0].metrics["rsum"]
+    assert f"`more` reaches R@sum {runs[1].metrics['rsum']:.1f}, {gain:.1f} more than `base`" in told
+    assert "not yet evidence of fine-grained" in told
+    assert "one seed" in told
+
+
+def test_a_loss_is_called_a_loss(tmp_path: Path):
+    runs = [make(tmp_path, "base", 0.8), make(tmp_path, "worse", 1.6, losses=("triplet", "cra"))]
+    told = " ".join(verdict(runs))
+    assert "less than `base`" in told and "here it loses" in told
+    assert "not yet evidence" not in told
+
+
+def test_a_small_difference_is_called_none(tmp_path: Path):
+    runs = [make(tmp_path, "base", 1.2), make(tmp_path, "same", 1.21)]
+    assert "no difference that these test images can show" in verdict(runs)[0]
+
+
+def test_the_best_of_several_is_compared_with_the_next_best_too(tmp_path: Path):
+    runs = [make(tmp_path, "base", 1.6), make(tmp_path, "control", 0.9), make(tmp_path, "full", 0.89)]
+    assert verdict(runs)[1].startswith("Against `control`, the next best, `full` has ")
+    assert verdict(runs)[1].endswith("no difference that these test images can show.")
+    assert not any("next best" in sentence for sentence in verdict(runs[:2]))
+
+
+def test_few_images_show_nothing(tmp_path: Path):
+    assert any("With 5 test images" in sentence for sentence in verdict([make(tmp_path, "tiny", 1, count=5)]))
+
+
+def test_one_run_has_nothing_to_be_compared_with(tmp_path: Path):
+    told = verdict([make(tmp_path, "alone", 1)])
+    assert "only run" in told[0] and not any("seed" in sentence for sentence in told)
+
+
+def test_words_near_chance_are_called_so(tmp_path: Path):
+    near = {"accuracy": 0.31, "chance": 0.3, "ceiling": 1.0, "words": 10, "kinds": {}}
+    far = near | {"accuracy": 0.9}
+    runs = [make(tmp_path, "base", 1, correspondence=near), make(tmp_path, "good", 1, correspondence=far)]
+    told = " ".join(verdict(runs))
+    assert "31% with `base`, 90% with `good`" in told
+    assert "`base` has not learnt which region a word means" in told
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.25, "+1.2"), (-3.0, "−3.0"), (0.04, "0.0"), (-0.01, "0.0")])
+def test_signed(value: float, text: str):
+    assert signed(value) == text
+
+
+def test_examples_are_the_extremes_and_show_no_image_twice(tmp_path: Path):
+    runs = [make(tmp_path, "base", 1.6), make(tmp_path, "more", 1.2, seed=8)]
+    chosen = choose(runs, 6)
+    assert [example.kind for example in chosen] == ["better"] * 2 + ["worse"] * 2 + ["same"] * 2
+    before, after = (run.ranks["t2i"] for run in runs)
+    gain = np.log1p(before) - np.log1p(after)
+    assert gain[chosen[0].caption] == gain.max()
+    assert gain[chosen[2].caption] == gain.min()
+    images = [int(runs[0].ranks["caption_image"][example.caption]) for example in chosen]
+    assert len(set(images)) == 6
+    assert choose(runs, 6) == chosen
+
+
+def test_examples_of_a_split_that_is_smaller_than_asked_for(tmp_path: Path):
+    runs = [make(tmp_path, "a", 1, count=3), make(tmp_path, "b", 1, count=3)]
+    assert len(choose(runs, 6)) == 3
+    assert len(choose(runs[:1], 6)) == 3
+    assert choose(runs, 0) == choose(runs[:1], 0) == []
+
+
+def test_a_missing_file_names_the_stage_that_makes_it(tmp_path: Path):
+    run = make(tmp_path, "base", 1, count=3)
+    (tmp_path / "base" / "metrics.json").unlink()
+    with pytest.raises(InputError, match="dvc repro evaluate@base"):
+        run.metrics["rsum"]

@@ -1,0 +1,42 @@
+"""What a model reads: padded batches of regions and of words, with masks that say what is padding."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class _Batch:
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class RegionBatch(_Batch):
+    """Regions of B images.
+
+    features float32 ``[B, R, F]``; boxes float32 ``[B, R, 4]``, (x1, y1, x2, y2) in original pixels; image_size
+    float32 ``[B, 2]``, (width, height); mask bool ``[B, R]``, true where there is a region.
+    """
+
+    features: Tensor
+    boxes: Tensor
+    image_size: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class WordBatch(_Batch):
+    """Words of B captions: vocabulary ids int64 ``[B, T]``, parts of speech uint8 ``[B, T]``, mask bool ``[B, T]``."""
+
+    words: Tensor
+    pos: Tensor
+    mask: Tensor
+
+
+def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sequences ``[n_i, ...]`` as one zero-padded tensor ``[B, max n, ...]`` and its mask ``[B, max n]``."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), torch.arange(lengths.max()) < lengths[:, None]

@@ -35,22 +35,22 @@ def decode(data: bytes) -> np.ndarray:
             return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError as error:
         raise UnreadableImage("not a picture in any format that Pillow reads") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImage("32-bit integer pixels beyond 16 bits: their white is unknown")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels: their white is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

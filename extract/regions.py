@@ -63,6 +63,8 @@ def run(
         changed since the manifest was made; wrong weights; no readable picture at all.
     """
     rows = read_manifest(manifest)
+    if not rows:
+        raise InputError("it lists no image", where=manifest, fix="run the manifest stage again")
     detector = load_detector(settings.detector, settings.selection, device)
     recipe = {
         "format": {"schema": SCHEMA, "features": "float16"},

@@ -41,5 +41,6 @@ def _confidence(boxes: Tensor, probabilities: Tensor, considered: Tensor, nms_th
     """Each proposal's best probability ``[P]`` among its `considered` classes that survive NMS; 0 where none does."""
     rows, classes = considered.nonzero(as_tuple=True)
     scores = probabilities[rows, classes]
-    kept = batched_nms(boxes[rows], scores, classes, nms_threshold)
+    # In double: batched_nms moves each class's boxes apart, by up to millions of pixels with 1,600 classes.
+    kept = batched_nms(boxes[rows].double(), scores.double(), classes, nms_threshold)
     return boxes.new_zeros(len(boxes)).scatter_reduce(0, rows[kept], scores[kept].to(boxes.dtype), reduce="amax")

@@ -5,6 +5,7 @@ stage's `run`. Stages are imported when they are called, so that ``selfalign --h
 """
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -14,6 +15,10 @@ from manifests.errors import InputError
 from pipeline import places
 from pipeline.machine import Machine
 from pipeline.params import read_params
+
+# Threads that spin while they wait make small operators 8 to 15 times slower as soon as another process wants the
+# same cores; OpenMP reads this when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class _Group(click.Group):

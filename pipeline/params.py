@@ -5,7 +5,8 @@ Each floor describes its own parameters; here they are put together. What only c
 
 import difflib
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -90,9 +91,12 @@ def _known_keys(place: tuple[int | str, ...]) -> list[str]:
     """The keys that the schema allows at a place of `params.yaml`."""
     model: Any = Params
     for part in place:
-        annotation = model.model_fields[part].annotation if _is_model(model) else model
-        arguments = [a for a in getattr(annotation, "__args__", ()) if _is_model(a)]
-        model = annotation if _is_model(annotation) or not arguments else arguments[0]
+        if _is_model(model):
+            annotation = model.model_fields[part].annotation
+            optional = get_origin(annotation) in (Union, UnionType)
+            model = next(filter(_is_model, get_args(annotation)), None) if optional else annotation
+        else:  # a map: its keys are names, its values of one kind
+            model = get_args(model)[-1]
     return list(model.model_fields) if _is_model(model) else []
 
 

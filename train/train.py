@@ -130,7 +130,7 @@ def _epoch(
         optimizer.step()
         for key, value in terms.items():
             totals[key] = totals.get(key, 0.0) + value.item() / len(batches)
-        bar.set_postfix(loss=f"{loss.item():.2f}")
+        bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
     return totals
 
 

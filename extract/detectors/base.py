@@ -17,6 +17,7 @@ from torch import Tensor
 from extract.selection import bottom_up
 from extract.settings import SelectionSettings
 from extract.stores.regions import Regions
+from manifests.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,10 @@ class Detector(ABC):
 
     @torch.inference_mode()
     def detect(self, pictures: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Regions]:
-        """Regions of `prepare`d pictures, uint8 ``[B, 3, h, w]``, whose original (width, height) are `sizes`."""
+        """Regions of `prepare`d pictures, uint8 ``[B, 3, h, w]``, whose original (width, height) are `sizes`.
+
+        Raises `InputError` where a picture has fewer proposals than ``selection.min_boxes``.
+        """
         scale_to = (pictures.shape[-1], pictures.shape[-2])
         return [
             self._regions(found, scale_to, size)
@@ -83,6 +87,13 @@ class Detector(ABC):
             nms_threshold=self.selection.nms_threshold,
             score_threshold=self.selection.score_threshold,
         )
+        if len(rows) < self.selection.min_boxes:
+            raise InputError(
+                f"the detector proposes {len(rows)} regions in a picture of {size[0]} x {size[1]} pixels, fewer than "
+                f"the {self.selection.min_boxes} asked for",
+                where="params.yaml, `selection.min_boxes`",
+                fix="lower it, or let the detector see larger pictures",
+            )
         x, y = size[0] / network_size[0], size[1] / network_size[1]
         boxes = found.boxes[rows].float() * found.boxes.new_tensor([x, y, x, y], dtype=torch.float32)
         limits = boxes.new_tensor([*size, *size])

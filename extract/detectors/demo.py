@@ -11,7 +11,7 @@ from extract.detectors.scene_rcnn import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRID
 from extract.images import DECODING
 from extract.settings import DetectorSettings, SelectionSettings
 
-PROPOSALS = {"before_nms": 500, "after_nms": 100, "nms_threshold": 0.7}
+PROPOSALS = {"before_nms": 300, "after_nms": 48, "nms_threshold": 0.7}
 
 
 class DemoDetector(Detector):

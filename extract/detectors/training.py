@@ -42,7 +42,7 @@ def run(*, settings: DetectorTrainingSettings, out: Path) -> None:
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     with atomic(out) as temporary:
         weights = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
         save_file({name: value.half() for name, value in weights.items()}, temporary)

@@ -7,6 +7,7 @@ Stores whose recipes differ are never mixed (DESIGN.md, "Stores").
 import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +21,14 @@ FILE = "recipe.json"
 
 def environment(*packages: str, **facts: Any) -> dict[str, Any]:
     """What made a store, without any time: Python, the versions of `packages`, threads, the commit, further `facts`."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    git = shutil.which("git")
+    asked = git and subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "packages": {name: version(name) for name in packages},
-        "commit": commit.stdout.strip() or None,
+        "commit": asked.stdout.strip() or None if asked else None,
         **facts,
     }
 

@@ -93,9 +93,11 @@ class RegionStore:
             raise InputError(
                 f"not a region store ({error})", where=self.folder / INDEX, fix="run `dvc repro regions@<data set>` or `dvc pull`"
             ) from error
-        if self.index["schema"] != SCHEMA:
+        if self.index.get("schema") != SCHEMA:
             raise InputError(
-                f"schema {self.index['schema']}, this program reads {SCHEMA}", where=self.folder / INDEX, fix="make the store again"
+                f"schema {self.index.get('schema')}, this program reads {SCHEMA}",
+                where=self.folder / INDEX,
+                fix="make the store again",
             )
         self.recipe, self.recipe_hash = read_recipe(self.folder)
         self.dim: int = self.index["dim"]
@@ -104,6 +106,7 @@ class RegionStore:
         self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in self.index["shards"]]
         self._starts = np.cumsum([0, *(shard["count"] for shard in self.index["shards"])]).tolist()
         self._rows: dict[str, int] | None = None
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return self.index["images"]
@@ -125,17 +128,29 @@ class RegionStore:
     @property
     def _row_of(self) -> dict[str, int]:
         if self._rows is None:
-            ids = [i.decode() for shard in self._shards for i in self._checked(shard)["image_id"]]
+            ids = [i.decode() for number in range(len(self._shards)) for i in self._shard(number)["image_id"]]
             self._rows = {image_id: row for row, image_id in enumerate(ids)}
         return self._rows
 
-    def _checked(self, shard: MappedHDF5) -> MappedHDF5:
+    def _shard(self, number: int) -> MappedHDF5:
+        """Shard `number`, checked at its first use: of this store's recipe, with as many images as the index says."""
+        shard = self._shards[number]
+        if number in self._checked:
+            return shard
         if shard.attributes.get("recipe_hash") != self.recipe_hash:
             raise InputError(
                 f"made by recipe {shard.attributes.get('recipe_hash')}, the store's is {self.recipe_hash}",
                 where=shard.path,
                 fix="make the store again: shards of two recipes are never mixed",
             )
+        found, listed = len(shard["image_id"]), self.index["shards"][number]["count"]
+        if found != listed:
+            raise InputError(
+                f"holds {found} images, {INDEX} lists {listed}",
+                where=shard.path,
+                fix="restore the shard, or make the store again",
+            )
+        self._checked.add(number)
         return shard
 
     def regions(self, row: int) -> Regions:
@@ -143,7 +158,7 @@ class RegionStore:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a store of {len(self)} images")
         number = bisect.bisect_right(self._starts, row) - 1
-        shard, local = self._shards[number], row - self._starts[number]
+        shard, local = self._shard(number), row - self._starts[number]
         part = slice(*shard["offsets"][local : local + 2]) if "offsets" in shard else local
         labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
         width, height = shard["image_size"][local].tolist()

@@ -37,7 +37,10 @@ class Staging:
         marker = shard.with_suffix(".json")
         if not (shard.is_file() and marker.is_file()):
             return None
-        done = json.loads(marker.read_text(encoding="utf-8"))
+        try:
+            done = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            done = {"sha256": None}
         if done["sha256"] == sha256(shard):
             return done
         marker.unlink()

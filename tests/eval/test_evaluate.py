@@ -14,6 +14,7 @@ from eval.embed import embed, save_arrays
 from eval.evaluate import run
 from eval.validation import validate
 from eval.settings import EvaluationSettings
+from eval.validation import validate
 from manifests.describing import WORDS
 from manifests.errors import InputError
 from manifests.grounding import read_grounding

@@ -1,0 +1,33 @@
+# `make demo` and `make test` need Python 3.11 or later, git and make; they set up everything else in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Compiled modules are kept: importing torch afresh costs every stage some ten seconds otherwise.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test environment lock clean
+
+demo: environment ## run the pipeline on the demo data set and print what came out
+	dvc repro
+	@echo
+	@selfalign metrics
+
+test: environment ## run all tests
+	python -m pytest -q
+
+environment: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: ## compile requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-header --no-emit-index-url --extra test \
+		pyproject.toml --output-file requirements.lock
+
+clean: ## remove the environment; data and runs stay
+	rm -rf .venv

@@ -1,0 +1,24 @@
+"""Region stores made once for all tests, and torch on one thread."""
+
+import pytest
+import torch
+
+from tests.extract.region_files import Pictures, mixed_files, region_settings, scene_files, write_pictures
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ragged(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """10 scenes in a store of 3 to 20 regions each, 4 images a shard."""
+    pictures = write_pictures(tmp_path_factory.mktemp("ragged"), scene_files(10))
+    pictures.extract(region_settings(min_boxes=3, max_boxes=20, images_per_shard=4), batch_size=1)
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """15 pictures of four shapes in a store of 12 regions each, 4 images a shard."""
+    pictures = write_pictures(tmp_path_factory.mktemp("dense"), mixed_files())
+    pictures.extract(region_settings(images_per_shard=4), batch_size=3)
+    return pictures

@@ -1,0 +1,122 @@
+"""What the tests of the region stage share: pictures of known content, manifests of them, runs of the stage."""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import extract
+from extract import regions
+from extract.settings import DetectorSettings, RegionSettings, SelectionSettings
+from manifests.drawing import Scene, draw_scene
+from manifests.files import sha256
+from manifests.schema import ImageRow, write_manifest
+
+WEIGHTS = Path(extract.__file__).parent / "detectors" / "weights" / "demo.safetensors"
+SEED = 4711  # of the scenes here: neither the demo's nor that of the detector's training
+
+
+def scene(number: int) -> tuple[np.ndarray, Scene]:
+    """Fresh scene `number`: uint8 ``[160, 160, 3]`` and its truth."""
+    return draw_scene(np.random.default_rng([SEED, number]))
+
+
+def encoded(picture: np.ndarray | Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a picture file."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def large_png(width: int, height: int, rows: int | None = None) -> bytes:
+    """A 1-bit PNG, its left eighth black and the rest white; with only `rows` rows of data if given."""
+    row = b"\0" + bytes(width // 64) + b"\xff" * (-(-width // 8) - width // 64)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row * (height if rows is None else rows), 1)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def region_settings(
+    *, min_boxes: int = 12, max_boxes: int = 12, score_threshold: float = 0.2, **others: Any
+) -> RegionSettings:
+    """Settings with the committed weights; `others` are keys of `RegionSettings`."""
+    return RegionSettings(
+        detector=DetectorSettings(name="demo", weights=str(WEIGHTS), sha256=sha256(WEIGHTS)),
+        selection=SelectionSettings(min_boxes=min_boxes, max_boxes=max_boxes, score_threshold=score_threshold),
+        **others,
+    )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """An image root and the manifest of it, in one folder."""
+
+    folder: Path
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def staging(self) -> Path:
+        return self.folder / "staging"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.jsonl"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "regions"
+
+    def extract(self, settings: RegionSettings, **others: Any) -> Path:
+        """Run the stage into `out`; `others` replace its arguments."""
+        arguments = {"manifest": self.manifest, "images": self.images, "out": self.out, "staging": self.staging} | others
+        regions.run(dataset="tiny", settings=settings, **arguments)
+        return arguments["out"]
+
+
+def write_pictures(folder: Path, files: dict[str, bytes]) -> Pictures:
+    """Write picture files (name -> bytes) and their manifest, in this order; the id of "a.png" is "id-a.png"."""
+    pictures = Pictures(folder)
+    pictures.images.mkdir(parents=True)
+    for name, data in files.items():
+        (pictures.images / name).write_bytes(data)
+    write_manifest(
+        pictures.manifest,
+        [
+            ImageRow(f"id-{name}", name, sha256(pictures.images / name), None, None, "train", ("A ring.",))
+            for name in files
+        ],
+    )
+    return pictures
+
+
+def scene_files(count: int, first: int = 0) -> dict[str, bytes]:
+    """Picture files of `count` scenes."""
+    return {f"{i:03d}.png": encoded(scene(i)[0], compress_level=1) for i in range(first, first + count)}
+
+
+def mixed_files() -> dict[str, bytes]:
+    """Picture files of six scenes in four shapes, shuffled among each other: 15 pictures."""
+    sizes = ((160, 160), (320, 320), (240, 160), (160, 240))
+    return {
+        f"{i:03d}.png": encoded(Image.fromarray(scene(i % 6)[0]).resize(sizes[i * 7 % 4]), compress_level=1)
+        for i in range(15)
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}

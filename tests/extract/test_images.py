@@ -1,0 +1,170 @@
+"""Safe decoding: every kind of picture to upright RGB, everything else to a reason."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extract.images import UnreadableImage, decode
+from tests.extract.region_files import encoded, large_png
+
+RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
+
+# EXIF's table: which side of the scene the stored first row and first column are.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],  # top, right
+    3: lambda upright: upright[::-1, ::-1],  # bottom, right
+    4: lambda upright: upright[::-1],  # bottom, left
+    5: lambda upright: upright.swapaxes(0, 1),  # left, top
+    6: lambda upright: np.rot90(upright),  # right, top
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda upright: np.rot90(upright, -1),  # left, bottom
+}
+
+
+def quadrants() -> np.ndarray:
+    """48 x 32 pixels: red and green above, blue and yellow below."""
+    picture = np.zeros((32, 48, 3), np.uint8)
+    for rows, columns, colour in (
+        (slice(16), slice(24), RED),
+        (slice(16), slice(24, 48), GREEN),
+        (slice(16, 32), slice(24), BLUE),
+        (slice(16, 32), slice(24, 48), YELLOW),
+    ):
+        picture[rows, columns] = colour
+    return picture
+
+
+def pixels(data: bytes) -> list[list[tuple[int, ...]]]:
+    """Rows of colours of a decoded picture, after checking its type."""
+    picture = decode(data)
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    return [[tuple(pixel) for pixel in row] for row in picture.tolist()]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_every_exif_orientation_comes_out_upright(format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](quadrants()))
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+    picture = decode(encoded(stored, format, exif=exif, **options))
+    assert picture.shape == (32, 48, 3)
+    for (row, column), colour in {(0, 0): RED, (0, -1): GREEN, (-1, 0): BLUE, (-1, -1): YELLOW}.items():
+        np.testing.assert_allclose(picture[row, column].astype(int), colour, atol=4)
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    picture = Image.new("CMYK", (32, 16), (0, 255, 255, 0))
+    picture.paste((255, 0, 0, 0), (16, 0, 32, 16))
+    decoded = decode(encoded(picture, "JPEG", quality=95))
+    assert decoded.shape == (16, 32, 3)
+    np.testing.assert_allclose(decoded[8, 4].astype(int), RED, atol=6)
+    np.testing.assert_allclose(decoded[8, 28].astype(int), (0, 255, 255), atol=6)
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 128, 129, 10 * 257], [300, 40000, 65406, 65535]], np.uint16)
+    expected = [[0, 0, 1, 10], [1, 156, 254, 255]]
+    assert pixels(encoded(values)) == [[(value,) * 3 for value in row] for row in expected]
+
+
+def test_16_bit_grey_is_turned_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert pixels(encoded(np.array([[0, 65535]], np.uint16), exif=exif)) == [[(0, 0, 0)], [WHITE]]
+
+
+def test_palette_transparency_is_laid_over_white() -> None:
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([*RED, *BLUE, *GREEN])
+    picture.putdata([0, 1, 2])
+    assert pixels(encoded(picture)) == [[RED, BLUE, GREEN]]
+    assert pixels(encoded(picture, transparency=0)) == [[WHITE, BLUE, GREEN]]
+    assert pixels(encoded(picture, transparency=bytes([0, 51, 255]))) == [[WHITE, (204, 204, 255), GREEN]]
+    assert pixels(encoded(picture, "GIF", transparency=1)) == [[RED, WHITE, GREEN]]
+
+
+def test_alpha_is_laid_over_white() -> None:
+    rgba = np.array([[[0, 0, 255, 0], [0, 0, 255, 51], [0, 0, 255, 255]]], np.uint8)
+    assert pixels(encoded(rgba)) == [[WHITE, (204, 204, 255), BLUE]]
+    grey = Image.fromarray(np.array([[[0, 0], [0, 255]]], np.uint8), "LA")
+    assert pixels(encoded(grey)) == [[WHITE, (0, 0, 0)]]
+
+
+def test_colour_key_is_transparent() -> None:
+    assert pixels(encoded(np.array([[RED, BLUE]], np.uint8), transparency=RED)) == [[WHITE, BLUE]]
+    assert pixels(encoded(np.array([[9, 0]], np.uint8), transparency=9)) == [[WHITE, (0, 0, 0)]]
+
+
+def test_grey_and_one_bit_become_rgb() -> None:
+    assert pixels(encoded(np.array([[0, 77, 255]], np.uint8))) == [[(0, 0, 0), (77, 77, 77), WHITE]]
+    assert pixels(encoded(np.array([[True, False]]))) == [[WHITE, (0, 0, 0)]]
+
+
+def test_one_pixel() -> None:
+    assert pixels(encoded(np.array([[RED]], np.uint8))) == [[RED]]
+
+
+def test_first_picture_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 3), colour) for colour in (RED, BLUE)]
+    assert pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0][0] == RED
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the module's own filter
+def test_144_million_pixels() -> None:
+    picture = decode(large_png(12000, 12000))
+    assert picture.shape == (12000, 12000, 3) and picture.dtype == np.uint8
+    assert picture[[0, 0, -1, -1], [1400, 1600, 1400, -1], 0].tolist() == [0, 255, 0, 255]
+
+
+def test_picture_above_pillows_limit_is_refused_unread() -> None:
+    with pytest.raises(UnreadableImage, match=r"400000000 pixels"):
+        decode(large_png(20000, 20000, rows=1))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"This is a caption, no picture.\n" * 20, "not a picture"),
+        (encoded(quadrants(), "JPEG")[:-20], "truncated"),
+        (encoded(quadrants(), "JPEG")[:20], "."),
+        (encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))[:5000], "truncated"),
+        (encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floating-point"),
+        (encoded(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"), "beyond 16 bits"),
+        (encoded(Image.fromarray(np.array([[-1, 7]], np.int32)), "TIFF"), "beyond 16 bits"),
+    ],
+    ids=["empty", "text", "jpeg", "jpeg header", "png", "float", "32 bits", "negative"],
+)
+def test_unreadable_pictures_have_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        decode(data)
+
+
+def test_unknown_variant_of_a_format_is_unreadable() -> None:
+    data = bytearray(encoded(quadrants(), "DDS"))
+    data[80:84] = (0x88).to_bytes(4, "little")  # pixel format flags: Pillow raises NotImplementedError
+    with pytest.raises(UnreadableImage, match="pixel format"):
+        decode(bytes(data))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP", "DDS", "PPM"])
+def test_damaged_bytes_give_a_picture_or_a_reason(format: str) -> None:
+    rng = np.random.default_rng(5)
+    data = np.frombuffer(encoded(rng.integers(0, 256, (24, 31, 3), np.uint8), format), np.uint8)
+    unreadable = 0
+    for _ in range(150):
+        damaged = data.copy()
+        damaged[rng.integers(0, min(len(data), 120), rng.integers(1, 6))] = rng.integers(256)
+        try:
+            picture = decode(damaged[: rng.integers(len(data) // 2, 2 * len(data))].tobytes())
+            assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+        except UnreadableImage as error:
+            assert str(error)
+            unreadable += 1
+    assert unreadable > 10
+
+

@@ -1,0 +1,330 @@
+"""The region stage: which pictures it takes, what it refuses, the same bytes again, and going on after a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extract.detectors import load_detector
+from extract.images import decode
+from extract.settings import RegionSettings
+from extract.stores.regions import FAILURES, RegionStore
+from manifests.errors import InputError
+from tests.extract.region_files import (
+    Pictures,
+    contents,
+    encoded,
+    large_png,
+    mixed_files,
+    region_settings,
+    scene,
+    scene_files,
+    write_pictures,
+)
+
+
+def awkward_files() -> dict[str, tuple[bytes, tuple[int, int] | str]]:
+    """Name -> bytes of a picture file, and its (width, height) or why it can't be read; the three bad ones together."""
+    picture = scene(0)[0]
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    return {
+        "scene.png": (encoded(picture), (160, 160)),
+        "cmyk.jpg": (encoded(Image.fromarray(picture[:100]).convert("CMYK"), "JPEG"), (160, 100)),
+        "really-a-png.jpg": (encoded(picture[:, :90]), (90, 160)),
+        "empty.jpg": (b"", "0 bytes"),
+        "truncated.jpg": (encoded(picture, "JPEG")[:1500], "truncated"),
+        "notes.png": (b"A caption, no picture.\n" * 9, "not a picture"),
+        "grey16.png": (encoded(picture[..., 0].astype(np.uint16) * 257), (160, 160)),
+        "palette.png": (encoded(Image.fromarray(picture).quantize(16), transparency=0), (160, 160)),
+        "alpha.png": (encoded(Image.fromarray(picture).convert("RGBA")), (160, 160)),
+        "turned.jpg": (encoded(np.rot90(picture[:120], -1), "JPEG", exif=turned, quality=95), (160, 120)),
+        "one-pixel.png": (encoded(picture[:1, :1]), (1, 1)),
+        "huge.png": (large_png(12000, 12000), (12000, 12000)),
+    }
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """All awkward pictures in a store, three a shard: the second shard holds none."""
+    files = {name: data for name, (data, _) in awkward_files().items()}
+    pictures = write_pictures(tmp_path_factory.mktemp("awkward"), files)
+    pictures.extract(region_settings(unreadable="skip", images_per_shard=3))
+    return pictures
+
+
+EXPECTED = {name: expected for name, (_, expected) in awkward_files().items() if name != "huge.png"}
+EXPECTED["huge.png"] = (12000, 12000)
+GOOD = {name: expected for name, expected in EXPECTED.items() if not isinstance(expected, str)}
+BAD = {name: expected for name, expected in EXPECTED.items() if isinstance(expected, str)}
+
+
+def test_readable_pictures_are_in_the_store_in_order(awkward: Pictures) -> None:
+    store = RegionStore(awkward.out)
+    assert store.ids == [f"id-{name}" for name in GOOD] and len(store) == len(GOOD)
+    assert [store.regions(row).image_size for row in range(len(store))] == list(GOOD.values())
+    assert [shard["count"] for shard in store.index["shards"]] == [3, 0, 3, 3]
+
+
+def test_unreadable_pictures_are_listed_and_nothing_stands_for_them(awkward: Pictures) -> None:
+    store = RegionStore(awkward.out)
+    failures = [json.loads(line) for line in (awkward.out / FAILURES).read_text().splitlines()]
+    assert [(failure["id"], failure["path"]) for failure in failures] == [(f"id-{name}", name) for name in BAD]
+    assert all(reason in failure["reason"] for failure, reason in zip(failures, BAD.values(), strict=True))
+    for name in BAD:
+        assert f"id-{name}" not in store
+        with pytest.raises(InputError, match=FAILURES):
+            store.row(f"id-{name}")
+    for row in range(len(store)):
+        assert np.abs(store.regions(row).features).max(1).all()
+
+
+def test_boxes_lie_inside_every_picture(awkward: Pictures) -> None:
+    store = RegionStore(awkward.out)
+    for row in range(len(store)):
+        found = store.regions(row)
+        assert found.features.shape == (12, store.dim) and found.boxes.shape == (12, 4)
+        assert (found.boxes[:, :2] >= 0).all() and (found.boxes[:, 2:] <= found.image_size).all()
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+
+
+def test_regions_are_of_the_decoded_picture(awkward: Pictures) -> None:
+    settings = region_settings()
+    detector, store = load_detector(settings.detector, settings.selection), RegionStore(awkward.out)
+    for name in ("cmyk.jpg", "really-a-png.jpg", "grey16.png", "turned.jpg", "one-pixel.png"):
+        picture = decode((awkward.images / name).read_bytes())
+        (expected,) = detector.detect(detector.prepare(picture)[None], [picture.shape[1::-1]])
+        found = store.regions(store.row(f"id-{name}"))
+        np.testing.assert_allclose(found.boxes, expected.boxes, rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(found.features.astype(float), expected.features.astype(float), atol=2e-2)
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_stop_names_the_picture_and_the_fix_and_leaves_no_store(tmp_path: Path, name: str) -> None:
+    pictures = write_pictures(tmp_path, {"a.png": encoded(scene(0)[0]), name: awkward_files()[name][0]})
+    with pytest.raises(InputError, match=BAD[name]) as error:
+        pictures.extract(region_settings(unreadable="stop"))
+    assert error.value.where == str(pictures.images / name) and f"id-{name}" in error.value.what
+    assert "unreadable: skip" in error.value.fix
+    assert not pictures.out.exists()
+
+
+@pytest.mark.parametrize("unreadable", ["stop", "skip"])
+def test_changed_and_missing_pictures_stop_the_stage(tmp_path: Path, unreadable: str) -> None:
+    pictures = write_pictures(tmp_path, scene_files(3))
+    picture = pictures.images / "001.png"
+    picture.write_bytes(encoded(scene(9)[0]))
+    with pytest.raises(InputError, match="'id-001.png' has changed since the manifest") as error:
+        pictures.extract(region_settings(unreadable=unreadable))
+    assert error.value.where == str(picture) and "manifest" in error.value.fix
+    picture.unlink()
+    with pytest.raises(InputError, match="'id-001.png' is in the manifest but can't be opened") as error:
+        pictures.extract(region_settings(unreadable=unreadable))
+    assert error.value.where == str(picture)
+    assert not pictures.out.exists()
+
+
+def test_all_unreadable_is_an_error(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, {"a.png": b"", "b.png": b"no picture"})
+    with pytest.raises(InputError, match="none of its 2 pictures could be read.*0 bytes"):
+        pictures.extract(region_settings(unreadable="skip", images_per_shard=1))
+    assert not pictures.out.exists()
+
+
+def test_empty_manifest_is_an_error(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, {})
+    with pytest.raises(InputError, match="no image"):
+        pictures.extract(region_settings())
+
+
+def test_wrong_weights_are_an_error_before_any_picture_is_read(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, {"a.png": b""})
+    settings = region_settings()
+    wrong = settings.detector.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(InputError, match="sha256 0{64}"):
+        pictures.extract(settings.model_copy(update={"detector": wrong}))
+    assert not pictures.out.exists()
+
+
+def test_an_earlier_store_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, scene_files(2))
+    pictures.extract(region_settings())
+    before = contents(pictures.out)
+    moved = (pictures.images / "001.png").rename(tmp_path / "moved.png")
+    with pytest.raises(InputError):
+        pictures.extract(region_settings(score_threshold=0.4))
+    assert contents(pictures.out) == before
+    moved.rename(pictures.images / "001.png")
+    pictures.extract(region_settings(score_threshold=0.4))
+    assert RegionStore(pictures.out).recipe["selection"]["score_threshold"] == 0.4
+    assert contents(pictures.out) != before
+
+
+def test_two_runs_give_equal_bytes(dense: Pictures, tmp_path: Path) -> None:
+    again = dense.extract(
+        region_settings(images_per_shard=4), batch_size=3, readers=1, out=tmp_path / "again", staging=tmp_path / "staging"
+    )
+    assert contents(again) == contents(dense.out)
+    assert len(contents(again)) == 4 + len(("index.json", "recipe.json", "failures.jsonl", "README.md"))
+    assert not any((tmp_path / "staging").iterdir())
+
+
+def test_pictures_of_several_shapes_keep_manifest_order(dense: Pictures) -> None:
+    store = RegionStore(dense.out)
+    assert store.ids == [f"id-{name}" for name in mixed_files()]
+    for row in range(len(store)):
+        with Image.open(dense.images / f"{row:03d}.png") as image:
+            assert store.regions(row).image_size == image.size
+    assert len({store.regions(row).image_size for row in range(4)}) > 1
+
+
+def test_dense_and_ragged_say_what_they_are(dense: Pictures, ragged: Pictures) -> None:
+    assert RegionStore(dense.out).index["layout"] == "dense"
+    store = RegionStore(ragged.out)
+    counts = [len(store.regions(row)) for row in range(len(store))]
+    assert store.index["layout"] == "ragged"
+    assert min(counts) >= 3 and max(counts) <= 20 and len(set(counts)) > 1
+
+
+def test_ragged_store_gives_back_what_was_detected(ragged: Pictures) -> None:
+    settings = region_settings(min_boxes=3, max_boxes=20)
+    detector, store = load_detector(settings.detector, settings.selection), RegionStore(ragged.out)
+    assert [shard["count"] for shard in store.index["shards"]] == [4, 4, 2]
+    for row in range(10):
+        (expected,) = detector.detect(detector.prepare(scene(row)[0])[None], [(160, 160)])
+        found = store.regions(row)
+        for name in ("features", "boxes", "objects_id", "objects_conf", "attrs_id", "attrs_conf"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+            assert getattr(found, name).dtype == getattr(expected, name).dtype
+
+
+# -- Resume ------------------------------------------------------------------------------------------------------------
+
+
+def interrupt(pictures: Pictures, settings: RegionSettings) -> Path:
+    """Let a run fail in its second shard, for want of a picture; give the first, staged shard."""
+    missing = pictures.images / "005.png"
+    moved = missing.rename(pictures.folder / "moved.png")
+    with pytest.raises(InputError, match="can't be opened"):
+        pictures.extract(settings)
+    moved.rename(missing)
+    (shard,) = pictures.staging.glob("*/000000.h5")
+    assert shard.with_suffix(".json").is_file()
+    assert [path.name for path in shard.parent.iterdir() if path.name.startswith("000001")] == []
+    assert not pictures.out.exists()
+    return shard
+
+
+@pytest.fixture
+def nine(tmp_path: Path) -> Pictures:
+    """9 scenes: with 4 a shard, three shards."""
+    return write_pictures(tmp_path / "nine", scene_files(9))
+
+
+def fresh(pictures: Pictures, settings: RegionSettings) -> dict[str, bytes]:
+    """The files of an uninterrupted run."""
+    return contents(
+        pictures.extract(settings, out=pictures.folder / "fresh", staging=pictures.folder / "staging-of-fresh")
+    )
+
+
+def test_finished_shards_are_not_made_again(nine: Pictures) -> None:
+    settings = region_settings(images_per_shard=4)
+    shard = interrupt(nine, settings)
+    before = shard.stat()
+    nine.extract(settings)
+    after = (nine.out / "000000.h5").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert contents(nine.out) == fresh(nine, settings)
+    assert not any(nine.staging.iterdir())
+
+
+@pytest.mark.parametrize("damaged", ["shard", "marker", "no marker"])
+def test_damaged_staged_shard_is_made_again(nine: Pictures, damaged: str) -> None:
+    settings = region_settings(images_per_shard=4)
+    shard = interrupt(nine, settings)
+    if damaged == "shard":
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+    elif damaged == "marker":
+        shard.with_suffix(".json").write_text('{"file": "0000')
+    else:
+        shard.with_suffix(".json").unlink()
+    before = shard.stat().st_mtime_ns
+    nine.extract(settings)
+    assert (nine.out / "000000.h5").stat().st_mtime_ns != before
+    assert contents(nine.out) == fresh(nine, settings)
+
+
+@pytest.mark.parametrize(
+    "change", [{"score_threshold": 0.4}, {"min_boxes": 3, "max_boxes": 20}, {"images_per_shard": 3}, {"unreadable": "skip"}]
+)
+def test_changed_parameter_reuses_no_staged_shard(nine: Pictures, change: dict) -> None:
+    shard = interrupt(nine, region_settings(images_per_shard=4))
+    changed = region_settings(**{"images_per_shard": 4, **change})
+    nine.extract(changed)
+    assert (nine.out / "000000.h5").stat().st_ino != shard.stat().st_ino
+    assert contents(nine.out) == fresh(nine, changed)
+
+
+def test_changed_manifest_reuses_no_staged_shard(nine: Pictures) -> None:
+    settings = region_settings(images_per_shard=4)
+    shard = interrupt(nine, settings)
+    nine.manifest.write_text("".join(nine.manifest.read_text().splitlines(keepends=True)[::-1]))
+    nine.extract(settings)
+    assert (nine.out / "000000.h5").stat().st_ino != shard.stat().st_ino
+    assert RegionStore(nine.out).ids == [f"id-{i:03d}.png" for i in reversed(range(9))]
+
+
+_RUN = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from tests.extract.region_files import Pictures, region_settings
+Pictures(Path(sys.argv[1])).extract(region_settings(images_per_shard=4))
+"""
+
+
+def test_killed_run_goes_on_where_it_was(nine: Pictures) -> None:
+    settings = region_settings(images_per_shard=4)
+    expected = fresh(nine, settings)
+    # A pipe in the place of a picture of the third shard: the run waits there, with two shards done, until it dies.
+    picture = nine.images / "008.png"
+    moved = picture.rename(nine.folder / "moved.png")
+    os.mkfifo(picture)
+    with open(nine.folder / "log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", _RUN, nine.folder], stdout=log, stderr=log, cwd=Path.cwd())
+    seen: dict[str, bytes] = {}
+    deadline = time.monotonic() + 120
+    try:
+        while not list(nine.staging.glob("*/000001.json")):
+            assert process.poll() is None and time.monotonic() < deadline, (nine.folder / "log").read_text()
+            for path in nine.staging.glob("*/[0-9]*.*"):
+                if path.name not in seen:
+                    seen[path.name] = path.read_bytes()
+            time.sleep(0.001)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    picture.unlink()
+    moved.rename(picture)
+    assert process.returncode == -signal.SIGKILL and not nine.out.exists()
+    shards = sorted(nine.staging.glob("*/*.h5"))
+    assert [shard.name for shard in shards] == ["000000.h5", "000001.h5"]
+    # Whatever stood under its final name was whole from the first moment.
+    assert "000000.h5" in seen and all(expected[name] == data for name, data in seen.items() if name.endswith(".h5"))
+    before = [(shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in shards]
+    shutil.copy(shards[1], shards[0].parent / ".000002.h5.1.tmp")  # what a kill in the middle of writing leaves
+    nine.extract(settings)
+    after = [(nine.out / shard.name).stat() for shard in shards]
+    assert [(stat.st_ino, stat.st_mtime_ns) for stat in after] == before
+    assert contents(nine.out) == expected

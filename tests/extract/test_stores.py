@@ -1,0 +1,345 @@
+"""The region store and what it is made of: HDF5 shards, recipes, staging."""
+
+import json
+import multiprocessing
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.recipe import environment, read_recipe, require_same_recipe, write_recipe
+from extract.stores.regions import INDEX, Regions, RegionStore, write_shard
+from extract.stores.staging import Staging
+from manifests.errors import InputError
+from manifests.files import fingerprint, write_json
+from tests.extract.region_files import Pictures, contents
+
+
+@pytest.fixture
+def copy(ragged: Pictures, tmp_path: Path) -> Path:
+    """A copy of the ragged store, to be spoilt."""
+    return shutil.copytree(ragged.out, tmp_path / "copy")
+
+
+def spoil(file: Path, **values: object) -> None:
+    """Change keys of a JSON file."""
+    write_json(file, json.loads(file.read_text()) | values)
+
+
+# -- HDF5 --------------------------------------------------------------------------------------------------------------
+
+ARRAYS = {
+    "b": np.arange(12, dtype=np.float16).reshape(2, 3, 2),
+    "a": np.array([b"x", b"long"]),
+    "odd": np.arange(3, dtype=np.int8),
+    "unaligned": np.arange(4, dtype=np.int64),
+    "empty": np.empty((0, 5), np.float32),
+    "transposed": np.arange(6, dtype=np.int32).reshape(2, 3).T,
+}
+
+
+def test_plain_h5py_reads_contiguous_uncompressed_datasets(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "a.h5", ARRAYS, {"schema": 1, "recipe_hash": "äb"})
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert set(file) == set(ARRAYS)
+        assert file.attrs["schema"] == 1 and file.attrs["recipe_hash"].decode() == "äb"
+        for name, array in ARRAYS.items():
+            np.testing.assert_array_equal(file[name][()], array)
+            assert file[name].dtype == array.dtype and file[name].chunks is None and file[name].compression is None
+            assert not file[name].id.get_create_plist().get_obj_track_times()
+
+
+def test_mapped_arrays_equal_what_was_written_and_cannot_be_changed(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "a.h5", ARRAYS, {"schema": 1, "recipe_hash": "äb"})
+    mapped = MappedHDF5(tmp_path / "a.h5")
+    assert mapped.attributes == {"schema": 1, "recipe_hash": "äb"}
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(mapped[name], array)
+        assert mapped[name].dtype == array.dtype
+    with pytest.raises(ValueError, match="read-only"):
+        mapped["b"][0] = 1
+    assert "b" in mapped and "c" not in mapped
+    with pytest.raises(KeyError, match="no dataset 'c'.*transposed"):
+        mapped["c"]
+
+
+def test_equal_arrays_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_hdf5(tmp_path / name, {key: value.copy() for key, value in ARRAYS.items()}, {"schema": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "a.h5", ARRAYS, {})
+    before = contents(tmp_path)
+    with pytest.raises(TypeError):
+        write_hdf5(tmp_path / "a.h5", {"first": np.zeros(1000), "second": np.array([object()])}, {})
+    with pytest.raises(TypeError):
+        write_hdf5(tmp_path / "new.h5", {"first": np.zeros(1000), "second": np.array([object()])}, {})
+    assert contents(tmp_path) == before
+
+
+def test_chunked_dataset_cannot_be_mapped(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", data=np.zeros((8, 8)), chunks=(4, 4))
+    with pytest.raises(InputError, match="'features' is chunked"):
+        MappedHDF5(tmp_path / "a.h5")["features"]
+
+
+# -- Recipes -----------------------------------------------------------------------------------------------------------
+
+
+def test_recipe_comes_back_and_its_hash_is_of_the_recipe_alone(tmp_path: Path) -> None:
+    recipe = {"b": 1, "a": {"c": [1, 2]}}
+    for name, made_by in (("here", {"threads": 1}), ("there", {"threads": 2})):
+        (tmp_path / name).mkdir()
+        assert write_recipe(tmp_path / name, recipe, made_by) == fingerprint(recipe)
+        assert read_recipe(tmp_path / name) == (recipe, fingerprint({"a": {"c": [1, 2]}, "b": 1}))
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"recipe": {}}', "[1]", '{"recipe": {"a": 2}, "recipe_hash": "0"}'])
+def test_missing_broken_or_altered_recipe_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(InputError) as error:
+        read_recipe(tmp_path)
+    assert error.value.where == str(tmp_path / "recipe.json")
+
+
+def test_different_recipes_are_named_with_the_first_differing_key() -> None:
+    ours = {"a": 1, "detector": {"name": "demo", "resize": {"longest": 256, "shortest": 160}}, "z": 1}
+    require_same_recipe(ours, "here", json.loads(json.dumps(ours)), "there")
+    theirs = {"a": 1, "detector": {"name": "demo", "resize": {"longest": 320, "shortest": 96}}, "z": 2}
+    with pytest.raises(InputError, match="here.*there.*'detector.resize.longest': 256 here, 320 there"):
+        require_same_recipe(ours, "here", theirs, "there")
+    with pytest.raises(InputError, match="'detector.resize'"):
+        require_same_recipe(ours, "here", ours | {"detector": {"name": "demo"}}, "there")
+
+
+def test_environment_has_versions_and_no_time() -> None:
+    first = environment("numpy", device="cpu")
+    assert first["packages"] == {"numpy": np.__version__} and first["device"] == "cpu"
+    assert first == environment("numpy", device="cpu")
+
+
+# -- Staging -----------------------------------------------------------------------------------------------------------
+
+
+def test_staged_shard_counts_only_with_a_marker_that_fits(tmp_path: Path) -> None:
+    staged = Staging(tmp_path, {"threshold": 0.2})
+    shard = staged.folder / "000000.h5"
+    assert staged.finished(shard) is None
+    shard.write_bytes(b"features")
+    assert staged.finished(shard) is None
+    facts = staged.finish(shard, {"count": 3})
+    assert facts["count"] == 3 and facts["file"] == "000000.h5"
+    assert Staging(tmp_path, {"threshold": 0.2}).finished(shard) == facts
+    assert Staging(tmp_path, {"threshold": 0.3}).folder != staged.folder
+    shard.write_bytes(b"Features")
+    assert staged.finished(shard) is None and not shard.exists()
+
+
+def test_install_moves_the_store_without_markers_and_leftovers(tmp_path: Path) -> None:
+    folder = Staging(tmp_path / "staging", "key").folder
+    (folder / ".000001.h5.77.tmp").write_bytes(b"half")
+    staged = Staging(tmp_path / "staging", "key")
+    (folder / "000000.h5").write_bytes(b"whole")
+    staged.finish(folder / "000000.h5", {})
+    (folder / INDEX).write_text("{}")
+    out = tmp_path / "data" / "out"
+    out.mkdir(parents=True)
+    (out / "old.h5").write_bytes(b"old")
+    staged.install(out)
+    assert contents(out) == {"000000.h5": b"whole", INDEX: b"{}"}
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert not folder.exists()
+
+
+# -- The region store --------------------------------------------------------------------------------------------------
+
+
+def regions_of(count: int, boxes: int, seed: int = 0) -> list[Regions]:
+    rng = np.random.default_rng(seed)
+    return [
+        Regions(rng.random((boxes, 6)).astype(np.float16), rng.random((boxes, 4)).astype(np.float32), (7 + i, 5))
+        for i in range(count)
+    ]
+
+
+def write_store(folder: Path, shards: list[tuple[list[str], list[Regions]]], dense: int | None) -> RegionStore:
+    folder.mkdir()
+    recipe_hash = write_recipe(folder, {"made": "by hand"}, {})
+    listed = []
+    for number, (ids, regions) in enumerate(shards):
+        file = f"{number:06d}.h5"
+        write_shard(folder / file, ids, regions, recipe_hash, dim=6, dense=dense, id_bytes=12)
+        listed.append({"file": file, "count": len(ids)})
+    images = sum(len(ids) for ids, _ in shards)
+    names = {"object_names": None, "attribute_names": None}
+    write_json(folder / INDEX, {"schema": 1, "images": images, "dim": 6, "shards": listed} | names)
+    return RegionStore(folder)
+
+
+@pytest.mark.parametrize("dense", [4, None], ids=["dense", "ragged"])
+def test_shards_with_and_without_pictures(tmp_path: Path, dense: int | None) -> None:
+    first = regions_of(2, 4, seed=1)
+    last = regions_of(1, 4, seed=2) if dense else [*regions_of(1, 0), *regions_of(1, 9, seed=3)]
+    ids = ["bild-ü", "zweites"], [], ["3", "a b/c"][: len(last)]
+    store = write_store(tmp_path / "store", [(ids[0], first), (ids[1], []), (ids[2], last)], dense)
+    assert store.ids == [*ids[0], *ids[2]] and len(store) == 2 + len(last) and store.dim == 6
+    for row, expected in enumerate([*first, *last]):
+        found = store.regions(row)
+        np.testing.assert_array_equal(found.features, expected.features)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        assert found.image_size == expected.image_size and len(found) == len(expected)
+        assert found.objects_id is None and found.attrs_conf is None
+        assert store.row(store.ids[row]) == row
+    for row in (-1, len(store)):
+        with pytest.raises(IndexError):
+            store.regions(row)
+    with pytest.raises(InputError, match="'gone'"):
+        store.row("gone")
+
+
+def test_shard_has_the_documented_datasets(dense: Pictures, ragged: Pictures) -> None:
+    labels = {"objects_id", "objects_conf", "attrs_id", "attrs_conf"}
+    with h5py.File(dense.out / "000000.h5") as file:
+        assert set(file) == {"features", "boxes", "num_boxes", "image_size", "image_id"} | labels
+        assert file["features"].shape == (4, 12, 256) and file["boxes"].shape == (4, 12, 4)
+        assert file["num_boxes"][:].tolist() == [12] * 4 and file["num_boxes"].dtype == np.int16
+        assert file["image_size"].dtype == np.int32 and file["image_id"][0] == b"id-000.png"
+        assert all(file[name].chunks is None for name in file)
+    with h5py.File(ragged.out / "000000.h5") as file:
+        counts = file["num_boxes"][:]
+        assert file["offsets"][:].tolist() == [0, *np.cumsum(counts)]
+        assert file["features"].shape == (counts.sum(), 256) and file["boxes"].shape == (counts.sum(), 4)
+
+
+@pytest.mark.parametrize("layout", ["dense", "ragged"])
+def test_the_cards_example_runs(layout: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = request.getfixturevalue(layout).out
+    (example,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(example, names)
+    expected = RegionStore(folder).regions(0)
+    np.testing.assert_array_equal(names["features"], expected.features)
+    np.testing.assert_array_equal(names["boxes"], expected.boxes)
+    assert names["image_id"] == "id-000.png"
+
+
+def test_index_tells_the_shards_apart(ragged: Pictures) -> None:
+    store = RegionStore(ragged.out)
+    assert [(s["file"], s["count"], s["first"], s["last"]) for s in store.index["shards"]] == [
+        ("000000.h5", 4, "id-000.png", "id-003.png"),
+        ("000001.h5", 4, "id-004.png", "id-007.png"),
+        ("000002.h5", 2, "id-008.png", "id-009.png"),
+    ]
+
+
+def test_regions_are_views_of_the_map(dense: Pictures) -> None:
+    store = RegionStore(dense.out)
+    first, again = store.regions(0), store.regions(0)
+    assert np.shares_memory(first.features, again.features)
+    assert not first.features.flags.writeable and not first.boxes.flags.writeable
+
+
+def checksum(store: RegionStore, row: int) -> float:
+    return float(store.regions(row).features.astype(np.float64).sum())
+
+
+def test_opened_store_can_be_pickled(ragged: Pictures) -> None:
+    store = RegionStore(ragged.out)
+    expected = [checksum(store, row) for row in range(len(store))]
+    assert store.ids
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 1000
+    copy = pickle.loads(pickled)
+    assert [checksum(copy, row) for row in range(len(copy))] == expected and copy.ids == store.ids
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_opened_store_works_in_other_processes(ragged: Pictures, method: str) -> None:
+    store = RegionStore(ragged.out)
+    expected = [store.regions(row) for row in range(0, 10, 3)]
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        found = pool.map_async(store.regions, range(0, 10, 3)).get(timeout=60)
+    for there, here in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(there.features, here.features)
+        np.testing.assert_array_equal(there.boxes, here.boxes)
+
+
+def test_shard_of_another_recipe_is_refused_by_row_and_by_id(dense: Pictures, copy: Path) -> None:
+    shutil.copy(dense.out / "000001.h5", copy / "000001.h5")
+    theirs, ours = read_recipe(dense.out)[1], read_recipe(copy)[1]
+    for use in (lambda store: store.regions(5), lambda store: store.ids, lambda store: store.row("id-000.png")):
+        with pytest.raises(InputError, match=f"{theirs}.*{ours}") as error:
+            use(RegionStore(copy))
+        assert error.value.where == str(copy / "000001.h5")
+    RegionStore(copy).regions(0)
+
+
+def test_shard_of_another_length_is_refused(copy: Path) -> None:
+    shutil.copy(copy / "000002.h5", copy / "000000.h5")
+    with pytest.raises(InputError, match="holds 2 images, index.json lists 4") as error:
+        RegionStore(copy).regions(0)
+    assert error.value.where == str(copy / "000000.h5")
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, -1])
+def test_truncated_shard_is_refused(copy: Path, keep: float) -> None:
+    shard = copy / "000000.h5"
+    data = shard.read_bytes()
+    shard.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(InputError) as error:
+        RegionStore(copy).regions(0)
+    assert error.value.where == str(shard)
+    RegionStore(copy).regions(4)
+
+
+def test_missing_shard_is_refused(copy: Path) -> None:
+    (copy / "000002.h5").unlink()
+    with pytest.raises(InputError) as error:
+        RegionStore(copy).regions(9)
+    assert error.value.where == str(copy / "000002.h5")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"images": 3}'])
+def test_missing_or_broken_index_is_refused(copy: Path, text: str | None) -> None:
+    (copy / INDEX).unlink() if text is None else (copy / INDEX).write_text(text)
+    with pytest.raises(InputError) as error:
+        RegionStore(copy)
+    assert error.value.where == str(copy / INDEX)
+
+
+def test_other_schema_is_refused(copy: Path) -> None:
+    spoil(copy / INDEX, schema=2)
+    with pytest.raises(InputError, match="schema 2, this program reads 1"):
+        RegionStore(copy)
+
+
+def test_altered_recipe_is_refused(copy: Path) -> None:
+    recipe = RegionStore(copy).recipe
+    spoil(copy / "recipe.json", recipe=recipe | {"selection": recipe["selection"] | {"score_threshold": 0.1}})
+    with pytest.raises(InputError, match="doesn't match its own hash"):
+        RegionStore(copy)
+
+
+def test_altered_recipe_with_a_new_hash_does_not_fit_the_shards(copy: Path) -> None:
+    recipe = RegionStore(copy).recipe | {"selection": "mine"}
+    spoil(copy / "recipe.json", recipe=recipe, recipe_hash=fingerprint(recipe))
+    with pytest.raises(InputError, match="never mixed"):
+        RegionStore(copy).regions(0)
+
+
+def test_recipes_of_two_stores_are_told_apart(dense: Pictures, ragged: Pictures) -> None:
+    one, other = RegionStore(dense.out), RegionStore(ragged.out)
+    with pytest.raises(InputError, match=r"'selection.max_boxes': 12 here, 20 there") as error:
+        require_same_recipe(one.recipe, one.folder, other.recipe, other.folder)
+    assert error.value.where == str(dense.out) and str(ragged.out) in error.value.what

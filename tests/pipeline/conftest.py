@@ -1,0 +1,26 @@
+"""The project in which the tests of the whole pipeline run DVC."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.project import Project, Result, copy_checkout, shrink, take_pictures
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A small project whose own code is sure to run; nothing has been reproduced in it yet."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    take_pictures(pictures)
+    project = Project(tmp_path_factory.mktemp("project"))
+    copy_checkout(project)
+    project.write_params(shrink(project.params, pictures))
+    used = project.command("python", "-c", "import extract; print(extract.__file__)").text.strip()
+    assert Path(used) == project.root / "extract" / "__init__.py"
+    return project
+
+
+@pytest.fixture(scope="session")
+def first_repro(project: Project) -> Result:
+    """What the first `dvc repro`, of everything, printed."""
+    return project.repro()

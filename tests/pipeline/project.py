@@ -1,0 +1,181 @@
+"""A small copy of this project in which tests run DVC: 80 scenes, and photographs added by editing params.yaml alone."""
+
+import copy
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from manifests.describing import describe
+from manifests.drawing import draw_scene
+
+CHECKOUT = Path(__file__).parents[2]
+ARTIFACTS = ("data", "runs", "report", "dvc.lock", ".staging")  # of a checkout in use, and not its code
+# (width, height), split and number of captions of each picture
+PICTURES = (
+    ((200, 120), "train", 5),
+    ((97, 140), "train", 2),
+    ((300, 300), "restval", 3),
+    ((64, 64), "train", 5),
+    ((640, 200), "restval", 4),
+    ((160, 160), "train", 5),
+    ((120, 200), "val", 3),
+    ((333, 222), "val", 2),
+    ((90, 90), "test", 5),
+    ((480, 360), "test", 2),
+    ((210, 350), "test", 3),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed (both streams), and the stages that DVC ran, or would run, in that order."""
+
+    text: str
+
+    @property
+    def stages(self) -> list[str]:
+        return re.findall(r"^Running stage '(.+?)':", self.text, re.MULTILINE)
+
+
+class Project:
+    """A copy of the working tree below `root`, with its own git and DVC."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        nowhere = "http://127.0.0.1:9"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("SELFALIGN_", "GIT_"))},
+            **{"PATH": path, "PYTHONPATH": str(root), "SELFALIGN_THREADS": "1", "SELFALIGN_BATCH": "4"},
+            **{"HF_HUB_OFFLINE": "1", "http_proxy": nowhere, "https_proxy": nowhere},
+            **{"DVC_GLOBAL_CONFIG_DIR": str(root / ".dvc/tmp"), "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site")},
+        }
+        # Without compiled modules every stage would spend its time on importing torch.
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def command(self, *arguments: str, ends_with: int = 0) -> Result:
+        """Run a command in the project to its end, whose exit status is checked."""
+        done = subprocess.run(
+            arguments,
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == ends_with, f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}"
+        return Result(done.stdout)
+
+    def repro(self, *arguments: str) -> Result:
+        return self.command("dvc", "repro", *arguments)
+
+    def kill_when(self, made: str, *arguments: str) -> None:
+        """Run `dvc repro`, and SIGKILL it with all that it started as soon as there is a file of the pattern `made`."""
+        process = subprocess.Popen(
+            ["dvc", "repro", *arguments],
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            while not any(self.root.glob(made)):
+                assert process.poll() is None, f"dvc repro ended before there was {made}"
+                time.sleep(0.002)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """A copy of what params.yaml holds."""
+        return yaml.safe_load((self.root / "params.yaml").read_text(encoding="utf-8"))
+
+    def write_params(self, params: dict[str, Any]) -> None:
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+    @contextmanager
+    def restored(self) -> Iterator[dict[str, Any]]:
+        """Give the parameters to change and write; afterwards params.yaml and dvc.lock are as they were before."""
+        before = {name: (self.root / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
+        try:
+            yield self.params
+        finally:
+            for name, content in before.items():
+                (self.root / name).write_bytes(content)
+
+    def digests(self, *folders: str) -> dict[str, str]:
+        """SHA-256 of every file below some folders, by its path in the project."""
+        files = [file for folder in folders for file in sorted((self.root / folder).rglob("*")) if file.is_file()]
+        return {str(f.relative_to(self.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+    def metrics(self, run: str) -> dict[str, Any]:
+        return json.loads((self.root / "runs" / run / "metrics.json").read_text(encoding="utf-8"))
+
+
+def copy_checkout(project: Project) -> None:
+    """Copy the working tree, files that aren't committed included, and commit it in a new repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=CHECKOUT, capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        source, target = CHECKOUT / name, project.root / name
+        if source.is_file() and Path(name).parts[0] not in ARTIFACTS:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    author = ("-c", "user.name=Test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
+    for command in (("init", "-q"), ("add", "-A"), ("commit", "-q", "-m", "A copy")):
+        project.command("git", *author, *command)
+
+
+def shrink(params: dict[str, Any], pictures: Path) -> dict[str, Any]:
+    """The demo of the committed parameters made small, with the data set `pictures` (a folder) and a run on it added."""
+    small = copy.deepcopy(params)
+    small["runs"] = {name: small["runs"][name] for name in ("vsrn", "vsrn-selfalign")}
+    small["scenes"] |= {"train": 48, "val": 12, "test": 20}
+    demo = small["datasets"]["demo"]
+    demo["regions"]["images_per_shard"] = demo["pack"]["images_per_shard"] = 16
+    for run in small["runs"].values():
+        run |= {"epochs": 2, "batch_size": 32}
+        run["base"] |= {"dim": 32, "word_dim": 16}
+    aligned = small["runs"]["vsrn-selfalign"]
+    aligned["selfalign"]["concept"]["num_concepts"] = 32
+    small["datasets"]["pictures"] = copy.deepcopy(demo) | {
+        "source": {"format": "karpathy", "images": str(pictures), "captions": str(pictures / "captions.json")},
+        "tokens": {"language": "blank_en", "min_count": 1},
+    }
+    small["datasets"]["pictures"]["regions"]["images_per_shard"] = 4
+    small["runs"]["on-pictures"] = copy.deepcopy(aligned) | {"dataset": "pictures"}
+    return small
+
+
+def take_pictures(folder: Path) -> None:
+    """Fill `folder` with JPEGs of many sizes and a Karpathy JSON, as somebody's own data set has them."""
+    images = []
+    for number, (size, split, captions) in enumerate(PICTURES):
+        rng = np.random.default_rng([99, number])
+        pixels, scene = draw_scene(rng)
+        name = f"photo {number}.jpg"
+        Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(folder / name, quality=90)
+        sentences = [{"raw": caption.text} for caption in describe(rng, scene)[:captions]]
+        images.append({"filename": name, "imgid": number, "split": split, "sentences": sentences})
+    (folder / "captions.json").write_text(json.dumps({"dataset": "pictures", "images": images}), encoding="utf-8")

@@ -1,0 +1,93 @@
+"""Every stage of dvc.yaml declares the code and the parameters that decide what it makes, and no others."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.pipeline.imports import closure, import_graph, imports_of
+from tests.pipeline.project import CHECKOUT
+
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage.get("do", stage) for name, stage in yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())["stages"].items()
+}
+# What no artifact depends on: errors, progress, how files are written, how parameters are checked, names of packages.
+PLUMBING = {"manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py"}
+# What manifest.jsonl and grounding.jsonl look like matters to the stage that writes them; the others depend on the files.
+FORMATS = {"manifests/schema.py", "manifests/grounding.py"}
+# Imports that a stage doesn't follow: of what detectors have in common, the training takes only the record `Candidates`.
+UNUSED = {"detector": {"extract/detectors/base.py"}}
+# A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
+PARAMS = {
+    "scenes": ["scenes"],
+    "detector": ["detector"],
+    "manifest": ["datasets.${key}.source"],
+    "regions": ["datasets.${key}.regions"],
+    "tokens": ["datasets.${key}.tokens"],
+    "pack": ["datasets.${key}.pack"],
+    "train": ["runs.${key}"],
+    "evaluate": ["evaluate", "runs.${key}.dataset"],
+    "report": ["report", "runs"],
+}
+
+GRAPH = import_graph(CHECKOUT)
+
+
+def used(stage: str) -> set[str]:
+    """The files that a stage's command imports from the floors below the pipeline, plumbing left out."""
+    tree = ast.parse((CHECKOUT / "pipeline" / "cli.py").read_text(encoding="utf-8"))
+    (command,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage)
+    unused = UNUSED.get(stage, set())
+    graph = {file: others - unused for file, others in GRAPH.items()}
+    found = closure(graph, imports_of(command, "pipeline/cli.py", CHECKOUT))
+    settled = PLUMBING | (set() if stage == "manifest" else FORMATS)
+    return {file for file in found - settled if Path(file).name not in ("settings.py", "__init__.py")}
+
+
+def code_deps(stage: str) -> list[str]:
+    """The declared dependencies that are committed, not made or brought along."""
+    return [dep for dep in STAGES[stage]["deps"] if not dep.startswith(("data/", "runs", "${"))]
+
+
+def covers(dep: str, file: str) -> bool:
+    return file == dep or file.startswith(f"{dep}/")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_imported_file_is_declared(stage: str) -> None:
+    files = used(stage)
+    assert files
+    assert sorted(file for file in files if not any(covers(dep, file) for dep in code_deps(stage))) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_declared_file_is_used(stage: str) -> None:
+    assert [dep for dep in code_deps(stage) if not (CHECKOUT / dep).exists()] == []
+    files = used(stage)
+    assert [dep for dep in code_deps(stage) if not any(covers(dep, file) for file in files)] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_parameters_are_those_that_the_command_reads(stage: str) -> None:
+    assert STAGES[stage]["params"] == PARAMS[stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_command_is_thin_and_described(stage: str) -> None:
+    declared = STAGES[stage]
+    argument = " ${key}" if "${key}" in str(declared["outs"]) else ""
+    assert declared["cmd"] == f"selfalign {stage}{argument}"
+    assert "SELFALIGN_" not in str(declared)
+    assert len(declared["desc"]) > 10
+    assert "vars" not in declared and "wdir" not in declared
+
+
+def test_only_the_manifest_looks_at_the_source_files() -> None:
+    looking = {stage for stage, declared in STAGES.items() if any("${item.source" in dep for dep in declared["deps"])}
+    assert looking == {"manifest"}
+
+
+def test_only_the_detector_is_frozen() -> None:
+    assert [stage for stage, declared in STAGES.items() if declared.get("frozen")] == ["detector"]

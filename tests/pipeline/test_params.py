@@ -1,0 +1,137 @@
+"""params.yaml: the committed one is valid, and every mistake is named by its key, with what to write instead."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from manifests.errors import InputError
+from pipeline.params import Params, read_params
+from tests.pipeline.project import CHECKOUT
+
+COMMITTED = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def changed(tmp_path: Path, key: str, value: Any) -> Path:
+    """The committed parameters with the value at a dotted key set, or deleted where it is None."""
+    params = copy.deepcopy(COMMITTED)
+    *sections, last = key.split(".")
+    place = params
+    for section in sections:
+        place = place[section]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    return path
+
+
+def message(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_params(path)
+    assert caught.value.where.endswith(path.name) and caught.value.fix
+    return str(caught.value)
+
+
+def test_the_committed_file_is_valid() -> None:
+    params = read_params(CHECKOUT / "params.yaml")
+    assert isinstance(params, Params)
+    assert {"demo"} <= set(params.datasets) and {"vsrn", "vsrn-selfalign"} <= set(params.runs)
+    assert params.scenes.test >= 500
+    assert params.scenes.seed != params.detector.seed
+
+
+def test_selfalign_is_compared_with_the_same_base() -> None:
+    base, aligned = (COMMITTED["runs"][name] for name in ("vsrn", "vsrn-selfalign"))
+    assert {key: value for key, value in aligned.items() if key != "selfalign"} == base
+    assert set(aligned["selfalign"]) == {"concept", "context"}
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("scenez", "scenes"),
+        ("scenes.tran", "train"),
+        ("datasets.demo.region", "regions"),
+        ("datasets.demo.source.image", "images"),
+        ("datasets.demo.regions.detector.shortes", "shortest"),
+        ("datasets.demo.regions.selection.max_box", "max_boxes"),
+        ("datasets.demo.tokens.mincount", "min_count"),
+        ("runs.vsrn.epoch", "epochs"),
+        ("runs.vsrn.base.dims", "dim"),
+        ("runs.vsrn-selfalign.selfalign.concept.num_concept", "num_concepts"),
+        ("report.example", "examples"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, key: str, nearest: str) -> None:
+    assert f"{key}: unknown key (did you mean {nearest!r}?)" in message(changed(tmp_path, key, 1))
+
+
+def test_an_unknown_key_like_no_other_has_no_hint(tmp_path: Path) -> None:
+    text = message(changed(tmp_path, "runs.vsrn.zzzzzz", 1))
+    assert "runs.vsrn.zzzzzz: unknown key" in text and "did you mean" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("scenes.train", "many", "valid integer"),
+        ("runs.vsrn.epochs", 0, "greater than or equal to 1"),
+        ("runs.vsrn.learning_rate", [1], "valid number"),
+        ("runs.vsrn.base", "vsrn", "dictionary"),
+        ("datasets.demo.regions.unreadable", "ignore", "'stop' or 'skip'"),
+        ("datasets.demo.regions.selection.min_boxes", 99, "min_boxes 99 is above max_boxes"),
+        ("runs.vsrn.dataset", None, "field required"),
+        ("datasets", {}, "at least 1 item"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    text = message(changed(tmp_path, key, value))
+    place = key.removesuffix(".min_boxes")  # a rule of two keys is told of their section
+    assert f"{place}: " in text and told in text
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    path = changed(tmp_path, "scenes.train", "many")
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["report"]["retreived"] = 5
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    text = message(path)
+    assert "scenes.train" in text and "report.retreived" in text
+
+
+def test_a_run_on_an_unknown_data_set_is_told_the_nearest(tmp_path: Path) -> None:
+    text = message(changed(tmp_path, "runs.vsrn.dataset", "dmo"))
+    assert "runs.vsrn.dataset" in text and "'dmo'" in text and "did you mean 'demo'?" in text
+
+
+@pytest.mark.parametrize("content", [b"scenes: [1\nrest: 2", b"scenes: \xff\xfe"], ids=["broken", "not UTF-8"])
+def test_what_is_not_yaml_is_told_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert "not YAML" in message(path)
+
+
+@pytest.mark.parametrize("content", ["", "- a list", "just text"])
+def test_yaml_without_sections_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="utf-8")
+    assert "dictionary" in message(path)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = message(path)
+    assert str(path) in text and "project's folder" in text
+
+
+def test_names_of_runs_and_data_sets_are_looked_up_with_a_hint() -> None:
+    params = read_params(CHECKOUT / "params.yaml")
+    with pytest.raises(InputError, match="runs has no 'vsnr'.*did you mean 'vsrn'"):
+        params.run("vsnr")
+    with pytest.raises(InputError, match="datasets has no 'demos'.*did you mean 'demo'"):
+        params.dataset("demos")

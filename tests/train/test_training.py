@@ -1,0 +1,142 @@
+"""The training stage on real stores: it learns, it is reproducible, its checkpoints say what they need."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from eval.recall import chance_recalls
+from eval.validation import validate
+from manifests.errors import InputError
+from train.checkpoint import load_model, require_recipe
+from train.data import RetrievalData
+from train.settings import RunSettings
+from train.train import run
+
+SETTINGS = {
+    "dataset": "small",
+    "epochs": 8,
+    "batch_size": 64,
+    "learning_rate": 2e-3,
+    "base": {"name": "vsrn", "dim": 64, "word_dim": 32, "graph_layers": 1},
+    "triplet": {"all_negatives_epochs": 8},
+    "selfalign": {
+        "concept": {"num_concepts": 64},
+        "context": {"weight": 20.0, "temperature": 0.1, "num_negatives": 128},
+    },
+}
+
+
+def train(dataset, out, **changes):
+    settings = RunSettings(**{**SETTINGS, **changes})
+    run(
+        name="test",
+        **dataset,
+        settings=settings,
+        validate=lambda model, data: validate(model, data, 64),
+        out=out / "model",
+        curves=out / "epochs.csv",
+    )
+    with open(out / "epochs.csv", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    return out, train(dataset, out)
+
+
+def test_both_modules_learn_and_retrieval_beats_chance(dataset, trained):
+    out, curve = trained
+    first, last = curve[0], curve[-1]
+    assert last["lca"] < first["lca"]
+    assert last["cra"] < 0.9 * first["cra"]
+    model, data = load_model(out / "model"), RetrievalData(**dataset, split="val")
+    chance = chance_recalls([len(data.captions_of(image)) for image in range(len(data.images))])
+    recalls = validate(model, data, 64)
+    for key in ("t2i_r1", "i2t_r1"):
+        assert recalls[key] > 6 * chance[key], key
+
+
+def test_the_best_epoch_is_kept(trained):
+    out, curve = trained
+    record = json.loads((out / "model" / "run.json").read_text())
+    best = max(curve, key=lambda row: row["val_rsum"])
+    assert record["best_epoch"] == best["epoch"]
+    assert record["val_rsum"] == pytest.approx(best["val_rsum"])
+
+
+def test_a_checkpoint_gives_the_model_back(dataset, trained):
+    out, curve = trained
+    data = RetrievalData(**dataset, split="val")
+    best = max(curve, key=lambda row: row["val_rsum"])
+    assert validate(load_model(out / "model"), data, 64)["rsum"] == pytest.approx(best["val_rsum"])
+
+
+def test_equal_seeds_give_equal_weights(dataset, tmp_path):
+    for name in ("a", "b"):
+        train(dataset, tmp_path / name, epochs=1)
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    train(dataset, tmp_path / "c", epochs=1, seed=1)
+    assert (tmp_path / "c" / "model" / "model.safetensors").read_bytes() != weights[0]
+
+
+def test_the_codebook_rests_in_its_frozen_epochs(dataset, tmp_path):
+    from safetensors.torch import load_file
+
+    for frozen in (0, 1):
+        concept = {"num_concepts": 64, "frozen_epochs": frozen}
+        train(dataset, tmp_path / str(frozen), epochs=1, selfalign={"concept": concept})
+    moved, resting = (
+        load_file(tmp_path / str(frozen) / "model" / "model.safetensors")["concept.codebook"] for frozen in (0, 1)
+    )
+    torch.manual_seed(SETTINGS.get("seed", 0))
+    assert not torch.allclose(moved, resting)
+    assert torch.allclose(resting.norm(dim=1), torch.ones(64), atol=1e-5)
+
+
+def test_a_diverging_run_stops_with_its_place(dataset, tmp_path):
+    with pytest.raises(InputError) as error:
+        train(dataset, tmp_path, learning_rate=1e30, gradient_clip=1e30)
+    assert "epoch" in error.value.where and "step" in error.value.where
+    assert "triplet" in error.value.what and "images" in error.value.what
+
+
+def test_other_features_are_refused(dataset, trained, tmp_path):
+    other = tmp_path / "regions"
+    shutil.copytree(dataset["regions"], other)
+    written = json.loads((other / "recipe.json").read_text())
+    from manifests.files import fingerprint, write_json
+
+    written["recipe"]["selection"]["nms_threshold"] = 0.5
+    written["recipe_hash"] = fingerprint(written["recipe"])
+    write_json(other / "recipe.json", written)
+    data = RetrievalData(**dataset, split="val")
+    require_recipe(trained[0] / "model", data)
+    with pytest.raises(InputError, match="made by recipe"):
+        RetrievalData(**{**dataset, "regions": other}, split="val")
+
+
+def test_captions_of_one_image_are_no_negatives(dataset, trained):
+    """Doubling a pair in a batch leaves the triplet and the context loss of the others unchanged."""
+    model = load_model(trained[0] / "model")
+    data = RetrievalData(**dataset, split="val")
+    captions = [data.captions_of(image)[0] for image in range(6)] + [data.captions_of(0)[1]]
+    images = data.caption_image[np.array(captions)]
+    regions, words = data.region_batch(images), data.word_batch(captions)
+    same = torch.from_numpy(images[:, None] == images[None, :])
+    scores = model.encode_images(regions).embedding @ model.encode_captions(words).embedding.T
+    from train.losses import all_pairs_triplet
+
+    barred = all_pairs_triplet(scores, 0.2, same)
+    own = scores.diagonal()
+    pair = (0.2 + scores - own[:, None]).clamp(min=0) + (0.2 + scores - own[None, :]).clamp(min=0)
+    off = ~torch.eye(7, dtype=torch.bool)
+    expected = (pair * (off & ~same)).sum()
+    assert barred.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert all_pairs_triplet(scores, 0.2).item() > barred.item()

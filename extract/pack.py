@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.stores.recipe import write_recipe
 from extract.settings import PackSettings
+from extract.stores.recipe import write_recipe
 from extract.stores.regions import Regions, RegionStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError

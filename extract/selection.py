@@ -2,16 +2,27 @@
 
 `bottom_up` is the rule of bottom-up attention (Anderson et al., CVPR 2018): NMS within each class, the best class
 confidence of what survives, everything above a threshold, but never fewer than `min_boxes` nor more than `max_boxes`.
-Fixed 36 is ``min_boxes == max_boxes == 36``.
+Fixed 36 is ``min_boxes == max_boxes == 36``. `detections` is Faster R-CNN's own: boxes regressed for a class, NMS
+within the class.
 """
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+_coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+_MANY = 1000  # pairs of proposal and class, up to which batched_nms settles all of them in one call
 
 
 def bottom_up(
-    boxes: Tensor, probabilities: Tensor, *, min_boxes: int, max_boxes: int, nms_threshold: float, score_threshold: float
+    boxes: Tensor,
+    probabilities: Tensor,
+    *,
+    min_boxes: int,
+    max_boxes: int,
+    nms_threshold: float,
+    score_threshold: float,
 ) -> Tensor:
     """Rows of the proposals to keep, the most confident first.
 
@@ -29,10 +40,13 @@ def bottom_up(
     """
     # Weaker pairs never suppress stronger ones, so the pairs above the threshold can be settled alone; the rest (with
     # 1,600 classes nearly all of them) are looked at only where the threshold leaves too few.
-    confidence = _confidence(boxes, probabilities, probabilities >= score_threshold, nms_threshold)
-    wanted = int((confidence > 0).sum())
-    if wanted < min_boxes:
-        confidence = _confidence(boxes, probabilities, torch.ones_like(probabilities, dtype=torch.bool), nms_threshold)
+    strong = probabilities >= score_threshold
+    if probabilities.numel() > _MANY:
+        confidence = _confidence(boxes, probabilities, strong, nms_threshold)
+        wanted = int((confidence > 0).sum())
+    if probabilities.numel() <= _MANY or wanted < min_boxes:
+        confidence = _confidence(boxes, probabilities, torch.ones_like(strong), nms_threshold)
+        wanted = int((confidence >= score_threshold).sum())
     order = confidence.sort(descending=True, stable=True).indices
     return order[: min(max(wanted, min_boxes), max_boxes)]
 
@@ -44,3 +58,32 @@ def _confidence(boxes: Tensor, probabilities: Tensor, considered: Tensor, nms_th
     # In double: batched_nms moves each class's boxes apart, by up to millions of pixels with 1,600 classes.
     kept = batched_nms(boxes[rows].double(), scores.double(), classes, nms_threshold)
     return boxes.new_zeros(len(boxes)).scatter_reduce(0, rows[kept], scores[kept].to(boxes.dtype), reduce="amax")
+
+
+def detections(
+    proposals: Tensor,
+    probabilities: Tensor,
+    deltas: Tensor,
+    image_size: tuple[int, int],
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    max_boxes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Final detections, the most confident first.
+
+    Parameters
+    ----------
+    proposals : ``[P, 4]`` (x1, y1, x2, y2) in the network's picture, whose (height, width) is `image_size`.
+    probabilities : foreground class probabilities ``[P, C]``.
+    deltas : box deltas of every class, ``[P, 4 C]``.
+
+    Returns
+    -------
+    the proposal ``[N]`` each came from, its class ``[N]`` and its regressed box ``[N, 4]``.
+    """
+    rows, classes = (probabilities > score_threshold).nonzero(as_tuple=True)
+    own = deltas.view(len(proposals), -1, 4)[rows, classes]
+    boxes = clip_boxes_to_image(_coder.decode_single(own, proposals[rows]), image_size)
+    kept = batched_nms(boxes, probabilities[rows, classes], classes, nms_threshold)[:max_boxes]
+    return rows[kept], classes[kept], boxes[kept]

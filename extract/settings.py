@@ -1,24 +1,61 @@
 """The parameters of the region and pack stages and of the demo detector's training, as `params.yaml` gives them."""
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from manifests.settings import Settings
 
 
-class DetectorSettings(Settings):
-    """Which network finds the regions, and the size at which it sees a picture."""
-
-    name: Literal["demo"] = Field(description="a detector of extract/detectors")
-    weights: str = Field(description="path of its weights")
+class _Weights(Settings):
+    weights: str = Field(description="path or address of the weights")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the weights file")
+
+
+class DemoDetectorSettings(_Weights):
+    """The demo's small network (`extract.detectors.demo`)."""
+
+    name: Literal["demo"]
     shortest: int = Field(160, ge=8, description="pixels of the shorter side after resizing")
     longest: int = Field(256, ge=8, description="bound on the longer side, in pixels")
 
 
-class SelectionSettings(Settings):
-    """Which proposals become regions (`extract.selection`)."""
+class RCNNSettings(_Weights):
+    """A detectron2 checkpoint on torchvision's parts (`extract.detectors.rcnn`); the defaults are detectron2's."""
+
+    name: Literal["rcnn"]
+    shortest: int = Field(600, ge=1, description="pixels of the shorter side after resizing")
+    longest: int = Field(1000, ge=1, description="bound on the longer side, in pixels")
+    pixel_order: Literal["BGR", "RGB"] = "BGR"
+    pixel_mean: tuple[float, float, float] = Field((103.53, 116.28, 123.675), description="in pixel_order")
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    stride_in_1x1: bool = Field(True, description="where a stage strides: true for R50 and R101, false for X152")
+    pooling: Literal["align", "pool"] = Field("align", description="RoIAlign (aligned) or caffe's RoIPool")
+    sampling_ratio: int = Field(0, ge=0, description="of RoIAlign: 0 adapts to the box, 2 in bottom-up configs")
+    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    proposals_before: int = Field(6000, ge=1, description="proposals kept before NMS, a level")
+    proposals_after: int = Field(300, ge=1, description="proposals kept after NMS")
+    proposals_nms: float = Field(0.7, gt=0, le=1)
+    variance_includes_eps: bool = Field(False, description="old checkpoints, before FrozenBatchNorm's version 3")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    object_names: str | None = Field(None, description="text file, one class name a line")
+    attribute_names: str | None = Field(None, description="text file, one attribute name a line")
+
+
+class Detectron2Settings(_Weights):
+    """The real detectron2, where it is installed (`extract.detectors.detectron2_backend`)."""
+
+    name: Literal["detectron2"]
+    config: str = Field(description="path of a config file")
+    options: tuple[str, ...] = Field((), description="overrides of the config: KEY, VALUE, KEY, VALUE ...")
+
+
+DetectorSettings = Annotated[DemoDetectorSettings | RCNNSettings | Detectron2Settings, Field(discriminator="name")]
+
+
+class BottomUpSettings(Settings):
+    """Per-class NMS over proposals, best confidence first, between `min_boxes` and `max_boxes` of them."""
 
     rule: Literal["bottom_up"] = "bottom_up"
     min_boxes: int = Field(ge=1)
@@ -27,10 +64,30 @@ class SelectionSettings(Settings):
     score_threshold: float = Field(0.2, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "SelectionSettings":
+    def _ordered(self) -> "BottomUpSettings":
         if self.min_boxes > self.max_boxes:
             raise ValueError(f"min_boxes {self.min_boxes} is above max_boxes {self.max_boxes}")
         return self
+
+    @property
+    def fixed(self) -> int | None:
+        """The number of regions of every picture, or None where it varies."""
+        return self.max_boxes if self.min_boxes == self.max_boxes else None
+
+
+class DetectionSettings(Settings):
+    """Detectron2's final detections: regressed boxes, NMS within each class; a picture may have none."""
+
+    rule: Literal["detections"]
+    max_boxes: int = Field(100, ge=1)
+    nms_threshold: float = Field(0.5, gt=0, le=1)
+    score_threshold: float = Field(0.05, gt=0, lt=1)
+
+    min_boxes: ClassVar[int] = 0
+    fixed: ClassVar[None] = None
+
+
+SelectionSettings = Annotated[BottomUpSettings | DetectionSettings, Field(discriminator="rule")]
 
 
 class RegionSettings(Settings):

@@ -4,32 +4,38 @@ Every artifact of the pipeline is written through `atomic`, so that no reader an
 file under its final name (DESIGN.md, "Resume").
 """
 
+import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from manifests.errors import DiskFull
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, sync it to disk and move it into place.
 
-    On an exception the temporary file is removed and `path` stays as it was.
+    On an exception the temporary file is removed and `path` stays as it was. Raises `DiskFull` where there is no room.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Machines that share a folder may share process ids.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -37,21 +43,38 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """Give an empty temporary folder beside `out`; when the block ends well, move it into place.
 
     An earlier `out` is replaced only then. On an exception the temporary folder is removed and `out` stays as it was.
+    Raises `DiskFull` where there is no room.
     """
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary, earlier = (out.with_name(f".{out.name}.{os.getpid()}.{role}") for role in ("tmp", "old"))
+    temporary, earlier = (out.with_name(f".{out.name}.{role}") for role in ("tmp", "old"))
     for left_behind in (temporary, earlier):
         shutil.rmtree(left_behind, ignore_errors=True)
-    temporary.mkdir()
+    with room_for(out):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if out.exists():
+                os.replace(out, earlier)
+            os.replace(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(earlier, ignore_errors=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turn the system's error of a full disk, or of a used-up quota, into `DiskFull`."""
     try:
-        yield temporary
-        if out.exists():
-            os.replace(out, earlier)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(earlier, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        raise DiskFull(
+            f"{os.strerror(error.errno)}: without it, {shutil.disk_usage(folder).free / 1e6:.1f} MB are free",
+            where=path,
+            fix="make room on that disk, then run the same command again",
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

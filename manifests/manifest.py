@@ -179,7 +179,7 @@ def _upright_size(file: BinaryIO) -> tuple[int | None, int | None]:
             width, height = image.size
             # Pillow turns a TIFF's size by itself. The plain method: PNG's own would decode the whole picture.
             turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION) in (5, 6, 7, 8)
-    except Exception:  # noqa: BLE001  Pillow's readers raise nearly anything on a damaged header
+    except Exception:
         return None, None
     if width < 1 or height < 1:
         return None, None

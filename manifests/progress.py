@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, drawn on standard error; a line every ten seconds where that is no terminal."""
+"""A progress bar with rate and time left on standard error; a line every ten seconds where that is no terminal."""
 
 import sys
 from collections.abc import Iterable

@@ -7,6 +7,7 @@ stage's `run`. Stages are imported when they are called, so that ``selfalign --h
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -76,19 +77,23 @@ def manifest(dataset: str) -> None:
 def regions(dataset: str) -> None:
     """Extract the regions of DATASET's pictures."""
     from extract.regions import run
+    from pipeline.cluster import open_client, worker_threads
 
     settings, machine = read_params().dataset(dataset), Machine.from_environment()
-    run(
-        dataset=dataset,
-        manifest=places.manifest(dataset),
-        images=settings.source.images,
-        settings=settings.regions,
-        out=places.regions(dataset),
-        staging=machine.staging,
-        device=machine.torch_device(),
-        batch_size=machine.batch,
-        readers=machine.readers,
-    )
+    with open_client(machine) as client:
+        run(
+            dataset=dataset,
+            manifest=places.manifest(dataset),
+            images=settings.source.images,
+            settings=settings.regions,
+            out=places.regions(dataset),
+            staging=machine.staging,
+            device=machine.device if client else machine.torch_device(),
+            batch_size=machine.batch,
+            readers=machine.readers,
+            client=client,
+            threads=worker_threads(machine),
+        )
 
 
 @main.command()
@@ -184,6 +189,39 @@ def metrics() -> None:
     runs = {name: settings.model_dump() for name, settings in read_params().runs.items()}
     click.echo(metrics_table(runs, places.RUNS))
     click.echo(f"\nreport: {(places.REPORT / 'index.html').absolute()}")
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
+@click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
+def verify(store: Path, manifest: Path | None, limit: int) -> None:
+    """Check a region STORE: checksums, arrays, boxes, and every image of its manifest."""
+    from extract.verify import run
+
+    found = run(store=store, manifest=manifest, limit=limit)
+    click.echo(found.text())
+    sys.exit(bool(found.total))
+
+
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--iou", default=0.95, show_default=True, help="From here on two boxes match.")
+@click.option("--matched", default=0.99, show_default=True, help="Least share of boxes that match.")
+@click.option("--cosine", default=0.999, show_default=True, help="Least centred cosine of an image.")
+@click.option("--max-abs", type=float, help="Largest difference of any number of a feature; any if left out.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all numbers there too.")
+def compare(a: Path, b: Path, file: Path | None, **tolerances: float) -> None:
+    """Say how far two region stores are apart: identical, equivalent or different."""
+    from extract.compare import Tolerances, run
+    from manifests.files import write_json
+
+    found = run(a=a, b=b, tolerances=Tolerances(**tolerances))
+    if file:
+        write_json(file, found.as_json())
+    click.echo(found.text())
+    sys.exit(found.verdict == "different")
 
 
 @main.command()

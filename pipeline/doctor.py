@@ -10,7 +10,8 @@ from manifests.errors import InputError
 from pipeline.machine import PREFIX, Machine
 from pipeline.params import read_params
 
-_PACKAGES = ("torch", "torchvision", "numpy", "h5py", "webdataset", "spacy", "transformers", "dask", "dvc", "detectron2")
+_PACKAGES = ("torch", "torchvision", "numpy", "h5py", "webdataset", "spacy", "transformers", "dask", "dvc")
+_OPTIONAL = ("detectron2",)
 
 
 def examine(machine: Machine) -> str:
@@ -23,17 +24,17 @@ def _settings(machine: Machine) -> str:
     for name, field in Machine.model_fields.items():
         variable = PREFIX + name.upper()
         origin = "set" if variable in os.environ else "default"
-        lines.append(f"  {variable:24} {str(getattr(machine, name)):12} {origin:8} {field.description}")
+        lines.append(f"  {variable:24} {getattr(machine, name)!s:12} {origin:8} {field.description}")
     return "\n".join(lines)
 
 
 def _versions(machine: Machine) -> str:
     lines = [f"Versions (Python {platform.python_version()}, torch device {machine.torch_device()})"]
-    for package in _PACKAGES:
+    for package in _PACKAGES + _OPTIONAL:
         try:
             found = version(package)
         except PackageNotFoundError:
-            found = "not installed (optional)" if package == "detectron2" else "MISSING: run `make environment`"
+            found = "not installed (optional)" if package in _OPTIONAL else "MISSING: run `make environment`"
         lines.append(f"  {package:24} {found}")
     lines.append(f"  {'free disk':24} {shutil.disk_usage('.').free / 1e9:.0f} GB")
     return "\n".join(lines)

@@ -6,15 +6,18 @@ or in a stage's command, where every machine would invalidate everybody's featur
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from manifests.errors import InputError
 
 PREFIX = "SELFALIGN_"
+_CLUSTER = re.compile(r"none|slurm|local:[1-9]\d*|([a-z]+://)?([\w.-]+|\[[\da-f:]+\]):\d+")
 
 
 class Machine(BaseModel):
@@ -28,6 +31,16 @@ class Machine(BaseModel):
     encode_batch: int = Field(256, ge=1, description="images or captions a batch in evaluation")
     readers: int = Field(2, ge=1, description="threads that read and decode pictures")
     staging: Path = Field(Path(".staging"), description="folder where finished shards wait for their store")
+    cluster: str = Field("none", description="who extracts: none, local:N, a Dask scheduler's address, slurm")
+
+    @field_validator("cluster")
+    @classmethod
+    def _known_cluster(cls, value: str) -> str:
+        if _CLUSTER.fullmatch(value):
+            return value
+        raise PydanticCustomError(
+            "cluster", "{value} is not none, local:N, slurm or an address like tcp://host:8786", {"value": repr(value)}
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -49,16 +62,16 @@ class Machine(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             raise InputError(
-                first["msg"], where=f"environment variable {PREFIX}{str(first['loc'][0]).upper()}", fix="correct its value"
+                first["msg"],
+                where=f"environment variable {PREFIX}{str(first['loc'][0]).upper()}",
+                fix="correct its value",
             ) from None
 
     def torch_device(self) -> str:
         """The torch device to use, with torch's thread count set on the way."""
         import torch
 
+        from extract.device import torch_device
+
         torch.set_num_threads(self.threads)
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError("no CUDA device is here", where=f"{PREFIX}DEVICE={self.device}", fix="unset it, or use cpu")
-        return self.device
+        return torch_device(self.device)

@@ -5,8 +5,7 @@ Each floor describes its own parameters; here they are put together. What only c
 
 import difflib
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -56,16 +55,18 @@ def read_params(path: Path = FILE) -> Params:
     except OSError as error:
         raise InputError("can't be read", where=path.absolute(), fix="run from the project's folder") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML: {' '.join(str(error).split())}", where=path, fix="mend the line it names") from error
+        message = " ".join(str(error).split())
+        raise InputError(f"not YAML: {message}", where=path, fix="mend the line it names") from error
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(values, item["loc"], item["msg"], item["type"]) for item in error.errors()]
-        raise InputError("; ".join(problems), where=path, fix="correct these keys (docs/parameters.md lists all)") from None
+        problems = "; ".join(_problem(item["loc"], item["msg"], item["type"]) for item in error.errors())
+        raise InputError(problems, where=path, fix="correct these keys (docs/parameters.md lists all)") from None
     for name, run in params.runs.items():
         if run.dataset not in params.datasets:
             raise InputError(
-                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets{_nearest(run.dataset, params.datasets)}",
+                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets"
+                f"{_nearest(run.dataset, params.datasets)}",
                 where=path,
                 fix=f"choose one of {', '.join(params.datasets)}",
             )
@@ -80,24 +81,42 @@ def _named(items: dict[str, Any], section: str, name: str) -> Any:
     return items[name]
 
 
-def _problem(values: Any, place: tuple[int | str, ...], message: str, kind: str) -> str:
-    key = ".".join(str(part) for part in place)
+def _problem(place: tuple[int | str, ...], message: str, kind: str) -> str:
+    key, _ = _follow(place)
     if kind != "extra_forbidden":
         return f"{key}: {message[:1].lower()}{message[1:]}"
-    return f"{key}: unknown key{_nearest(str(place[-1]), _known_keys(place[:-1]))}"
+    (section,) = _sections(_follow(place[:-1])[1])
+    return f"{key}: unknown key{_nearest(str(place[-1]), section.model_fields)}"
 
 
-def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    """The keys that the schema allows at a place of `params.yaml`."""
-    model: Any = Params
+def _follow(place: tuple[int | str, ...]) -> tuple[str, Any]:
+    """The dotted key of a place where pydantic found an error, and what the schema wants there.
+
+    Inside a choice of sections (a detector, by its `name`) pydantic's place has the chosen name, which is no key.
+    """
+    keys: list[str] = []
+    wanted: Any = Params
     for part in place:
-        if _is_model(model):
-            annotation = model.model_fields[part].annotation
-            optional = get_origin(annotation) in (Union, UnionType)
-            model = next(filter(_is_model, get_args(annotation)), None) if optional else annotation
-        else:  # a map: its keys are names, its values of one kind
-            model = get_args(model)[-1]
-    return list(model.model_fields) if _is_model(model) else []
+        sections = _sections(wanted)
+        if get_origin(wanted) is dict:
+            wanted = get_args(wanted)[-1]
+        elif len(sections) > 1:
+            wanted = next(section for section in sections if _is_called(section, part))
+            continue
+        else:
+            field = sections[0].model_fields.get(part) if sections else None
+            wanted = field.annotation if field else None
+        keys.append(str(part))
+    return ".".join(keys), wanted
+
+
+def _sections(wanted: Any) -> list[type[BaseModel]]:
+    """The sections that the schema allows at a place: none, one, or several to choose from."""
+    return [choice for choice in (wanted, *get_args(wanted)) if _is_model(choice)]
+
+
+def _is_called(section: type[BaseModel], name: int | str) -> bool:
+    return any(get_args(field.annotation) == (name,) for field in section.model_fields.values())
 
 
 def _is_model(value: Any) -> bool:

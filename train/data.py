@@ -46,11 +46,14 @@ class RetrievalData:
         self.region_store, self.token_store = RegionStore(regions), TokenStore(tokens)
         if self.token_store.image_ids != [row.id for row in rows]:
             raise InputError(
-                "its images are not those of the manifest", where=tokens, fix="run the tokens stage of this data set again"
+                "its images are not those of the manifest",
+                where=tokens,
+                fix="run the tokens stage of this data set again",
             )
         here = [(number, row) for number, row in enumerate(rows) if row.split == split]
-        self.left_out = [row.id for _, row in here if row.id not in self.region_store]
-        kept = [(number, row) for number, row in here if row.id in self.region_store]
+        count = dict(zip(self.region_store.ids, self.region_store.num_boxes.tolist(), strict=True))
+        kept = [(number, row) for number, row in here if count.get(row.id)]
+        self.left_out = [row.id for _, row in here if not count.get(row.id)]
         if not kept:
             raise InputError(f"no image of split {split!r} has regions", where=manifest, fix="give the split images")
         self.images: list[ImageRow] = [row for _, row in kept]

@@ -84,9 +84,7 @@ def run(
         write_curves(curves, rows)
         if recalls["rsum"] > best:
             best = recalls["rsum"]
-            save_model(
-                out, model, {**record, "best_epoch": epoch, "val_rsum": best, "seconds": round(seconds, 2)}
-            )
+            save_model(out, model, {**record, "best_epoch": epoch, "val_rsum": best, "seconds": round(seconds, 2)})
 
 
 def _epoch(

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from extract.selection import bottom_up
-from extract.settings import SelectionSettings
+from extract.selection import bottom_up, detections
+from extract.settings import BottomUpSettings, DetectionSettings
 from extract.stores.regions import Regions
 from manifests.errors import InputError
 
@@ -25,12 +25,13 @@ class Candidates:
     """One picture's proposals before selection.
 
     boxes ``[P, 4]`` in the network's picture, features ``[P, D]``, class probabilities without background ``[P, C]``,
-    attribute probabilities ``[P, A]`` or None.
+    box deltas of every class ``[P, 4 C]``, attribute probabilities ``[P, A]`` or None.
     """
 
     boxes: Tensor
     features: Tensor
     classes: Tensor
+    deltas: Tensor
     attributes: Tensor | None
 
 
@@ -41,14 +42,16 @@ class Detector(ABC):
     ----------
     recipe : everything that decides its numbers by design, as JSON; part of the store's recipe hash.
     selection : the rule that chooses regions among its proposals.
+    device : where its network is.
     dim : D, the length of a region feature.
-    object_names, attribute_names : the names behind the ids; `attribute_names` is None where it knows none.
+    object_names, attribute_names : the names behind the ids; None where it knows none.
     """
 
     recipe: dict[str, Any]
-    selection: SelectionSettings
+    selection: BottomUpSettings | DetectionSettings
+    device: str
     dim: int
-    object_names: tuple[str, ...]
+    object_names: tuple[str, ...] | None
     attribute_names: tuple[str, ...] | None
 
     @abstractmethod
@@ -57,7 +60,7 @@ class Detector(ABC):
 
     @abstractmethod
     def candidates(self, pictures: Tensor) -> list[Candidates]:
-        """Propose regions in uint8 RGB pictures ``[B, 3, H, W]`` of `network_size`."""
+        """Propose regions in uint8 RGB pictures ``[B, 3, H, W]`` of `network_size`, on `device`."""
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
         """Resize an upright RGB picture (uint8 ``[H, W, 3]``) to uint8 ``[3, h, w]``: PIL's bilinear filter."""
@@ -72,21 +75,13 @@ class Detector(ABC):
 
         Raises `InputError` where a picture has fewer proposals than ``selection.min_boxes``.
         """
-        scale_to = (pictures.shape[-1], pictures.shape[-2])
-        return [
-            self._regions(found, scale_to, size)
-            for found, size in zip(self.candidates(pictures), sizes, strict=True)
-        ]
+        if self.device.startswith("cuda"):
+            pictures = pictures.pin_memory().to(self.device, non_blocking=True)
+        found = self.candidates(pictures)
+        return [self._regions(f, pictures.shape[-2:], size) for f, size in zip(found, sizes, strict=True)]
 
-    def _regions(self, found: Candidates, network_size: tuple[int, int], size: tuple[int, int]) -> Regions:
-        rows = bottom_up(
-            found.boxes,
-            found.classes,
-            min_boxes=self.selection.min_boxes,
-            max_boxes=self.selection.max_boxes,
-            nms_threshold=self.selection.nms_threshold,
-            score_threshold=self.selection.score_threshold,
-        )
+    def _regions(self, found: Candidates, network: tuple[int, int], size: tuple[int, int]) -> Regions:
+        rows, boxes, objects_id, objects_conf = self._select(found, network)
         if len(rows) < self.selection.min_boxes:
             raise InputError(
                 f"the detector proposes {len(rows)} regions in a picture of {size[0]} x {size[1]} pixels, fewer than "
@@ -94,17 +89,31 @@ class Detector(ABC):
                 where="params.yaml, `selection.min_boxes`",
                 fix="lower it, or let the detector see larger pictures",
             )
-        x, y = size[0] / network_size[0], size[1] / network_size[1]
-        boxes = found.boxes[rows].float() * found.boxes.new_tensor([x, y, x, y], dtype=torch.float32)
-        limits = boxes.new_tensor([*size, *size])
-        objects_conf, objects_id = found.classes[rows].max(1)
+        x, y = size[0] / network[1], size[1] / network[0]
+        boxes = boxes.float() * boxes.new_tensor([x, y, x, y], dtype=torch.float32)
         attributes = None if found.attributes is None else found.attributes[rows].max(1)
         return Regions(
             features=found.features[rows].half().cpu().numpy(),
-            boxes=boxes.clamp(min=0).minimum(limits).cpu().numpy(),
+            boxes=boxes.clamp(min=0).minimum(boxes.new_tensor([*size, *size])).cpu().numpy(),
             image_size=size,
             objects_id=objects_id.int().cpu().numpy(),
             objects_conf=objects_conf.float().cpu().numpy(),
             attrs_id=None if attributes is None else attributes.indices.int().cpu().numpy(),
             attrs_conf=None if attributes is None else attributes.values.float().cpu().numpy(),
         )
+
+    def _select(self, found: Candidates, network: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows of the proposals, boxes in the network's picture, classes and their confidence."""
+        thresholds = {
+            "max_boxes": self.selection.max_boxes,
+            "nms_threshold": self.selection.nms_threshold,
+            "score_threshold": self.selection.score_threshold,
+        }
+        if self.selection.rule == "detections":
+            rows, classes, boxes = detections(
+                found.boxes, found.classes, found.deltas, (network[0], network[1]), **thresholds
+            )
+            return rows, boxes, classes, found.classes[rows, classes]
+        rows = bottom_up(found.boxes, found.classes, min_boxes=self.selection.min_boxes, **thresholds)
+        confidence, classes = found.classes[rows].max(1)
+        return rows, found.boxes[rows], classes, confidence

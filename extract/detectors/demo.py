@@ -9,7 +9,7 @@ from torch import Tensor
 from extract.detectors.base import Candidates, Detector
 from extract.detectors.scene_rcnn import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE, SceneRCNN
 from extract.images import DECODING
-from extract.settings import DetectorSettings, SelectionSettings
+from extract.settings import BottomUpSettings, DemoDetectorSettings, DetectionSettings
 
 PROPOSALS = {"before_nms": 300, "after_nms": 48, "nms_threshold": 0.7}
 
@@ -21,7 +21,13 @@ class DemoDetector(Detector):
     object_names = OBJECTS
     attribute_names = ATTRIBUTES
 
-    def __init__(self, settings: DetectorSettings, selection: SelectionSettings, weights: Path, device: str):
+    def __init__(
+        self,
+        settings: DemoDetectorSettings,
+        selection: BottomUpSettings | DetectionSettings,
+        weights: Path,
+        device: str,
+    ):
         self.settings, self.selection, self.device = settings, selection, device
         self.recipe = {
             "name": settings.name,

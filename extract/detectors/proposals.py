@@ -5,18 +5,20 @@ One rule is added: when NMS leaves fewer than `at_least`, the best suppressed pr
 number of regions can be promised for any picture, a 1x1 one included.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 _coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
 
 def propose(
-    objectness: Tensor,
-    deltas: Tensor,
-    anchors: Tensor,
+    objectness: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
     image_size: tuple[int, int],
     *,
     before: int,
@@ -28,10 +30,10 @@ def propose(
 
     Parameters
     ----------
-    objectness : logits ``[A]``.
-    deltas : ``[A, 4]``, relative to `anchors` ``[A, 4]`` (x1, y1, x2, y2) in the network's picture.
+    objectness : a level's logits ``[A]`` each; one level where there is no pyramid.
+    deltas : ``[A, 4]`` each, relative to `anchors` ``[A, 4]`` (x1, y1, x2, y2) in the network's picture.
     image_size : (height, width) of that picture.
-    before, after : how many to keep before and after NMS.
+    before, after : how many to keep of each level before NMS, and of all after it; levels don't suppress each other.
     at_least : how many proposals to return at the least.
 
     Returns
@@ -39,15 +41,21 @@ def propose(
     boxes ``[P, 4]`` (x1, y1, x2, y2) and their objectness ``[P]``, with ``at_least <= P <= after`` wherever the
     picture has that many anchors.
     """
-    scores, order = objectness.topk(min(before, len(objectness)))
-    boxes = _coder.decode_single(deltas[order], anchors[order])
+    best = [logits.topk(min(before, len(logits))) for logits in objectness]
+    boxes = torch.cat(
+        [_coder.decode_single(d[b.indices], a[b.indices]) for b, d, a in zip(best, deltas, anchors, strict=True)]
+    )
+    scores = torch.cat([b.values for b in best])
+    levels = torch.cat([torch.full_like(b.indices, level) for level, b in enumerate(best)])
     boxes = clip_boxes_to_image(boxes, image_size)
     valid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    boxes, scores = boxes[valid], scores[valid]
-    kept = nms(boxes, scores, nms_threshold)[:after]
+    boxes, scores, levels = boxes[valid], scores[valid], levels[valid]
+    kept = batched_nms(boxes, scores, levels, nms_threshold)[:after]
     if len(kept) < min(at_least, len(boxes)):
         suppressed = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
         suppressed[kept] = False
-        fill = suppressed.nonzero().squeeze(1)[: at_least - len(kept)]
-        kept = torch.cat([kept, fill]).sort().values
+        rest = suppressed.nonzero().squeeze(1)
+        fill = rest[scores[rest].argsort(descending=True, stable=True)][: at_least - len(kept)]
+        kept = torch.cat([kept, fill])
+        kept = kept[scores[kept].argsort(descending=True, stable=True)]
     return boxes[kept], scores[kept]

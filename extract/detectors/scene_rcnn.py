@@ -89,18 +89,19 @@ class SceneRCNN(nn.Module):
         size = (pictures.shape[-2], pictures.shape[-1])
         boxes = [
             propose(
-                o, d, anchors, size, before=before, after=after, at_least=at_least, nms_threshold=nms_threshold
+                [o], [d], [anchors], size, before=before, after=after, at_least=at_least, nms_threshold=nms_threshold
             )[0]
             for o, d in zip(objectness, deltas, strict=True)
         ]
         features = self.region_features(feature_map, boxes)
         counts = [len(b) for b in boxes]
         return [
-            Candidates(b, f, c, a)
-            for b, f, c, a in zip(
+            Candidates(*parts)
+            for parts in zip(
                 boxes,
                 features.split(counts),
                 self.class_head(features).softmax(1)[:, 1:].split(counts),
+                self.delta_head(features)[:, 4:].split(counts),
                 self.attribute_head(features).softmax(1).split(counts),
                 strict=True,
             )

@@ -84,8 +84,10 @@ class Losses:
         self.anchor_sampler = BalancedPositiveNegativeSampler(128, 0.5)
         self.box_sampler = BalancedPositiveNegativeSampler(48, 0.4)
 
-    def __call__(self, pictures: Tensor, boxes: list[Tensor], classes: list[Tensor], attributes: list[Tensor]) -> Tensor:
-        """Loss (a scalar) of float pictures ``[B, 3, H, W]`` and each picture's boxes ``[O, 4]`` with their ids ``[O]``."""
+    def __call__(
+        self, pictures: Tensor, boxes: list[Tensor], classes: list[Tensor], attributes: list[Tensor]
+    ) -> Tensor:
+        """Loss, a scalar, of pictures ``[B, 3, H, W]`` and each one's boxes ``[O, 4]`` with their ids ``[O]``."""
         network = self.network
         boxes = [b.float() for b in boxes]
         feature_map = network.features(pictures)
@@ -102,7 +104,7 @@ class Losses:
             loss = loss + F.smooth_l1_loss(deltas[i, positive], targets, beta=1 / 9, reduction="sum") / len(rows)
             with torch.no_grad():
                 proposals, _ = propose(
-                    objectness[i], deltas[i], anchors, size, before=300, after=100, at_least=1, nms_threshold=0.7
+                    [objectness[i]], [deltas[i]], [anchors], size, before=300, after=100, at_least=1, nms_threshold=0.7
                 )
                 proposals = torch.cat([proposals, truth])
                 match = self.box_matcher(box_iou(truth, proposals))

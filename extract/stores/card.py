@@ -2,9 +2,11 @@
 
 from typing import Any
 
+_SHOWN_NAMES = 40
 _CARD = """# Region features: {dataset}
 
-{images:,} pictures, {regions} regions each, {dim} numbers a region ({layout}); {failed} pictures could not be read (`failures.jsonl`).
+{images:,} pictures, {regions} regions each, {dim} numbers a region ({layout}); {failed} pictures could not be read
+(`failures.jsonl`).
 
 | what | |
 |---|---|
@@ -16,9 +18,7 @@ _CARD = """# Region features: {dataset}
 | recipe | `{recipe_hash}` (`recipe.json` has it whole, and what made this store) |
 | shards | {shards}, rows in manifest order (`index.json` has counts and sha256) |
 
-{labels}
-
-Load it with h5py alone:
+{labels}Load it with h5py alone:
 
 ```python
 import h5py
@@ -38,11 +38,10 @@ def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], rec
     """The text of a region store's `README.md`, made of its index and its recipe."""
     selection = recipe["selection"]
     ragged = index["layout"] == "ragged"
-    names = {"objects": index["object_names"], "attributes": index["attribute_names"]}
     return _CARD.format(
         dataset=dataset,
         images=index["images"],
-        regions=f"{selection['min_boxes']} to {selection['max_boxes']}" if ragged else selection["min_boxes"],
+        regions=f"{selection.get('min_boxes', 0)} to {selection['max_boxes']}" if ragged else selection["max_boxes"],
         dim=index["dim"],
         layout=index["layout"],
         failed=failed,
@@ -51,8 +50,16 @@ def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], rec
         selection=", ".join(f"{key} {value}" for key, value in selection.items()),
         recipe_hash=recipe_hash,
         shards=len(index["shards"]),
-        labels="\n".join(f"{what} ids: " + ", ".join(f"{i} {n}" for i, n in enumerate(names[what][:40])) + (" …" if len(names[what]) > 40 else "") + "\n" for what in names if names[what]),
+        labels=_ids("objects", index["object_names"]) + _ids("attributes", index["attribute_names"]),
         example='(shard[name][slice(*shard["offsets"][0:2])] for name in ("features", "boxes"))'
         if ragged
         else 'shard["features"][0], shard["boxes"][0]',
     )
+
+
+def _ids(what: str, names: list[str] | None) -> str:
+    """What the first ids mean, a paragraph; nothing where the detector knows no names."""
+    if not names:
+        return ""
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN_NAMES]))
+    return f"{what} ids: {shown}{' …' if len(names) > _SHOWN_NAMES else ''}\n\n"

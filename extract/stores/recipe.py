@@ -46,16 +46,20 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         recipe, recipe_hash = written["recipe"], written["recipe_hash"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no readable recipe ({error})", where=path, fix="run the stage that makes this store") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"no readable recipe ({error})", where=path, fix="run the stage that makes this store"
+        ) from error
     if fingerprint(recipe) != recipe_hash:
-        raise InputError("the recipe doesn't match its own hash", where=path, fix="restore the file, or make the store again")
+        raise InputError(
+            "the recipe doesn't match its own hash", where=path, fix="restore the file, or make the store again"
+        )
     return recipe, recipe_hash
 
 
 def require_same_recipe(ours: dict[str, Any], where_ours: object, theirs: dict[str, Any], where_theirs: object) -> None:
     """Raise `InputError` naming both places and the first differing key, unless the two recipes are equal."""
-    difference = _first_difference(ours, theirs)
+    difference = first_difference(ours, theirs)
     if difference is not None:
         key, a, b = difference
         raise InputError(
@@ -65,10 +69,11 @@ def require_same_recipe(ours: dict[str, Any], where_ours: object, theirs: dict[s
         )
 
 
-def _first_difference(a: Any, b: Any, key: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(a: Any, b: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key (dotted, in alphabetical order) at which two recipes differ, with both values; None if equal."""
     if isinstance(a, dict) and isinstance(b, dict):
         for name in sorted(a.keys() | b.keys()):
-            found = _first_difference(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+            found = first_difference(a.get(name), b.get(name), f"{key}.{name}" if key else name)
             if found:
                 return found
         return None

@@ -46,7 +46,14 @@ class Regions:
 
 
 def write_shard(
-    path: Path, ids: Sequence[str], regions: Sequence[Regions], recipe_hash: str, *, dim: int, dense: int | None, id_bytes: int
+    path: Path,
+    ids: Sequence[str],
+    regions: Sequence[Regions],
+    recipe_hash: str,
+    *,
+    dim: int,
+    dense: int | None,
+    id_bytes: int,
 ) -> None:
     """Write one shard, atomically.
 
@@ -91,7 +98,9 @@ class RegionStore:
             self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
-                f"not a region store ({error})", where=self.folder / INDEX, fix="run `dvc repro regions@<data set>` or `dvc pull`"
+                f"not a region store ({error})",
+                where=self.folder / INDEX,
+                fix="run `dvc repro regions@<data set>` or `dvc pull`",
             ) from error
         if self.index.get("schema") != SCHEMA:
             raise InputError(
@@ -122,7 +131,9 @@ class RegionStore:
     def row(self, image_id: str) -> int:
         """The row of an image; `InputError` where the store has none."""
         if image_id not in self._row_of:
-            raise InputError(f"no regions of image {image_id!r}", where=self.folder, fix=f"look for its reason in {FAILURES}")
+            raise InputError(
+                f"no regions of image {image_id!r}", where=self.folder, fix=f"look for its reason in {FAILURES}"
+            )
         return self._row_of[image_id]
 
     @property
@@ -153,6 +164,11 @@ class RegionStore:
         self._checked.add(number)
         return shard
 
+    @property
+    def num_boxes(self) -> np.ndarray:
+        """The number of regions of every picture, int64 ``[N]``; 0 is possible in a store of detections."""
+        return np.concatenate([self._shard(number)["num_boxes"] for number in range(len(self._shards))], dtype=np.int64)
+
     def regions(self, row: int) -> Regions:
         """The regions of one picture, as read-only views."""
         if not 0 <= row < len(self):
@@ -162,7 +178,9 @@ class RegionStore:
         part = slice(*shard["offsets"][local : local + 2]) if "offsets" in shard else local
         labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
         width, height = shard["image_size"][local].tolist()
-        return Regions(features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels)
+        return Regions(
+            features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

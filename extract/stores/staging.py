@@ -12,13 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from manifests.files import fingerprint, sha256, whole_folder, write_json
+from manifests.files import fingerprint, room_for, sha256, whole_folder, write_json
 
 _SHARD_MARKER = re.compile(r"\d+\.json")
 
 
 class Staging:
-    """The shards of one store in the making.
+    """The shards of one store in the making; many processes, on machines that share `root`, may finish shards in it.
 
     Parameters
     ----------
@@ -28,9 +28,13 @@ class Staging:
 
     def __init__(self, root: Path, key: Any):
         self.folder = Path(root) / fingerprint(key)[:32]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with room_for(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def discard_unfinished(self) -> None:
+        """Remove the files that a killed run was writing: for the one process that is about to have shards made."""
         for stale in self.folder.glob(".*.tmp"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
 
     def finished(self, shard: Path) -> dict[str, Any] | None:
         """The done-marker of a shard that is whole, else None; a shard that doesn't match its marker is removed."""
@@ -57,9 +61,10 @@ class Staging:
         """Give the folder, without its markers, the name `out` in one step; only then is the staging folder removed."""
         with whole_folder(out) as ready:
             for file in self.folder.iterdir():
-                if not _SHARD_MARKER.fullmatch(file.name):
+                if not (_SHARD_MARKER.fullmatch(file.name) or file.name.startswith(".")):
                     _link_or_copy(file, ready / file.name)
-        shutil.rmtree(self.folder)
+        # A worker that was given up for lost may be writing there to this day.
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

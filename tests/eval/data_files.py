@@ -10,7 +10,7 @@ from torch import nn
 
 from extract import tokens
 from extract.stores.recipe import write_recipe
-from extract.stores.regions import Regions, INDEX, SCHEMA, write_shard
+from extract.stores.regions import INDEX, SCHEMA, Regions, write_shard
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TokenSettings
 from manifests import manifest, scenes

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from eval.correspondence import accuracy, match_words, read_matches, region_objects
 from eval.embed import embed, save_arrays
 from eval.evaluate import run
-from eval.validation import validate
 from eval.settings import EvaluationSettings
 from eval.validation import validate
 from manifests.describing import WORDS

@@ -1,8 +1,12 @@
 """Region stores made once for all tests, and torch on one thread."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
+from tests.extract.disks import Disk, mounted
 from tests.extract.region_files import Pictures, mixed_files, region_settings, scene_files, write_pictures
 
 torch.set_num_threads(1)
@@ -22,3 +26,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     pictures = write_pictures(tmp_path_factory.mktemp("dense"), mixed_files())
     pictures.extract(region_settings(images_per_shard=4), batch_size=3)
     return pictures
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk that a test can fill; skipped where it can't be mounted."""
+    with mounted(tmp_path / "disk") as disk:
+        yield disk

@@ -12,7 +12,7 @@ from PIL import Image
 
 import extract
 from extract import regions
-from extract.settings import DetectorSettings, RegionSettings, SelectionSettings
+from extract.settings import BottomUpSettings, DemoDetectorSettings, RegionSettings
 from manifests.drawing import Scene, draw_scene
 from manifests.files import sha256
 from manifests.schema import ImageRow, write_manifest
@@ -52,10 +52,16 @@ def region_settings(
 ) -> RegionSettings:
     """Settings with the committed weights; `others` are keys of `RegionSettings`."""
     return RegionSettings(
-        detector=DetectorSettings(name="demo", weights=str(WEIGHTS), sha256=sha256(WEIGHTS)),
-        selection=SelectionSettings(min_boxes=min_boxes, max_boxes=max_boxes, score_threshold=score_threshold),
+        detector=DemoDetectorSettings(name="demo", weights=str(WEIGHTS), sha256=sha256(WEIGHTS)),
+        selection=BottomUpSettings(min_boxes=min_boxes, max_boxes=max_boxes, score_threshold=score_threshold),
         **others,
     )
+
+
+def quick_settings(**others: Any) -> RegionSettings:
+    """`region_settings` under which the detector sees pictures of 64 pixels."""
+    settings = region_settings(**others)
+    return settings.model_copy(update={"detector": settings.detector.model_copy(update={"shortest": 64, "longest": 64})})
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ class Pictures:
 
     def extract(self, settings: RegionSettings, **others: Any) -> Path:
         """Run the stage into `out`; `others` replace its arguments."""
-        arguments = {"manifest": self.manifest, "images": self.images, "out": self.out, "staging": self.staging} | others
+        places = {"manifest": self.manifest, "images": self.images, "out": self.out, "staging": self.staging}
+        arguments = places | others
         regions.run(dataset="tiny", settings=settings, **arguments)
         return arguments["out"]
 

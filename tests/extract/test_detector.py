@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from extract.detectors import Detector, load_detector
-from extract.settings import DetectorSettings, SelectionSettings
+from extract.settings import BottomUpSettings, DemoDetectorSettings
 from extract.stores.regions import Regions
 from manifests.drawing import Scene
 from manifests.errors import InputError
@@ -19,8 +19,8 @@ from tests.extract.region_files import WEIGHTS, region_settings, scene
 
 
 def detector_of(min_boxes: int = 12, max_boxes: int = 12, **view: int) -> Detector:
-    settings = DetectorSettings(name="demo", weights=str(WEIGHTS), sha256=sha256(WEIGHTS), **view)
-    return load_detector(settings, SelectionSettings(min_boxes=min_boxes, max_boxes=max_boxes))
+    settings = DemoDetectorSettings(name="demo", weights=str(WEIGHTS), sha256=sha256(WEIGHTS), **view)
+    return load_detector(settings, BottomUpSettings(min_boxes=min_boxes, max_boxes=max_boxes))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_types_and_ranges_of_regions(detector: Detector) -> None:
     for ids, names in ((found.objects_id, detector.object_names), (found.attrs_id, detector.attribute_names)):
         assert ids.dtype == np.int32 and ids.min() >= 0 and ids.max() < len(names)
     for confidence in (found.objects_conf, found.attrs_conf):
-        assert confidence.dtype == np.float32 and (0 < confidence).all() and (confidence <= 1).all()
+        assert confidence.dtype == np.float32 and (confidence > 0).all() and (confidence <= 1).all()
 
 
 def test_a_batch_gives_what_single_pictures_give(detector: Detector) -> None:

@@ -166,5 +166,3 @@ def test_damaged_bytes_give_a_picture_or_a_reason(format: str) -> None:
             assert str(error)
             unreadable += 1
     assert unreadable > 10
-
-

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from extract import pack, tokens
 from extract.stores.recipe import write_recipe
-from extract.stores.regions import Regions, SCHEMA, RegionStore, write_shard
+from extract.stores.regions import SCHEMA, Regions, RegionStore, write_shard
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.files import write_json

@@ -16,7 +16,13 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def slow_bottom_up(
-    boxes: Tensor, probabilities: Tensor, *, min_boxes: int, max_boxes: int, nms_threshold: float, score_threshold: float
+    boxes: Tensor,
+    probabilities: Tensor,
+    *,
+    min_boxes: int,
+    max_boxes: int,
+    nms_threshold: float,
+    score_threshold: float,
 ) -> list[int]:
     """Anderson et al.'s rule, class by class and box by box."""
     box, probability = boxes.tolist(), probabilities.tolist()
@@ -83,9 +89,9 @@ def test_class_number_does_not_blur_the_overlap() -> None:
     side = 20 + 10 * torch.rand(200, 1, generator=generator)
     shift = side * (1 - 0.3) / (1 + 0.3)  # gives an overlap of 0.3
     nudge = torch.cat([shift + (torch.rand(200, 1, generator=generator) - 0.5) * 0.02, torch.zeros(200, 1)], 1)
-    boxes = torch.stack([torch.cat([corner, corner + side], 1), torch.cat([corner + nudge, corner + nudge + side], 1)], 1)
+    pairs = torch.stack([torch.cat([c, c + side], 1) for c in (corner, corner + nudge)], 1)
     rule = {"min_boxes": 1, "max_boxes": 2, "nms_threshold": 0.3, "score_threshold": 0.2}
-    for pair in boxes:
+    for pair in pairs:
         probabilities = torch.zeros(2, 1600)
         probabilities[:, 1599] = torch.tensor([0.9, 0.8])
         assert len(bottom_up(pair, probabilities, **rule)) == (2 if iou(*pair.tolist()) <= 0.3 else 1)
@@ -103,7 +109,7 @@ def proposed(anchors: list[list[float]], objectness: list[float], **limits: int)
     limits = {"before": 100, "after": 100, "at_least": 1} | limits
     deltas = torch.zeros(len(anchors), 4)
     boxes, scores = propose(
-        torch.tensor(objectness), deltas, torch.tensor(anchors), (80, 100), nms_threshold=0.7, **limits
+        [torch.tensor(objectness)], [deltas], [torch.tensor(anchors)], (80, 100), nms_threshold=0.7, **limits
     )
     assert len(boxes) == len(scores) and scores.tolist() == sorted(scores.tolist(), reverse=True)
     return boxes.tolist()

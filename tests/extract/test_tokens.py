@@ -271,7 +271,24 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    entries = "[PAD] [UNK] [CLS] [SEP] a ring str ##iped ca ##fe star . ' s t -".split()
+    entries = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "a",
+        "ring",
+        "str",
+        "##iped",
+        "ca",
+        "##fe",
+        "star",
+        ".",
+        "'",
+        "s",
+        "t",
+        "-",
+    ]
     built = Tokenizer(models.WordPiece({entry: number for number, entry in enumerate(entries)}, unk_token="[UNK]"))
     built.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -219,7 +219,7 @@ def test_a_bad_karpathy_file_is_refused(root, text, place, words):
         ("c.csv", "image,caption,id\na.png,One.,\n", "line 2", "the id is empty"),
         ("c.csv", "image,caption\na.png,One.\nsub/a.png,Two.\n", "line 3", "id 'a' was already given at line 2"),
         ("c.csv", "image,caption\na.png,One, two.\n", "line 2", "3 fields where the header has 2"),
-        ("c.csv", "image,caption\na.png,One.\nb.png,\"Two.\n\n", "line 3", "not a valid table"),
+        ("c.csv", 'image,caption\na.png,One.\nb.png,"Two.\n\n', "line 3", "not a valid table"),
         ("c.csv", "image,text\na.png,One.\n", "line 1", "unknown column 'text'"),
         ("c.csv", "image,split\na.png,train\n", "line 1", "column 'caption' is missing"),
         ("c.csv", "image,caption,image\n", "line 1", "column 'image' is there twice"),

@@ -21,6 +21,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def first_repro(project: Project) -> Result:
-    """What the first `dvc repro`, of everything, printed."""
+def killed(project: Project) -> int:
+    """The first `dvc repro`, killed in the middle of `regions@demo`; gives the number of finished shards (of 5)."""
+    project.kill_when(".staging/*/000001.json")
+    return len(list(project.root.glob(".staging/*/00000?.json")))
+
+
+@pytest.fixture(scope="session")
+def repeated(project: Project, killed: int) -> Result:
+    """What the next `dvc repro`, which makes all the rest, printed."""
+    assert not (project.root / "data/demo/regions").exists()
     return project.repro()

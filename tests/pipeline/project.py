@@ -1,4 +1,4 @@
-"""A small copy of this project in which tests run DVC: 80 scenes, and photographs added by editing params.yaml alone."""
+"""A small copy of this project in which tests run DVC: 80 scenes, and 11 pictures added by way of params.yaml alone."""
 
 import copy
 import hashlib
@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
@@ -88,20 +90,21 @@ class Project:
 
     def kill_when(self, made: str, *arguments: str) -> None:
         """Run `dvc repro`, and SIGKILL it with all that it started as soon as there is a file of the pattern `made`."""
-        process = subprocess.Popen(
-            ["dvc", "repro", *arguments],
-            cwd=self.root,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
+        with TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                ["dvc", "repro", *arguments],
+                cwd=self.root,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
             while not any(self.root.glob(made)):
-                assert process.poll() is None, f"dvc repro ended before there was {made}"
+                if process.poll() is not None:
+                    output.seek(0)
+                    pytest.fail(f"dvc repro ended before there was {made}:\n{output.read()}")
                 time.sleep(0.002)
-        finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -148,7 +151,7 @@ def copy_checkout(project: Project) -> None:
 
 
 def shrink(params: dict[str, Any], pictures: Path) -> dict[str, Any]:
-    """The demo of the committed parameters made small, with the data set `pictures` (a folder) and a run on it added."""
+    """The committed demo made small, with the data set `pictures`, which is a folder, and a run on it added."""
     small = copy.deepcopy(params)
     small["runs"] = {name: small["runs"][name] for name in ("vsrn", "vsrn-selfalign")}
     small["scenes"] |= {"train": 48, "val": 12, "test": 20}

@@ -10,14 +10,17 @@ import yaml
 from tests.pipeline.imports import closure, import_graph, imports_of
 from tests.pipeline.project import CHECKOUT
 
-STAGES: dict[str, dict[str, Any]] = {
-    name: stage.get("do", stage) for name, stage in yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())["stages"].items()
+_DECLARED = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in _DECLARED.items()}
+# What no artifact depends on: errors, progress, how files are written, how parameters are checked, names of packages,
+# which worker and device make it.
+PLUMBING = {
+    *("manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py"),
+    *("extract/workers.py", "extract/device.py"),
 }
-# What no artifact depends on: errors, progress, how files are written, how parameters are checked, names of packages.
-PLUMBING = {"manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py"}
-# What manifest.jsonl and grounding.jsonl look like matters to the stage that writes them; the others depend on the files.
+# How manifest.jsonl and grounding.jsonl look decides what the manifest stage writes; others depend on the files.
 FORMATS = {"manifests/schema.py", "manifests/grounding.py"}
-# Imports that a stage doesn't follow: of what detectors have in common, the training takes only the record `Candidates`.
+# Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`.
 UNUSED = {"detector": {"extract/detectors/base.py"}}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {
@@ -43,6 +46,7 @@ def used(stage: str) -> set[str]:
     graph = {file: others - unused for file, others in GRAPH.items()}
     found = closure(graph, imports_of(command, "pipeline/cli.py", CHECKOUT))
     settled = PLUMBING | (set() if stage == "manifest" else FORMATS)
+    settled |= {file for file in found if file.startswith("pipeline/")}  # where things lie, and how fast they are made
     return {file for file in found - settled if Path(file).name not in ("settings.py", "__init__.py")}
 
 

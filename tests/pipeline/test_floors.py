@@ -75,7 +75,8 @@ def test_two_files_of_one_folder_that_import_each_other_are_found(tmp_path: Path
 
 
 def test_a_package_that_imports_a_module_importing_it_is_a_cycle(tmp_path: Path) -> None:
-    plant(tmp_path, {"train/models/__init__.py": "from train.models.m import M", "train/models/m.py": "import train.models"})
+    files = {"train/models/__init__.py": "from train.models.m import M", "train/models/m.py": "import train.models"}
+    plant(tmp_path, files)
     assert sorted(cycle(import_graph(tmp_path))) == ["train/models/__init__.py", "train/models/m.py"]
 
 

@@ -35,7 +35,7 @@ def test_an_unknown_variable_like_no_other_has_no_hint() -> None:
         Machine.from_environment({"SELFALIGN_QQQ": "2"})
 
 
-@pytest.mark.parametrize(("name", "value"), [("THREADS", "many"), ("THREADS", "0"), ("BATCH", "-1"), ("READERS", "1.5")])
+@pytest.mark.parametrize(("name", "value"), [("THREADS", "many"), ("THREADS", "0"), ("READERS", "1.5")])
 def test_a_wrong_value_is_named_by_its_variable(name: str, value: str) -> None:
     with pytest.raises(InputError, match=f"environment variable SELFALIGN_{name}: "):
         Machine.from_environment({f"SELFALIGN_{name}": value})
@@ -49,3 +49,17 @@ def test_a_device_that_is_not_here_is_refused() -> None:
     else:
         with pytest.raises(InputError, match="no CUDA device is here"):
             Machine(device="cuda", threads=torch.get_num_threads()).torch_device()
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    ["none", "slurm", "local:1", "local:12", "tcp://10.0.0.7:8786", "tls://a.example.org:8786", "node:8786", "tcp://[::1]:8786"],
+)
+def test_clusters_are_told_by_their_names(cluster: str) -> None:
+    assert Machine.from_environment({"SELFALIGN_CLUSTER": cluster}).cluster == cluster
+
+
+@pytest.mark.parametrize("cluster", ["", "local", "local:", "local:0", "local:two", "SLURM", "tcp://node", "node", "8786"])
+def test_a_wrong_cluster_is_told_what_there_is(cluster: str) -> None:
+    with pytest.raises(InputError, match="SELFALIGN_CLUSTER: .* is not none, local:N, slurm or an address like tcp://"):
+        Machine.from_environment({"SELFALIGN_CLUSTER": cluster})

@@ -65,6 +65,7 @@ def test_selfalign_is_compared_with_the_same_base() -> None:
         ("runs.vsrn.base.dims", "dim"),
         ("runs.vsrn-selfalign.selfalign.concept.num_concept", "num_concepts"),
         ("report.example", "examples"),
+        ("datasets.demo.pack.images_per_shrd", "images_per_shard"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, key: str, nearest: str) -> None:
@@ -84,6 +85,7 @@ def test_an_unknown_key_like_no_other_has_no_hint(tmp_path: Path) -> None:
         ("runs.vsrn.learning_rate", [1], "valid number"),
         ("runs.vsrn.base", "vsrn", "dictionary"),
         ("datasets.demo.regions.unreadable", "ignore", "'stop' or 'skip'"),
+        ("datasets.demo.regions.detector.shortest", "big", "valid integer"),
         ("datasets.demo.regions.selection.min_boxes", 99, "min_boxes 99 is above max_boxes"),
         ("runs.vsrn.dataset", None, "field required"),
         ("datasets", {}, "at least 1 item"),

@@ -85,9 +85,7 @@ class RetrievalModel(nn.Module):
         seen = self._context(self.image_context, images, regions.mask)
         said = self._context(self.caption_context, captions, words.mask)
         same = image[:, None] == image[None, :]
-        scores = (
-            _image_embedding(images, seen, regions.mask) @ _caption_embedding(captions, said, words.mask).T
-        )
+        scores = _image_embedding(images, seen, regions.mask) @ _caption_embedding(captions, said, words.mask).T
         ranking = all_pairs_triplet if epoch < settings.triplet.all_negatives_epochs else hardest_triplet
         terms = {"triplet": ranking(scores, settings.triplet.margin, same)}
         if settings.contrast:
@@ -97,14 +95,18 @@ class RetrievalModel(nn.Module):
             terms["lca"] = weight * self.concept(images.local, captions.local, words.mask, regions.mask)
         if seen is not None:
             context = settings.selfalign.context
-            terms["cra"] = context.weight * (
-                context_alignment_loss(
-                    seen.locals, said.guided, context.temperature, context.num_negatives, regions.mask, same
+            terms["cra"] = (
+                context.weight
+                * (
+                    context_alignment_loss(
+                        seen.locals, said.guided, context.temperature, context.num_negatives, regions.mask, same
+                    )
+                    + context_alignment_loss(
+                        said.locals, seen.guided, context.temperature, context.num_negatives, words.mask, same
+                    )
                 )
-                + context_alignment_loss(
-                    said.locals, seen.guided, context.temperature, context.num_negatives, words.mask, same
-                )
-            ) / 2
+                / 2
+            )
         return terms
 
     def freeze_gradients(self, epoch: int) -> None:

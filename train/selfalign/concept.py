@@ -68,9 +68,7 @@ class ConceptAlignment(nn.Module):
         """Bring the codebook's rows to unit length, in place."""
         self.codebook.copy_(F.normalize(self.codebook, dim=-1))
 
-    def forward(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None) -> Tensor:
         """The loss, a scalar.
 
         Parameters

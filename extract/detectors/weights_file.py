@@ -1,0 +1,72 @@
+"""Weights by path or address, fetched once into a cache and always checked against their sha256."""
+
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from manifests.errors import InputError
+from manifests.files import atomic, sha256
+from manifests.progress import progress
+
+_CHUNK = 1 << 20
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: ``selfalign/weights`` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfalign" / "weights"
+
+
+def local_weights(weights: str, digest: str) -> Path:
+    """The path of checked weights on this machine.
+
+    Parameters
+    ----------
+    weights : a path, or an http, https, ftp or file address; the latter is fetched unless the cache has it.
+    digest : the sha256 that the file must have.
+
+    Raises
+    ------
+    InputError : no such file, an address that doesn't answer, another hash.
+    """
+    address = urllib.parse.urlsplit(weights)
+    if len(address.scheme) < 2:
+        path = Path(weights)
+        if not path.is_file():
+            raise InputError(
+                "no such weights file", where=path, fix="correct `detector.weights`, or put the file there"
+            )
+    else:
+        path = cache_folder() / digest / (Path(address.path).name or "weights")
+        if not path.is_file():
+            _fetch(weights, digest, path)
+    _check(path, digest, weights)
+    return path
+
+
+def _fetch(address: str, digest: str, path: Path) -> None:
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer, atomic(path) as temporary:
+            total = int(answer.headers.get("Content-Length", 0)) or None
+            with open(temporary, "wb") as file, progress(what="weights", unit="MB", total=total and total >> 20) as bar:
+                while chunk := answer.read(_CHUNK):
+                    file.write(chunk)
+                    bar.update(1)
+            _check(temporary, digest, address)
+    except (urllib.error.URLError, OSError) as error:
+        raise InputError(
+            f"the weights can't be fetched ({error})",
+            where=address,
+            fix="correct `detector.weights`, or fetch the file by hand and name its path",
+        ) from error
+
+
+def _check(path: Path, digest: str, where: str) -> None:
+    found = sha256(path)
+    if found != digest:
+        raise InputError(
+            f"the weights have sha256 {found}, `detector.sha256` asks for {digest}",
+            where=where,
+            fix="fetch the right file, or put the new hash there if you mean to change features",
+        )

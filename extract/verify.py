@@ -1,0 +1,413 @@
+"""`selfalign verify`: is a region store whole and unchanged, and does it account for every picture of its manifest?
+
+Looked at are the index, the recipe, every shard's sha256, arrays, boxes and features, and, where there is a manifest,
+that each of its images is in the store or in ``failures.jsonl``, once and in order (DESIGN.md, "Stores"). One shard is
+open at a time. Nothing that a damaged store holds raises: all of it becomes findings.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from extract.stores.hdf5 import MappedHDF5
+from extract.stores.recipe import FILE as RECIPE
+from extract.stores.recipe import read_recipe
+from extract.stores.regions import FAILURES, INDEX, SCHEMA
+from manifests.errors import InputError
+from manifests.files import sha256
+from manifests.jsonl import parse_json, read_rows, read_utf8
+from manifests.progress import progress
+from manifests.schema import ImageRow, read_manifest
+
+BLOCK = 2**21  # numbers of features looked at together: 4 MB
+_IDS, _CONFIDENCES = ("objects_id", "attrs_id"), ("objects_conf", "attrs_conf")
+_DTYPES = {
+    "features": np.dtype("<f2"),
+    "boxes": np.dtype("<f4"),
+    "offsets": np.dtype("<i8"),
+    "num_boxes": np.dtype("<i2"),
+    "image_size": np.dtype("<i4"),
+    **dict.fromkeys(_IDS, np.dtype("<i4")),
+    **dict.fromkeys(_CONFIDENCES, np.dtype("<f4")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: the file, the picture's row in it (from 0) and id where there is one, and what."""
+
+    file: str
+    what: str
+    row: int | None = None
+    image_id: str | None = None
+
+    def __str__(self) -> str:
+        row = "" if self.row is None else f" row {self.row}"
+        image = "" if self.image_id is None else f" ({self.image_id})"
+        text = f"{self.file}{row}{image}: {self.what}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass
+class Verification:
+    """What `run` found. `findings` are the first `limit` of `total`; the store is sound if `total` is 0."""
+
+    store: Path
+    manifest: Path | None
+    limit: int
+    findings: list[Finding] = field(default_factory=list)
+    total: int = 0
+    images: int = 0
+    regions: int = 0
+    shards: int = 0
+
+    def add(self, file: str, what: str, row: int | None = None, image_id: str | None = None) -> None:
+        """Count a finding, and keep it if there is room."""
+        self.total += 1
+        if len(self.findings) < self.limit:
+            self.findings.append(Finding(file, what, row, image_id))
+
+    def text(self) -> str:
+        """The findings a line each, and a last line that sums up."""
+        facts = f"{self.images:,} images, {self.regions:,} regions, {self.shards:,} shards"
+        against = f"every image of {self.manifest} accounted for" if self.manifest else "no manifest to compare with"
+        if not self.total:
+            return f"sound: {self.store} ({facts}; {against})"
+        lines = [str(finding) for finding in self.findings]
+        if self.total > len(lines):
+            lines.append(f"... and {self.total - len(lines):,} more")
+        return "\n".join([*lines, f"not sound: {self.store} ({facts} read), {self.total:,} findings"])
+
+
+class _ShardEntry(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(pattern=r"^[^/\\]+\.h5$")
+    count: int = Field(ge=0)
+    first: str | None
+    last: str | None
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Index(BaseModel):
+    """``index.json``, as the region stage writes it."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
+    images: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    layout: Literal["dense", "ragged"]
+    object_names: list[str] | None
+    attribute_names: list[str] | None
+    shards: list[_ShardEntry] = Field(min_length=1)
+
+
+def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verification:
+    """Verify a region store.
+
+    Parameters
+    ----------
+    store : its folder.
+    manifest : the manifest it was made from; by default ``../manifest/manifest.jsonl`` beside the store, if there.
+    limit : how many findings are kept; all are counted.
+    """
+    store = Path(store)
+    beside = store.parent / "manifest" / "manifest.jsonl"
+    manifest = manifest or (beside if beside.is_file() else None)
+    found = Verification(store, manifest, limit)
+    recipe = _recipe(found)
+    index = _index(found)
+    rows = _manifest(found)
+    failures = _failures(found)
+    if index is None:
+        return found
+    _files(found, index)
+    shards = _Shards(found, index, recipe, {row.id: row for row in rows or ()})
+    with progress(what="verify", unit="images", total=sum(entry.count for entry in index.shards)) as bar:
+        for entry in index.shards:
+            shards.look_at(entry)
+            bar.update(entry.count)
+    if rows is not None:
+        _accounted_for(found, rows, shards, failures)
+    return found
+
+
+def _recipe(found: Verification) -> tuple[dict[str, Any], str] | None:
+    try:
+        recipe, recipe_hash = read_recipe(found.store)
+    except (ValueError, RecursionError) as error:
+        found.add(RECIPE, _reason(error))
+        return None
+    if isinstance(recipe, dict):
+        return recipe, recipe_hash
+    found.add(RECIPE, "the recipe is not a JSON object")
+    return None
+
+
+def _index(found: Verification) -> _Index | None:
+    path = found.store / INDEX
+    try:
+        return _Index.model_validate(parse_json(read_utf8(path), path=path, fix="make the store again"))
+    except ValidationError as error:
+        for problem in error.errors():
+            found.add(INDEX, f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}")
+    except InputError as error:
+        found.add(INDEX, f"not a region store: {_reason(error)}")
+    return None
+
+
+def _manifest(found: Verification) -> list[ImageRow] | None:
+    if found.manifest is None:
+        return None
+    try:
+        return read_manifest(found.manifest)
+    except InputError as error:
+        found.add(error.where, error.what)
+        return None
+
+
+def _failures(found: Verification) -> dict[str, int]:
+    """Image id -> line of ``failures.jsonl``."""
+    path, lines = found.store / FAILURES, {}
+    try:
+        for number, value in read_rows(path, fix="make the store again"):
+            image_id = value.get("id")
+            if not isinstance(image_id, str):
+                found.add(FAILURES, f"line {number} has no id")
+            elif image_id in lines:
+                found.add(FAILURES, f"line {number} names it again, after line {lines[image_id]}", image_id=image_id)
+            else:
+                lines[image_id] = number
+    except InputError as error:
+        found.add(error.where, error.what)
+    return lines
+
+
+def _files(found: Verification, index: _Index) -> None:
+    listed = [entry.file for entry in index.shards]
+    for name in sorted({name for name in listed if listed.count(name) > 1}):
+        found.add(INDEX, f"lists {name} {listed.count(name)} times")
+    for path in sorted(found.store.glob("*.h5")):
+        if path.name not in listed:
+            found.add(path.name, f"{INDEX} doesn't list this shard")
+    counted = sum(entry.count for entry in index.shards)
+    if counted != index.images:
+        found.add(INDEX, f"images is {index.images}, its shards add up to {counted}")
+
+
+class _Shards:
+    """Looks at one shard after the other, and keeps what must agree between them.
+
+    ``seen`` is each image id's place (file, row), in the store's order; ``lost`` holds the entries of the shards whose
+    ids can't be read.
+    """
+
+    def __init__(
+        self, found: Verification, index: _Index, recipe: tuple[dict[str, Any], str] | None, rows: dict[str, ImageRow]
+    ):
+        self.found, self.index, self.rows = found, index, rows
+        self.recipe_hash = recipe[1] if recipe else None
+        selection = recipe[0].get("selection") if recipe else None
+        bound = selection.get("max_boxes") if isinstance(selection, dict) else None
+        self.max_boxes = bound if isinstance(bound, int) else None
+        self.seen: dict[str, tuple[str, int]] = {}
+        self.lost: list[_ShardEntry] = []
+        self._first_labels: tuple[str, list[str]] | None = None
+
+    def look_at(self, entry: _ShardEntry) -> None:
+        """Add all findings of one shard."""
+        path = self.found.store / entry.file
+        ids = None
+        try:
+            digest = sha256(path)
+            if digest != entry.sha256:
+                self.found.add(entry.file, f"sha256 is {digest}, {INDEX} says {entry.sha256}: the file has changed")
+            shard = MappedHDF5(path)
+            for what in self._attributes(shard.attributes):
+                self.found.add(entry.file, what)
+            ids = _ids(shard)
+            for row, what in self._places(entry, ids):
+                self.found.add(entry.file, what, row, None if row is None else ids[row])
+            wrong = [*_layout(shard, self.index, len(ids)), *(self._labels(entry.file, shard) if ids else ())]
+            for what in wrong:
+                self.found.add(entry.file, what)
+            if not wrong:
+                self.found.regions += int(shard["num_boxes"].sum())
+                for row, what in self._contents(shard, ids):
+                    self.found.add(entry.file, what, row, ids[row])
+            self.found.images += len(ids)
+            self.found.shards += 1
+        except FileNotFoundError:
+            self.found.add(entry.file, f"the shard is missing, {INDEX} lists it with {entry.count} images")
+        except Exception as error:  # h5py raises whatever a damaged file leads it to
+            self.found.add(entry.file, f"can't be read: {_reason(error)}")
+        if ids is None:
+            self.lost.append(entry)
+
+    def _attributes(self, attributes: dict[str, Any]) -> Iterator[str]:
+        if attributes.get("schema") != SCHEMA:
+            yield f"its schema is {attributes.get('schema')}, not {SCHEMA}"
+        if self.recipe_hash and attributes.get("recipe_hash") != self.recipe_hash:
+            yield f"made by recipe {attributes.get('recipe_hash')}, {RECIPE} is {self.recipe_hash}"
+
+    def _places(self, entry: _ShardEntry, ids: Sequence[str]) -> Iterator[tuple[int | None, str]]:
+        """Ids against the index and the shards before; each is noted in ``seen``."""
+        if len(ids) != entry.count:
+            yield None, f"holds {len(ids)} images, {INDEX} says {entry.count}"
+        for name, listed, row in (("first", entry.first, 0), ("last", entry.last, len(ids) - 1)):
+            here = ids[row] if ids else None
+            if here != listed:
+                yield None, f"its {name} id is {here!r}, {INDEX} says {listed!r}"
+        for row, image_id in enumerate(ids):
+            if image_id in self.seen:
+                file, earlier = self.seen[image_id]
+                yield row, f"this image is in the store already, at {file} row {earlier}"
+            else:
+                self.seen[image_id] = (entry.file, row)
+
+    def _labels(self, file: str, shard: MappedHDF5) -> Iterator[str]:
+        """All shards with pictures have the same of the labels that a detector may give."""
+        here = [name for name in (*_IDS, *_CONFIDENCES) if name in shard]
+        if self._first_labels is None:
+            self._first_labels = file, here
+        elif here != self._first_labels[1]:
+            yield f"it has the labels {here}, {self._first_labels[0]} has {self._first_labels[1]}"
+
+    def _contents(self, shard: MappedHDF5, ids: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """(row, what) of every picture whose arrays hold what they must not. The shard's layout is right."""
+        counts, sizes = shard["num_boxes"], shard["image_size"]
+        dim = self.index.dim
+        for row in np.flatnonzero(counts > self.max_boxes) if self.max_boxes is not None else ():
+            yield int(row), f"has {counts[row]} regions, the recipe allows {self.max_boxes}"
+        for row, (image_id, (width, height)) in enumerate(zip(ids, sizes.tolist(), strict=True)):
+            known = self.rows.get(image_id)
+            if width < 1 or height < 1:
+                yield row, f"image_size is {width} x {height}"
+            elif known and known.width is not None and (known.width, known.height) != (width, height):
+                yield row, f"image_size is {width} x {height}, the manifest says {known.width} x {known.height}"
+
+        owner = np.repeat(np.arange(len(ids)), counts)
+        starts = np.cumsum(counts, dtype=np.int64) - counts
+        bad, zero = _bad_features(shard["features"].reshape(-1, dim))
+        boxes = shard["boxes"].reshape(-1, 4)
+        finite = np.isfinite(boxes).all(1)
+        low, high = boxes[:, :2], boxes[:, 2:]
+        inside = ((low >= 0) & (low <= high) & (high <= sizes[owner])).all(1)
+        flags = [
+            (bad, "features are NaN or infinite"),
+            (zero, "features are all zero"),
+            (~finite, "boxes are NaN or infinite"),
+            (finite & ~inside, "boxes are not inside the picture (0 <= x1 <= x2 <= width, y likewise)"),
+        ]
+        for name, names in zip(_IDS, (self.index.object_names, self.index.attribute_names), strict=True):
+            if name in shard and names:
+                values = shard[name].ravel()
+                flags.append(((values < 0) | (values >= len(names)), f"{name} are not among the {len(names)} names"))
+        for name in _CONFIDENCES:
+            if name in shard:
+                values = shard[name].ravel()
+                flags.append((~((values >= 0) & (values <= 1)), f"{name} are not within 0 and 1"))
+        for flagged, what in flags:
+            wrong = np.flatnonzero(flagged)
+            for row in np.unique(owner[wrong]).tolist():
+                numbers = (wrong[owner[wrong] == row] - starts[row]).tolist()
+                some = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+                yield row, f"{what}: region {some}"
+
+
+def _ids(shard: MappedHDF5) -> list[str]:
+    array = shard["image_id"]
+    if array.dtype.kind != "S" or array.ndim != 1:
+        raise TypeError(f"image_id is {array.dtype} {list(array.shape)}, not a row of fixed-length bytes")
+    return [raw.decode(errors="backslashreplace") for raw in array.tolist()]
+
+
+def _layout(shard: MappedHDF5, index: _Index, images: int) -> Iterator[str]:
+    """What is wrong with dtypes, shapes, counts and offsets of a shard of `images` pictures."""
+    required = [name for name in _DTYPES if name not in (*_IDS, *_CONFIDENCES)]
+    if index.layout == "dense":
+        required.remove("offsets")
+    missing = [name for name in required if name not in shard]
+    if missing:
+        yield f"it has no dataset {', '.join(missing)}"
+        return
+    if index.layout == "dense":
+        if "offsets" in shard:
+            yield f"it has offsets, {INDEX} says the layout is dense"
+        rows = (images, *shard["boxes"].shape[1:2])
+    else:
+        rows = (len(shard["boxes"]),) if shard["boxes"].ndim else (0,)
+    shapes = {
+        "features": (*rows, index.dim),
+        "boxes": (*rows, 4),
+        "offsets": (images + 1,),
+        "num_boxes": (images,),
+        "image_size": (images, 2),
+        **dict.fromkeys((*_IDS, *_CONFIDENCES), rows),
+    }
+    wrong = False
+    for name, dtype in _DTYPES.items():
+        if name in shard and (shard[name].dtype != dtype or shard[name].shape != shapes[name]):
+            wrong = True
+            yield f"{name} is {shard[name].dtype} {list(shard[name].shape)}, not {dtype} {list(shapes[name])}"
+    if wrong:
+        return
+    counts = shard["num_boxes"]
+    if index.layout == "dense":
+        if (counts != rows[1]).any():
+            yield f"num_boxes isn't {rows[1]} everywhere, as the shape of boxes says"
+        return
+    offsets = shard["offsets"]
+    if offsets[0] != 0 or offsets[-1] != rows[0] or (np.diff(offsets) < 0).any():
+        yield f"offsets don't rise from 0 to the {rows[0]} rows of boxes"
+    elif (np.diff(offsets) != counts).any():
+        yield "num_boxes isn't what offsets say"
+
+
+def _bad_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of float16 ``[rows, D]`` hold NaN or infinity, and which nothing but zeros: two masks ``[rows]``.
+
+    By the bits: without its sign, a float16 is infinite or NaN from 0x7c00 on, and 0 is zero.
+    """
+    largest = np.empty(len(features), np.uint16)
+    step = max(1, BLOCK // features.shape[1])
+    for start in range(0, len(features), step):
+        block = features[start : start + step].view(np.uint16) & np.uint16(0x7FFF)
+        largest[start : start + step] = block.max(1)
+    return largest >= 0x7C00, largest == 0
+
+
+def _accounted_for(found: Verification, rows: Sequence[ImageRow], shards: _Shards, failures: dict[str, int]) -> None:
+    """Every image of the manifest is in the store or among the failures, once and in the manifest's order."""
+    manifest = str(found.manifest)
+    number = {row.id: place for place, row in enumerate(rows)}
+    lost: set[str] = set()
+    for entry in shards.lost:
+        if entry.first in number and entry.last in number:
+            lost.update(row.id for row in rows[number[entry.first] : number[entry.last] + 1])
+    for place, row in enumerate(rows):
+        if row.id in shards.seen and row.id in failures:
+            file, at = shards.seen[row.id]
+            found.add(file, f"{FAILURES} says it could not be read, line {failures[row.id]}", at, row.id)
+        elif row.id not in shards.seen and row.id not in failures and row.id not in lost:
+            found.add(manifest, f"neither in the store nor in {FAILURES}", place, row.id)
+    before = -1
+    for image_id, (file, at) in shards.seen.items():
+        place = number.get(image_id)
+        if place is None:
+            found.add(file, "the manifest has no such image", at, image_id)
+        elif place < before:
+            found.add(file, "not in the manifest's order: the image before it comes later there", at, image_id)
+        before = before if place is None else place
+    for image_id, line in failures.items():
+        if image_id not in number:
+            found.add(FAILURES, f"line {line}: the manifest has no such image", image_id=image_id)
+
+
+def _reason(error: Exception) -> str:
+    return error.what if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,287 @@
+"""The torchvision network equals detectron2 from detectron2's own checkpoint (tests/data/detectron2_tiny)."""
+
+import http.server
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extract.detectors import load_detector
+from extract.detectors.checkpoint import read_checkpoint
+from extract.detectors.rcnn import FPN, Conventions, build, cell_anchors
+from extract.selection import detections
+from manifests.errors import InputError
+from manifests.files import sha256
+
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = dict(np.load(DATA / "detectron2_tiny.npz"))
+CHECKPOINT = DATA / "detectron2_tiny.pth"
+SPEC = {
+    "name": "rcnn",
+    "weights": str(CHECKPOINT),
+    "sha256": sha256(CHECKPOINT),
+    "shortest": 180,
+    "longest": 300,
+    "proposals_before": 600,
+    "proposals_after": 60,
+    "sampling_ratio": 2,
+}
+DETECTIONS = {"rule": "detections"}
+
+
+def golden(name: str) -> torch.Tensor:
+    return torch.from_numpy(GOLDEN[name])
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return load_detector(SPEC, DETECTIONS)
+
+
+@pytest.fixture(scope="module")
+def outputs(detector):
+    return detector.outputs(detector.prepare(GOLDEN["rgb"])[None])[0]
+
+
+def test_the_resized_picture_is_identical(detector):
+    rgb = detector.prepare(GOLDEN["rgb"])
+    assert torch.equal(rgb.flip(0).permute(1, 2, 0), golden("resized_bgr"))
+
+
+def test_the_feature_map_agrees(detector):
+    pictures = detector.prepare(GOLDEN["rgb"])[None].flip(1).float() - detector._mean
+    torch.testing.assert_close(detector.network.feature_map(pictures), golden("res4"), rtol=0, atol=1e-4)
+
+
+def test_every_output_agrees(outputs):
+    # Near-ties in objectness may swap rows: matched by box.
+    order = torch.cdist(golden("proposals"), outputs.proposals, p=torch.inf).argmin(1)
+    assert sorted(order.tolist()) == list(range(60))
+    for ours, name in (
+        (outputs.proposals, "proposals"),
+        (outputs.objectness, "objectness"),
+        (outputs.features, "features"),
+        (outputs.logits, "logits"),
+        (outputs.deltas, "deltas"),
+        (outputs.attributes, "attr_logits"),
+    ):
+        torch.testing.assert_close(
+            ours[order], golden(name), rtol=0, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_the_kept_detections_are_the_same(outputs):
+    rows, classes, boxes = detections(
+        outputs.proposals,
+        outputs.logits.softmax(1)[:, :-1],
+        outputs.deltas,
+        GOLDEN["resized_bgr"].shape[:2],
+        score_threshold=0.05,
+        nms_threshold=0.5,
+        max_boxes=100,
+    )
+    assert torch.equal(classes, golden("det_classes")) and torch.equal(rows, golden("det_keep"))
+    torch.testing.assert_close(boxes, golden("det_boxes"), rtol=0, atol=1e-3)
+
+
+def test_detected_regions_are_in_original_pixels(detector, outputs):
+    (regions,) = detector.detect(detector.prepare(GOLDEN["rgb"])[None], [(310, 203)])
+    scale = np.array([310 / 275, 203 / 180] * 2, np.float32)
+    np.testing.assert_allclose(regions.boxes, GOLDEN["det_boxes"] * scale, atol=1e-3)
+    np.testing.assert_array_equal(regions.objects_id, GOLDEN["det_classes"])
+    np.testing.assert_allclose(regions.features, GOLDEN["features"][GOLDEN["det_keep"]], atol=2e-3)
+    np.testing.assert_array_equal(regions.attrs_id, GOLDEN["attr_logits"].argmax(1)[GOLDEN["det_keep"]])
+
+
+def test_fixed_36_is_always_36():
+    detector = load_detector(SPEC)
+    for size in ((203, 310), (1, 1), (7, 900)):
+        rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        (regions,) = detector.detect(detector.prepare(rgb)[None], [(size[1], size[0])])
+        assert len(regions) == 36, size
+
+
+def test_a_batch_gives_what_single_pictures_give(detector):
+    rng = np.random.default_rng(1)
+    pictures = [detector.prepare(rng.integers(0, 256, (203, 310, 3), np.uint8)) for _ in range(3)]
+    together = detector.detect(torch.stack(pictures), [(310, 203)] * 3)
+    for picture, found in zip(pictures, together, strict=True):
+        (alone,) = detector.detect(picture[None], [(310, 203)])
+        np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-2)
+        np.testing.assert_allclose(found.features.astype(np.float32), alone.features.astype(np.float32), atol=5e-3)
+
+
+@pytest.mark.parametrize("broken", ["rgb", "mean", "sampling", "stride"])
+def test_other_conventions_give_other_features(outputs, broken):
+    """The parity test is able to fail: each convention that EXTRACTION.md warns of moves the features."""
+    change = {
+        "rgb": {"pixel_order": "RGB"},
+        "mean": {"pixel_mean": (102.98, 115.95, 122.77)},
+        "sampling": {"sampling_ratio": 1},
+        "stride": {"stride_in_1x1": False},
+    }[broken]
+    detector = load_detector({**SPEC, **change}, DETECTIONS)
+    other = detector.outputs(detector.prepare(GOLDEN["rgb"])[None])[0]
+    assert (other.features[:20] - outputs.features[:20]).abs().max() > 1e-3
+
+
+def grouped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The fixture's state as if each 3x3 convolution had two groups."""
+    return {
+        name: value[:, : value.shape[1] // 2].clone() if name.endswith("conv2.weight") and value.ndim == 4 else value
+        for name, value in state.items()
+    }
+
+
+def test_a_grouped_network_is_built_from_its_shapes():
+    """A dense 3x3 convolution with zeros between the groups is the same function as the grouped one."""
+    state = read_checkpoint(CHECKPOINT)
+    halves = grouped(state)
+    dense = {}
+    for name, value in state.items():
+        if name in halves and halves[name].shape != value.shape:
+            full = torch.zeros_like(value)
+            out, inside = value.shape[0] // 2, value.shape[1] // 2
+            full[:out, :inside], full[out:, inside:] = halves[name][:out], halves[name][out:]
+            value = full
+        dense[name] = value
+    conventions = Conventions(stride_in_1x1=False, proposals_before=600, proposals_after=60, sampling_ratio=2)
+    networks = [build(s, conventions) for s in (halves, dense)]
+    assert networks[0].layer2[0].conv2.groups == 2 and networks[1].layer2[0].conv2.groups == 1
+    assert networks[0].layer2[0].conv1.stride == (1, 1) and networks[0].layer2[0].conv2.stride == (2, 2)
+    picture = golden("resized_bgr").permute(2, 0, 1)[None].float() - 110
+    a, b = (network(picture)[0] for network in networks)
+    torch.testing.assert_close(a.features, b.features, rtol=0, atol=1e-4)
+
+
+def test_an_fpn_is_told_by_its_names():
+    torch.manual_seed(0)
+    state = {k: v for k, v in read_checkpoint(CHECKPOINT).items() if not k.startswith(("rpn", "cls", "bbox", "attr"))}
+    for i, channels in enumerate((32, 64, 128, 256)):
+        state |= {f"inner.{i}.weight": torch.randn(24, channels, 1, 1) / 8, f"inner.{i}.bias": torch.zeros(24)}
+        state |= {f"outer.{i}.weight": torch.randn(24, 24, 3, 3) / 16, f"outer.{i}.bias": torch.zeros(24)}
+    shapes = {
+        "rpn.conv": (24, 24, 3, 3),
+        "rpn.objectness_logits": (3, 24, 1, 1),
+        "rpn.anchor_deltas": (12, 24, 1, 1),
+        "fc1": (40, 24 * 49),
+        "fc2": (40, 40),
+        "cls_score": (6, 40),
+        "bbox_pred": (20, 40),
+    }
+    for name, shape in shapes.items():
+        state |= {f"{name}.weight": torch.randn(shape) * 0.05, f"{name}.bias": torch.zeros(shape[0])}
+    network = build(state, Conventions(proposals_before=200, proposals_after=50))
+    assert isinstance(network, FPN) and network.dim == 40
+    maps = network.feature_maps(torch.randn(1, 3, 180, 275))
+    assert [tuple(m.shape[-2:]) for m in maps] == [(48, 72), (24, 36), (12, 18), (6, 9), (3, 5)]
+    (found,) = network(torch.randn(1, 3, 180, 275) * 50, at_least=30)
+    assert 30 <= len(found.proposals) <= 50 and found.features.shape == (len(found.proposals), 40)
+    assert found.proposals[:, 2].max() <= 275 and found.proposals[:, 3].max() <= 180
+
+
+def test_anchors_are_size_major_and_not_rounded():
+    anchors = cell_anchors((32, 64), (0.5, 1, 2))
+    assert anchors.shape == (6, 4)
+    torch.testing.assert_close(anchors[0, 2] * 2, torch.tensor(32 * 2**0.5))
+    torch.testing.assert_close(anchors[4], torch.tensor([-32.0, -32, 32, 32]))
+
+
+def saved(tmp_path: Path, state: dict) -> dict:
+    path = tmp_path / "changed.pth"
+    torch.save({"model": state}, path)
+    return {**SPEC, "weights": str(path), "sha256": sha256(path)}
+
+
+def original() -> dict[str, torch.Tensor]:
+    return torch.load(CHECKPOINT, weights_only=True)["model"]
+
+
+def test_bottom_up_attention_anchors_are_read(tmp_path):
+    shifted = cell_anchors((32, 64, 128, 256, 512), (0.5, 1, 2)) + 8
+    state = original() | {"proposal_generator.anchor_generator.cell_anchors.0": shifted}
+    detector = load_detector(saved(tmp_path, state))
+    assert torch.equal(detector.network.cell_anchors, shifted)
+
+
+def test_a_checkpoint_of_arrays_is_read(tmp_path):
+    """Converted caffe checkpoints hold NumPy arrays."""
+    state = {name: value.numpy() for name, value in original().items()}
+    ours = load_detector(saved(tmp_path, state), DETECTIONS).network.state_dict()
+    theirs = load_detector(SPEC, DETECTIONS).network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+class Trap:
+    def __reduce__(self):
+        return (Path("trapped").touch, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("backbone.res3.1.conv2.weight"), "layer2.1.conv2.weight"),
+        (lambda s: s.pop("roi_heads.box_predictor.cls_score.bias"), "cls_score.bias"),
+        (lambda s: s.update({"roi_heads.mask_head.deconv.weight": torch.zeros(1)}), "mask_head"),
+        (lambda s: s.update({"extra.weight": torch.zeros(1)}), "extra.weight"),
+        (lambda s: s.update({"roi_heads.box_predictor.bbox_pred.bias": torch.zeros(3)}), "bbox_pred.bias"),
+        (lambda s: s.update({"trap": Trap()}), "not a checkpoint of tensors or arrays"),
+    ],
+    ids=["missing block", "missing head", "unknown name", "unexpected", "shape", "pickle"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    state = original()
+    change(state)
+    with pytest.raises(InputError, match=words.replace(".", r"\.")):
+        load_detector(saved(tmp_path, state))
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_another_hash_and_an_unknown_key_are_refused():
+    with pytest.raises(InputError, match="sha256"):
+        load_detector({**SPEC, "sha256": "0" * 64})
+    with pytest.raises(InputError, match="shortst"):
+        load_detector({**SPEC, "shortst": 600})
+
+
+def test_detectron2_is_asked_for_by_name(tmp_path):
+    spec = {"name": "detectron2", "weights": SPEC["weights"], "sha256": SPEC["sha256"], "config": "config.yaml"}
+    try:
+        import detectron2  # noqa: F401
+    except ImportError:
+        with pytest.raises(InputError, match="detectron2 isn't installed"):
+            load_detector(spec)
+    else:
+        pytest.skip("detectron2 is installed here; its parity is the fixture's")
+
+
+def test_weights_are_fetched_once_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(DATA)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/detectron2_tiny.pth"
+    try:
+        with pytest.raises(InputError, match="sha256"):
+            load_detector({**SPEC, "weights": address, "sha256": "0" * 64})
+        assert not list((tmp_path / "cache").rglob("*.pth"))
+        for _ in range(2):
+            load_detector({**SPEC, "weights": address})
+        assert len(asked) == 2
+        with pytest.raises(InputError, match="can't be fetched"):
+            load_detector({**SPEC, "weights": address.replace("tiny", "none"), "sha256": "1" * 64})
+    finally:
+        server.shutdown()

@@ -1,0 +1,349 @@
+"""`selfalign verify`: a sound store has no findings, and each kind of damage is named with its file, row and id."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from extract.stores.recipe import read_recipe, write_recipe
+from extract.stores.regions import FAILURES, INDEX
+from extract.verify import Verification, run
+from manifests.files import sha256, write_json, write_text
+from manifests.schema import read_manifest, write_manifest
+from tests.extract.region_files import Pictures, encoded, region_settings, scene, write_pictures
+
+
+@pytest.fixture(params=["ragged", "dense"])
+def copy(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a store, to be spoilt, with its manifest where `run` finds it by itself."""
+    return copied(request.getfixturevalue(request.param), tmp_path)
+
+
+@pytest.fixture
+def dense_copy(dense: Pictures, tmp_path: Path) -> Path:
+    return copied(dense, tmp_path)
+
+
+@pytest.fixture
+def ragged_copy(ragged: Pictures, tmp_path: Path) -> Path:
+    return copied(ragged, tmp_path)
+
+
+def copied(pictures: Pictures, folder: Path) -> Path:
+    (folder / "manifest").mkdir()
+    shutil.copy(pictures.manifest, folder / "manifest")
+    return shutil.copytree(pictures.out, folder / "regions")
+
+
+def change(store: Path, shard: str, name: str, edit: Callable[[np.ndarray], object], *, sign: bool = True) -> None:
+    """Edit a dataset of a shard in place, and unless `sign` is off write its new sha256 into the index."""
+    with h5py.File(store / shard, "r+") as file:
+        array = file[name][()]
+        edit(array)
+        file[name][...] = array
+    if sign:
+        resign(store, shard)
+
+
+def resign(store: Path, shard: str, **facts: object) -> None:
+    index = json.loads((store / INDEX).read_text())
+    (entry,) = (entry for entry in index["shards"] if entry["file"] == shard)
+    entry.update({"sha256": sha256(store / shard)} | facts)
+    write_json(store / INDEX, index)
+
+
+def found(store: Path) -> list[str]:
+    """All findings, as they are printed."""
+    verification = run(store=store)
+    assert verification.total == len(verification.findings)
+    return [str(finding) for finding in verification.findings]
+
+
+def test_a_store_of_the_stage_is_sound(copy: Path) -> None:
+    verification = run(store=copy)
+    assert verification.findings == [] and verification.total == 0
+    rows = read_manifest(copy.parent / "manifest" / "manifest.jsonl")
+    assert verification.images == len(rows) and verification.shards == -(-len(rows) // 4)
+    assert verification.text().startswith("sound: ") and "\n" not in verification.text()
+
+
+def test_without_a_manifest_the_rest_is_verified(copy: Path) -> None:
+    shutil.rmtree(copy.parent / "manifest")
+    verification = run(store=copy)
+    assert verification.total == 0 and "no manifest" in verification.text()
+
+
+def test_another_manifest_can_be_named(dense_copy: Path, ragged: Pictures) -> None:
+    verification = run(store=dense_copy, manifest=ragged.manifest)
+    assert verification.total and verification.manifest == ragged.manifest
+
+
+def test_a_flipped_byte_names_the_shard(copy: Path) -> None:
+    data = bytearray((copy / "000001.h5").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "000001.h5").write_bytes(data)
+    findings = found(copy)
+    assert findings[0].startswith("000001.h5: sha256 is ") and INDEX in findings[0]
+
+
+def test_a_missing_shard_is_one_finding(copy: Path) -> None:
+    (copy / "000001.h5").unlink()
+    assert found(copy) == ["000001.h5: the shard is missing, index.json lists it with 4 images"]
+
+
+@pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.9])
+def test_a_truncated_shard_is_named(copy: Path, part: float) -> None:
+    path = copy / "000000.h5"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    findings = found(copy)
+    assert len(findings) == 2 and all(finding.startswith("000000.h5: ") for finding in findings)
+    assert "sha256" in findings[0] and "can't be read" in findings[1]
+
+
+def test_an_unlisted_shard_is_named(copy: Path) -> None:
+    shutil.copy(copy / "000000.h5", copy / "000099.h5")
+    assert found(copy) == ["000099.h5: index.json doesn't list this shard"]
+
+
+def test_an_image_that_is_nowhere_is_named_with_its_row(copy: Path) -> None:
+    path = copy.parent / "manifest" / "manifest.jsonl"
+    rows = read_manifest(path)
+    new = rows[0].__class__(**{name: getattr(rows[0], name) for name in rows[0].__slots__} | {"id": "new", "path": "n"})
+    write_manifest(path, [*rows[:3], new, *rows[3:]])
+    assert found(copy) == [f"{path} row 3 (new): neither in the store nor in {FAILURES}"]
+
+
+def test_an_image_that_the_manifest_lacks_is_named(copy: Path) -> None:
+    path = copy.parent / "manifest" / "manifest.jsonl"
+    rows = read_manifest(path)
+    write_manifest(path, [row for row in rows if row.id != "id-005.png"])
+    assert found(copy) == ["000001.h5 row 1 (id-005.png): the manifest has no such image"]
+
+
+def test_another_order_than_the_manifests_is_named(copy: Path) -> None:
+    path = copy.parent / "manifest" / "manifest.jsonl"
+    rows = read_manifest(path)
+    write_manifest(path, [rows[1], rows[0], *rows[2:]])
+    (finding,) = found(copy)
+    assert finding.startswith("000000.h5 row 1 (id-001.png): not in the manifest's order")
+
+
+def test_a_doubled_id_is_named_with_both_places_and_the_lost_one(copy: Path) -> None:
+    change(copy, "000001.h5", "image_id", lambda ids: ids.__setitem__(2, b"id-001.png"))
+    findings = found(copy)
+    assert "000001.h5 row 2 (id-001.png): this image is in the store already, at 000000.h5 row 1" in findings
+    assert any("(id-006.png): neither in the store" in finding for finding in findings) and len(findings) == 2
+
+
+def test_the_first_and_last_id_agree_with_the_index(dense_copy: Path) -> None:
+    resign(dense_copy, "000002.h5", first="other", last="id-012.png")
+    findings = found(dense_copy)
+    assert findings == [
+        "000002.h5: its first id is 'id-008.png', index.json says 'other'",
+        "000002.h5: its last id is 'id-011.png', index.json says 'id-012.png'",
+    ]
+
+
+def test_counts_agree_with_the_index(dense_copy: Path) -> None:
+    resign(dense_copy, "000002.h5", count=5)
+    assert found(dense_copy) == [
+        "index.json: images is 15, its shards add up to 16",
+        "000002.h5: holds 4 images, index.json says 5",
+    ]
+
+
+@pytest.mark.parametrize(("value", "row"), [(np.nan, 3), (np.inf, 0), (-np.inf, 2)])
+def test_features_that_are_not_numbers_name_picture_and_region(dense_copy: Path, value: float, row: int) -> None:
+    change(dense_copy, "000001.h5", "features", lambda f: f.__setitem__((row, 7, 100), value))
+    assert found(dense_copy) == [f"000001.h5 row {row} (id-00{4 + row}.png): features are NaN or infinite: region 7"]
+
+
+def test_all_zero_features_are_named(ragged_copy: Path) -> None:
+    def edit(features: np.ndarray) -> None:
+        features[0] = 0
+        features[2] = -0.0
+
+    change(ragged_copy, "000000.h5", "features", edit)
+    assert found(ragged_copy) == ["000000.h5 row 0 (id-000.png): features are all zero: region 0, 2"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        (0, -0.5, "not inside the picture"),
+        (2, 1000, "not inside the picture"),
+        (3, 161, "not inside the picture"),
+        (1, 160, "not inside the picture"),  # y1 above y2
+        (1, np.nan, "NaN or infinite"),
+        (2, np.inf, "NaN or infinite"),
+    ],
+)
+def test_a_box_outside_its_picture_is_named(ragged_copy: Path, column: int, value: float, told: str) -> None:
+    with h5py.File(ragged_copy / "000001.h5") as file:
+        start = int(file["offsets"][2])
+    change(ragged_copy, "000001.h5", "boxes", lambda boxes: boxes.__setitem__((start + 1, column), value))
+    (finding,) = found(ragged_copy)
+    assert finding.startswith("000001.h5 row 2 (id-006.png): boxes are ") and told in finding
+    assert finding.endswith(": region 1")
+
+
+def test_confidences_and_classes_out_of_range_are_named(dense_copy: Path) -> None:
+    change(dense_copy, "000000.h5", "objects_conf", lambda c: c.__setitem__((1, 2), 1.5))
+    change(dense_copy, "000000.h5", "attrs_conf", lambda c: c.__setitem__((1, 3), np.nan))
+    change(dense_copy, "000000.h5", "objects_id", lambda c: c.__setitem__((1, 4), 5))
+    assert found(dense_copy) == [
+        "000000.h5 row 1 (id-001.png): objects_id are not among the 5 names: region 4",
+        "000000.h5 row 1 (id-001.png): objects_conf are not within 0 and 1: region 2",
+        "000000.h5 row 1 (id-001.png): attrs_conf are not within 0 and 1: region 3",
+    ]
+
+
+def test_an_image_size_other_than_the_manifests_is_named(dense_copy: Path) -> None:
+    path = dense_copy.parent / "manifest" / "manifest.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0] |= {"width": 77, "height": 160}
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    (finding,) = found(dense_copy)
+    assert finding.startswith("000000.h5 row 0 (id-000.png): image_size is ")
+    assert finding.endswith("the manifest says 77 x 160")
+
+
+@pytest.mark.parametrize("values", [[1, 5], [0, -1], [0, 10**6]])
+def test_offsets_that_do_not_rise_are_named(ragged_copy: Path, values: list[int]) -> None:
+    change(ragged_copy, "000000.h5", "offsets", lambda offsets: offsets.__setitem__(slice(0, 2), values))
+    (finding,) = found(ragged_copy)
+    assert finding.startswith("000000.h5: offsets don't rise from 0")
+
+
+def test_box_counts_agree_with_the_arrays(copy: Path) -> None:
+    change(copy, "000000.h5", "num_boxes", lambda counts: counts.__iadd__(1))
+    (finding,) = found(copy)
+    assert finding.startswith("000000.h5: num_boxes isn't ")
+
+
+def test_a_dataset_of_another_kind_is_named(copy: Path) -> None:
+    with h5py.File(copy / "000000.h5", "r+") as file:
+        boxes = file["boxes"][()]
+        del file["boxes"]
+        file.create_dataset("boxes", data=boxes.astype(np.float64))
+    with h5py.File(copy / "000001.h5", "r+") as file:
+        del file["num_boxes"]
+    resign(copy, "000000.h5")
+    resign(copy, "000001.h5")
+    findings = found(copy)
+    assert findings[0].startswith("000000.h5: boxes is float64 [") and "not float32 [" in findings[0]
+    assert findings[1:] == ["000001.h5: it has no dataset num_boxes"]
+
+
+def test_a_swapped_recipe_names_every_shard(ragged_copy: Path, dense: Pictures) -> None:
+    shutil.copy(dense.out / "recipe.json", ragged_copy)
+    findings = found(ragged_copy)
+    recipe_hash = read_recipe(dense.out)[1]
+    assert [finding.split(":")[0] for finding in findings if "made by recipe" in finding] == [
+        "000000.h5",
+        "000001.h5",
+        "000002.h5",
+    ]
+    assert all(recipe_hash in finding for finding in findings if "made by recipe" in finding)
+
+
+def test_more_regions_than_the_recipe_allows_are_named(ragged_copy: Path) -> None:
+    recipe, _ = read_recipe(ragged_copy)
+    write_recipe(ragged_copy, recipe | {"selection": recipe["selection"] | {"max_boxes": 1}}, {})
+    assert any("row 0 (id-000.png): has " in finding and "allows 1" in finding for finding in found(ragged_copy))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"recipe": 1, "recipe_hash": 0}', '{"recipe": NaN}'])
+def test_a_spoilt_recipe_is_one_finding(copy: Path, text: str) -> None:
+    write_text(copy / "recipe.json", text)
+    (finding,) = found(copy)
+    assert finding.startswith("recipe.json: ")
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"schema": 2}, "schema"),
+        ({"dim": "256"}, "dim"),
+        ({"layout": "sparse"}, "layout"),
+        ({"shards": []}, "shards"),
+        ({"shards": [{"file": "../a.h5", "count": 1, "first": "a", "last": "a", "sha256": "0" * 64}]}, "shards.0.file"),
+        ({"object_names": [1]}, "object_names.0"),
+    ],
+)
+def test_every_mistake_of_the_index_is_named(copy: Path, edit: dict[str, object], told: str) -> None:
+    write_json(copy / INDEX, json.loads((copy / INDEX).read_text()) | edit)
+    (finding,) = found(copy)
+    assert finding.startswith(f"index.json: {told}: ")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[[" * 5000, "\0"])
+def test_a_spoilt_index_is_one_finding(copy: Path, text: str) -> None:
+    write_text(copy / INDEX, text)
+    (finding,) = found(copy)
+    assert finding.startswith("index.json: ")
+
+
+def test_what_is_no_store_is_one_line(tmp_path: Path) -> None:
+    assert [finding.split(":")[0] for finding in found(tmp_path / "nowhere")][1] == "index.json"
+
+
+def test_pictures_that_could_not_be_read_are_accounted_for(tmp_path: Path) -> None:
+    files = {"a.png": encoded(scene(0)[0]), "bad.png": b"no picture", "c.png": encoded(scene(1)[0])}
+    pictures = write_pictures(tmp_path, files)
+    store = pictures.extract(region_settings(unreadable="skip", images_per_shard=1))
+    assert run(store=store, manifest=pictures.manifest).total == 0
+
+    failures = (store / FAILURES).read_text()
+    write_text(store / FAILURES, "")
+    (lost,) = run(store=store, manifest=pictures.manifest).findings
+    assert (lost.row, lost.image_id) == (1, "id-bad.png") and "neither in the store" in lost.what
+
+    both = json.dumps({"id": "id-a.png", "path": "a.png", "reason": "?"}) + "\n"
+    strange = json.dumps({"id": "strange", "path": "a.png", "reason": "?"}) + "\n"
+    write_text(store / FAILURES, failures + failures + both + strange + "{}\n" + "nonsense")
+    findings = [str(finding) for finding in run(store=store, manifest=pictures.manifest).findings]
+    assert len(findings) == 5
+    for told in (
+        "(id-bad.png): line 2 names it again, after line 1",
+        "line 5 has no id",
+        "line 6 column 1: not valid JSON",
+        "(id-a.png): failures.jsonl says it could not be read, line 3",
+        "(strange): line 4: the manifest has no such image",
+    ):
+        assert any(told in finding for finding in findings), told
+
+
+def test_a_spoilt_manifest_is_a_finding(copy: Path) -> None:
+    write_text(copy.parent / "manifest" / "manifest.jsonl", "{}\n")
+    (finding,) = found(copy)
+    assert "manifest.jsonl line 1: " in finding
+
+
+def test_findings_are_counted_beyond_the_limit(dense_copy: Path) -> None:
+    for shard in ("000000.h5", "000001.h5"):
+        change(dense_copy, shard, "features", lambda features: features.fill(np.nan))
+    verification = run(store=dense_copy, limit=3)
+    assert verification.total == 8 and len(verification.findings) == 3
+    lines = verification.text().splitlines()
+    assert lines[0].endswith("region 0, 1, 2, 3, 4, 5, 6, 7 and 4 more")
+    assert lines[3] == "... and 5 more" and "8 findings" in lines[4]
+
+
+def test_no_damage_raises(ragged_copy: Path) -> None:
+    """100 files with random bytes in their first kilobytes, where HDF5 keeps its structure."""
+    random = np.random.default_rng(0)
+    whole = np.fromfile(ragged_copy / "000001.h5", np.uint8)
+    for _ in range(100):
+        spoilt = whole.copy()
+        where = random.integers(0, min(3000, len(whole)), random.integers(1, 6))
+        spoilt[where] = random.integers(0, 256, len(where))
+        spoilt.tofile(ragged_copy / "000001.h5")
+        verification: Verification = run(store=ragged_copy)
+        assert (verification.total > 0) == (spoilt != whole).any()
+        assert verification.text().isprintable() or "\n" in verification.text()

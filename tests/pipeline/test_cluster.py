@@ -1,0 +1,376 @@
+"""Extraction on a real Dask cluster: the bytes of a serial run, whoever dies and however full the disk is."""
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from distributed import Client
+
+from extract import verify
+from extract.shards import Shards
+from manifests.errors import DiskFull, InputError
+from manifests.files import sha256
+from pipeline import cluster, places
+from pipeline.cli import main
+from pipeline.cluster import open_client, worker_threads
+from pipeline.machine import Machine
+from tests.extract.disks import mounted
+from tests.extract.region_files import WEIGHTS, Pictures, contents, quick_settings, scene_files, write_pictures
+from tests.pipeline.project import CHECKOUT, Project
+
+SHARDS, PER_SHARD = 8, 4
+SETTINGS = quick_settings(images_per_shard=PER_SHARD)
+WAIT = 90  # seconds that nothing here may take
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """Two workers of one thread on this machine."""
+    with open_client(Machine(cluster="local:2", threads=1)) as client:
+        assert client is not None
+        yield client
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files that a serial run on one thread makes of `pictures`."""
+    return contents(write_pictures(tmp_path_factory.mktemp("serial") / "p", scene_files(32)).extract(SETTINGS))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    """32 pictures: eight shards."""
+    return write_pictures(tmp_path / "p", scene_files(32))
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def staged(staging: Path) -> dict[str, tuple[int, int]]:
+    """The finished shards of a staging folder, by their name, with what changes when one is made again."""
+    shards = [marker.with_suffix(".h5") for marker in staging.glob("*/[0-9]*.json")]
+    return {shard.name: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in shards}
+
+
+def kept(before: dict[str, tuple[int, int]], out: Path) -> bool:
+    """Whether the shards of `before` are in the store `out`, not made again."""
+    return all(((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == seen for name, seen in before.items())
+
+
+class Stuck:
+    """A picture for which its reader waits, and so is in the middle of a shard, until it is released."""
+
+    def __init__(self, picture: Path):
+        self.picture, self.real = picture, picture.with_suffix(".real")
+        picture.rename(self.real)
+        os.mkfifo(picture)
+        self.end: int | None = None
+
+    def reader(self) -> int:
+        """The process that waits."""
+        until(self._is_open)
+        until(self._readers)
+        return self._readers()[0]
+
+    def _is_open(self) -> bool:
+        try:
+            self.end = os.open(self.picture, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO
+            return False
+        return True
+
+    def _readers(self) -> list[int]:
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_held_by(pid)]
+
+    def _is_held_by(self, pid: int) -> bool:
+        try:
+            files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            return False
+        return pid != os.getpid() and str(self.picture) in files
+
+    def put_back(self) -> None:
+        """Whoever reads the picture from now on gets it; the waiting reader waits on."""
+        self.real.replace(self.picture)
+
+    def let_go(self) -> None:
+        if self.end is not None:
+            os.close(self.end)
+            self.end = None
+
+
+def test_one_setting_names_the_cluster_and_its_threads() -> None:
+    with open_client(Machine()) as nobody:
+        assert nobody is None
+    assert worker_threads(Machine(cluster="local:2", threads=3)) == 3
+    cores = os.cpu_count() or 1
+    assert worker_threads(Machine(cluster="local:2")) == max(1, cores // 2)
+    assert worker_threads(Machine(cluster="local:1000")) == 1
+    assert worker_threads(Machine(cluster="tcp://node:8786")) is None
+    assert worker_threads(Machine(cluster="tcp://node:8786", threads=8)) == 8
+
+
+def test_a_scheduler_that_is_not_there_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    start = time.monotonic()
+    with (
+        pytest.raises(InputError, match="SELFALIGN_CLUSTER=tcp://127.0.0.1:9: no Dask scheduler answers.*dask scheduler"),
+        open_client(Machine(cluster="tcp://127.0.0.1:9")),
+    ):
+        pass
+    assert time.monotonic() - start < 10
+
+
+def test_slurm_without_its_package_is_told_what_to_install() -> None:
+    try:
+        import dask_jobqueue  # noqa: F401
+    except ImportError:
+        with pytest.raises(InputError, match="dask-jobqueue isn't installed.*pip install"), open_client(Machine(cluster="slurm")):
+            pass
+    else:
+        pytest.skip("dask-jobqueue is installed")
+
+
+def test_errors_arrive_from_another_process_as_they_are() -> None:
+    for kind in (InputError, DiskFull):
+        error = kind("no such picture", where=Path("a.png"), fix="restore it")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind and str(again) == str(error)
+        assert (again.what, again.where, again.fix) == ("no such picture", "a.png", "restore it")
+
+
+def test_a_killed_worker_costs_the_shard_that_it_was_making(
+    client: Client, pictures: Pictures, serial: dict[str, bytes]
+) -> None:
+    stuck = Stuck(pictures.images / "009.png")  # in the middle of the third shard
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(pictures.extract, SETTINGS, client=client, device="auto", threads=1)
+        try:
+            reader = stuck.reader()
+            assert reader in client.run(os.getpid).values()
+            until(lambda: len(staged(pictures.staging)) == SHARDS - 1)
+            before = staged(pictures.staging)
+        finally:
+            stuck.put_back()
+            os.kill(reader, signal.SIGKILL)
+            stuck.let_go()
+        assert contents(running.result(WAIT)) == serial
+    assert kept(before, pictures.out)
+    assert verify.run(store=pictures.out, manifest=pictures.manifest).total == 0
+    assert not any(pictures.staging.iterdir())
+
+
+def test_failed_shards_are_listed_and_all_others_staged(
+    client: Client, pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = (pictures.images / "005.png").rename(pictures.folder / "moved.png")
+    with pytest.raises(InputError, match="can't be opened") as here:
+        pictures.extract(SETTINGS, staging=pictures.folder / "other")
+    with pytest.raises(InputError) as there:
+        pictures.extract(SETTINGS, client=client, device="auto", threads=2)
+    assert str(there.value) == str(here.value)
+    assert f"shard 000001.h5 failed: {here.value}" in capfd.readouterr().out
+    before = staged(pictures.staging)
+    assert sorted(before) == [f"{i:06d}.h5" for i in range(SHARDS) if i != 1]
+    (folder,) = pictures.staging.iterdir()
+    assert '"threads": 2' in (folder / "000000.json").read_text()
+
+    (folder / "000003.json").unlink()
+    (folder / "000003.h5").unlink()
+    (folder / "000003.h5").mkdir()  # what no code of ours foresees
+    with pytest.raises(InputError, match="2 of 8 shards failed .listed above., the others are staged"):
+        pictures.extract(SETTINGS, client=client, device="auto", threads=1)
+    listed = capfd.readouterr().out
+    assert "shard 000001.h5 failed: " in listed and "shard 000003.h5 failed: IsADirectoryError: " in listed
+    assert not pictures.out.exists()
+
+    missing.rename(pictures.images / "005.png")
+    (folder / "000003.h5").rmdir()
+    pictures.extract(SETTINGS, client=client, device="auto", threads=1)
+    del before["000003.h5"]
+    assert kept(before, pictures.out)
+    assert verify.run(store=pictures.out, manifest=pictures.manifest).total == 0
+    assert yaml.safe_load((pictures.out / "recipe.json").read_text())["environment"]["threads"] == [1, 2]
+
+
+def test_a_full_disk_is_told_and_the_next_run_completes(
+    client: Client, pictures: Pictures, serial: dict[str, bytes], tmp_path: Path
+) -> None:
+    with mounted(tmp_path / "disk") as disk:
+        disk.resize("100k")  # of 230
+        where = {"staging": disk.folder / "staging", "out": disk.folder / "regions"}
+        with pytest.raises(DiskFull, match="No space left on device.*MB are free.*make room"):
+            pictures.extract(SETTINGS, client=client, device="auto", threads=1, **where)
+        until(lambda: not any(client.processing().values()))
+        for shard in where["staging"].glob("*/[0-9]*.h5"):
+            assert shard.read_bytes() == serial[shard.name]
+        before = staged(where["staging"])
+        assert 0 < len(before) < SHARDS and not where["out"].exists()
+        disk.resize("2m")
+        pictures.extract(SETTINGS, client=client, device="auto", threads=1, **where)
+        assert contents(where["out"]) == serial and kept(before, where["out"])
+
+
+def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: Pictures) -> None:
+    shards = Shards(
+        manifest=pictures.manifest,
+        images=pictures.images,
+        settings=SETTINGS,
+        staging=pictures.staging,
+        device="cpu",
+        batch_size=4,
+        readers=1,
+    )
+    shards.key["code"] = {**shards.key["code"], "images.py": "0" * 64}
+    from extract.workers import on_workers
+
+    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS, "staging": pictures.staging}
+    work |= {"batch_size": 4, "readers": 1}
+    ((number, error),) = on_workers(client, shards, [3], work, device="cpu", threads=1)
+    assert number == 3 and isinstance(error, InputError) and "its code differ" in error.what
+
+
+# -- Schedulers that die -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project folder with the data set `tiny`, of which the manifest is made; the test runs in it."""
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    params = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
+    tiny = params["datasets"]["demo"]
+    tiny["source"]["images"] = str(pictures.images)
+    tiny["regions"]["images_per_shard"] = PER_SHARD
+    tiny["regions"]["detector"] |= {"weights": str(WEIGHTS), "sha256": sha256(WEIGHTS), "shortest": 64, "longest": 64}
+    params["datasets"]["tiny"] = tiny
+    project.write_params(params)
+    manifest = project.root / places.manifest("tiny")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_bytes(pictures.manifest.read_bytes())
+    project.environment |= {"PYTHONPATH": str(CHECKOUT), "SELFALIGN_CLUSTER": "local:2"}
+    monkeypatch.chdir(project.root)
+    for name in ("SELFALIGN_THREADS", "SELFALIGN_BATCH"):
+        monkeypatch.setenv(name, project.environment[name])
+    return project
+
+
+def regions_serially() -> dict[str, bytes]:
+    """The files of the store that `selfalign regions tiny` makes in this folder, without a cluster."""
+    answer = CliRunner().invoke(main, ["regions", "tiny"])
+    assert answer.exit_code == 0, answer.output
+    return contents(places.regions("tiny"))
+
+
+def test_a_killed_scheduler_and_then_a_failed_shard(
+    folder: Project, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "regions", "tiny"]
+    out, staging = folder.root / places.regions("tiny"), folder.root / ".staging"
+    stuck = Stuck(pictures.images / "021.png")
+    with open(folder.root / "log", "wb") as log:
+        run = subprocess.Popen(
+            command, cwd=folder.root, env=folder.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            reader = stuck.reader()
+            until(lambda: len(staged(staging)) == SHARDS - 1)
+            assert run.poll() is None and reader != run.pid
+        finally:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+            stuck.let_go()
+            stuck.put_back()
+    until(lambda: not Path(f"/proc/{reader}").exists())
+    assert "dashboard: http://127.0.0.1:" in (folder.root / "log").read_text()
+    before = staged(staging)
+    assert not out.exists() and sorted(before) == [f"{i:06d}.h5" for i in range(SHARDS) if i != 5]
+
+    moved = (pictures.images / "021.png").rename(pictures.folder / "moved.png")
+    for name in ("000001", "000002"):  # something to be done beside the shard that fails
+        (next(staging.iterdir()) / f"{name}.json").unlink()
+        del before[f"{name}.h5"]
+    failed = subprocess.run(
+        command, cwd=folder.root, env=folder.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert failed.returncode == 1
+    assert "shard 000005.h5 failed: " in failed.stdout and f"error: {pictures.images / '021.png'}: " in failed.stderr
+    assert "Traceback" not in failed.stderr
+    again = staged(staging)
+    assert set(again) == {f"{i:06d}.h5" for i in range(SHARDS)} - {"000005.h5"} and again.items() >= before.items()
+    assert not out.exists()
+
+    moved.rename(pictures.images / "021.png")
+    completed = regions_serially()
+    assert kept(again, out)
+    out.rename(folder.root / "earlier")
+    assert completed == regions_serially()
+
+
+def test_a_scheduler_elsewhere_may_die_too(pictures: Pictures, serial: dict[str, bytes], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    about, log = elsewhere / "scheduler.json", elsewhere / "log"
+    processes = []
+
+    def start(*arguments: str) -> None:
+        with open(log, "ab") as file:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "dask", *arguments, "--scheduler-file", str(about)],
+                    cwd=elsewhere,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                )
+            )
+
+    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+    start("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "60")
+    try:
+        until(lambda: about.exists() and about.read_text().endswith("}"))
+        machine = Machine(cluster=yaml.safe_load(about.read_text())["address"])
+        stuck = Stuck(pictures.images / "021.png")
+        with open_client(machine) as client, ThreadPoolExecutor(1) as pool:
+            running = pool.submit(pictures.extract, SETTINGS, client=client, device="auto", threads=worker_threads(machine))
+            assert stuck.reader() == processes[1].pid, log.read_text()
+            processes[0].kill()
+            with pytest.raises(InputError, match="the connection to the scheduler is lost.*finished shards are staged"):
+                running.result(30)
+        assert not pictures.out.exists() and staged(pictures.staging)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    stuck.put_back()
+    stuck.let_go()
+    before = staged(pictures.staging)
+    assert contents(pictures.extract(SETTINGS)) == serial and kept(before, pictures.out)

@@ -37,7 +37,7 @@ def on_workers(
     *,
     device: str,
     threads: int | None,
-) -> Generator[tuple[int, Made | Exception]]:
+) -> Generator[tuple[int, Made | Exception], None, None]:
     """Have the shards `numbers` made; yield each with what came of it, in the order in which they end.
 
     An exception stands for a shard that failed for good. No other shard is touched by it.
@@ -67,6 +67,12 @@ def on_workers(
             if future.cancelled():
                 raise _lost(client)
             yield futures[future], future.exception() or future.result()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"a worker can't import what it needs ({error})",
+            where=client.scheduler.address,
+            fix="start the workers in an environment in which this project is installed",
+        ) from error
     except (CancelledError, OSError) as error:
         raise _lost(client) from error
     finally:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from manifests.settings import Settings
+from manifests.typed import Settings
 
 
 class EvaluationSettings(Settings):

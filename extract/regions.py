@@ -84,7 +84,7 @@ def run(
 
 
 def _make(
-    shards: Shards, missing: Sequence[int], outcomes: Generator[tuple[int, Made | Exception]] | None
+    shards: Shards, missing: Sequence[int], outcomes: Generator[tuple[int, Made | Exception], None, None] | None
 ) -> dict[int, dict[str, Any]]:
     """Done-markers of the `missing` shards, made here or taken from the workers' `outcomes`."""
     pictures = len(shards.rows)

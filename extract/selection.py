@@ -9,10 +9,10 @@ within the class.
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 _coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
-_MANY = 1000  # pairs of proposal and class, up to which batched_nms settles all of them in one call
+_FEW = 1000  # pairs of proposal and class, up to which batched_nms settles all of them in one call
 
 
 def bottom_up(
@@ -41,12 +41,13 @@ def bottom_up(
     # Weaker pairs never suppress stronger ones, so the pairs above the threshold can be settled alone; the rest (with
     # 1,600 classes nearly all of them) are looked at only where the threshold leaves too few.
     strong = probabilities >= score_threshold
-    if probabilities.numel() > _MANY:
-        confidence = _confidence(boxes, probabilities, strong, nms_threshold)
-        wanted = int((confidence > 0).sum())
-    if probabilities.numel() <= _MANY or wanted < min_boxes:
+    if probabilities.numel() <= _FEW:
         confidence = _confidence(boxes, probabilities, torch.ones_like(strong), nms_threshold)
-        wanted = int((confidence >= score_threshold).sum())
+    else:
+        confidence = _confidence(boxes, probabilities, strong, nms_threshold)
+        if (confidence > 0).sum() < min_boxes:
+            confidence = _confidence_in_all(boxes, probabilities, nms_threshold)
+    wanted = int((confidence >= score_threshold).sum())
     order = confidence.sort(descending=True, stable=True).indices
     return order[: min(max(wanted, min_boxes), max_boxes)]
 
@@ -58,6 +59,21 @@ def _confidence(boxes: Tensor, probabilities: Tensor, considered: Tensor, nms_th
     # In double: batched_nms moves each class's boxes apart, by up to millions of pixels with 1,600 classes.
     kept = batched_nms(boxes[rows].double(), scores.double(), classes, nms_threshold)
     return boxes.new_zeros(len(boxes)).scatter_reduce(0, rows[kept], scores[kept].to(boxes.dtype), reduce="amax")
+
+
+def _confidence_in_all(boxes: Tensor, probabilities: Tensor, nms_threshold: float) -> Tensor:
+    """`_confidence` of all classes: greedy NMS in all C at once, P steps over one overlap matrix."""
+    overlap = box_iou(boxes.double(), boxes.double()) > nms_threshold
+    overlap.fill_diagonal_(False)
+    scores = probabilities.T.contiguous()
+    classes = torch.arange(len(scores), device=boxes.device)
+    alive = torch.ones_like(scores, dtype=torch.bool)
+    kept = torch.zeros_like(alive)
+    for best in scores.sort(dim=1, descending=True, stable=True).indices.T:
+        here = alive[classes, best]
+        kept[classes, best] = here
+        alive &= ~(overlap[best] & here[:, None])
+    return scores.masked_fill(~kept, 0).amax(0).to(boxes.dtype)
 
 
 def detections(

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from manifests.settings import Settings
+from manifests.typed import Settings
 
 
 class _Weights(Settings):

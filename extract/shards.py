@@ -1,8 +1,8 @@
 """The shards of a region store: what decides their bytes, and how one is made from the manifest's rows.
 
 A shard is the unit of work, here as on the workers of a cluster (`extract.workers`). Decoding runs in threads beside
-the network; pictures of one shape share a batch, and which ones do depends on the manifest alone, so that equal
-threads on equal machines give equal bytes.
+the network; pictures of one shape share a batch, and which ones do depends on the manifest and the batch size alone,
+so that equal machines give equal bytes.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +36,13 @@ T, U = TypeVar("T"), TypeVar("U")
 
 def _code() -> dict[str, str]:
     here = Path(__file__).parent
-    files = [Path(__file__), here / "images.py", here / "selection.py", *sorted((here / "detectors").glob("*.py"))]
-    return {file.name: sha256(file) for file in files}
+    rooms = [*sorted((here / "detectors").glob("*.py")), *sorted((here / "stores").glob("*.py"))]
+    files = [Path(__file__), here / "images.py", here / "selection.py", *rooms]
+    return {str(file.relative_to(here)): sha256(file) for file in files}
 
 
-# The source files that decide features: shards staged by other code are not continued. Taken at the import, so that
-# a worker that has been running since before an edit doesn't pass for one that runs the new code.
+# The source files that decide the bytes of a shard: shards staged by other code are not continued. Taken at the
+# import, so that a worker that has been running since before an edit doesn't pass for one that runs the new code.
 CODE = _code()
 
 
@@ -48,7 +50,8 @@ CODE = _code()
 class Made:
     """A finished shard: its done-marker, and the seconds spent on it.
 
-    ``seconds`` counts waiting for decoded pictures ("read"), the network and selection ("compute") and "write".
+    ``seconds`` counts waiting for decoded pictures ("read"), the network and selection ("compute", of all streams
+    together) and "write".
     """
 
     done: dict[str, Any]
@@ -103,6 +106,9 @@ class Shards:
             "images_per_shard": settings.images_per_shard,
             "unreadable": settings.unreadable,
             "code": CODE,
+            # They move the last bits.
+            "batch_size": batch_size,
+            "torch": torch.__version__,
         }
         self.staged = Staging(staging, self.key)
         self._recipe_hash = fingerprint(self.recipe)
@@ -160,16 +166,25 @@ class Shards:
         regions: dict[int, Regions] = {}
         failures = []
         waiting: dict[tuple[int, ...], list[tuple[int, Tensor, tuple[int, int]]]] = {}
+        running: deque[Future[dict[int, Regions]]] = deque()
 
-        def flush(shape: tuple[int, ...]) -> None:
-            batch = waiting.pop(shape)
-            with _timed(seconds, "compute"):
-                found = self.detector.detect(torch.stack([picture for _, picture, _ in batch]), [s for *_, s in batch])
-            regions.update(zip((number for number, *_ in batch), found, strict=True))
-            advance(len(batch))
+        def collect(most: int) -> None:
+            while len(running) > most:
+                found = running.popleft().result()
+                regions.update(found)
+                advance(len(found))
 
-        with ThreadPoolExecutor(self.readers) as pool:
-            pictures = _ahead(pool, self._read, rows, 2 * self.batch_size)
+        with (
+            _streams(self.device) as streams,
+            ThreadPoolExecutor(self.readers) as readers,
+            ThreadPoolExecutor(streams) as network,
+        ):
+
+            def flush(shape: tuple[int, ...]) -> None:
+                running.append(network.submit(self._detect, waiting.pop(shape), seconds))
+                collect(streams)
+
+            pictures = _ahead(readers, self._read, rows, (streams + 1) * self.batch_size)
             for number, row in enumerate(rows):
                 with _timed(seconds, "read"):
                     try:
@@ -186,7 +201,15 @@ class Shards:
                     flush(max(waiting, key=lambda shape: len(waiting[shape])))
             for shape in list(waiting):
                 flush(shape)
+            collect(0)
         return regions, failures
+
+    def _detect(
+        self, batch: Sequence[tuple[int, Tensor, tuple[int, int]]], seconds: dict[str, float]
+    ) -> dict[int, Regions]:
+        with _timed(seconds, "compute"):
+            found = self.detector.detect(torch.stack([picture for _, picture, _ in batch]), [s for *_, s in batch])
+        return dict(zip((number for number, *_ in batch), found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:
         path = self.images / row.path
@@ -215,6 +238,21 @@ class Shards:
                 fix="replace the picture, or set `regions.unreadable: skip` to list it in failures.jsonl and go on",
             ) from error
         return {"id": row.id, "path": row.path, "reason": str(error)}
+
+
+@contextmanager
+def _streams(device: str) -> Iterator[int]:
+    """How many batches the network works on at a time; torch's operators use one thread each meanwhile.
+
+    On the CPU that is torch's number of threads: whole batches side by side leave no thread waiting for another, and
+    the numbers don't depend on how many threads there are.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads if device == "cpu" else 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _timed:

@@ -14,6 +14,7 @@ import threading
 import uuid
 from asyncio import CancelledError
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,34 +52,34 @@ def on_workers(
     Raises `InputError` where the scheduler is lost.
     """
     plugin = RegionWorker(work, shards.key, device, threads)
-    name = (
-        f"selfalign-regions-{fingerprint(shards.key)[:16]}"  # a run that goes on replaces the plugin of the killed one
-    )
+    # The run that goes on after a killed one replaces its plugin.
+    name = f"selfalign-regions-{fingerprint(shards.key)[:16]}"
     group = f"regions-{uuid.uuid4().hex}"
-    futures = {}
     try:
         client.register_plugin(plugin, name=name)
-        if not client.scheduler_info()["workers"]:
-            tqdm.write("no worker has joined the cluster yet: waiting for one")
-        futures = {
-            client.submit(_make, number, name, key=(group, number), retries=RETRIES): number for number in numbers
-        }
+    except OSError as error:
+        raise _lost(client) from error
+    except Exception as error:  # Dask gives an ImportError on a worker no type of its own
+        raise InputError(
+            f"a worker can't load the detector's code ({error})",
+            where=client.scheduler.address,
+            fix="start the workers in an environment in which this project is installed",
+        ) from error
+    if not client.scheduler_info()["workers"]:
+        tqdm.write("no worker has joined the cluster yet: waiting for one")
+    futures = {client.submit(_make, number, name, key=(group, number), retries=RETRIES): number for number in numbers}
+    try:
         for future in as_completed(futures):
             if future.cancelled():
                 raise _lost(client)
             yield futures[future], future.exception() or future.result()
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"a worker can't import what it needs ({error})",
-            where=client.scheduler.address,
-            fix="start the workers in an environment in which this project is installed",
-        ) from error
     except (CancelledError, OSError) as error:
         raise _lost(client) from error
     finally:
-        if client.status == "running":
-            client.cancel(list(futures))
-            client.unregister_worker_plugin(name)
+        with suppress(OSError):  # of a scheduler that is lost
+            if client.status == "running":
+                client.cancel(list(futures))
+                client.unregister_worker_plugin(name)
 
 
 def _lost(client: Client) -> InputError:
@@ -164,10 +165,9 @@ def claim_slot(folder: Path) -> tuple[int, IO[bytes]]:
     Workers of one machine that lock files in one folder count themselves this way, whatever started them.
     """
     for number in itertools.count():
-        file = open(folder / f"selfalign-{os.getuid()}-worker-{number}.lock", "wb")  # noqa: SIM115: it holds the number
+        file = open(folder / f"selfalign-{os.getuid()}-worker-{number}.lock", "wb")  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return number, file
         except BlockingIOError:
             file.close()
-    raise AssertionError("unreachable")

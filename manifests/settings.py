@@ -1,15 +1,11 @@
-"""The base of every floor's typed parameters, and floor 1's own: what the demo's scenes are, where a data set is."""
+"""The typed parameters of floor 1: what the demo's scenes are, and where a data set is."""
 
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    """A section of `params.yaml`: typed, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from manifests.typed import Settings
 
 
 class SceneSettings(Settings):

@@ -4,6 +4,7 @@
 `slurm`: workers as Slurm jobs, described by Dask's own configuration (``jobqueue.slurm``).
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ def open_client(machine: Machine) -> Iterator["Client | None"]:
         return
     from distributed import Client
 
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with _cluster(machine.cluster) as cluster:
         try:
             client = Client(cluster, timeout=CONNECT_SECONDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manifests.errors import InputError
 from pipeline.machine import PREFIX, Machine
-from pipeline.params import read_params
+from pipeline.params import DatasetSettings, read_params
 
 _PACKAGES = ("torch", "torchvision", "numpy", "h5py", "webdataset", "spacy", "transformers", "dask", "dvc")
 _OPTIONAL = ("detectron2",)
@@ -20,7 +20,7 @@ def examine(machine: Machine) -> str:
 
 
 def _settings(machine: Machine) -> str:
-    lines = ["Machine settings (environment variables; they change the speed, never an artifact)"]
+    lines = ["Machine settings (environment variables; they change the speed, not what is computed)"]
     for name, field in Machine.model_fields.items():
         variable = PREFIX + name.upper()
         origin = "set" if variable in os.environ else "default"
@@ -29,7 +29,11 @@ def _settings(machine: Machine) -> str:
 
 
 def _versions(machine: Machine) -> str:
-    lines = [f"Versions (Python {platform.python_version()}, torch device {machine.torch_device()})"]
+    try:
+        device = f"torch device {machine.torch_device()}"
+    except InputError as error:
+        device = str(error)
+    lines = [f"Versions (Python {platform.python_version()}, {device})"]
     for package in _PACKAGES + _OPTIONAL:
         try:
             found = version(package)
@@ -47,6 +51,13 @@ def _inputs() -> str:
     except InputError as error:
         return "\n".join([*lines, f"  {error}"])
     for name, dataset in params.datasets.items():
-        missing = [str(p) for p in (dataset.source.images, dataset.source.captions) if not Path(p).exists()]
+        needed = [dataset.source.images, dataset.source.captions, *_files(dataset)]
+        missing = [str(path) for path in needed if not Path(path).exists()]
         lines.append(f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}")
     return "\n".join(lines)
+
+
+def _files(dataset: DatasetSettings) -> list[str | Path]:
+    """The files and folders that a data set's parameters name; addresses are left out."""
+    named = [dataset.regions.detector.weights, dataset.tokens.vocabulary, dataset.tokens.tokenizer]
+    return [path for path in named if path and "://" not in str(path)]

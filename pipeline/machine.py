@@ -1,4 +1,4 @@
-"""Machine settings: what changes only how fast an artifact is made, never what it is.
+"""Machine settings: how fast an artifact is made, never what is computed (device and batch move the last bits).
 
 They live in the environment as ``SELFALIGN_*`` and are shown by ``selfalign doctor``; they are never in `params.yaml`
 or in a stage's command, where every machine would invalidate everybody's features.
@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from manifests.errors import InputError
 
 PREFIX = "SELFALIGN_"
-_CLUSTER = re.compile(r"none|slurm|local:[1-9]\d*|([a-z]+://)?([\w.-]+|\[[\da-f:]+\]):\d+")
+_CLUSTER = re.compile(r"none|slurm|local:[1-9]\d*|(?!local:)([a-z]+://)?([\w.-]+|\[[\da-f:]+\]):\d+")
 
 
 class Machine(BaseModel):

@@ -14,7 +14,8 @@ from eval.settings import EvaluationSettings, ReportSettings
 from extract.settings import DetectorTrainingSettings, PackSettings, RegionSettings
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
-from manifests.settings import DatasetSource, SceneSettings, Settings
+from manifests.settings import DatasetSource, SceneSettings
+from manifests.typed import Settings
 from train.settings import RunSettings
 
 FILE = Path("params.yaml")

@@ -65,9 +65,9 @@ class Detector(ABC):
     def prepare(self, rgb: np.ndarray) -> Tensor:
         """Resize an upright RGB picture (uint8 ``[H, W, 3]``) to uint8 ``[3, h, w]``: PIL's bilinear filter."""
         size = self.network_size(rgb.shape[1], rgb.shape[0])
-        image = Image.fromarray(rgb)
-        resized = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        if size != (rgb.shape[1], rgb.shape[0]):
+            rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
+        return torch.tensor(rgb).permute(2, 0, 1).contiguous()
 
     @torch.inference_mode()
     def detect(self, pictures: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Regions]:

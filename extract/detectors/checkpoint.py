@@ -1,11 +1,14 @@
 """Reads detectron2's and bottom-up attention's checkpoints and brings their names to those of `rcnn.py`.
 
-Files are ``{"model": state}`` or a bare state, of tensors (``.pth``, ``.safetensors``) or of NumPy arrays; nothing but
-tensors and arrays is ever unpickled.
+Files are ``{"model": state}`` or a bare state, of tensors (``.pth``, ``.safetensors``) or of NumPy arrays (``.pth``,
+detectron2's ``.pkl``); nothing but tensors and arrays is ever unpickled.
 """
 
+import importlib
+import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ _NAMES = (
     (r"^backbone\.fpn_lateral([2-5])\.", lambda m: f"inner.{int(m[1]) - 2}."),
     (r"^backbone\.fpn_output([2-5])\.", lambda m: f"outer.{int(m[1]) - 2}."),
     (r"^proposal_generator\.rpn_head\.", "rpn."),
-    (r"^proposal_generator\.anchor_generator\.cell_anchors\.0$", "rpn.cell_anchors"),
+    (r"^proposal_generator\.anchor_generator\.cell_anchors\.", "rpn.cell_anchors."),
     (r"^roi_heads\.box_head\.fc([12])\.", r"fc\1."),
     (r"^roi_heads\.box_predictor\.(cls_score|bbox_pred)\.", r"\1."),
     (r"^roi_heads\.(attribute_predictor|box_predictor)\.(obj_embed|cls_embedding)\.", "attributes.embedding."),
@@ -64,13 +67,28 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    arrays = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, type(np.dtype(np.float32))]
+class _Arrays(pickle.Unpickler):
+    """Unpickles dicts of NumPy arrays and nothing else: detectron2's `.pkl` files."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy.core", "numpy._core"), name) in _NUMPY:
+            return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+_NUMPY = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(arrays):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _content(path)
     except Exception as error:
         raise InputError(
             f"not a checkpoint of tensors or arrays ({str(error).splitlines()[0]})",
@@ -80,4 +98,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
         raise InputError("holds no parameters", where=path, fix="give a detectron2 checkpoint")
-    return state
+    return {name: value for name, value in state.items() if isinstance(value, Tensor | np.ndarray)}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".pkl":
+        with open(path, "rb") as file:
+            return _Arrays(file, encoding="latin1").load()
+    arrays = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, type(np.dtype(np.float32))]
+    with torch.serialization.safe_globals(arrays):
+        return torch.load(path, map_location="cpu", weights_only=True)

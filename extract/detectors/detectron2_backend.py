@@ -39,7 +39,21 @@ class Detectron2Detector(Detector):
         config.merge_from_file(settings.config)
         config.merge_from_list([*settings.options, "MODEL.DEVICE", device, "MODEL.WEIGHTS", str(weights)])
         self.model = build_model(config).eval()
-        DetectionCheckpointer(self.model).load(str(weights))
+        loaded = DetectionCheckpointer(self.model)._load_model(
+            DetectionCheckpointer(self.model)._load_file(str(weights))
+        )
+        wrong = [*loaded.missing_keys, *loaded.unexpected_keys, *(name for name, *_ in loaded.incorrect_shapes)]
+        if wrong:
+            raise InputError(
+                f"the weights don't fit the config: {', '.join(wrong)}", where=weights, fix="use the config they are of"
+            )
+        head = config.MODEL.ROI_BOX_HEAD
+        if config.MODEL.ROI_HEADS.NAME not in ("Res5ROIHeads", "StandardROIHeads") or head.CLS_AGNOSTIC_BBOX_REG:
+            raise InputError(
+                f"{config.MODEL.ROI_HEADS.NAME} with class-agnostic boxes {head.CLS_AGNOSTIC_BBOX_REG}",
+                where=settings.config,
+                fix="use Res5ROIHeads or StandardROIHeads with boxes regressed for each class",
+            )
         self.config = config
         self.recipe = {
             "name": settings.name,

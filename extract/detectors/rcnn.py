@@ -84,9 +84,9 @@ def grid_anchors(cells: Tensor, height: int, width: int, stride: int) -> Tensor:
     return (shifts + cells).reshape(-1, 4)
 
 
-def _rois(boxes: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def _rois(boxes: Sequence[Tensor]) -> Tensor:
     """Each picture's boxes ``[P, 4]`` as one list ``[sum P, 5]``, the picture's number first."""
-    return torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)]).to(dtype)
+    return torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)])
 
 
 class Stem(nn.Module):
@@ -187,11 +187,13 @@ class FasterRCNN(nn.Module):
         raise NotImplementedError
 
     def pool(self, feature_map: Tensor, rois: Tensor, side: int, scale: float) -> Tensor:
-        """Regions ``[P, C, side, side]`` of a map whose stride is 1 / `scale`."""
+        """Regions ``[P, C, side, side]`` of a map whose stride is 1 / `scale`; in float32, whatever the precision."""
         if self.conventions.pooling == "pool":
-            return roi_pool(feature_map, rois, side, scale)
-        ratio = self.conventions.sampling_ratio
-        return roi_align(feature_map, rois, side, scale, sampling_ratio=ratio, aligned=True)
+            pooled = roi_pool(feature_map.float(), rois, side, scale)
+        else:
+            ratio = self.conventions.sampling_ratio
+            pooled = roi_align(feature_map.float(), rois, side, scale, sampling_ratio=ratio, aligned=True)
+        return pooled.to(feature_map.dtype)
 
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Class logits, box deltas and attribute logits of features ``[P, D]``."""
@@ -218,10 +220,13 @@ class FasterRCNN(nn.Module):
 class C4(FasterRCNN):
     """res5 on 14x14 regions of the stride-16 map, averaged."""
 
+    regions_at_a_time = 256  # 200 MB before res5 at full width; all of a batch's would be gigabytes
+
     def __init__(self, state: Mapping[str, Tensor], conventions: Conventions):
         super().__init__(state, conventions)
-        cells = state.get("rpn.cell_anchors", cell_anchors(conventions.anchor_sizes, conventions.anchor_ratios))
-        self.register_buffer("cell_anchors", cells, persistent=False)
+        self.cell_anchors = state.get(
+            "rpn.cell_anchors.0", cell_anchors(conventions.anchor_sizes, conventions.anchor_ratios)
+        )
 
     def feature_map(self, pictures: Tensor) -> Tensor:
         """res4, ``[B, C, H/16, W/16]``."""
@@ -230,7 +235,7 @@ class C4(FasterRCNN):
     def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
         feature_map = self.feature_map(pictures)
         objectness, deltas = self.rpn(feature_map)
-        anchors = grid_anchors(self.cell_anchors, *feature_map.shape[-2:], stride=16)
+        anchors = grid_anchors(self.cell_anchors.to(feature_map.device), *feature_map.shape[-2:], stride=16)
         found = [
             propose(
                 [o.float()],
@@ -247,7 +252,9 @@ class C4(FasterRCNN):
         return [feature_map], found
 
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        return self.layer4(self.pool(maps[0], _rois(boxes, maps[0].dtype), 14, 1 / 16)).mean((2, 3))
+        rois = _rois(boxes)
+        parts = rois.split(self.regions_at_a_time)
+        return torch.cat([self.layer4(self.pool(maps[0], part, 14, 1 / 16)).mean((2, 3)) for part in parts])
 
 
 class FPN(FasterRCNN):
@@ -262,8 +269,10 @@ class FPN(FasterRCNN):
         self.outer = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
         hidden, inputs = state["fc1.weight"].shape
         self.fc1, self.fc2 = nn.Linear(inputs, hidden), nn.Linear(hidden, state["fc2.weight"].shape[0])
-        for level, size in enumerate(conventions.anchor_sizes):
-            self.register_buffer(f"cells{level}", cell_anchors([size], conventions.anchor_ratios), persistent=False)
+        self.cell_anchors = [
+            state.get(f"rpn.cell_anchors.{level}", cell_anchors([size], conventions.anchor_ratios))
+            for level, size in enumerate(conventions.anchor_sizes)
+        ]
 
     def feature_maps(self, pictures: Tensor) -> list[Tensor]:
         """p2 to p6 of pictures that are padded with zeros to multiples of 32."""
@@ -283,7 +292,7 @@ class FPN(FasterRCNN):
     def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
         maps = self.feature_maps(pictures)
         levels = [
-            (*self.rpn(m), grid_anchors(getattr(self, f"cells{level}"), *m.shape[-2:], stride=4 << level))
+            (*self.rpn(m), grid_anchors(self.cell_anchors[level].to(m.device), *m.shape[-2:], stride=4 << level))
             for level, m in enumerate(maps)
         ]
         size = tuple(pictures.shape[-2:])
@@ -302,7 +311,7 @@ class FPN(FasterRCNN):
         ]
 
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        rois = _rois(boxes, maps[0].dtype)
+        rois = _rois(boxes)
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
         level = (4 + (side / 224 + 1e-8).log2()).floor().clamp(2, 5).long() - 2
         pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], 7, 7)
@@ -325,5 +334,5 @@ def build(state: Mapping[str, Tensor], conventions: Conventions) -> C4 | FPN:
     RuntimeError : lists missing and unexpected keys and wrong shapes.
     """
     network = (FPN if "inner.0.weight" in state else C4)(state, conventions)
-    network.load_state_dict({key: value for key, value in state.items() if key != "rpn.cell_anchors"})
+    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("rpn.cell_anchors")})
     return network.eval().requires_grad_(False)

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from manifests.settings import Settings
+from manifests.typed import Settings
 
 
 class TokenSettings(Settings):

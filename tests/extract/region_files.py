@@ -61,7 +61,8 @@ def region_settings(
 def quick_settings(**others: Any) -> RegionSettings:
     """`region_settings` under which the detector sees pictures of 64 pixels."""
     settings = region_settings(**others)
-    return settings.model_copy(update={"detector": settings.detector.model_copy(update={"shortest": 64, "longest": 64})})
+    detector = settings.detector.model_copy(update={"shortest": 64, "longest": 64})
+    return settings.model_copy(update={"detector": detector})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The torchvision network equals detectron2 from detectron2's own checkpoint (tests/data/detectron2_tiny)."""
 
 import http.server
+import pickle
 import threading
 from functools import partial
 from pathlib import Path
@@ -207,10 +208,35 @@ def test_bottom_up_attention_anchors_are_read(tmp_path):
     assert torch.equal(detector.network.cell_anchors, shifted)
 
 
-def test_a_checkpoint_of_arrays_is_read(tmp_path):
-    """Converted caffe checkpoints hold NumPy arrays."""
+def test_half_precision_leaves_the_geometry_alone(outputs):
+    """Anchors and regions stay float32: in bfloat16 a box beyond 512 pixels would move by up to 2."""
+    detector = load_detector({**SPEC, "precision": "bfloat16"}, DETECTIONS)
+    other = detector.outputs(detector.prepare(GOLDEN["rgb"])[None])[0]
+    assert other.features.dtype == torch.bfloat16 and other.proposals.dtype == torch.float32
+    nearest = torch.cdist(other.proposals, outputs.proposals, p=torch.inf).min(1).values
+    assert nearest.median() < 0.5
+    assert torch.equal(detector.network.cell_anchors, cell_anchors((32, 64, 128, 256, 512), (0.5, 1, 2)))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": {"trap": Trap()}}))
+    with pytest.raises(InputError, match="it asks for"):
+        load_detector({**SPEC, "weights": str(path), "sha256": sha256(path)})
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_a_checkpoint_of_arrays_is_read(tmp_path, suffix):
+    """Converted caffe checkpoints and detectron2's own pickles hold NumPy arrays."""
     state = {name: value.numpy() for name, value in original().items()}
-    ours = load_detector(saved(tmp_path, state), DETECTIONS).network.state_dict()
+    spec = saved(tmp_path, state)
+    if suffix == ".pkl":
+        path = tmp_path / "model.pkl"
+        path.write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
+        spec |= {"weights": str(path), "sha256": sha256(path)}
+    ours = load_detector(spec, DETECTIONS).network.state_dict()
     theirs = load_detector(SPEC, DETECTIONS).network.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

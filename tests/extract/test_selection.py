@@ -46,6 +46,7 @@ def random_boxes(generator: torch.Generator, count: int, side: int) -> Tensor:
     return torch.cat([corner, corner + extent], 1).float()
 
 
+@pytest.mark.parametrize("classes", [6, 60])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
     "rule",
@@ -57,10 +58,10 @@ def random_boxes(generator: torch.Generator, count: int, side: int) -> Tensor:
         {"min_boxes": 60, "max_boxes": 90, "nms_threshold": 1.0, "score_threshold": 0.3},
     ],
 )
-def test_bottom_up_equals_the_plain_loop(seed: int, rule: dict) -> None:
+def test_bottom_up_equals_the_plain_loop(seed: int, rule: dict, classes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(generator, 40, 160)
-    probabilities = (2 * torch.randn(40, 6, generator=generator)).softmax(1)
+    probabilities = (2 * torch.randn(40, classes, generator=generator)).softmax(1)
     assert bottom_up(boxes, probabilities, **rule).tolist() == slow_bottom_up(boxes, probabilities, **rule)
 
 

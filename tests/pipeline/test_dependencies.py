@@ -15,7 +15,7 @@ STAGES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stag
 # What no artifact depends on: errors, progress, how files are written, how parameters are checked, names of packages,
 # which worker and device make it.
 PLUMBING = {
-    *("manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py"),
+    *("manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py", "manifests/typed.py"),
     *("extract/workers.py", "extract/device.py"),
 }
 # How manifest.jsonl and grounding.jsonl look decides what the manifest stage writes; others depend on the files.
@@ -47,7 +47,7 @@ def used(stage: str) -> set[str]:
     found = closure(graph, imports_of(command, "pipeline/cli.py", CHECKOUT))
     settled = PLUMBING | (set() if stage == "manifest" else FORMATS)
     settled |= {file for file in found if file.startswith("pipeline/")}  # where things lie, and how fast they are made
-    return {file for file in found - settled if Path(file).name not in ("settings.py", "__init__.py")}
+    return {file for file in found - settled if Path(file).name != "__init__.py"}
 
 
 def code_deps(stage: str) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,12 @@ import torch
 from eval.recall import chance_recalls
 from eval.validation import validate
 from manifests.errors import InputError
+from manifests.files import fingerprint, write_json
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
+from train.losses import all_pairs_triplet
+from train.models import build_model
+from train.selfalign import context_alignment_loss
 from train.settings import RunSettings
 from train.train import run
 
@@ -53,7 +58,7 @@ def trained(dataset, tmp_path_factory):
 def test_both_modules_learn_and_retrieval_beats_chance(dataset, trained):
     out, curve = trained
     first, last = curve[0], curve[-1]
-    assert last["lca"] < first["lca"]
+    assert last["lca"] < 0.995 * first["lca"]
     assert last["cra"] < 0.9 * first["cra"]
     model, data = load_model(out / "model"), RetrievalData(**dataset, split="val")
     chance = chance_recalls([len(data.captions_of(image)) for image in range(len(data.images))])
@@ -95,9 +100,12 @@ def test_the_codebook_rests_in_its_frozen_epochs(dataset, tmp_path):
     moved, resting = (
         load_file(tmp_path / str(frozen) / "model" / "model.safetensors")["concept.codebook"] for frozen in (0, 1)
     )
-    torch.manual_seed(SETTINGS.get("seed", 0))
-    assert not torch.allclose(moved, resting)
-    assert torch.allclose(resting.norm(dim=1), torch.ones(64), atol=1e-5)
+    torch.manual_seed(0)
+    data = RetrievalData(**dataset, split="train")
+    settings = RunSettings(**{**SETTINGS, "selfalign": {"concept": {"num_concepts": 64}}})
+    start = build_model(settings, data.region_store.dim, len(data.token_store.vocabulary)).concept.codebook
+    torch.testing.assert_close(resting, start.detach(), rtol=0, atol=1e-6)
+    assert (moved - start).abs().max() > 1e-3
 
 
 def test_a_diverging_run_stops_with_its_place(dataset, tmp_path):
@@ -111,19 +119,18 @@ def test_other_features_are_refused(dataset, trained, tmp_path):
     other = tmp_path / "regions"
     shutil.copytree(dataset["regions"], other)
     written = json.loads((other / "recipe.json").read_text())
-    from manifests.files import fingerprint, write_json
-
     written["recipe"]["selection"]["nms_threshold"] = 0.5
     written["recipe_hash"] = fingerprint(written["recipe"])
     write_json(other / "recipe.json", written)
-    data = RetrievalData(**dataset, split="val")
-    require_recipe(trained[0] / "model", data)
-    with pytest.raises(InputError, match="made by recipe"):
-        RetrievalData(**{**dataset, "regions": other}, split="val")
+    require_recipe(trained[0] / "model", RetrievalData(**dataset, split="val"))
+    with h5py.File(other / "000000.h5", "r+") as shard:
+        shard.attrs["recipe_hash"] = np.bytes_(written["recipe_hash"].encode())
+    with pytest.raises(InputError, match=r"'regions.selection.nms_threshold': 0.3 here, 0.5 there"):
+        require_recipe(trained[0] / "model", RetrievalData(**{**dataset, "regions": other}, split="val"))
 
 
 def test_captions_of_one_image_are_no_negatives(dataset, trained):
-    """Doubling a pair in a batch leaves the triplet and the context loss of the others unchanged."""
+    """Two captions of one image bar each other, in the triplet and in CRA, and nothing else."""
     model = load_model(trained[0] / "model")
     data = RetrievalData(**dataset, split="val")
     captions = [data.captions_of(image)[0] for image in range(6)] + [data.captions_of(0)[1]]
@@ -131,8 +138,6 @@ def test_captions_of_one_image_are_no_negatives(dataset, trained):
     regions, words = data.region_batch(images), data.word_batch(captions)
     same = torch.from_numpy(images[:, None] == images[None, :])
     scores = model.encode_images(regions).embedding @ model.encode_captions(words).embedding.T
-    from train.losses import all_pairs_triplet
-
     barred = all_pairs_triplet(scores, 0.2, same)
     own = scores.diagonal()
     pair = (0.2 + scores - own[:, None]).clamp(min=0) + (0.2 + scores - own[None, :]).clamp(min=0)
@@ -140,3 +145,13 @@ def test_captions_of_one_image_are_no_negatives(dataset, trained):
     expected = (pair * (off & ~same)).sum()
     assert barred.item() == pytest.approx(expected.item(), rel=1e-5)
     assert all_pairs_triplet(scores, 0.2).item() > barred.item()
+
+    locals_ = torch.nn.functional.normalize(torch.randn(7, 3, 8), dim=-1)
+    globals_ = torch.nn.functional.normalize(torch.randn(7, 8), dim=-1)
+    ours = context_alignment_loss(locals_, globals_, same=same)
+    each = []
+    for i in range(7):
+        others = [j for j in range(7) if not same[i, j]]
+        negatives = torch.cat([locals_[j] @ globals_[i] for j in others]) / 0.7
+        each += [-torch.cat([(x @ globals_[i] / 0.7)[None], negatives]).log_softmax(0)[0] for x in locals_[i]]
+    torch.testing.assert_close(ours, torch.stack(each).mean())

@@ -1,0 +1,38 @@
+"""What is committed belongs together: the lock file, the demo's figures, the documents."""
+
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).parents[2]
+LOCK = yaml.safe_load((CHECKOUT / "dvc.lock").read_text())["stages"]
+PARAMS = yaml.safe_load((CHECKOUT / "params.yaml").read_text())
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+).stdout.splitlines()
+
+
+def test_committed_outputs_are_those_of_the_lock_file():
+    outs = {out["path"]: out["md5"] for stage in LOCK.values() for out in stage["outs"] if out["path"] in TRACKED}
+    assert len(outs) >= 2 * len(PARAMS["runs"])
+    found = {path: hashlib.md5((CHECKOUT / path).read_bytes()).hexdigest() for path in outs}
+    assert found == outs
+
+
+@pytest.mark.parametrize("run", PARAMS["runs"])
+def test_the_demo_finds_images_by_caption_far_better_than_chance(run):
+    figures = json.loads((CHECKOUT / "runs" / run / "metrics.json").read_text())
+    assert figures["images"] >= 500
+    assert figures["t2i_r1"] >= 60 * 100 / figures["images"]
+
+
+@pytest.mark.parametrize("page", [name for name in TRACKED if name.endswith(".md")])
+def test_links_of_the_documents_lead_somewhere(page):
+    text = (CHECKOUT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert [link for link in links if not ((CHECKOUT / page).parent / link).exists()] == []

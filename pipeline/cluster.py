@@ -1,7 +1,7 @@
 """The Dask cluster that extraction runs on: what ``SELFALIGN_CLUSTER`` means.
 
 `none`: no cluster. `local:N`: N worker processes on this machine. `tcp://host:8786`: a scheduler that runs already.
-`slurm`: workers as Slurm jobs, described by Dask's own configuration (``jobqueue.slurm``).
+`slurm:N`: N Slurm jobs (`slurm`: one), described by Dask's own configuration (``jobqueue.slurm``).
 """
 
 import logging
@@ -54,11 +54,11 @@ def worker_threads(machine: Machine) -> int | None:
     """
     if "threads" in machine.model_fields_set:
         return machine.threads
-    return max(1, machine.threads // _local_workers(machine.cluster)) if machine.cluster.startswith("local:") else None
+    return max(1, machine.threads // _number(machine.cluster)) if machine.cluster.startswith("local:") else None
 
 
-def _local_workers(cluster: str) -> int:
-    return int(cluster.removeprefix("local:"))
+def _number(cluster: str) -> int:
+    return int(cluster.partition(":")[2] or 1)
 
 
 @contextmanager
@@ -68,12 +68,13 @@ def _cluster(cluster: str) -> Iterator["Cluster | str"]:
 
         # A shard has few pictures in memory at a time; Dask's limit would only restart workers of large models.
         with LocalCluster(
-            n_workers=_local_workers(cluster), threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+            n_workers=_number(cluster), threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
         ) as local:
             yield local
-    elif cluster == "slurm":
+    elif cluster.startswith("slurm"):
         with _slurm() as jobs:
-            jobs.adapt()
+            # The same number at least and at most: Dask submits another job for one that ends.
+            jobs.adapt(minimum_jobs=_number(cluster), maximum_jobs=_number(cluster))
             yield jobs
     else:
         yield cluster
@@ -82,13 +83,15 @@ def _cluster(cluster: str) -> Iterator["Cluster | str"]:
 def _slurm() -> "Cluster":
     where = "SELFALIGN_CLUSTER=slurm"
     try:
+        import dask
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise InputError(
             "dask-jobqueue isn't installed", where=where, fix='install it with `pip install "dask-jobqueue>=0.9"`'
         ) from error
     try:
-        return SLURMCluster(processes=1)
+        # Unless it is told otherwise, dask-jobqueue makes several workers of a job's cores.
+        return SLURMCluster(processes=dask.config.get("jobqueue.slurm.processes") or 1)
     except ValueError as error:
         raise InputError(
             str(error), where=where, fix="describe a job in `jobqueue.slurm` of ~/.config/dask/jobqueue.yaml"

@@ -17,7 +17,8 @@ from pydantic_core import PydanticCustomError
 from manifests.errors import InputError
 
 PREFIX = "SELFALIGN_"
-_CLUSTER = re.compile(r"none|slurm|local:[1-9]\d*|(?!local:)([a-z]+://)?([\w.-]+|\[[\da-f:]+\]):\d+")
+_ADDRESS = r"(?!(local|slurm):)([a-z]+://)?([\w.-]+|\[[\da-f:]+\]):\d+"
+_CLUSTER = re.compile(rf"none|slurm(:[1-9]\d*)?|local:[1-9]\d*|{_ADDRESS}")
 
 
 class Machine(BaseModel):
@@ -31,16 +32,15 @@ class Machine(BaseModel):
     encode_batch: int = Field(256, ge=1, description="images or captions a batch in evaluation")
     readers: int = Field(2, ge=1, description="threads that read and decode pictures")
     staging: Path = Field(Path(".staging"), description="folder where finished shards wait for their store")
-    cluster: str = Field("none", description="who extracts: none, local:N, a Dask scheduler's address, slurm")
+    cluster: str = Field("none", description="who extracts: none, local:N, a Dask scheduler's address, slurm:N")
 
     @field_validator("cluster")
     @classmethod
     def _known_cluster(cls, value: str) -> str:
         if _CLUSTER.fullmatch(value):
             return value
-        raise PydanticCustomError(
-            "cluster", "{value} is not none, local:N, slurm or an address like tcp://host:8786", {"value": repr(value)}
-        )
+        told = "{value} is not none, local:N, slurm:N or an address like tcp://host:8786"
+        raise PydanticCustomError("cluster", told, {"value": repr(value)})
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

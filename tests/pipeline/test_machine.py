@@ -53,13 +53,13 @@ def test_a_device_that_is_not_here_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "cluster",
-    ["none", "slurm", "local:1", "local:12", "tcp://10.0.0.7:8786", "tls://a.example.org:1", "node:1", "tcp://[::1]:1"],
+    ["none", "slurm", "slurm:3", "local:12", "tcp://10.0.0.7:8786", "tls://a.example.org:1", "node:1", "tcp://[::1]:1"],
 )
 def test_clusters_are_told_by_their_names(cluster: str) -> None:
     assert Machine.from_environment({"SELFALIGN_CLUSTER": cluster}).cluster == cluster
 
 
-@pytest.mark.parametrize("cluster", ["", "local", "local:", "local:0", "local:two", "SLURM", "tcp://node", "8786"])
+@pytest.mark.parametrize("cluster", ["", "local", "slurm:0", "local:0", "local:two", "SLURM", "tcp://node", "8786"])
 def test_a_wrong_cluster_is_told_what_there_is(cluster: str) -> None:
-    with pytest.raises(InputError, match="SELFALIGN_CLUSTER: .* is not none, local:N, slurm or an address like tcp://"):
+    with pytest.raises(InputError, match="SELFALIGN_CLUSTER: .* is not none, local:N, slurm:N or an address like tcp"):
         Machine.from_environment({"SELFALIGN_CLUSTER": cluster})

@@ -127,9 +127,12 @@ def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path:
 # -- Full disks --------------------------------------------------------------------------------------------------------
 
 
-def fill_and_write(folder: Path, free: int) -> None:
-    """Leave `free` bytes, then write a shard of 170 kB: it is there whole or not at all, and HDF5 doesn't crash."""
-    arrays = {f"array{i}": np.full(n, i, np.uint8) for i, n in enumerate((150_000, 9_000, 9_000, 100, 100))}
+WHOLE, ABSENT = 10, 11  # exit statuses that nothing else gives
+
+
+def fill_and_write(folder: Path, free: int, sizes: tuple[int, ...]) -> None:
+    """Leave `free` bytes, then write arrays of these `sizes`; the process ends with what came of it."""
+    arrays = {f"array{i}": np.full(size, i, np.uint8) for i, size in enumerate(sizes)}
     room = os.statvfs(folder).f_bavail * 4096
     (folder / "filling").write_bytes(bytes(max(0, room - free)))
     try:
@@ -137,18 +140,25 @@ def fill_and_write(folder: Path, free: int) -> None:
     except DiskFull as error:
         assert "No space left" in error.what and error.where == str(folder / "shard.h5")
         assert sorted(path.name for path in folder.iterdir()) == ["filling"]
-        os._exit(1)
+        os._exit(ABSENT)
     with h5py.File(folder / "shard.h5") as file:
         assert all((file[name][()] == array).all() for name, array in arrays.items())
-    os._exit(0)
+    os._exit(WHOLE)
+
+
+LARGE, SMALL = (150_000, 9_000, 9_000, 100, 100), (100,) * 12  # about 170 kB, 6 kB
 
 
 @pytest.mark.parametrize(
-    ("free", "status"), [(0, 1), (4096, 1), (40_960, 1), (155_648, 1), (163_840, 1), (167_936, 1), (196_608, 0)]
+    ("sizes", "free", "status"),
+    [(LARGE, 1024 * kilobytes, ABSENT) for kilobytes in (0, 4, 40, 152, 160, 164)]
+    + [(SMALL, 1024 * kilobytes, ABSENT) for kilobytes in (0, 4)]
+    + [(LARGE, 1024 * 192, WHOLE), (SMALL, 1024 * 12, WHOLE)],
 )
-def test_a_shard_on_a_disk_with_little_room_is_whole_or_absent(disk: Disk, free: int, status: int) -> None:
-    disk.resize("1m")
-    assert finish(start(fill_and_write, disk.folder, free)) == status
+def test_a_shard_on_a_disk_with_little_room_is_whole_or_absent(
+    disk: Disk, sizes: tuple[int, ...], free: int, status: int
+) -> None:
+    assert finish(start(fill_and_write, disk.folder, free, sizes)) == status
 
 
 def test_a_full_disk_is_told_and_the_next_run_completes(many: Pictures, disk: Disk) -> None:

@@ -1,6 +1,7 @@
 """The torchvision network equals detectron2 from detectron2's own checkpoint (tests/data/detectron2_tiny)."""
 
 import http.server
+import importlib.util
 import pickle
 import threading
 from functools import partial
@@ -274,15 +275,37 @@ def test_another_hash_and_an_unknown_key_are_refused():
         load_detector({**SPEC, "shortst": 600})
 
 
-def test_detectron2_is_asked_for_by_name(tmp_path):
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+CONFIG = """
+MODEL:
+  META_ARCHITECTURE: GeneralizedRCNN
+  MASK_ON: false
+  RESNETS: {DEPTH: 50, STEM_OUT_CHANNELS: 16, RES2_OUT_CHANNELS: 32, WIDTH_PER_GROUP: 8, OUT_FEATURES: [res4]}
+  RPN: {PRE_NMS_TOPK_TEST: 600, POST_NMS_TOPK_TEST: 60}
+  ROI_HEADS: {NAME: Res5ROIHeads, NUM_CLASSES: 20}
+  ROI_BOX_HEAD: {POOLER_RESOLUTION: 14, POOLER_TYPE: ROIAlignV2, POOLER_SAMPLING_RATIO: 2}
+INPUT: {MIN_SIZE_TEST: 180, MAX_SIZE_TEST: 300}
+"""
+
+
+@pytest.mark.skipif(HAS_DETECTRON2, reason="detectron2 is installed")
+def test_detectron2_that_is_not_installed_is_named():
     spec = {"name": "detectron2", "weights": SPEC["weights"], "sha256": SPEC["sha256"], "config": "config.yaml"}
-    try:
-        import detectron2  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="detectron2 isn't installed"):
-            load_detector(spec)
-    else:
-        pytest.skip("detectron2 is installed here; its parity is the fixture's")
+    with pytest.raises(InputError, match="detectron2 isn't installed"):
+        load_detector(spec)
+
+
+@pytest.mark.skipif(not HAS_DETECTRON2, reason="detectron2 isn't installed")
+def test_detectron2_itself_gives_the_same_regions(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    spec = saved(tmp_path, {name: value for name, value in original().items() if "attribute" not in name})
+    theirs_spec = {key: spec[key] for key in ("weights", "sha256")} | {"config": str(tmp_path / "config.yaml")}
+    ours, theirs = (load_detector(s, DETECTIONS) for s in (spec, {"name": "detectron2", **theirs_spec}))
+    picture = ours.prepare(GOLDEN["rgb"])
+    assert torch.equal(picture, theirs.prepare(GOLDEN["rgb"]))
+    (a,), (b,) = (detector.detect(picture[None], [(310, 203)]) for detector in (ours, theirs))
+    np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
+    np.testing.assert_allclose(a.features.astype(np.float32), b.features.astype(np.float32), atol=2e-3)
 
 
 def test_weights_are_fetched_once_and_checked(tmp_path, monkeypatch):

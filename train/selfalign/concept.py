@@ -12,6 +12,10 @@ from torch.nn import functional as F
 
 from train.precision import matmul_dtype, sum_dtype
 
+# What is done row by row to [N, K] is done to this many rows while they are in the processor's cache; a matrix product
+# whose result goes elsewhere is made of that many.
+_ROWS, _PRODUCT_ROWS = 256, 1024
+
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
@@ -28,32 +32,30 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     -------
     ``[N, K]``, each row (sample) summing to 1; at least float32.
     """
-    return _assignment(*_kernel_and_scale(scores.to(sum_dtype(scores), copy=True), epsilon, iterations))
+    kernel, sample_scale, prototype_scale = _scaling((scores / epsilon).to(sum_dtype(scores)), iterations)
+    return kernel.mul_(prototype_scale).mul_(sample_scale[:, None])
 
 
-def _kernel_and_scale(scores: Tensor, epsilon: float, iterations: int) -> tuple[Tensor, Tensor]:
-    """Sinkhorn-Knopp in scaling form: two vectors change, the matrix is made once, in the place of `scores`.
+def _scaling(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sinkhorn-Knopp in scaling form: two vectors change, the matrix ``[N, K]`` is made once, in the place of `logits`.
 
-    Returns the kernel ``exp(scores / epsilon)``, each row relative to its largest value so that none vanishes, and the
-    prototypes' scale ``[K]``. The samples' scale is what makes a row's sum 1 (`_assignment`).
+    Returns the kernel ``exp(logits)``, each row relative to its largest value so that none vanishes, and the scales of
+    samples ``[N]`` and prototypes ``[K]``. Kernel times both is the assignment, each row summing to 1.
     """
-    samples, prototypes = scores.shape
+    samples, prototypes = logits.shape
     if samples == 0:
-        return scores, scores.new_ones(prototypes)
-    largest = scores.amax(1, keepdim=True)
-    kernel = scores.sub_(largest).div_(epsilon).exp_()
-    sample_scale = ((largest - largest.max()) / epsilon).exp().squeeze(1)
+        return logits, logits.new_ones(samples), logits.new_ones(prototypes)
+    largest = []
+    for part in logits.split(_ROWS):
+        largest.append(part.amax(1, keepdim=True))
+        part.sub_(largest[-1]).exp_()
+    kernel, largest = logits, torch.cat(largest).squeeze(1)
+    sample_scale = (largest - largest.amax()).exp_()
     for _ in range(iterations):
-        sums = (sample_scale @ kernel).clamp(min=torch.finfo(kernel.dtype).tiny)
-        prototype_scale = sums.min() / sums
+        sums = (sample_scale @ kernel).clamp_(min=torch.finfo(kernel.dtype).tiny)
+        prototype_scale = sums.amin() / sums
         sample_scale = 1 / (kernel @ prototype_scale)
-    return kernel, prototype_scale
-
-
-def _assignment(kernel: Tensor, prototype_scale: Tensor) -> Tensor:
-    """The assignments ``[n, K]`` of some of the kernel's rows, in their place."""
-    kernel *= prototype_scale
-    return kernel.div_(kernel.sum(1, keepdim=True))
+    return kernel, sample_scale, prototype_scale
 
 
 class ConceptAlignment(nn.Module):
@@ -89,7 +91,7 @@ class ConceptAlignment(nn.Module):
     @torch.no_grad()
     def normalize_codebook(self) -> None:
         """Bring the codebook's rows to unit length, in place."""
-        self.codebook.copy_(F.normalize(self.codebook, dim=-1))
+        self.codebook.div_(torch.linalg.vector_norm(self.codebook, dim=-1, keepdim=True).clamp_(min=1e-12))
 
     def forward(
         self,
@@ -132,13 +134,15 @@ class ConceptAlignment(nn.Module):
             # Where each of y stands among its valid ones.
             place = (y_mask.flatten().cumsum(0) - 1).view_as(y_mask)
             nearest = place.gather(1, nearest).flatten()[rows]
-            scores = _rows(y, y_mask.flatten().nonzero().squeeze(1)) @ self.codebook.T
-            kernel, scale = _kernel_and_scale(scores.to(sum_dtype(scores)), self.epsilon, self.sinkhorn_iterations)
-            targets = _assignment(kernel[nearest], scale)
-            del scores, kernel
+            dtype = matmul_dtype(y)
+            scores = (
+                _rows(y, y_mask.flatten().nonzero().squeeze(1)).to(dtype) @ (self.codebook / self.epsilon).to(dtype).T
+            )
+            kernel, y_scale, prototype_scale = _scaling(scores.to(sum_dtype(y)), self.sinkhorn_iterations)
             lengths = x_mask.sum(1, keepdim=True)
-            weight = (lengths * (lengths > 0).sum()).expand_as(x_mask).flatten()[rows].to(targets.dtype)
-        return _CrossEntropy.apply(x, self.codebook, rows, targets, 1 / weight, self.temperature)
+            share = 1 / (lengths * (lengths > 0).sum()).expand_as(x_mask).flatten()[rows].to(kernel.dtype)
+            assignment = kernel, y_scale, prototype_scale, nearest
+        return _CrossEntropy.apply(x, self.codebook, rows, share, self.temperature, *assignment)
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -148,31 +152,49 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """``sum_i share_i (logsumexp(z_i) - <Q_i, z_i>)`` with ``z_i = x_i Cᵀ / temperature``.
+    """``-sum_i share_i <Q_i, log softmax(x_i Cᵀ / temperature)>`` over some rows x_i of ``[B, N, D]``.
 
-    The gradient in z is made in the forward in z's own place, so that nothing else of that size is kept.
+    Q_i is row ``nearest_i`` of what `_scaling` gave. The slope in the logits takes their place and is all that is kept.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, codebook: Tensor, rows: Tensor, targets: Tensor, share: Tensor, temperature: float
+        ctx: FunctionCtx,
+        x: Tensor,
+        codebook: Tensor,
+        rows: Tensor,
+        share: Tensor,
+        temperature: float,
+        kernel: Tensor,
+        y_scale: Tensor,
+        prototype_scale: Tensor,
+        nearest: Tensor,
     ) -> Tensor:
         dtype = matmul_dtype(x)
-        logits = (_rows(x, rows).to(dtype) @ codebook.to(dtype).T).to(targets.dtype).div_(temperature)
-        normaliser = logits.logsumexp(1, keepdim=True)
-        loss = (share * (normaliser.squeeze(1) - torch.linalg.vecdot(targets, logits))).sum()
-        slope = logits.sub_(normaliser).exp_().sub_(targets).mul_(share[:, None] / temperature)
-        ctx.save_for_backward(x, codebook, rows, slope.to(dtype))
+        some, codebook = _rows(x, rows).to(dtype), codebook.to(dtype)
+        slope = (some @ (codebook / temperature).T).to(kernel.dtype)
+        loss = share.new_zeros(())
+        for logits, place, weight in zip(slope.split(_ROWS), nearest.split(_ROWS), share.split(_ROWS), strict=True):
+            weighted = kernel[place].mul_(prototype_scale).mul_((weight * y_scale[place])[:, None])
+            log_softmax = logits.log_softmax(1)
+            loss -= weighted.flatten() @ log_softmax.flatten()
+            torch.exp(log_softmax, out=logits).mul_(weight[:, None]).sub_(weighted)
+        ctx.save_for_backward(some, codebook, rows, slope.to(dtype))
+        ctx.shape, ctx.temperature = x.shape, temperature
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, codebook, rows, slope = ctx.saved_tensors
+        some, codebook, rows, slope = ctx.saved_tensors
+        grad = (grad / ctx.temperature).to(slope.dtype)
         grad_x = grad_codebook = None
         if ctx.needs_input_grad[1]:
-            grad_codebook = (slope.T @ _rows(x, rows).to(slope.dtype)).to(codebook.dtype).mul_(grad)
+            grad_codebook = (slope.T @ some).mul_(grad)
         if ctx.needs_input_grad[0]:
-            compact = (slope @ codebook.to(slope.dtype)).to(x.dtype).mul_(grad)
-            grad_x = x.new_zeros(x.shape).flatten(0, 1).index_copy_(0, rows, compact).view_as(x)
-        return grad_x, grad_codebook, None, None, None, None
+            codebook = codebook * grad
+            grad_x = slope.new_zeros(ctx.shape)
+            flat = grad_x.flatten(0, 1)
+            for there, part in zip(rows.split(_PRODUCT_ROWS), slope.split(_PRODUCT_ROWS), strict=True):
+                flat.index_copy_(0, there, part @ codebook)
+        return grad_x, grad_codebook, *[None] * 7

@@ -14,7 +14,7 @@ from train.precision import matmul_dtype, sum_dtype
 
 # What is done row by row to [N, K] is done to this many rows while they are in the processor's cache; a matrix product
 # whose result goes elsewhere is made of that many.
-_ROWS, _PRODUCT_ROWS = 256, 1024
+_ROWS, _PRODUCT_ROWS = 128, 1024
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Each modality's guided global must find the other modality's contextualised loca
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -66,15 +67,17 @@ class _ContextAlignment(torch.autograd.Function):
         logits = logits.to(sum_dtype(logits)).div_(temperature)
         by_pair = logits.view(pairs, pairs, width)
         positives = by_pair.diagonal().T.clone()
-        # Filled so low that a pair with fewer candidates than it asks for is given no false one, yet slopes are finite.
-        lowest = torch.finfo(logits.dtype).min / 2
-        by_pair.masked_fill_(barred[..., None], lowest).masked_fill_(~mask, lowest)
-        hardest = logits.topk(min(num_negatives, logits.shape[1]), sorted=False)
-        rival = hardest.values.logsumexp(1, keepdim=True)
+        # So low that a pair with fewer candidates than it asks for is given no false one, yet all slopes are finite.
+        lowest = torch.finfo(logits.dtype).min / 4
+        by_pair += barred[..., None].to(logits.dtype) * lowest
+        logits += (~mask).flatten().to(logits.dtype) * lowest
+        places = _hardest(logits, min(num_negatives, logits.shape[1]))
+        hardest = logits.gather(1, places)
+        rival = hardest.logsumexp(1, keepdim=True)
         share = mask.to(logits.dtype) / (pairs * mask.sum(1, keepdim=True))
         loss = ((rival - positives).logaddexp(rival.new_zeros(())) * share).sum()
         slope = (rival - positives).sigmoid_().mul_(share / temperature)
-        logits.zero_().scatter_(1, hardest.indices, hardest.values.softmax(1) * slope.sum(1, keepdim=True))
+        logits.zero_().scatter_(1, places, hardest.softmax(1) * slope.sum(1, keepdim=True))
         by_pair.diagonal().copy_(-slope.T)
         ctx.save_for_backward(locals_, global_, logits.to(dtype))
         return loss
@@ -90,6 +93,14 @@ class _ContextAlignment(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_global = (slope @ locals_.to(slope.dtype).flatten(0, 1)).to(global_.dtype).mul_(grad)
         return grad_locals, grad_global, None, None, None, None
+
+
+def _hardest(logits: Tensor, count: int) -> Tensor:
+    """Where the `count` largest of each row are, in any order."""
+    if logits.device.type == "cpu":
+        # Several times faster than torch's topk.
+        return torch.from_numpy(np.argpartition(logits.numpy(), -count, axis=1)[:, -count:])
+    return logits.topk(count, sorted=False).indices
 
 
 @dataclass(frozen=True, slots=True)

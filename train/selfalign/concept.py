@@ -5,6 +5,8 @@ own picture; the word must predict that region's codebook assignment, which Sink
 (as SwAV does, Caron et al., NeurIPS 2020, section 3.1).
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -135,26 +137,23 @@ class ConceptAlignment(nn.Module):
             place = (y_mask.flatten().cumsum(0) - 1).view_as(y_mask)
             nearest = place.gather(1, nearest).flatten()[rows]
             dtype = matmul_dtype(y)
-            scores = (
-                _rows(y, y_mask.flatten().nonzero().squeeze(1)).to(dtype) @ (self.codebook / self.epsilon).to(dtype).T
-            )
+            valid = y_mask.flatten().nonzero().squeeze(1)
+            scores = _scaled_product(_rows(y, valid).to(dtype), self.codebook.to(dtype).T, 1 / self.epsilon)
             kernel, y_scale, prototype_scale = _scaling(scores.to(sum_dtype(y)), self.sinkhorn_iterations)
+            targets, target_scale = kernel.index_select(0, nearest), y_scale[nearest]
+            del scores, kernel
             lengths = x_mask.sum(1, keepdim=True)
-            share = 1 / (lengths * (lengths > 0).sum()).expand_as(x_mask).flatten()[rows].to(kernel.dtype)
-            assignment = kernel, y_scale, prototype_scale, nearest
-        return _CrossEntropy.apply(x, self.codebook, rows, share, self.temperature, *assignment)
-
-
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of ``[B, N, D]`` counted through all B; no copy where they are all of them."""
-    flat = x.flatten(0, 1)
-    return flat if len(rows) == len(flat) else flat[rows]
+            share = 1 / (lengths * (lengths > 0).sum()).expand_as(x_mask).flatten()[rows].to(targets.dtype)
+        return _CrossEntropy.apply(
+            x, self.codebook, rows, share, self.temperature, targets, target_scale, prototype_scale
+        )
 
 
 class _CrossEntropy(torch.autograd.Function):
     """``-sum_i share_i <Q_i, log softmax(x_i Cᵀ / temperature)>`` over some rows x_i of ``[B, N, D]``.
 
-    Q_i is row ``nearest_i`` of what `_scaling` gave. The slope in the logits takes their place and is all that is kept.
+    Q_i is targets_i, a row of what `_scaling` gave, times its scale and the prototypes'. The slope in the logits takes
+    the targets' place and is all that is kept.
     """
 
     @staticmethod
@@ -165,36 +164,49 @@ class _CrossEntropy(torch.autograd.Function):
         rows: Tensor,
         share: Tensor,
         temperature: float,
-        kernel: Tensor,
-        y_scale: Tensor,
+        targets: Tensor,
+        target_scale: Tensor,
         prototype_scale: Tensor,
-        nearest: Tensor,
     ) -> Tensor:
         dtype = matmul_dtype(x)
-        some, codebook = _rows(x, rows).to(dtype), codebook.to(dtype)
-        slope = (some @ (codebook / temperature).T).to(kernel.dtype)
+        product = _scaled_product(_rows(x, rows).to(dtype), codebook.to(dtype).T, 1 / temperature).to(targets.dtype)
         loss = share.new_zeros(())
-        for logits, place, weight in zip(slope.split(_ROWS), nearest.split(_ROWS), share.split(_ROWS), strict=True):
-            weighted = kernel[place].mul_(prototype_scale).mul_((weight * y_scale[place])[:, None])
+        for logits, weight, scale, part in _split(_ROWS, product, share, target_scale, targets):
+            part.mul_(prototype_scale).mul_((weight * scale)[:, None])
             log_softmax = logits.log_softmax(1)
-            loss -= weighted.flatten() @ log_softmax.flatten()
-            torch.exp(log_softmax, out=logits).mul_(weight[:, None]).sub_(weighted)
-        ctx.save_for_backward(some, codebook, rows, slope.to(dtype))
-        ctx.shape, ctx.temperature = x.shape, temperature
+            loss -= part.flatten() @ log_softmax.flatten()
+            torch.sub(log_softmax.exp_().mul_(weight[:, None]), part, out=part)
+        ctx.save_for_backward(x, codebook, rows, targets.to(dtype))
+        ctx.temperature = temperature
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        some, codebook, rows, slope = ctx.saved_tensors
-        grad = (grad / ctx.temperature).to(slope.dtype)
+        x, codebook, rows, slope = ctx.saved_tensors
+        grad = grad / ctx.temperature
         grad_x = grad_codebook = None
         if ctx.needs_input_grad[1]:
-            grad_codebook = (slope.T @ some).mul_(grad)
+            grad_codebook = (slope.T @ _rows(x, rows).to(slope.dtype)).to(codebook.dtype).mul_(grad)
         if ctx.needs_input_grad[0]:
-            codebook = codebook * grad
-            grad_x = slope.new_zeros(ctx.shape)
-            flat = grad_x.flatten(0, 1)
-            for there, part in zip(rows.split(_PRODUCT_ROWS), slope.split(_PRODUCT_ROWS), strict=True):
-                flat.index_copy_(0, there, part @ codebook)
-        return grad_x, grad_codebook, *[None] * 7
+            codebook = codebook.to(slope.dtype)
+            grad_x = x.new_zeros(x.shape)
+            for there, part in _split(_PRODUCT_ROWS, rows, slope):
+                grad_x.flatten(0, 1).index_copy_(0, there, (part @ codebook).to(x.dtype).mul_(grad))
+        return grad_x, grad_codebook, *[None] * 6
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of ``[B, N, D]`` counted through all B, rising; no copy where they are all of them."""
+    flat = x.flatten(0, 1)
+    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
+
+
+def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``scale * (a @ b)`` in one go."""
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale)
+
+
+def _split(rows: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors' rows, so many at a time."""
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

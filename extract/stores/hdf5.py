@@ -6,6 +6,7 @@ and skip HDF5 altogether: about 95 % of memcpy speed, against 30 % through h5py 
 """
 
 import io
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,6 +75,8 @@ class MappedHDF5:
         self.path = Path(path)
         self._arrays: dict[str, np.ndarray] | None = None
         self._attributes: dict[str, str | int] | None = None
+        self._map: mmap.mmap | None = None
+        self._places: dict[str, tuple[int, int]] = {}
 
     def _open(self) -> None:
         try:
@@ -102,7 +105,9 @@ class MappedHDF5:
                 where=self.path,
                 fix="write it with extract.stores.hdf5.write_hdf5",
             )
-        map_ = np.memmap(self.path, mode="r", dtype=np.uint8)
+        with open(self.path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        map_ = np.frombuffer(self._map, np.uint8)
         self._arrays = {}
         for name, (offset, shape, dtype, _) in layout.items():
             size = int(np.prod(shape)) * dtype.itemsize
@@ -110,10 +115,9 @@ class MappedHDF5:
                 raise InputError(
                     f"the file ends inside dataset {name!r}", where=self.path, fix="copy or make the file again"
                 )
+            self._places[name] = offset, size
             self._arrays[name] = (
-                map_[offset : offset + size].view(np.ndarray).view(dtype).reshape(shape)
-                if size
-                else np.empty(shape, dtype)
+                map_[offset : offset + size].view(dtype).reshape(shape) if size else np.empty(shape, dtype)
             )
         self._attributes = attributes
 
@@ -137,5 +141,12 @@ class MappedHDF5:
             self._open()
         return self._attributes
 
+    def let_go(self, name: str) -> None:
+        """Stop counting the pages of a dataset as memory of this process; views stay good, the file stays cached."""
+        start, size = self._places[name]
+        page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        if page < start + size:
+            self._map.madvise(mmap.MADV_DONTNEED, page, start + size - page)
+
     def __getstate__(self) -> dict:
-        return {"path": self.path, "_arrays": None, "_attributes": None}
+        return {"path": self.path, "_arrays": None, "_attributes": None, "_map": None, "_places": {}}

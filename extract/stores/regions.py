@@ -171,10 +171,8 @@ class RegionStore:
 
     def regions(self, row: int) -> Regions:
         """The regions of one picture, as read-only views."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a store of {len(self)} images")
-        number = bisect.bisect_right(self._starts, row) - 1
-        shard, local = self._shard(number), row - self._starts[number]
+        number, local = self._place(row)
+        shard = self._shard(number)
         part = slice(*shard["offsets"][local : local + 2]) if "offsets" in shard else local
         labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
         width, height = shard["image_size"][local].tolist()
@@ -182,8 +180,52 @@ class RegionStore:
             features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels
         )
 
+    def padded(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The regions of B pictures, with zeros after a picture's last up to the most of them, R.
+
+        Returns features ``[B, R, D]`` as stored, boxes float32 ``[B, R, 4]``, num_boxes int64 ``[B]`` and image_size
+        int32 ``[B, 2]``. No feature stays resident: a process that reads batch after batch doesn't grow by them.
+        """
+        features, boxes, sizes = [], [], []
+        opened: dict[int, dict[str, np.ndarray]] = {}
+        for row in rows:
+            number, local = self._place(row)
+            if number not in opened:
+                shard = self._shard(number)
+                names = ("features", "boxes", "image_size", "offsets")
+                opened[number] = {name: shard[name] for name in names if name in shard}
+            stored = opened[number]
+            part = slice(*stored["offsets"][local : local + 2]) if "offsets" in stored else local
+            features.append(stored["features"][part])
+            boxes.append(stored["boxes"][part])
+            sizes.append(stored["image_size"][local])
+        result = _stack(features), _stack(boxes), np.array([len(some) for some in boxes]), _stack(sizes)
+        for number in opened:
+            self._shards[number].let_go("features")
+        return result
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The number of a picture's shard and its row there."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a store of {len(self)} images")
+        number = bisect.bisect_right(self._starts, row) - 1
+        return number, row - self._starts[number]
+
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"])
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays ``[n, ...]`` as one ``[B, most n, ...]``, zeros at their ends."""
+    lengths = [len(array) for array in arrays]
+    most, rest = max(lengths), arrays[0].shape[1:]
+    if min(lengths) == most:
+        return np.concatenate(arrays).reshape(len(arrays), most, *rest)
+    stacked = np.empty((len(arrays), most, *rest), arrays[0].dtype)
+    for there, array, length in zip(stacked, arrays, lengths, strict=True):
+        there[:length] = array
+        there[length:] = 0
+    return stacked

@@ -6,8 +6,9 @@ and skip HDF5 altogether: about 95 % of memcpy speed, against 30 % through h5py 
 """
 
 import io
-import mmap
-from collections.abc import Mapping
+import os
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import h5py
@@ -75,8 +76,8 @@ class MappedHDF5:
         self.path = Path(path)
         self._arrays: dict[str, np.ndarray] | None = None
         self._attributes: dict[str, str | int] | None = None
-        self._map: mmap.mmap | None = None
-        self._places: dict[str, tuple[int, int]] = {}
+        self._file: int | None = None
+        self._offsets: dict[str, int] = {}
 
     def _open(self) -> None:
         try:
@@ -105,9 +106,7 @@ class MappedHDF5:
                 where=self.path,
                 fix="write it with extract.stores.hdf5.write_hdf5",
             )
-        with open(self.path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        map_ = np.frombuffer(self._map, np.uint8)
+        map_ = np.memmap(self.path, mode="r", dtype=np.uint8)
         self._arrays = {}
         for name, (offset, shape, dtype, _) in layout.items():
             size = int(np.prod(shape)) * dtype.itemsize
@@ -115,11 +114,15 @@ class MappedHDF5:
                 raise InputError(
                     f"the file ends inside dataset {name!r}", where=self.path, fix="copy or make the file again"
                 )
-            self._places[name] = offset, size
             self._arrays[name] = (
-                map_[offset : offset + size].view(dtype).reshape(shape) if size else np.empty(shape, dtype)
+                map_[offset : offset + size].view(np.ndarray).view(dtype).reshape(shape)
+                if size
+                else np.empty(shape, dtype)
             )
         self._attributes = attributes
+        self._offsets = {name: offset for name, (offset, *_) in layout.items()}
+        self._file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The dataset `name`, a view of the map; KeyError names what the file has."""
@@ -141,12 +144,27 @@ class MappedHDF5:
             self._open()
         return self._attributes
 
-    def let_go(self, name: str) -> None:
-        """Stop counting the pages of a dataset as memory of this process; views stay good, the file stays cached."""
-        start, size = self._places[name]
-        page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        if page < start + size:
-            self._map.madvise(mmap.MADV_DONTNEED, page, start + size - page)
+    def row_reader(self, name: str) -> Callable[[int, np.ndarray], None]:
+        """``read(first, out)``, which fills `out` (contiguous, of the dataset's dtype) with consecutive rows.
+
+        All axes but the last count rows. Nearly as fast as copying from the map, but what is read doesn't become
+        resident memory of this process.
+        """
+        array = self[name]
+        file, offset, size = self._file, self._offsets[name], array.shape[-1] * array.itemsize
+
+        def read(first: int, out: np.ndarray) -> None:
+            place = offset + first * size
+            done = os.preadv(file, (out,), place)
+            while done < out.nbytes:
+                more = os.preadv(file, (out.reshape(-1).view(np.uint8)[done:],), place + done)
+                if not more:
+                    raise InputError(
+                        f"the file ends inside dataset {name!r}", where=self.path, fix="copy or make the file again"
+                    )
+                done += more
+
+        return read
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "_arrays": None, "_attributes": None, "_map": None, "_places": {}}
+        return {"path": self.path, "_arrays": None, "_attributes": None, "_file": None, "_offsets": {}}

@@ -10,6 +10,7 @@ import bisect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,10 @@ class RegionStore:
 
     def regions(self, row: int) -> Regions:
         """The regions of one picture, as read-only views."""
-        number, local = self._place(row)
-        shard = self._shard(number)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a store of {len(self)} images")
+        number = bisect.bisect_right(self._starts, row) - 1
+        shard, local = self._shard(number), row - self._starts[number]
         part = slice(*shard["offsets"][local : local + 2]) if "offsets" in shard else local
         labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
         width, height = shard["image_size"][local].tolist()
@@ -184,48 +187,39 @@ class RegionStore:
         """The regions of B pictures, with zeros after a picture's last up to the most of them, R.
 
         Returns features ``[B, R, D]`` as stored, boxes float32 ``[B, R, 4]``, num_boxes int64 ``[B]`` and image_size
-        int32 ``[B, 2]``. No feature stays resident: a process that reads batch after batch doesn't grow by them.
+        int32 ``[B, 2]``. Features are read past the map: a process that reads batch after batch doesn't grow by them.
         """
-        features, boxes, sizes = [], [], []
-        opened: dict[int, dict[str, np.ndarray]] = {}
-        for row in rows:
-            number, local = self._place(row)
-            if number not in opened:
-                shard = self._shard(number)
-                names = ("features", "boxes", "image_size", "offsets")
-                opened[number] = {name: shard[name] for name in names if name in shard}
-            stored = opened[number]
-            part = slice(*stored["offsets"][local : local + 2]) if "offsets" in stored else local
-            features.append(stored["features"][part])
-            boxes.append(stored["boxes"][part])
-            sizes.append(stored["image_size"][local])
-        result = _stack(features), _stack(boxes), np.array([len(some) for some in boxes]), _stack(sizes)
-        for number in opened:
-            self._shards[number].let_go("features")
-        return result
+        wanted = np.asarray(rows)
+        if wanted.min() < 0 or wanted.max() >= len(self):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} images")
+        all_firsts, all_counts, all_sizes = self._table
+        numbers = (np.searchsorted(self._starts, wanted, side="right") - 1).tolist()
+        opened = {}
+        for number in set(numbers):
+            shard = self._shard(number)
+            opened[number] = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
+        firsts, counts = all_firsts[wanted].tolist(), all_counts[wanted]
+        most = int(counts.max())
+        features = np.empty((len(wanted), most, self.dim), shard["features"].dtype)
+        boxes = np.zeros((len(wanted), most, 4), np.float32)
+        for out, box, number, first, count in zip(features, boxes, numbers, firsts, counts.tolist(), strict=True):
+            read, stored = opened[number]
+            if count < most:
+                out[count:] = 0
+                out, box = out[:count], box[:count]
+            read(first, out)
+            box[:] = stored[first : first + count]
+        return features, boxes, counts, all_sizes[wanted]
 
-    def _place(self, row: int) -> tuple[int, int]:
-        """The number of a picture's shard and its row there."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a store of {len(self)} images")
-        number = bisect.bisect_right(self._starts, row) - 1
-        return number, row - self._starts[number]
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every picture its first region among its shard's, its number of regions, and its size."""
+        counts = [self._shard(number)["num_boxes"].astype(np.int64) for number in range(len(self._shards))]
+        sizes = [self._shard(number)["image_size"] for number in range(len(self._shards))]
+        return np.concatenate([some.cumsum() - some for some in counts]), np.concatenate(counts), np.concatenate(sizes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"])
-
-
-def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays ``[n, ...]`` as one ``[B, most n, ...]``, zeros at their ends."""
-    lengths = [len(array) for array in arrays]
-    most, rest = max(lengths), arrays[0].shape[1:]
-    if min(lengths) == most:
-        return np.concatenate(arrays).reshape(len(arrays), most, *rest)
-    stacked = np.empty((len(arrays), most, *rest), arrays[0].dtype)
-    for there, array, length in zip(stacked, arrays, lengths, strict=True):
-        there[:length] = array
-        there[length:] = 0
-    return stacked

@@ -7,7 +7,8 @@ captions of 6 to 32 words, D 2,048.
 
 1. VSRN with four graph layers and SelfAlign: the time of L_LCA and L_CRA, forward and backward on inputs of the step's
    own, as a share of the step's.
-2. CAMERA: a step with cached text features against one with a frozen BERT-base (random weights) in the loop.
+2. CAMERA: a step with cached text features against one with BERT-base (random weights) in the loop, frozen as the paper
+   has it, at D 2,048 and 1,024, and tuned.
 
 The two sides of a comparison are run in turn, in one process.
 """
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -122,7 +124,7 @@ def share_of_losses(repeats: int) -> dict[str, object]:
     model = build_model(settings, FEATURES, 10_000)
     times = compare(loss_terms(model, regions, words), stepper(model, regions, words), repeats)
     return {
-        "what": "VSRN + SelfAlign: L_LCA + L_CRA / whole step",
+        "what": "VSRN + SelfAlign, D 2048: L_LCA + L_CRA / whole step",
         "seconds": {
             "losses": round(statistics.median(a for a, _ in times), 3),
             "step": round(statistics.median(b for _, b in times), 3),
@@ -131,19 +133,20 @@ def share_of_losses(repeats: int) -> dict[str, object]:
     }
 
 
-def gain_of_cached_text(repeats: int) -> dict[str, object]:
+def gain_of_cached_text(dim: int, tune: bool, repeats: int) -> dict[str, object]:
     from transformers import BertConfig, BertModel
 
     bert = BertModel(BertConfig())
     vocabulary_size = bert.config.vocab_size
     regions, words = region_batch(), word_batch(vocabulary_size)
-    base = {"name": "camera", "dim": 2048}
+    base = {"name": "camera", "dim": dim}
     cached = build_model(run_settings(base, {"reads": "text_features"}, None), FEATURES, vocabulary_size, text_dim=TEXT)
-    text = {"reads": "tokens", "encoder": {"model": "bert-base-uncased", "tune": False}}
+    text = {"reads": "tokens", "encoder": {"model": "bert-base-uncased", "tune": tune}}
     in_loop = build_model(run_settings(base, text, None), FEATURES, vocabulary_size, encoder=bert)
     times = compare(stepper(cached, regions, words), stepper(in_loop, regions, words), repeats)
+    kind = "tuned" if tune else "frozen"
     return {
-        "what": "CAMERA: step with BERT-base in the loop / with cached text features",
+        "what": f"CAMERA, D {dim}: step with {kind} BERT-base in the loop / with cached text features",
         "seconds": {
             "cached": round(statistics.median(a for a, _ in times), 3),
             "in the loop": round(statistics.median(b for _, b in times), 3),
@@ -161,14 +164,17 @@ def main(repeats: int, threads: int, only: str | None, out: Path | None) -> None
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     results = []
-    for name, comparison in (("losses", share_of_losses), ("text", gain_of_cached_text)):
+    comparisons: list[tuple[str, Callable[[], dict[str, object]]]] = [("losses", partial(share_of_losses, repeats))]
+    for dim, tune in ((1024, False), (2048, False), (2048, True)):
+        comparisons.append(("text", partial(gain_of_cached_text, dim, tune, repeats)))
+    for name, comparison in comparisons:
         if only in (None, name):
-            results.append(comparison(repeats))
+            results.append(comparison())
             click.echo(json.dumps(results[-1]))
     if out:
         machine = {"threads": threads, "machine": platform.machine(), "torch": torch.__version__}
         command = "OMP_WAIT_POLICY=passive python -m benchmarks.step " + " ".join(sys.argv[1:])
-        sizes = {"pairs": PAIRS, "regions": REGIONS, "features": FEATURES, "words": WORDS, "dim": 2048}
+        sizes = {"pairs": PAIRS, "regions": REGIONS, "features": FEATURES, "words": WORDS}
         write_json(out, {"command": command, "machine": machine, "sizes": sizes, "results": results})
 
 

@@ -141,6 +141,12 @@ def test_sinkhorn_of_far_apart_scores_stays_finite() -> None:
     torch.testing.assert_close(sinkhorn(scores, 0.005, 2).sum(1), torch.ones(3))
 
 
+def test_sinkhorn_of_half_precision_scores() -> None:
+    scores = unit(40, 9).bfloat16()
+    ours = sinkhorn(scores, 0.05, 3)
+    torch.testing.assert_close(ours, plain_sinkhorn(scores.float(), 0.05, 3), rtol=1e-4, atol=1e-6)
+
+
 def test_sinkhorn_of_nothing() -> None:
     assert sinkhorn(torch.empty(0, 4), 0.05, 2).shape == (0, 4)
 
@@ -330,5 +336,5 @@ def test_autocast_and_compile_change_little(call: str, device: str) -> None:
     torch.testing.assert_close(run(torch.compile(function, backend="aot_eager")), (exact, gradient))
     with torch.autocast(device, torch.bfloat16):
         rough, rough_gradient = run(function)
-    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(rough, exact, rtol=0.01, atol=0)
     assert F.cosine_similarity(rough_gradient.flatten(), gradient.flatten(), dim=0) > 0.95

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from train.precision import matmul_dtype, sum_dtype
 
-# What is done row by row to [N, K] is done to this many rows while they are in the processor's cache; a matrix product
-# whose result goes elsewhere is made of that many.
+# On the CPU, what is done row by row to [N, K] is done to this many rows while they are in its cache; a product whose
+# result goes elsewhere is made of that many.
 _ROWS, _PRODUCT_ROWS = 128, 1024
 
 
@@ -34,7 +34,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     -------
     ``[N, K]``, each row (sample) summing to 1; at least float32.
     """
-    kernel, sample_scale, prototype_scale = _scaling((scores / epsilon).to(sum_dtype(scores)), iterations)
+    kernel, sample_scale, prototype_scale = _scaling(scores.to(sum_dtype(scores)) / epsilon, iterations)
     return kernel.mul_(prototype_scale).mul_(sample_scale[:, None])
 
 
@@ -48,7 +48,7 @@ def _scaling(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     if samples == 0:
         return logits, logits.new_ones(samples), logits.new_ones(prototypes)
     largest = []
-    for part in logits.split(_ROWS):
+    for (part,) in _split(_ROWS, logits):
         largest.append(part.amax(1, keepdim=True))
         part.sub_(largest[-1]).exp_()
     kernel, largest = logits, torch.cat(largest).squeeze(1)
@@ -130,14 +130,14 @@ class ConceptAlignment(nn.Module):
 
     def _predict(self, x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, similarity: Tensor) -> Tensor:
         """Mean cross-entropy of x's ``[B, N, D]`` predictions and the assignments of their nearest y ``[B, M, D]``."""
-        rows = x_mask.flatten().nonzero().squeeze(1)
-        with torch.no_grad():
+        rows, valid = x_mask.flatten().nonzero().squeeze(1), y_mask.flatten().nonzero().squeeze(1)
+        dtype = matmul_dtype(y)
+        # The products are of that dtype, all else isn't.
+        with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
             nearest = similarity.masked_fill(~y_mask[:, None], -torch.inf).argmax(-1)
             # Where each of y stands among its valid ones.
             place = (y_mask.flatten().cumsum(0) - 1).view_as(y_mask)
             nearest = place.gather(1, nearest).flatten()[rows]
-            dtype = matmul_dtype(y)
-            valid = y_mask.flatten().nonzero().squeeze(1)
             scores = _scaled_product(_rows(y, valid).to(dtype), self.codebook.to(dtype).T, 1 / self.epsilon)
             kernel, y_scale, prototype_scale = _scaling(scores.to(sum_dtype(y)), self.sinkhorn_iterations)
             targets, target_scale = kernel.index_select(0, nearest), y_scale[nearest]
@@ -174,7 +174,7 @@ class _CrossEntropy(torch.autograd.Function):
         for logits, weight, scale, part in _split(_ROWS, product, share, target_scale, targets):
             part.mul_(prototype_scale).mul_((weight * scale)[:, None])
             log_softmax = logits.log_softmax(1)
-            loss -= part.flatten() @ log_softmax.flatten()
+            loss -= torch.dot(part.flatten(), log_softmax.flatten())
             torch.sub(log_softmax.exp_().mul_(weight[:, None]), part, out=part)
         ctx.save_for_backward(x, codebook, rows, targets.to(dtype))
         ctx.temperature = temperature
@@ -208,5 +208,7 @@ def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def _split(rows: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The tensors' rows, so many at a time."""
+    """The tensors' rows, so many at a time; all at once where that isn't the CPU."""
+    if tensors[0].device.type != "cpu":
+        return [tensors]
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

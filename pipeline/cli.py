@@ -139,7 +139,10 @@ def train(run: str) -> None:
         validate=lambda model, data: validate(model, data, machine.encode_batch),
         out=places.model(run),
         curves=places.curves(run),
+        staging=machine.staging,
         device=machine.torch_device(),
+        checkpoint_minutes=machine.checkpoint_minutes,
+        tensorboard=machine.tensorboard,
     )
 
 

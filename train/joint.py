@@ -19,7 +19,7 @@ from torch import Tensor
 from train.data import RetrievalData
 from train.masking import running_statistics_kept
 from train.models import Pairs, RetrievalModel
-from train.processes import Processes, combined, padded_to, tensors_of
+from train.processes import Processes, apart, combined, padded_to, tensors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,8 @@ class _Joint:
 def shares(captions: np.ndarray, chunks: int, processes: int) -> list[list[np.ndarray]]:
     """Which captions each process encodes, chunk by chunk: ``shares[rank][chunk]``.
 
-    Every process has the same number of chunks, and every chunk two captions at least over all processes. Of fewer
-    captions than processes each process has all.
+    Every process has the same number of chunks, a caption at least in each, and every chunk has two over all processes.
     """
-    if len(captions) < processes:
-        return [[captions]] * processes
     chunks = max(1, min(chunks, len(captions) // max(2, processes)))
     parts = [np.array_split(chunk, processes) for chunk in np.array_split(captions, chunks)]
     return [[part[rank] for part in parts] for rank in range(processes)]
@@ -59,6 +56,7 @@ def joint_gradients(
 
     Parameters
     ----------
+    captions : where they are fewer than the processes, each process encodes them all.
     encode : ``model``, or what `torch.compile` made of it.
     seed : numbers that dropout follows, others in every step; a process and a chunk are told apart here.
 
@@ -66,9 +64,11 @@ def joint_gradients(
     -------
     the loss terms of the joint batch, the same in every process. Gradients are complete after ``processes.average``.
     """
-    mine = shares(captions, chunks, processes.count)[processes.rank]
     if len(captions) < processes.count:
-        processes = processes.alone()
+        alone = {"processes": processes.alone(), "autocast": autocast}
+        with apart():
+            return joint_gradients(model, encode, data, captions, epoch=epoch, chunks=1, seed=seed, **alone)
+    mine = shares(captions, chunks, processes.count)[processes.rank]
     device = processes.device
 
     def encoded(chunk: int) -> Pairs:
@@ -107,7 +107,7 @@ def _backward(
     with autocast():
         terms = model.losses(joint.pairs, joint.image, epoch)
     sum(terms.values()).backward()
-    values = torch.stack([term.detach().float() for term in terms.values()]).tolist()
+    values = torch.stack([term.detach() for term in terms.values()]).tolist()
     return dict(zip(terms, values, strict=True))
 
 

@@ -5,7 +5,8 @@ One process alone exchanges nothing. Everything here is exact: what is gathered 
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 T = TypeVar("T")
 # The others wait this long while the first one validates.
 PATIENCE = timedelta(hours=3)
+_apart = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,21 @@ def leave() -> None:
 
 
 def together() -> int:
-    """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    """How many processes train together; 1 inside `apart`."""
+    if _apart or not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Every process works on its own for a while."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
 
 
 @torch.compiler.disable

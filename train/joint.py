@@ -42,7 +42,6 @@ def shares(captions: np.ndarray, chunks: int, processes: int) -> list[list[np.nd
 
 def joint_gradients(
     model: RetrievalModel,
-    encode: Callable[..., Pairs],
     data: RetrievalData,
     captions: np.ndarray,
     *,
@@ -57,7 +56,6 @@ def joint_gradients(
     Parameters
     ----------
     captions : where they are fewer than the processes, each process encodes them all.
-    encode : ``model``, or what `torch.compile` made of it.
     seed : numbers that dropout follows, others in every step; a process and a chunk are told apart here.
 
     Returns
@@ -67,7 +65,7 @@ def joint_gradients(
     if len(captions) < processes.count:
         alone = {"processes": processes.alone(), "autocast": autocast}
         with apart():
-            return joint_gradients(model, encode, data, captions, epoch=epoch, chunks=1, seed=seed, **alone)
+            return joint_gradients(model, data, captions, epoch=epoch, chunks=1, seed=seed, **alone)
     mine = shares(captions, chunks, processes.count)[processes.rank]
     device = processes.device
 
@@ -76,7 +74,7 @@ def joint_gradients(
         images = data.caption_image[mine[chunk]]
         regions, words = data.region_batch(images).to(device), data.word_batch(mine[chunk]).to(device)
         with autocast():
-            return encode(regions, words)
+            return model(regions, words)
 
     image = torch.from_numpy(data.caption_image[np.concatenate(mine)]).to(device)
     if len(mine) == 1:

@@ -46,7 +46,9 @@ class Loop:
     ):
         self.name, self.model, self.optimizer, self.data = name, model, optimizer, data
         self.settings, self.processes, self.after_step = settings, processes, after_step
-        self._encode = torch.compile(model) if settings.compile else model
+        if settings.compile:
+            model.image_encoder.compile()
+            model.caption_encoder.compile()
         self._autocast: Callable[[], AbstractContextManager] = partial(
             torch.autocast, processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
         )
@@ -92,7 +94,6 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         terms = joint_gradients(
             model,
-            self._encode,
             self.data,
             captions,
             epoch=epoch,

@@ -39,6 +39,7 @@ class BatchNorm(nn.BatchNorm1d):
 class MaskedBatchNorm(BatchNorm):
     """Batch norm over the features of valid positions only; padding comes out as zeros."""
 
+    @torch.compiler.disable  # how many positions are valid isn't known to a compiler
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Normalise ``[B, N, D]`` over the valid positions of ``[B, N]``."""
         out = torch.zeros_like(x)

@@ -62,7 +62,6 @@ class StateFolder:
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for number, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": moment for name, moment in moments.items()}
-        # Two names of one tensor, or a view, can't be written.
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic(self.folder / STATE) as temporary:
             save_file(tensors, temporary, {"progress": json.dumps(asdict(progress))})

@@ -61,7 +61,6 @@ def step(model: RetrievalModel, captions, chunks: int = 1, processes: Processes 
     """The gradients of one step, complete in every process; returns the loss terms."""
     terms = joint_gradients(
         model,
-        model,
         MadeData(),
         np.asarray(captions),
         epoch=0,

@@ -126,10 +126,14 @@ def pack(dataset: str) -> None:
 @click.argument("run")
 def train(run: str) -> None:
     """Train RUN and keep its best checkpoint."""
+    settings, machine = read_params().run(run), Machine.from_environment()
+    if machine.processes > 1 and "WORLD_SIZE" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={machine.processes}"]
+        os.execv(sys.executable, [sys.executable, *launcher, "-m", "pipeline.cli", "train", run])
+
     from eval.validation import validate
     from train.train import run as train_run
 
-    settings, machine = read_params().run(run), Machine.from_environment()
     train_run(
         name=run,
         manifest=places.manifest(settings.dataset),

@@ -1,7 +1,8 @@
 """Stage `train@R`: trains one run and keeps its best checkpoint by R@sum on the validation split.
 
     selfalign train vsrn-selfalign                                              one process, a CPU or a GPU
-    torchrun --nproc-per-node 4 -m pipeline.cli train vsrn-selfalign            four GPUs
+    SELFALIGN_PROCESSES=4 selfalign train vsrn-selfalign                        four GPUs
+    torchrun --nproc-per-node 4 -m pipeline.cli train vsrn-selfalign            the same
     accelerate launch --num_processes 4 -m pipeline.cli train vsrn-selfalign    the same
 
 An epoch shows every caption once, with its image, in an order that the run's seed decides. A killed run goes on where

@@ -3,7 +3,7 @@
     selfalign train vsrn-selfalign                                              one process, a CPU or a GPU
     SELFALIGN_PROCESSES=4 selfalign train vsrn-selfalign                        four GPUs
     torchrun --nproc-per-node 4 -m pipeline.cli train vsrn-selfalign            the same
-    accelerate launch --num_processes 4 -m pipeline.cli train vsrn-selfalign    the same
+    accelerate launch --multi_gpu -m pipeline.cli train vsrn-selfalign         the same, on all GPUs
 
 An epoch shows every caption once, with its image, in an order that the run's seed decides. A killed run goes on where
 its last state was saved (`train.state`).

@@ -9,6 +9,8 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 from eval.validation import validate
 from tests.train.forked import run_together
 from train.settings import RunSettings
+from train.state import STATE
 from train.train import run
 
 
@@ -33,20 +36,24 @@ def train(folder: Path, settings: dict, paths: dict[str, str], minutes: float) -
     )
 
 
-def train_until_killed(seconds: float | None, work) -> bool:
-    """Whether `work`, in a process that is killed after so many seconds, came to its end before."""
+def train_until_killed(work: Callable[[], None], staging: Path, saves: int, delay: float) -> bool:
+    """Whether `work`, in a process that is killed so many seconds after so many saves, came to its end before."""
     child = os.fork()
     if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         work()
         os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
+    seen = set()
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and len(seen) <= saves:
+        with suppress(FileNotFoundError):
+            seen |= {path.stat().st_mtime_ns for path in staging.rglob(STATE)}
+        time.sleep(0.001)
+    if not ended[0]:
+        time.sleep(delay)
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        ended = os.waitpid(child, 0)
+    if os.WIFEXITED(ended[1]) and os.WEXITSTATUS(ended[1]):
         sys.exit("the run failed")
-    return os.WIFEXITED(status)
+    return os.WIFEXITED(ended[1])
 
 
 if __name__ == "__main__":
@@ -54,12 +61,10 @@ if __name__ == "__main__":
     folder, mode, settings, paths = Path(sys.argv[1]), sys.argv[2], *map(json.loads, sys.argv[3:])
     if mode == "together":
         run_together(2, partial(train, folder, settings, paths, 10))
-    start = time.monotonic()
-    assert train_until_killed(None, partial(train, folder / "whole", settings, paths, 10))
-    whole = time.monotonic() - start
-    kills, chance = 0, random.Random(int(settings.get("seed", 0)))
-    work = partial(train, folder / "killed", settings, paths, 0)
-    # Late enough to get on each time, whatever the machine is busy with; the last kills come less often.
-    while not train_until_killed(chance.uniform(0.1, 0.6) * whole * (1 + kills / 4) if kills < 12 else None, work):
+    whole, killed = folder / "whole", folder / "killed"
+    assert train_until_killed(partial(train, whole, settings, paths, 10), whole / "staging", 10**9, 0)
+    kills, chance = 0, random.Random(settings.get("seed", 0))
+    work = partial(train, killed, settings, paths, 0)
+    while not train_until_killed(work, killed / "staging", chance.randint(2, 5), chance.uniform(0, 0.1)):
         kills += 1
     print(json.dumps({"kills": kills}))

@@ -62,7 +62,7 @@ def killed(dataset, tmp_path_factory) -> tuple[Path, int]:
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(killed):
     folder, kills = killed
-    assert kills >= 2
+    assert kills >= 2, kills
     whole, resumed = folder / "whole", folder / "killed"
     assert (resumed / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
     assert rows(resumed) == rows(whole)

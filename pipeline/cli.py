@@ -126,10 +126,14 @@ def pack(dataset: str) -> None:
 @click.argument("run")
 def train(run: str) -> None:
     """Train RUN and keep its best checkpoint."""
+    settings, machine = read_params().run(run), Machine.from_environment()
+    if machine.processes > 1 and "WORLD_SIZE" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={machine.processes}"]
+        os.execv(sys.executable, [sys.executable, *launcher, "-m", "pipeline.cli", "train", run])
+
     from eval.validation import validate
     from train.train import run as train_run
 
-    settings, machine = read_params().run(run), Machine.from_environment()
     train_run(
         name=run,
         manifest=places.manifest(settings.dataset),
@@ -139,7 +143,10 @@ def train(run: str) -> None:
         validate=lambda model, data: validate(model, data, machine.encode_batch),
         out=places.model(run),
         curves=places.curves(run),
+        staging=machine.staging,
         device=machine.torch_device(),
+        checkpoint_minutes=machine.checkpoint_minutes,
+        tensorboard=machine.tensorboard,
     )
 
 

@@ -10,7 +10,18 @@ from manifests.errors import InputError
 from pipeline.machine import PREFIX, Machine
 from pipeline.params import DatasetSettings, read_params
 
-_PACKAGES = ("torch", "torchvision", "numpy", "h5py", "webdataset", "spacy", "transformers", "dask", "dvc")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "h5py",
+    "webdataset",
+    "spacy",
+    "transformers",
+    "dask",
+    "dvc",
+)
 _OPTIONAL = ("detectron2",)
 
 

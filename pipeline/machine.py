@@ -31,7 +31,10 @@ class Machine(BaseModel):
     batch: int = Field(16, ge=1, description="pictures a batch in extraction")
     encode_batch: int = Field(256, ge=1, description="images or captions a batch in evaluation")
     readers: int = Field(2, ge=1, description="threads that read and decode pictures")
-    staging: Path = Field(Path(".staging"), description="folder where finished shards wait for their store")
+    staging: Path = Field(Path(".staging"), description="folder of unfinished stores and runs")
+    processes: int = Field(1, ge=1, description="processes that train together, one a GPU")
+    checkpoint_minutes: float = Field(10, ge=0, description="minutes after which a run's state is saved in mid-epoch")
+    tensorboard: Path | None = Field(None, description="folder for TensorBoard's curves of training")
     cluster: str = Field("none", description="who extracts: none, local:N, a Dask scheduler's address, slurm:N")
 
     @field_validator("cluster")

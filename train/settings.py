@@ -136,7 +136,12 @@ class RunSettings(Settings):
     learning_rate: float = Field(2e-4, gt=0)
     decay_epochs: int = Field(10, ge=1, description="epochs after which the learning rate is multiplied by decay")
     decay: float = Field(0.1, gt=0, le=1)
+    warmup_steps: int = Field(0, ge=0, description="first steps, in which the learning rate rises linearly")
     gradient_clip: float = Field(2.0, gt=0)
+    patience: int | None = Field(None, ge=1, description="epochs without a better R@sum after which the run ends")
+    accumulate: int = Field(1, ge=1, description="chunks that a batch is encoded in; its negatives stay all of it")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights are float32")
+    compile: bool = Field(False, description="compile the encoders with torch.compile")
     base: BaseSettings
     text: TextSettings
     triplet: TripletSettings

@@ -140,6 +140,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         validate=lambda model, data: validate(model, data, 16),
         out=folder / "run" / "model",
         curves=folder / "run" / "epochs.csv",
+        staging=folder / "staging",
     )
     return folder
 

@@ -51,10 +51,9 @@ def run(
         states that float16 can't hold.
     """
     store = TokenStore(tokens)
-    store.word_pieces(0)
-    named = f"encoder {settings.model!r}"
+    tokenizer = store.require_tokenizer()
     encoder = PieceEncoder(load_encoder(settings.model, settings.revision), settings.layer)
-    encoder.require_vocabulary(store.recipe["tokenizer"]["size"], named)
+    encoder.require_vocabulary(tokenizer["size"], f"encoder {settings.model!r}")
     encoder.eval().requires_grad_(False).to(device)
     recipe = {
         "format": FORMAT,
@@ -62,7 +61,7 @@ def run(
         "encoder": encoder_recipe(settings.model, settings.revision),
         "layer": settings.layer,
         "pieces": "those of words",
-        "tokenizer": store.recipe["tokenizer"],
+        "tokenizer": tokenizer,
         "tokens": store.recipe_hash,
     }
     tokens_sha256, recipe_hash = sha256(store.path / "tokens.h5"), fingerprint(recipe)

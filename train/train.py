@@ -35,6 +35,7 @@ def run(
     validate: Validate,
     out: Path,
     curves: Path,
+    text_features: Path | None = None,
     device: str = "cpu",
 ) -> None:
     """Train the run `name` and write its best checkpoint to `out`, its curves to the CSV file `curves`.
@@ -42,6 +43,7 @@ def run(
     Parameters
     ----------
     manifest, regions, tokens : the data set's manifest and stores.
+    text_features : the data set's text feature store, where ``settings.text`` reads it.
     validate : gives the recalls of a model on a split, ``rsum`` among them; the stage hands in the evaluation's own,
         which lives a floor above.
     device : a torch device; it changes the speed and the last bits.
@@ -51,15 +53,17 @@ def run(
     InputError : a loss that is not finite, with its step, its terms and the batch's image ids.
     """
     torch.manual_seed(settings.seed)
-    data = RetrievalData(manifest, regions, tokens, "train")
-    validation = RetrievalData(manifest, regions, tokens, "val")
-    model = build_model(settings, data.region_store.dim, len(data.token_store.vocabulary)).to(device)
+    text = {"pieces": settings.text.pieces, "text_features": text_features}
+    data = RetrievalData(manifest, regions, tokens, "train", **text)
+    validation = RetrievalData(manifest, regions, tokens, "val", **text)
+    dims = (data.region_store.dim, data.vocabulary_size)
+    model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.decay_epochs, settings.decay)
     record = {
         "settings": settings.model_dump(),
         "feature_dim": data.region_store.dim,
-        "vocabulary_size": len(data.token_store.vocabulary),
+        "vocabulary_size": data.vocabulary_size,
         "recipe": data_recipe(data),
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -191,18 +191,24 @@ class TokenStore:
         where = self._range("piece_offsets", caption)
         return Pieces(self._arrays["piece_ids"][where], self._arrays["piece_words"][where])
 
+    def require_tokenizer(self) -> dict[str, Any]:
+        """What the recipe says of the tokenizer; InputError if the store has none."""
+        if not self.has_pieces:
+            raise InputError(
+                "it has no word pieces",
+                where=self.path,
+                fix="set datasets.D.tokens.tokenizer to the folder of the encoder's tokenizer",
+            )
+        return self.recipe["tokenizer"]
+
     def word_pieces(self, caption: int) -> tuple[np.ndarray, np.ndarray]:
         """Places bool [P] of the word pieces that belong to a word, and their words i32 [N]: special tokens and
         punctuation belong to none.
 
         InputError if the store has no tokenizer, or all that is left of the caption belongs to no word.
         """
-        if (pieces := self.pieces(caption)) is None:
-            raise InputError(
-                "it has no word pieces",
-                where=self.path,
-                fix="set datasets.D.tokens.tokenizer to the folder of the encoder's tokenizer",
-            )
+        self.require_tokenizer()
+        pieces = self.pieces(caption)
         places = pieces.word >= 0
         if not places.any():
             raise InputError(

@@ -4,7 +4,6 @@ The text features stage runs one once over every caption; training may run one i
 both see the same states.
 """
 
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ def find_encoder(model: str, revision: str | None = None) -> Path:
         cache = Path(constants.HF_HUB_CACHE)
         looked = f"encoder {model!r}, looked for as folder {folder.absolute()} and in the Hugging Face cache {cache}"
         if not _HUB_NAME.fullmatch(model):
-            raise InputError("no such folder, and no name of the hub", where=looked, fix=_fetch("bert-base-uncased"))
+            raise InputError("no such folder, and no name of the hub", where=looked, fix=_fetch(model))
         try:
             folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
         except OSError as error:
@@ -52,7 +51,7 @@ def find_encoder(model: str, revision: str | None = None) -> Path:
 def _fetch(model: str, revision: str | None = None) -> str:
     """What to do about an encoder that isn't here."""
     options = f" --revision {shlex.quote(revision)}" if revision else ""
-    if os.sep in model and not _HUB_NAME.fullmatch(model):
+    if not _HUB_NAME.fullmatch(model):
         options += f" --local-dir {shlex.quote(model)}"
         model = "bert-base-uncased"
     files = '"*.json" "*.safetensors" vocab.txt'

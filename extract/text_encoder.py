@@ -54,9 +54,9 @@ def _fetch(model: str, revision: str | None = None) -> str:
     if not _HUB_NAME.fullmatch(model):
         options += f" --local-dir {shlex.quote(model)}"
         model = "bert-base-uncased"
-    files = '"*.json" "*.safetensors" vocab.txt'
+    files = "config.json model.safetensors tokenizer.json tokenizer_config.json"
     return (
-        f"fetch it beforehand, for instance `hf download {shlex.quote(model)} --include {files}{options}`, or name a "
+        f"fetch it beforehand, for instance `hf download {shlex.quote(model)} {files}{options}`, or name a "
         "folder that save_pretrained wrote"
     )
 

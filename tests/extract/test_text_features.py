@@ -167,7 +167,7 @@ def test_a_store_is_read_after_a_pickle_and_its_card_runs(store, capsys, monkeyp
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ("google-bert/none", r"hf download google-bert/none --include .* --revision v1"),
+        ("google-bert/none", r"hf download google-bert/none config.json .* --revision v1"),
         ("/nowhere/my bert", r"hf download bert-base-uncased .*--local-dir '/nowhere/my bert'"),
     ],
 )

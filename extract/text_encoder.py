@@ -18,6 +18,8 @@ from manifests.files import sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# They count positions from behind the padding's number.
+_SHIFTED = ("roberta", "xlm-roberta", "roberta-prelayernorm", "camembert", "mpnet", "data2vec-text", "longformer")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -85,7 +87,11 @@ def load_encoder(model: str, revision: str | None = None) -> "PreTrainedModel":
     where = f"encoder {model!r} in {folder}"
     try:
         loaded, info = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise InputError(f"it doesn't load ({error})", where=where, fix=_fetch(model, revision)) from error
@@ -173,5 +179,4 @@ def _most_pieces(config: Any) -> int | None:
     most = getattr(config, "max_position_embeddings", None)
     if not most or most < 0:
         return None
-    # RoBERTa and its kin count positions from behind the padding's number.
-    return most - config.pad_token_id - 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else most
+    return most - config.pad_token_id - 1 if config.model_type in _SHIFTED else most

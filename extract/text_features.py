@@ -7,6 +7,7 @@ shard of captions is the unit of work; finished ones wait in the staging folder,
 """
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ from manifests.errors import InputError
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.progress import progress
 
-_CODE = {file.name: sha256(file) for file in (Path(__file__), Path(__file__).with_name("text_encoder.py"))}
+_HERE = Path(__file__).parent
+# The source files that decide the bytes of a shard: shards staged by other code are not continued.
+_CODE = {
+    name: sha256(_HERE / name)
+    for name in ("text_features.py", "text_encoder.py", "stores/text_features.py", "stores/tokens.py", "stores/hdf5.py")
+}
 
 
 def run(
@@ -73,6 +79,7 @@ def run(
         # They move the last bits.
         "batch_size": batch_size,
         "torch": torch.__version__,
+        "transformers": version("transformers"),
     }
     staged, shards = Staging(staging, key), []
     staged.discard_unfinished()

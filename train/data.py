@@ -135,27 +135,34 @@ class RetrievalData:
         return WordBatch(words=words, pos=pos, mask=mask, word=word)
 
     def _piece_batch(self, rows: list[int]) -> WordBatch:
-        ids, pos, word, place = [], [], [], []
-        for row in rows:
-            places, words = self.token_store.word_pieces(row)
-            ids.append(torch.tensor(self.token_store.pieces(row).ids, dtype=torch.int64))
-            place.append(torch.from_numpy(places.nonzero()[0]))
-            word.append(torch.tensor(words, dtype=torch.int64))
-            pos.append(torch.tensor(self.token_store.pos(row)[words]))
-        places, mask = pad(place)
-        whole, there = pad(ids)
-        features = None
-        if self.text_store:
-            features = torch.zeros(*mask.shape, self.text_dim)
-            for row, own in zip(rows, features.numpy(), strict=True):
-                states = self.text_store.states(row)
-                own[: len(states)] = states
-        return WordBatch(
-            words=whole.gather(1, places) * mask,
-            pos=pad(pos)[0],
-            mask=mask,
-            word=pad(word)[0],
-            features=features,
-            pieces=None if self.text_store else whole.masked_fill(~there, -1),
-            place=None if self.text_store else places,
-        )
+        found = [self.token_store.pieces(row) for row in rows]
+        tags = [self.token_store.pos(row) for row in rows]
+        ids, word = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
+        caption, piece = _places([len(own.ids) for own in found])
+        whole = np.full((len(rows), piece.max() + 1), -1)
+        whole[caption, piece] = ids
+        kept = word >= 0
+        counts = np.bincount(caption[kept], minlength=len(rows))
+        for row in np.array(rows)[counts == 0].tolist():
+            self.token_store.word_pieces(row)  # says what is wrong
+        first_tag = np.cumsum([0, *map(len, tags)])[caption[kept]]
+        at = _places(counts)
+        mask = torch.arange(int(counts.max())) < torch.from_numpy(counts)[:, None]
+        columns = {"words": ids[kept], "word": word[kept], "place": piece[kept]}
+        columns["pos"] = np.concatenate(tags)[first_tag + word[kept]]
+        padded = {name: np.zeros(mask.shape, column.dtype) for name, column in columns.items()}
+        for name, column in columns.items():
+            padded[name][at] = column
+        words, word, place, pos = (torch.from_numpy(padded[name]) for name in ("words", "word", "place", "pos"))
+        if self.text_store is None:
+            return WordBatch(words, pos, mask, word, pieces=torch.from_numpy(whole), place=place)
+        features = torch.zeros(*mask.shape, self.text_dim)
+        for row, count, own in zip(rows, counts, features.numpy(), strict=True):
+            own[:count] = self.text_store.states(row)
+        return WordBatch(words, pos, mask, word, features)
+
+
+def _places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column ``[sum]`` of every item of a padded table whose rows hold so many items."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts)

@@ -34,6 +34,8 @@ def run(
     batch_size: int,
     out: Path,
     metrics: Path,
+    pieces: bool = False,
+    text_features: Path | None = None,
 ) -> dict:
     """Evaluate the run `name` on one split and write its files; returns what `metrics` holds.
 
@@ -44,13 +46,16 @@ def run(
     model : `runs/R/model`.
     batch_size : items encoded at a time; it changes the speed only.
     out, metrics : the folder `runs/R/evaluation` and the file `runs/R/metrics.json`.
+    pieces, text_features : whether the run reads word pieces, and the text feature store that it reads, if any.
 
     Raises
     ------
     InputError for an empty split, for a model that was trained on other features or words, and for embeddings that
     are not finite.
     """
-    data = RetrievalData(manifest_dir / "manifest.jsonl", regions, tokens, settings.split)
+    data = RetrievalData(
+        manifest_dir / "manifest.jsonl", regions, tokens, settings.split, pieces=pieces, text_features=text_features
+    )
     if data.left_out:
         log.warning(
             "%s: %d images of split %s have no region features and are left out: %s",

@@ -16,6 +16,7 @@ from manifests.errors import InputError
 from pipeline import places
 from pipeline.machine import Machine
 from pipeline.params import read_params
+from train.settings import RunSettings
 
 # Threads that spin while they wait make small operators 8 to 15 times slower as soon as another process wants the
 # same cores; OpenMP reads this when torch is first imported.
@@ -106,6 +107,24 @@ def tokens(dataset: str) -> None:
     run(manifest=places.manifest(dataset), settings=settings, out=places.tokens(dataset))
 
 
+@main.command("text_features")
+@click.argument("dataset")
+def text_features(dataset: str) -> None:
+    """Run a frozen text encoder once over DATASET's captions."""
+    from extract.text_features import run
+
+    machine = Machine.from_environment()
+    run(
+        dataset=dataset,
+        tokens=places.tokens(dataset),
+        settings=read_params().text_feature(dataset),
+        out=places.text_features(dataset),
+        staging=machine.staging,
+        device=machine.torch_device(),
+        batch_size=machine.encode_batch,
+    )
+
+
 @main.command()
 @click.argument("dataset")
 def pack(dataset: str) -> None:
@@ -143,6 +162,7 @@ def train(run: str) -> None:
         validate=lambda model, data: validate(model, data, machine.encode_batch),
         out=places.model(run),
         curves=places.curves(run),
+        text_features=_text_features(settings),
         staging=machine.staging,
         device=machine.torch_device(),
         checkpoint_minutes=machine.checkpoint_minutes,
@@ -157,7 +177,8 @@ def evaluate(run: str) -> None:
     from eval.evaluate import run as evaluate_run
 
     params, machine = read_params(), Machine.from_environment()
-    dataset = params.run(run).dataset
+    settings = params.run(run)
+    dataset = settings.dataset
     evaluate_run(
         name=run,
         manifest_dir=places.manifest_folder(dataset),
@@ -169,6 +190,8 @@ def evaluate(run: str) -> None:
         batch_size=machine.encode_batch,
         out=places.evaluation(run),
         metrics=places.metrics(run),
+        pieces=settings.text.pieces,
+        text_features=_text_features(settings),
     )
 
 
@@ -237,6 +260,11 @@ def doctor() -> None:
     from pipeline.doctor import examine
 
     click.echo(examine(Machine.from_environment()))
+
+
+def _text_features(settings: RunSettings) -> Path | None:
+    """The text feature store that a run reads, if it does."""
+    return places.text_features(settings.dataset) if settings.text.reads == "text_features" else None
 
 
 if __name__ == "__main__":

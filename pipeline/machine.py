@@ -29,7 +29,7 @@ class Machine(BaseModel):
     device: str = Field("auto", description="torch device; auto is CUDA where there is one, else the CPU")
     threads: int = Field(os.cpu_count() or 1, ge=1, description="threads of torch's operators on the CPU")
     batch: int = Field(16, ge=1, description="pictures a batch in extraction")
-    encode_batch: int = Field(256, ge=1, description="images or captions a batch in evaluation")
+    encode_batch: int = Field(256, ge=1, description="images or captions a batch in evaluation and text features")
     readers: int = Field(2, ge=1, description="threads that read and decode pictures")
     staging: Path = Field(Path(".staging"), description="folder of unfinished stores and runs")
     processes: int = Field(1, ge=1, description="processes that train together, one a GPU")

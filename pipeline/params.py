@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from eval.settings import EvaluationSettings, ReportSettings
 from extract.settings import DetectorTrainingSettings, PackSettings, RegionSettings
-from extract.text.settings import TokenSettings
+from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.settings import DatasetSource, SceneSettings
 from manifests.typed import Settings
@@ -36,6 +36,7 @@ class Params(Settings):
     scenes: SceneSettings
     detector: DetectorTrainingSettings
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
+    text_features: dict[str, TextFeatureSettings] = Field(description="by data set; those without need no entry")
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
     report: ReportSettings
@@ -43,6 +44,10 @@ class Params(Settings):
     def dataset(self, name: str) -> DatasetSettings:
         """The data set `name`; `InputError` with the nearest name otherwise."""
         return _named(self.datasets, "datasets", name)
+
+    def text_feature(self, name: str) -> TextFeatureSettings:
+        """The text features of the data set `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.text_features, "text_features", name)
 
     def run(self, name: str) -> RunSettings:
         """The run `name`; `InputError` with the nearest name otherwise."""
@@ -71,7 +76,35 @@ def read_params(path: Path = FILE) -> Params:
                 where=path,
                 fix=f"choose one of {', '.join(params.datasets)}",
             )
+    _check_text(params, path)
     return params
+
+
+def _check_text(params: Params, path: Path) -> None:
+    """Raise `InputError` for a text encoder without word pieces, and for text features that no stage makes."""
+    for name in params.text_features:
+        if name not in params.datasets:
+            raise InputError(
+                f"text_features.{name} is none of the data sets{_nearest(name, params.datasets)}",
+                where=path,
+                fix=f"choose one of {', '.join(params.datasets)}",
+            )
+    needing = {f"text_features.{name}": name for name in params.text_features}
+    needing |= {f"runs.{name}.text": run.dataset for name, run in params.runs.items() if run.text.pieces}
+    for key, name in needing.items():
+        if params.datasets[name].tokens.tokenizer is None:
+            raise InputError(
+                f"{key} needs word pieces, and datasets.{name}.tokens has no tokenizer",
+                where=path,
+                fix="set tokenizer there to the folder of the encoder's tokenizer",
+            )
+    for name, run in params.runs.items():
+        if run.text.reads == "text_features" and run.dataset not in params.text_features:
+            raise InputError(
+                f"runs.{name}.text reads text_features, and text_features has no {run.dataset!r}",
+                where=path,
+                fix=f"add `{run.dataset}: {{model: ...}}` below text_features",
+            )
 
 
 def _named(items: dict[str, Any], section: str, name: str) -> Any:

@@ -23,6 +23,10 @@ def tokens(dataset: str) -> Path:
     return DATA / dataset / "tokens"
 
 
+def text_features(dataset: str) -> Path:
+    return DATA / dataset / "text_features"
+
+
 def pack(dataset: str) -> Path:
     return DATA / dataset / "pack"
 

@@ -33,8 +33,10 @@ class WordBatch(_Batch):
     """The words, or word pieces, of B captions.
 
     words int64 ``[B, T]``: ids of the vocabulary (of the tokenizer, for pieces); pos uint8 ``[B, T]``: parts of speech;
-    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float
-    ``[B, T, W]``: a frozen encoder's states, where they are cached.
+    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float32
+    ``[B, T, W]``: a frozen encoder's states, where they are cached. For an encoder that runs in training: pieces int64
+    ``[B, P]``, whole captions with special tokens and punctuation, -1 where there is none; place int64 ``[B, T]``,
+    which of them each position is.
     """
 
     words: Tensor
@@ -42,6 +44,8 @@ class WordBatch(_Batch):
     mask: Tensor
     word: Tensor
     features: Tensor | None = None
+    pieces: Tensor | None = None
+    place: Tensor | None = None
 
 
 def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
 Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests.typed import Settings
 
@@ -49,9 +49,10 @@ BaseSettings = Annotated[VSRNSettings | CameraSettings | VSEInfinitySettings, Fi
 
 
 class EncoderSettings(Settings):
-    """A Hugging Face text encoder that is run, and may be tuned, in training (`train.models.text`)."""
+    """A Hugging Face text encoder that is run, and may be tuned, in training (`train.models.words`)."""
 
-    model: str = Field(description="folder or hub name of the encoder; the tokens stage needs its tokenizer")
+    model: str = Field(min_length=1, description="folder or hub name; the tokens stage needs its tokenizer")
+    revision: str | None = Field(None, description="commit, tag or branch of a hub name")
     tune: bool = Field(True, description="false: its weights stay; text_features@D then is much faster")
 
 
@@ -63,6 +64,17 @@ class TextSettings(Settings):
     )
     word_dim: int = Field(300, ge=1, description="length of a learned word embedding")
     encoder: EncoderSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.encoder and self.reads == "text_features":
+            raise ValueError("text_features are an encoder's cached states: leave encoder out, or set reads to tokens")
+        return self
+
+    @property
+    def pieces(self) -> bool:
+        """Whether the words are word pieces of a tokenizer."""
+        return self.reads == "text_features" or self.encoder is not None
 
 
 class TripletSettings(Settings):

@@ -41,6 +41,7 @@ def run(
     out: Path,
     curves: Path,
     staging: Path,
+    text_features: Path | None = None,
     device: str = "cpu",
     checkpoint_minutes: float = 10.0,
     tensorboard: Path | None = None,
@@ -50,6 +51,7 @@ def run(
     Parameters
     ----------
     manifest, regions, tokens : the data set's manifest and stores.
+    text_features : the data set's text feature store, where ``settings.text`` reads it.
     validate : gives the recalls of a model on a split, ``rsum`` among them; the stage hands in the evaluation's own,
         which lives a floor above.
     staging : folder where the unfinished run lies, to be continued after a kill.
@@ -63,15 +65,17 @@ def run(
     """
     processes = join(device)
     torch.manual_seed(settings.seed)
-    data = RetrievalData(manifest, regions, tokens, "train")
-    validation = RetrievalData(manifest, regions, tokens, "val")
-    model = build_model(settings, data.region_store.dim, len(data.token_store.vocabulary)).to(processes.device)
+    text = {"pieces": settings.text.pieces, "text_features": text_features}
+    data = RetrievalData(manifest, regions, tokens, "train", **text)
+    validation = RetrievalData(manifest, regions, tokens, "val", **text)
+    dims = (data.region_store.dim, data.vocabulary_size)
+    model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)
     share_momentum(model, settings.accumulate)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     record = {
         "settings": settings.model_dump(),
         "feature_dim": data.region_store.dim,
-        "vocabulary_size": len(data.token_store.vocabulary),
+        "vocabulary_size": data.vocabulary_size,
         "recipe": data_recipe(data),
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -191,6 +191,33 @@ class TokenStore:
         where = self._range("piece_offsets", caption)
         return Pieces(self._arrays["piece_ids"][where], self._arrays["piece_words"][where])
 
+    def require_tokenizer(self) -> dict[str, Any]:
+        """What the recipe says of the tokenizer; InputError if the store has none."""
+        if not self.has_pieces:
+            raise InputError(
+                "it has no word pieces",
+                where=self.path,
+                fix="set datasets.D.tokens.tokenizer to the folder of the encoder's tokenizer",
+            )
+        return self.recipe["tokenizer"]
+
+    def word_pieces(self, caption: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places bool [P] of the word pieces that belong to a word, and their words i32 [N]: special tokens and
+        punctuation belong to none.
+
+        InputError if the store has no tokenizer, or all that is left of the caption belongs to no word.
+        """
+        self.require_tokenizer()
+        pieces = self.pieces(caption)
+        places = pieces.word >= 0
+        if not places.any():
+            raise InputError(
+                f"no word piece of caption {caption}, {self.text(caption)!r}, belongs to a word",
+                where=self.path,
+                fix="raise datasets.D.tokens.max_pieces, or mend the caption in the data set's own file",
+            )
+        return places, pieces.word[places]
+
     def image(self, caption: int) -> int:
         """Row in the manifest of the image that a caption describes."""
         self._range("word_offsets", caption)

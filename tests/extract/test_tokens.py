@@ -314,6 +314,7 @@ def test_pieces_know_their_words(tmp_path, tokenizer):
     assert store.pieces(2).word.tolist() == [-1, 0, 0, 1, -1]
     assert store.recipe["tokenizer"]["pad_id"] == 0
     assert store.recipe["tokenizer"]["size"] == 16
+    assert (store.recipe["tokenizer"]["start_id"], store.recipe["tokenizer"]["end_id"]) == (2, 3)
 
 
 def test_pieces_are_cut_to_max_pieces(tmp_path, tokenizer):

@@ -150,8 +150,8 @@ def copy_checkout(project: Project) -> None:
         project.command("git", *author, *command)
 
 
-def shrink(params: dict[str, Any], pictures: Path) -> dict[str, Any]:
-    """The committed demo made small, with the data set `pictures`, which is a folder, and a run on it added."""
+def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, Any]:
+    """The committed demo made small, with the data set `pictures`, a folder, and a run on its text features added."""
     small = copy.deepcopy(params)
     small["runs"] = {name: small["runs"][name] for name in ("vsrn", "vsrn-selfalign")}
     small["scenes"] |= {"train": 48, "val": 12, "test": 20}
@@ -167,7 +167,10 @@ def shrink(params: dict[str, Any], pictures: Path) -> dict[str, Any]:
         "tokens": {"language": "blank_en", "min_count": 1},
     }
     small["datasets"]["pictures"]["regions"]["images_per_shard"] = 4
-    small["runs"]["on-pictures"] = copy.deepcopy(aligned) | {"dataset": "pictures"}
+    small["datasets"]["pictures"]["tokens"]["tokenizer"] = str(encoder)
+    small["text_features"] = {"pictures": {"model": str(encoder)}}
+    text = {"reads": "text_features"}
+    small["runs"]["on-pictures"] = copy.deepcopy(aligned) | {"dataset": "pictures", "text": text}
     return small
 
 

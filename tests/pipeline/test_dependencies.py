@@ -29,9 +29,10 @@ PARAMS = {
     "manifest": ["datasets.${key}.source"],
     "regions": ["datasets.${key}.regions"],
     "tokens": ["datasets.${key}.tokens"],
+    "text_features": ["text_features.${key}"],
     "pack": ["datasets.${key}.pack"],
     "train": ["runs.${key}"],
-    "evaluate": ["evaluate", "runs.${key}.dataset"],
+    "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],
     "report": ["report", "runs"],
 }
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("repeated")
 def test_a_killed_repro_is_continued(killed: int, repeated: Result) -> None:
     fanned = [f"{stage}@{name}" for stage in ("regions", "tokens", "pack") for name in DATASETS]
     fanned += [f"{stage}@{name}" for stage in ("train", "evaluate") for name in RUNS]
+    fanned += ["text_features@pictures"]
     assert sorted(repeated.stages) == sorted([*fanned, "report"])  # scenes and manifest had been finished
     assert 2 <= killed < 5
     assert f"continuing: {16 * killed} of 80 pictures" in repeated.text
@@ -106,6 +107,21 @@ def test_a_new_run_runs_alone(project: Project) -> None:
         params["runs"]["another"] = params["runs"]["vsrn"] | {"seed": 1}
         project.write_params(params)
         assert would_run(project) == {"train@another", "evaluate@another", "report"}
+
+
+def test_another_layer_reruns_the_text_features_and_what_reads_them(project: Project) -> None:
+    with project.restored() as params:
+        params["text_features"]["pictures"]["layer"] = 1
+        project.write_params(params)
+        assert would_run(project) == {"text_features@pictures", "train@on-pictures", "evaluate@on-pictures", "report"}
+
+
+def test_a_run_that_reads_other_words_reruns_alone(project: Project) -> None:
+    with project.restored() as params:
+        params["runs"]["on-pictures"]["text"] = {"reads": "tokens"}
+        params["text_features"] = {}
+        project.write_params(params)
+        assert would_run(project) == {"train@on-pictures", "evaluate@on-pictures", "report"}
 
 
 def test_one_stage_runs_alone(project: Project) -> None:

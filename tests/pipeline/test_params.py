@@ -111,6 +111,35 @@ def test_a_run_on_an_unknown_data_set_is_told_the_nearest(tmp_path: Path) -> Non
     assert "runs.vsrn.dataset" in text and "'dmo'" in text and "did you mean 'demo'?" in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "text_features",
+            {"demos": {"model": "x"}},
+            "demos is none of the data sets (did you mean 'demo'?)",
+        ),
+        ("text_features", {"demo": {"model": "x"}}, "text_features.demo needs word pieces, and datasets.demo.tokens"),
+        ("text_features", {"demo": {"modle": "x"}}, "text_features.demo.modle: unknown key (did you mean 'model'?)"),
+        ("runs.vsrn.text", {"reads": "tokens", "encoder": {"model": "x"}}, "runs.vsrn.text needs word pieces"),
+        ("runs.vsrn.text", {"reads": "text_features", "encoder": {"model": "x"}}, "leave encoder out"),
+    ],
+)
+def test_text_encoders_need_what_they_read(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    assert told in message(changed(tmp_path, key, value))
+
+
+def test_a_run_needs_the_text_features_that_it_reads(tmp_path: Path) -> None:
+    path = changed(tmp_path, "runs.vsrn.text", {"reads": "text_features"})
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["datasets"]["demo"]["tokens"]["tokenizer"] = "bert"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert "runs.vsrn.text reads text_features, and text_features has no 'demo'" in message(path)
+    params["text_features"] = {"demo": {"model": "bert"}}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert read_params(path).text_feature("demo").layer == -1
+
+
 @pytest.mark.parametrize("content", [b"scenes: [1\nrest: 2", b"scenes: \xff\xfe"], ids=["broken", "not UTF-8"])
 def test_what_is_not_yaml_is_told_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "params.yaml"

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from eval.settings import EvaluationSettings, ReportSettings
-from extract.settings import DetectorTrainingSettings, PackSettings, RegionSettings
+from extract.settings import About, DetectorTrainingSettings, PackSettings, RegionSettings
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.settings import DatasetSource, SceneSettings
@@ -28,6 +28,7 @@ class DatasetSettings(Settings):
     regions: RegionSettings
     tokens: TokenSettings
     pack: PackSettings
+    about: About = About()
 
 
 class Params(Settings):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from extract.stores.intact import require_intact
 from extract.stores.regions import Regions, RegionStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
@@ -38,11 +39,13 @@ class RetrievalData:
 
     Raises
     ------
-    InputError : the stores belong to another manifest, or the split has no image.
+    InputError : the stores belong to another manifest, a file of theirs has changed, or the split has no image.
     """
 
     def __init__(self, manifest: Path, regions: Path, tokens: Path, split: str):
         rows = read_manifest(manifest)
+        for store in (regions, tokens):
+            require_intact(store)
         self.region_store, self.token_store = RegionStore(regions), TokenStore(tokens)
         if self.token_store.image_ids != [row.id for row in rows]:
             raise InputError(

@@ -12,7 +12,7 @@ import torch
 from eval.recall import chance_recalls
 from eval.validation import validate
 from manifests.errors import InputError
-from manifests.files import fingerprint, write_json
+from manifests.files import fingerprint, sha256, write_json
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 from train.losses import all_pairs_triplet
@@ -125,6 +125,9 @@ def test_other_features_are_refused(dataset, trained, tmp_path):
     require_recipe(trained[0] / "model", RetrievalData(**dataset, split="val"))
     with h5py.File(other / "000000.h5", "r+") as shard:
         shard.attrs["recipe_hash"] = np.bytes_(written["recipe_hash"].encode())
+    index = json.loads((other / "index.json").read_text())
+    index["shards"][0]["sha256"] = sha256(other / "000000.h5")
+    write_json(other / "index.json", index)
     with pytest.raises(InputError, match=r"'regions.selection.nms_threshold': 0.3 here, 0.5 there"):
         require_recipe(trained[0] / "model", RetrievalData(**{**dataset, "regions": other}, split="val"))
 

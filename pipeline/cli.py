@@ -176,7 +176,7 @@ def report() -> None:
         runs={name: settings.model_dump() for name, settings in params.runs.items()},
         runs_dir=places.RUNS,
         data_dir=places.DATA,
-        image_roots={name: settings.source.images for name, settings in params.datasets.items()},
+        image_roots=params.image_roots,
         settings=params.report,
         out=places.REPORT,
     )

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from manifests.errors import InputError
+from pipeline import places
 from pipeline.machine import PREFIX, Machine
 from pipeline.params import DatasetSettings, read_params
 
@@ -52,9 +53,15 @@ def _inputs() -> str:
         return "\n".join([*lines, f"  {error}"])
     for name, dataset in params.datasets.items():
         needed = [dataset.source.images, dataset.source.captions, *_files(dataset)]
-        missing = [str(path) for path in needed if not Path(path).exists()]
-        lines.append(f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}")
+        lines.append(_missing(name, needed))
+    for name in params.shared:
+        lines.append(_missing(name, [places.manifest(name), places.regions(name), places.tokens(name)]))
     return "\n".join(lines)
+
+
+def _missing(name: str, needed: list[str | Path]) -> str:
+    missing = [str(path) for path in needed if not Path(path).exists()]
+    return f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}"
 
 
 def _files(dataset: DatasetSettings) -> list[str | Path]:

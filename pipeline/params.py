@@ -16,6 +16,7 @@ from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.settings import DatasetSource, SceneSettings
 from manifests.typed import Settings
+from pipeline import places
 from train.settings import RunSettings
 
 FILE = Path("params.yaml")
@@ -31,12 +32,19 @@ class DatasetSettings(Settings):
     about: About = About()
 
 
+class SharedSettings(Settings):
+    """A data set that another project made; its manifest and stores were brought to `data/NAME` (`docs/sharing.md`)."""
+
+    images: Path | None = Field(None, description="the image root, for the report, where the pictures are here too")
+
+
 class Params(Settings):
     """The whole of `params.yaml`."""
 
     scenes: SceneSettings
     detector: DetectorTrainingSettings
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
+    shared: dict[str, SharedSettings] = {}
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
     report: ReportSettings
@@ -44,6 +52,13 @@ class Params(Settings):
     def dataset(self, name: str) -> DatasetSettings:
         """The data set `name`; `InputError` with the nearest name otherwise."""
         return _named(self.datasets, "datasets", name)
+
+    @property
+    def image_roots(self) -> dict[str, Path]:
+        """The image root of every data set; for a shared one without pictures, a folder that isn't there."""
+        made = {name: settings.source.images for name, settings in self.datasets.items()}
+        brought = {name: settings.images or places.images(name) for name, settings in self.shared.items()}
+        return made | brought
 
     def run(self, name: str) -> RunSettings:
         """The run `name`; `InputError` with the nearest name otherwise."""
@@ -64,13 +79,18 @@ def read_params(path: Path = FILE) -> Params:
     except ValidationError as error:
         problems = "; ".join(_problem(item["loc"], item["msg"], item["type"]) for item in error.errors())
         raise InputError(problems, where=path, fix="correct these keys (docs/parameters.md lists all)") from None
+    twice = sorted(params.datasets.keys() & params.shared.keys())
+    if twice:
+        raise InputError(
+            f"{twice[0]!r} is in datasets and in shared", where=path, fix="make it here or bring it here, not both"
+        )
+    names = list(params.image_roots)
     for name, run in params.runs.items():
-        if run.dataset not in params.datasets:
+        if run.dataset not in names:
             raise InputError(
-                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets"
-                f"{_nearest(run.dataset, params.datasets)}",
+                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets{_nearest(run.dataset, names)}",
                 where=path,
-                fix=f"choose one of {', '.join(params.datasets)}",
+                fix=f"choose one of {', '.join(names)}",
             )
     return params
 

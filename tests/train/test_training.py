@@ -158,3 +158,13 @@ def test_captions_of_one_image_are_no_negatives(dataset, trained):
         negatives = torch.cat([locals_[j] @ globals_[i] for j in others]) / 0.7
         each += [-torch.cat([(x @ globals_[i] / 0.7)[None], negatives]).log_softmax(0)[0] for x in locals_[i]]
     torch.testing.assert_close(ours, torch.stack(each).mean())
+
+
+def test_a_store_that_has_changed_is_refused(dataset, tmp_path):
+    regions = shutil.copytree(dataset["regions"], tmp_path / "regions")
+    data = bytearray((regions / "000000.h5").read_bytes())
+    data[len(data) // 3] ^= 1
+    (regions / "000000.h5").write_bytes(data)
+    with pytest.raises(InputError, match=r"000000\.h5: the file has changed"):
+        train({**dataset, "regions": regions}, tmp_path)
+    assert not (tmp_path / "model").exists()

@@ -17,8 +17,8 @@ _REGIONS = """# Region features: {dataset}
 | what | |
 |---|---|
 {origin}
-| features | float16, of the proposals; norms {norms} |
-| boxes | absolute (x1, y1, x2, y2) in pixels of the upright original picture |
+| features | {precision}; norms {norms} |
+| boxes | {boxes} |
 | image_size | (width, height) |
 | recipe | `{recipe_hash}` (`recipe.json` has it whole, and what made this store) |
 | shards | {shards}, rows in manifest order (`index.json` has counts and sha256) |
@@ -105,8 +105,8 @@ name = next(name for name in shard.getnames() if name.endswith(".features.npy"))
 print(numpy.load(io.BytesIO(shard.extractfile(name).read())).shape)
 ```
 
-- `features.npy`: f16 `[R, {dim}]`, one row a region. `boxes.npy`: f32 `[R, 4]`, absolute (x1, y1, x2, y2) in pixels of
-  the upright original picture.
+- `features.npy`: {precision} `[R, {dim}]`, one row a region. `boxes.npy`: float32 `[R, 4]`,
+  {boxes}.
 - `json`: `id`, `split`, `width`, `height`, `captions`, `tokens` (the lower-cased words of each caption, without
   punctuation), `num_boxes` (R) and, if the detector has them, `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf`.
 - A key is the image id with `%`, `.`, `/` and `\\` written as in a URL; `json`'s `id` is the id itself.
@@ -125,7 +125,9 @@ def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], rec
         layout=index["layout"],
         failed=failed,
         origin=_origin(recipe),
+        precision=_precision(recipe),
         norms=_norms(index),
+        boxes=_boxes(recipe),
         recipe_hash=recipe_hash,
         shards=len(index["shards"]),
         about=_about(index),
@@ -153,6 +155,8 @@ def pack_card(index: Mapping[str, Any], recipe: Mapping[str, Any], recipe_hash: 
         count=len(index["shards"]),
         splits="\n".join(lines),
         origin=_origin(recipe["regions"]),
+        precision=_precision(recipe["regions"]),
+        boxes=_boxes(recipe["regions"]),
         norms=_norms(index),
         recipe_hash=recipe_hash,
         about=_about(index),
@@ -170,13 +174,27 @@ def _regions(recipe: Mapping[str, Any]) -> str:
 
 
 def _origin(recipe: Mapping[str, Any]) -> str:
-    """The rows of a table that say which network and which rule made the regions, as far as the recipe knows."""
+    """The rows of a table that say which network and which rule made the regions, or which files they come from."""
+    if "imported" in recipe:
+        imported = recipe["imported"]
+        return f"| imported | from {imported['format']}: {', '.join(imported['files'])} (`recipe.json`: their sha256) |"
     detector, selection = recipe.get("detector"), recipe.get("selection")
     if not (isinstance(detector, Mapping) and isinstance(selection, Mapping)):
-        return "| origin | `recipe.json` says where these features come from |"
+        return "| origin | not told |"
     weights = detector.get("weights_sha256", "unknown")
     rule = ", ".join(f"{key} {selection[key]}" for key in sorted(selection, key=lambda key: (key != "rule", key)))
     return f"| detector | `{detector.get('name')}`, weights sha256 `{weights}` |\n| selection | {rule} |"
+
+
+def _precision(recipe: Mapping[str, Any]) -> str:
+    kept = recipe.get("format")
+    return str(kept["features"]) if isinstance(kept, Mapping) else "float16"
+
+
+def _boxes(recipe: Mapping[str, Any]) -> str:
+    if "imported" in recipe and not recipe["imported"]["boxes"]:
+        return "unknown: all of a picture of one pixel"
+    return "absolute (x1, y1, x2, y2) in pixels of the upright original picture"
 
 
 def _norms(index: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ _CONTEXT = {
 }
 _FORMATS = {".h5": "application/x-hdf5", ".tar": "application/x-tar"}
 _MEMBERS = {
-    "features": ("*.features.npy", "application/x-npy", "f16 [R, D]: the features of an image's regions"),
+    "features": ("*.features.npy", "application/x-npy", "f16 or f32 [R, D]: the features of an image's regions"),
     "boxes": ("*.boxes.npy", "application/x-npy", "f32 [R, 4]: (x1, y1, x2, y2) in pixels of the upright picture"),
     "facts": ("*.json", "application/json", "id, split, size, captions and words of an image"),
 }

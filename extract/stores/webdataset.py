@@ -2,7 +2,7 @@
 
 | member              | holds                                                                          |
 |---------------------|--------------------------------------------------------------------------------|
-| `KEY.features.npy`  | f16 [R, D], region features                                                    |
+| `KEY.features.npy`  | f16 (f32 where the store has it) [R, D], region features                       |
 | `KEY.boxes.npy`     | f32 [R, 4], absolute (x1, y1, x2, y2) in pixels of the upright picture         |
 | `KEY.json`          | id, split, width, height, captions, tokens (a caption's words), num_boxes, and |
 |                     | objects_id, objects_conf, attrs_id, attrs_conf [R] where the detector has them |
@@ -95,7 +95,7 @@ def _sample(group: list[tuple[str, bytes]]) -> Sample:
     contents = dict(zip(_MEMBERS, (content for _, content in group), strict=True))
     facts = json.loads(contents["json"])
     features, boxes = (_array(contents[f"{name}.npy"]) for name in ("features", "boxes"))
-    if features.dtype != np.float16 or boxes.dtype != np.float32 or boxes.shape != (len(features), 4):
+    if features.dtype not in (np.float16, np.float32) or boxes.dtype != np.float32 or boxes.shape != (len(features), 4):
         raise ValueError(f"features {features.dtype} {features.shape}, boxes {boxes.dtype} {boxes.shape}")
     if facts["num_boxes"] != len(boxes) or sample_key(facts["id"]) != key:
         raise ValueError(f"{names[-1]} doesn't belong to its arrays")

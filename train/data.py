@@ -15,7 +15,7 @@ from extract.stores.regions import Regions, RegionStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
 from manifests.schema import ImageRow, read_manifest
-from train.batches import RegionBatch, WordBatch, pad
+from train.batches import RegionBatch, WordBatch, pad, region_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ class Word:
 class RetrievalData:
     """The images of one split that have regions, with their captions.
 
+    With `elsewhere`, the regions are streamed (`train.stream`) and no image is left out; the region store says what
+    they are, and may hold other splits alone.
+
     Attributes
     ----------
     images : rows of the manifest, in its order.
@@ -42,7 +45,7 @@ class RetrievalData:
     InputError : the stores belong to another manifest, a file of theirs has changed, or the split has no image.
     """
 
-    def __init__(self, manifest: Path, regions: Path, tokens: Path, split: str):
+    def __init__(self, manifest: Path, regions: Path, tokens: Path, split: str, *, elsewhere: bool = False):
         rows = read_manifest(manifest)
         for store in (regions, tokens):
             require_intact(store)
@@ -55,12 +58,12 @@ class RetrievalData:
             )
         here = [(number, row) for number, row in enumerate(rows) if row.split == split]
         count = dict(zip(self.region_store.ids, self.region_store.num_boxes.tolist(), strict=True))
-        kept = [(number, row) for number, row in here if count.get(row.id)]
-        self.left_out = [row.id for _, row in here if not count.get(row.id)]
+        kept = [(number, row) for number, row in here if elsewhere or count.get(row.id)]
+        self.left_out = [] if elsewhere else [row.id for _, row in here if not count.get(row.id)]
         if not kept:
             raise InputError(f"no image of split {split!r} has regions", where=manifest, fix="give the split images")
         self.images: list[ImageRow] = [row for _, row in kept]
-        self._region_rows = [self.region_store.row(row.id) for row in self.images]
+        self._region_rows = [] if elsewhere else [self.region_store.row(row.id) for row in self.images]
         captions = [self.token_store.captions_of(number) for number, _ in kept]
         self._caption_rows = [row for own in captions for row in own]
         self.caption_image = np.repeat(np.arange(len(kept)), [len(own) for own in captions])
@@ -97,11 +100,7 @@ class RetrievalData:
 
     def region_batch(self, images: Sequence[int]) -> RegionBatch:
         """The regions of some images, padded to the most of them."""
-        found = [self.regions(image) for image in images]
-        features, mask = pad([torch.tensor(r.features, dtype=torch.float32) for r in found])
-        boxes, _ = pad([torch.tensor(r.boxes) for r in found])
-        sizes = torch.tensor([r.image_size for r in found], dtype=torch.float32)
-        return RegionBatch(features=features, boxes=boxes, image_size=sizes, mask=mask)
+        return region_batch([self.regions(image) for image in images])
 
     def word_batch(self, captions: Sequence[int]) -> WordBatch:
         """The words of some captions, padded to the longest."""

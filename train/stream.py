@@ -85,19 +85,19 @@ class CaptionStream(IterableDataset[tuple[int, Regions]]):
     Parameters
     ----------
     shards : `open_shards`.
-    captions : the captions' numbers of every image that may come, by its id, in the order of the sample's captions.
+    captions : number and text of every caption of every image that may come, by its id, in the manifest's order.
     window : how many captions wait to be drawn from; their images' regions are in memory.
     seed : of the order of shards and captions.
     rank, ranks : this process and how many train together; workers of a DataLoader are found out.
 
-    Iterating yields (caption, regions), as many in every rank. Raises `InputError` for a shard that can't be fetched
-    or has changed, and for an image whose captions aren't those expected.
+    Iterating yields (caption's number, regions), as many in every rank: ``len`` of them, over all its workers. Raises
+    `InputError` for a shard that can't be fetched or has changed, and for an image whose captions aren't as expected.
     """
 
     def __init__(
         self,
         shards: Sequence[Shard],
-        captions: Mapping[str, Sequence[int]],
+        captions: Mapping[str, Sequence[tuple[int, str]]],
         *,
         window: int,
         seed: int,
@@ -107,6 +107,9 @@ class CaptionStream(IterableDataset[tuple[int, Regions]]):
         self.shards, self.captions, self.window, self.seed = list(shards), captions, window, seed
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
+
+    def __len__(self) -> int:
+        return sum(shard.captions for shard in self.shards) // self.ranks
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order that the next iteration has."""
@@ -130,7 +133,7 @@ class CaptionStream(IterableDataset[tuple[int, Regions]]):
             for i, file in zip(touched, files, strict=True):
                 at = ends[i]
                 for sample in read_samples(file, shards[i].url):
-                    for caption in self._captions_of(sample, shards[i]):
+                    for caption, _ in self._captions_of(sample, shards[i]):
                         if first <= at < last:
                             yield caption, sample.regions
                         at += 1
@@ -141,12 +144,12 @@ class CaptionStream(IterableDataset[tuple[int, Regions]]):
                         fix="pack the data set again",
                     )
 
-    def _captions_of(self, sample: Sample, shard: Shard) -> Sequence[int]:
+    def _captions_of(self, sample: Sample, shard: Shard) -> Sequence[tuple[int, str]]:
         own = self.captions.get(sample.id)
-        if own is None or len(own) != len(sample.facts["captions"]):
-            told = "it isn't in the train split" if own is None else f"the manifest has {len(own)} captions of it"
+        if own is None or [text for _, text in own] != sample.facts["captions"]:
+            told = "isn't in the manifest's train split" if own is None else "has other captions than in the manifest"
             raise InputError(
-                f"image {sample.id!r} has {len(sample.facts['captions'])} captions here, {told}",
+                f"image {sample.id!r} {told}",
                 where=shard.url,
                 fix="use the manifest and the tokens of the data set that was packed",
             )

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +18,7 @@ from manifests.files import atomic
 from manifests.progress import progress
 from train.checkpoint import data_recipe, save_model
 from train.data import RetrievalData
+from train.epochs import Epochs, epochs_of
 from train.models import RetrievalModel, build_model
 from train.settings import RunSettings
 
@@ -51,7 +51,7 @@ def run(
     InputError : a loss that is not finite, with its step, its terms and the batch's image ids.
     """
     torch.manual_seed(settings.seed)
-    data = RetrievalData(manifest, regions, tokens, "train")
+    data = RetrievalData(manifest, regions, tokens, "train", elsewhere=settings.stream is not None)
     validation = RetrievalData(manifest, regions, tokens, "val")
     model = build_model(settings, data.region_store.dim, len(data.token_store.vocabulary)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
@@ -63,11 +63,12 @@ def run(
         "recipe": data_recipe(data),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    epochs = epochs_of(data, settings)
     start, best = time.perf_counter(), -1.0
     rows: list[dict[str, float]] = []
     for epoch in range(settings.epochs):
         rate = optimizer.param_groups[0]["lr"]
-        terms = _epoch(name, model, optimizer, data, settings, epoch, device)
+        terms = _epoch(name, model, optimizer, data, epochs, settings, epoch, device)
         schedule.step()
         recalls = validate(model, validation)
         seconds = time.perf_counter() - start
@@ -92,22 +93,20 @@ def _epoch(
     model: RetrievalModel,
     optimizer: torch.optim.Optimizer,
     data: RetrievalData,
+    epochs: Epochs,
     settings: RunSettings,
     epoch: int,
     device: str,
 ) -> dict[str, float]:
     """One pass over the captions; returns the mean of every loss term."""
     model.train()
-    order = np.random.default_rng([settings.seed, epoch]).permutation(data.num_captions)
-    batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
-    # One pair has no negatives, and batch norm needs two values.
-    batches = [batch for batch in batches if len(batch) > 1]
     totals: dict[str, float] = {}
-    bar = progress(batches, what=f"{name} epoch {epoch + 1}/{settings.epochs}", unit="batches")
-    for step, captions in enumerate(bar):
+    what = f"{name} epoch {epoch + 1}/{settings.epochs}"
+    bar = progress(epochs(epoch), what=what, unit="batches", total=len(epochs))
+    for step, (captions, found) in enumerate(bar):
         images = data.caption_image[captions]
         terms = model.losses(
-            data.region_batch(images).to(device),
+            found.to(device),
             data.word_batch(captions).to(device),
             torch.from_numpy(images).to(device),
             epoch,
@@ -127,7 +126,7 @@ def _epoch(
         nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         optimizer.step()
         for key, value in terms.items():
-            totals[key] = totals.get(key, 0.0) + value.item() / len(batches)
+            totals[key] = totals.get(key, 0.0) + value.item() / len(epochs)
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
     return totals
 

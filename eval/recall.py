@@ -9,6 +9,7 @@ from math import exp, lgamma
 
 import numpy as np
 
+from eval import ranks as counting
 from eval.ranks import Relevance, embedding_ranks
 from manifests.errors import InputError
 
@@ -66,6 +67,10 @@ def both_ranks(
     (image-to-text ranks `[M]`, the M images that were queries, text-to-image ranks `[C]`).
     """
     asked = np.array([index for index, own in enumerate(captions_of) if len(own)], np.int64)
+    if images.ndim == 3:
+        scores = np.max([view @ captions.T for view in images.transpose(1, 0, 2)], axis=0)
+        i2t = counting.ranks(scores[asked], [captions_of[index] for index in asked])
+        return i2t, asked, counting.ranks(np.ascontiguousarray(scores.T), np.asarray(image_of))
     i2t = embedding_ranks(images[asked], captions, [captions_of[index] for index in asked])
     return i2t, asked, embedding_ranks(captions, images, np.asarray(image_of))
 

@@ -105,12 +105,8 @@ def _epoch(
     bar = progress(epochs(epoch), what=what, unit="batches", total=len(epochs))
     for step, (captions, found) in enumerate(bar):
         images = data.caption_image[captions]
-        terms = model.losses(
-            found.to(device),
-            data.word_batch(captions).to(device),
-            torch.from_numpy(images).to(device),
-            epoch,
-        )
+        pairs = model(found.to(device), data.word_batch(captions).to(device))
+        terms = model.losses(pairs, torch.from_numpy(images).to(device), epoch)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             ids = [data.images[i].id for i in images]

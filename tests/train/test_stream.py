@@ -2,12 +2,14 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from multiprocessing import Queue
 from pathlib import Path
 from threading import Thread
 
@@ -321,6 +323,32 @@ def test_batches_are_counted_before_they_come(dataset: dict[str, Path], packed: 
         sizes = [len(captions) for captions, regions in epochs(0) if len(captions) == len(regions.mask)]
         assert len(sizes) == len(epochs) and min(sizes) > 1
         assert sum(sizes) == (1500 if size != 1499 else 1499)
+
+
+def test_processes_that_train_together_have_parts_of_their_own(
+    dataset: dict[str, Path], packed: Path, tmp_path: Path
+) -> None:
+    settings = RunSettings(**SETTINGS | {"batch_size": 100, "stream": {"urls": [f"{packed}/{PATTERN}"]}})
+    fork = multiprocessing.get_context("fork")
+    found = fork.Queue()
+    processes = [
+        fork.Process(target=_rank, args=(rank, tmp_path / "store", dataset, settings, found)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    parts = [found.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [len(part) for part in parts] == [750, 750] and not set(parts[0]) & set(parts[1])
+
+
+def _rank(rank: int, store: Path, dataset: dict[str, Path], settings: RunSettings, found: Queue) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    epochs = epochs_of(RetrievalData(**dataset, split="train", elsewhere=True), settings)
+    batches = [captions.tolist() for captions, _ in epochs(0)]
+    assert [len(captions) for captions in batches] == [100] * 7 + [50] and len(batches) == len(epochs)
+    found.put([caption for captions in batches for caption in captions])
+    torch.distributed.destroy_process_group()
 
 
 class Unsteady(SimpleHTTPRequestHandler):

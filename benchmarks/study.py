@@ -195,7 +195,9 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             )
         found[base] = {"chosen": best, "settings": COMMON | {"base": BASES[base]}, "rows": rows}
     if out:
-        command = f"python -m benchmarks.study run --results R; python -m benchmarks.study table --results R --out {out}"
+        command = (
+            f"python -m benchmarks.study run --results R; python -m benchmarks.study table --results R --out {out}"
+        )
         write_json(out, {"command": command, "bases": found})
 
 

@@ -94,6 +94,7 @@ def regions(dataset: str) -> None:
             readers=machine.readers,
             client=client,
             threads=worker_threads(machine),
+            about=settings.about,
         )
 
 
@@ -205,7 +206,7 @@ def report() -> None:
         runs={name: settings.model_dump() for name, settings in params.runs.items()},
         runs_dir=places.RUNS,
         data_dir=places.DATA,
-        image_roots={name: settings.source.images for name, settings in params.datasets.items()},
+        image_roots=params.image_roots,
         settings=params.report,
         out=places.REPORT,
     )
@@ -226,12 +227,29 @@ def metrics() -> None:
 @click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
 @click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
-    """Check a region STORE: checksums, arrays, boxes, and every image of its manifest."""
+    """Check a STORE (regions, tokens, pack): checksums, arrays, boxes, and every image of its manifest."""
     from extract.verify import run
 
     found = run(store=store, manifest=manifest, limit=limit)
     click.echo(found.text())
     sys.exit(bool(found.total))
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--croissant", is_flag=True, help="Print the Croissant metadata instead.")
+@click.option("--licence", help="Licence of the pictures: write it into the store's card.")
+@click.option("--cite", help="What to cite: write it into the store's card.")
+def card(store: Path, croissant: bool, licence: str | None, cite: str | None) -> None:
+    """Print the card of a STORE (regions, pack), and check that all it says holds."""
+    from extract.card import run
+    from manifests.files import json_text
+
+    found = run(store, licence=licence, cite=cite)
+    click.echo(json_text(found.croissant) if croissant else found.text, nl=False)
+    for finding in found.findings:
+        click.secho(finding, fg="red", err=True)
+    sys.exit(bool(found.findings))
 
 
 @main.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from extract.text_encoder import find_encoder
 from manifests.errors import InputError
+from pipeline import places
 from pipeline.machine import PREFIX, Machine
 from pipeline.params import DatasetSettings, Params, read_params
 
@@ -64,9 +65,10 @@ def _inputs() -> str:
         return "\n".join([*lines, f"  {error}"])
     for name, dataset in params.datasets.items():
         needed = [dataset.source.images, dataset.source.captions, *_files(dataset)]
-        missing = [str(path) for path in needed if not Path(path).exists()]
-        missing += [model for model, revision in _encoders(params, name) if not _is_here(model, revision)]
-        lines.append(f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}")
+        absent = [model for model, revision in _encoders(params, name) if not _is_here(model, revision)]
+        lines.append(_missing(name, needed, absent))
+    for name in params.shared:
+        lines.append(_missing(name, [places.manifest(name), places.regions(name), places.tokens(name)]))
     return "\n".join(lines)
 
 
@@ -83,6 +85,11 @@ def _is_here(model: str, revision: str | None) -> bool:
     except InputError:
         return False
     return True
+
+
+def _missing(name: str, needed: list[str | Path], absent: list[str] | None = None) -> str:
+    missing = [str(path) for path in needed if not Path(path).exists()] + (absent or [])
+    return f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}"
 
 
 def _files(dataset: DatasetSettings) -> list[str | Path]:

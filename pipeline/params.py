@@ -11,11 +11,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from eval.settings import EvaluationSettings, ReportSettings
-from extract.settings import DetectorTrainingSettings, PackSettings, RegionSettings
+from extract.settings import About, DetectorTrainingSettings, PackSettings, RegionSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.settings import DatasetSource, SceneSettings
 from manifests.typed import Settings
+from pipeline import places
 from train.settings import RunSettings
 
 FILE = Path("params.yaml")
@@ -28,6 +29,13 @@ class DatasetSettings(Settings):
     regions: RegionSettings
     tokens: TokenSettings
     pack: PackSettings
+    about: About = About()
+
+
+class SharedSettings(Settings):
+    """A data set that another project made; its manifest and stores were brought to `data/NAME` (`docs/sharing.md`)."""
+
+    images: Path | None = Field(None, description="the image root, for the report, where the pictures are here too")
 
 
 class Params(Settings):
@@ -37,6 +45,7 @@ class Params(Settings):
     detector: DetectorTrainingSettings
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
     text_features: dict[str, TextFeatureSettings] = Field(description="by data set; those without need no entry")
+    shared: dict[str, SharedSettings] = {}
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
     report: ReportSettings
@@ -48,6 +57,13 @@ class Params(Settings):
     def text_feature(self, name: str) -> TextFeatureSettings:
         """The text features of the data set `name`; `InputError` with the nearest name otherwise."""
         return _named(self.text_features, "text_features", name)
+
+    @property
+    def image_roots(self) -> dict[str, Path]:
+        """The image root of every data set; for a shared one without pictures, a folder that isn't there."""
+        made = {name: settings.source.images for name, settings in self.datasets.items()}
+        brought = {name: settings.images or places.images(name) for name, settings in self.shared.items()}
+        return made | brought
 
     def run(self, name: str) -> RunSettings:
         """The run `name`; `InputError` with the nearest name otherwise."""
@@ -68,13 +84,18 @@ def read_params(path: Path = FILE) -> Params:
     except ValidationError as error:
         problems = "; ".join(_problem(item["loc"], item["msg"], item["type"]) for item in error.errors())
         raise InputError(problems, where=path, fix="correct these keys (docs/parameters.md lists all)") from None
+    twice = sorted(params.datasets.keys() & params.shared.keys())
+    if twice:
+        raise InputError(
+            f"{twice[0]!r} is in datasets and in shared", where=path, fix="make it here or bring it here, not both"
+        )
+    names = list(params.image_roots)
     for name, run in params.runs.items():
-        if run.dataset not in params.datasets:
+        if run.dataset not in names:
             raise InputError(
-                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets"
-                f"{_nearest(run.dataset, params.datasets)}",
+                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets{_nearest(run.dataset, names)}",
                 where=path,
-                fix=f"choose one of {', '.join(params.datasets)}",
+                fix=f"choose one of {', '.join(names)}",
             )
     _check_text(params, path)
     return params

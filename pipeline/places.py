@@ -7,6 +7,10 @@ SCENES = DATA / "scenes"
 DEMO_WEIGHTS = Path("extract/detectors/weights/demo.safetensors")
 
 
+def images(dataset: str) -> Path:
+    return DATA / dataset / "images"
+
+
 def manifest_folder(dataset: str) -> Path:
     return DATA / dataset / "manifest"
 

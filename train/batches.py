@@ -1,10 +1,13 @@
 """What a model reads: padded batches of regions and of words, with masks that say what is padding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from extract.stores.regions import Regions
 
 
 class _Batch:
@@ -46,6 +49,14 @@ class WordBatch(_Batch):
     features: Tensor | None = None
     pieces: Tensor | None = None
     place: Tensor | None = None
+
+
+def region_batch(found: Sequence[Regions]) -> RegionBatch:
+    """The regions of some images, padded to the most of them."""
+    features, mask = pad([torch.tensor(r.features, dtype=torch.float32) for r in found])
+    boxes, _ = pad([torch.tensor(r.boxes) for r in found])
+    sizes = torch.tensor([r.image_size for r in found], dtype=torch.float32)
+    return RegionBatch(features=features, boxes=boxes, image_size=sizes, mask=mask)
 
 
 def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from extract.stores.intact import require_intact
 from extract.stores.regions import Regions, RegionStore
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
@@ -32,6 +33,9 @@ class Word:
 class RetrievalData:
     """The images of one split that have regions, with their captions.
 
+    With `elsewhere`, the regions are streamed (`train.stream`) and no image is left out; the region store says what
+    they are, and may hold other splits alone.
+
     Attributes
     ----------
     images : rows of the manifest, in its order.
@@ -44,7 +48,8 @@ class RetrievalData:
 
     Raises
     ------
-    InputError : the stores belong to another manifest, there are no word pieces, or the split has no image.
+    InputError : the stores belong to another manifest, a file of theirs has changed, there are no word pieces, or the
+        split has no image.
     """
 
     def __init__(
@@ -56,8 +61,11 @@ class RetrievalData:
         *,
         pieces: bool = False,
         text_features: Path | None = None,
+        elsewhere: bool = False,
     ):
         rows = read_manifest(manifest)
+        for store in (regions, tokens, *([text_features] if text_features else [])):
+            require_intact(store)
         self.region_store, self.token_store = RegionStore(regions), TokenStore(tokens)
         if self.token_store.image_ids != [row.id for row in rows]:
             raise InputError(
@@ -76,12 +84,12 @@ class RetrievalData:
             self.vocabulary_size, self.marks = tokenizer["size"], (tokenizer["start_id"], tokenizer["end_id"])
         here = [(number, row) for number, row in enumerate(rows) if row.split == split]
         count = dict(zip(self.region_store.ids, self.region_store.num_boxes.tolist(), strict=True))
-        kept = [(number, row) for number, row in here if count.get(row.id)]
-        self.left_out = [row.id for _, row in here if not count.get(row.id)]
+        kept = [(number, row) for number, row in here if elsewhere or count.get(row.id)]
+        self.left_out = [] if elsewhere else [row.id for _, row in here if not count.get(row.id)]
         if not kept:
             raise InputError(f"no image of split {split!r} has regions", where=manifest, fix="give the split images")
         self.images: list[ImageRow] = [row for _, row in kept]
-        self._region_rows = [self.region_store.row(row.id) for row in self.images]
+        self._region_rows = [] if elsewhere else [self.region_store.row(row.id) for row in self.images]
         captions = [self.token_store.captions_of(number) for number, _ in kept]
         self._caption_rows = [row for own in captions for row in own]
         self.caption_image = np.repeat(np.arange(len(kept)), [len(own) for own in captions])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train.batches import RegionBatch
 from train.data import RetrievalData
 from train.masking import running_statistics_kept
 from train.models import Pairs, RetrievalModel
@@ -44,37 +45,42 @@ def joint_gradients(
     model: RetrievalModel,
     data: RetrievalData,
     captions: np.ndarray,
+    regions: Callable[[np.ndarray], RegionBatch],
     *,
     epoch: int,
     chunks: int,
     seed: Sequence[int],
     processes: Processes,
     autocast: Callable[[], torch.autocast],
+    parted: bool = False,
 ) -> dict[str, float]:
     """Add the gradients of the joint batch `captions` to the model's, this process's part of them.
 
     Parameters
     ----------
-    captions : where they are fewer than the processes, each process encodes them all.
+    captions : of the joint batch; where they are fewer than the processes, each process encodes them all.
+    regions : gives the regions of the images of some of the captions.
     seed : numbers that dropout follows, others in every step; a process and a chunk are told apart here.
+
+    parted : `captions` are this process's part of the joint batch already, as large as any other's.
 
     Returns
     -------
     the loss terms of the joint batch, the same in every process. Gradients are complete after ``processes.average``.
     """
-    if len(captions) < processes.count:
+    if len(captions) < processes.count and not parted:
         alone = {"processes": processes.alone(), "autocast": autocast}
         with apart():
-            return joint_gradients(model, data, captions, epoch=epoch, chunks=1, seed=seed, **alone)
-    mine = shares(captions, chunks, processes.count)[processes.rank]
+            return joint_gradients(model, data, captions, regions, epoch=epoch, chunks=1, seed=seed, **alone)
+    sharing, place = (1, 0) if parted else (processes.count, processes.rank)
+    mine = shares(captions, chunks, sharing)[place]
     device = processes.device
 
     def encoded(chunk: int) -> Pairs:
         torch.manual_seed(int(np.random.SeedSequence([*seed, processes.rank, chunk]).generate_state(1)[0]))
-        images = data.caption_image[mine[chunk]]
-        regions, words = data.region_batch(images).to(device), data.word_batch(mine[chunk]).to(device)
+        batch = regions(mine[chunk]).to(device), data.word_batch(mine[chunk]).to(device)
         with autocast():
-            return model(regions, words)
+            return model(*batch)
 
     image = torch.from_numpy(data.caption_image[np.concatenate(mine)]).to(device)
     if len(mine) == 1:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
 from manifests.errors import InputError
 from manifests.progress import progress as show_progress
 from train.data import RetrievalData
+from train.epochs import Batch, epochs_of
 from train.joint import joint_gradients
 from train.models import RetrievalModel
 from train.processes import Processes
@@ -46,20 +46,13 @@ class Loop:
     ):
         self.name, self.model, self.optimizer, self.data = name, model, optimizer, data
         self.settings, self.processes, self.after_step = settings, processes, after_step
+        self.epochs = epochs_of(data, settings)
         if settings.compile:
             model.image_encoder.compile()
             model.caption_encoder.compile()
         self._autocast: Callable[[], AbstractContextManager] = partial(
             torch.autocast, processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
         )
-
-    def batches(self, epoch: int) -> list[np.ndarray]:
-        """The captions of every batch of an epoch, each caption once."""
-        size, count = self.settings.batch_size, self.data.num_captions
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(count)
-        batches = [order[first : first + size] for first in range(0, count, size)]
-        # One pair has no negatives, and batch norm needs two values.
-        return [batch for batch in batches if len(batch) > 1]
 
     def learning_rate(self, epoch: int, step: int) -> float:
         """The learning rate of a step, which counts over all epochs."""
@@ -70,37 +63,39 @@ class Loop:
     def epoch(self, progress: Progress) -> dict[str, float]:
         """The rest of the epoch that `progress` is in; returns the mean of every loss term over all of it."""
         self.model.train()
-        batches = self.batches(progress.epoch)
-        steps = range(progress.step, len(batches))
+        count = len(self.epochs)
         what = f"{self.name} epoch {progress.epoch + 1}/{self.settings.epochs}"
         with show_progress(
-            what=what, unit="batches", total=len(batches), initial=progress.step, quiet=not self.processes.first
+            what=what, unit="batches", total=count, initial=progress.step, quiet=not self.processes.first
         ) as bar:
-            for step in steps:
-                terms = self._step(progress.epoch, step, len(batches), batches[step])
+            for step, batch in enumerate(self.epochs(progress.epoch, progress.step), progress.step):
+                terms = self._step(progress.epoch, step, batch)
                 for key, value in terms.items():
-                    progress.totals[key] = progress.totals.get(key, 0.0) + value / len(batches)
+                    progress.totals[key] = progress.totals.get(key, 0.0) + value / count
                 progress.step = step + 1
                 bar.set_postfix(loss=f"{sum(terms.values()):.2f}", refresh=False)
                 bar.update()
-                if progress.step < len(batches):
+                if progress.step < count:
                     self.after_step(progress)
         return progress.totals
 
-    def _step(self, epoch: int, step: int, steps: int, captions: np.ndarray) -> dict[str, float]:
+    def _step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:
+        captions, regions = batch
         settings, processes, model = self.settings, self.processes, self.model
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(epoch, epoch * steps + step)
+            group["lr"] = self.learning_rate(epoch, epoch * len(self.epochs) + step)
         self.optimizer.zero_grad(set_to_none=True)
         terms = joint_gradients(
             model,
             self.data,
             captions,
+            regions,
             epoch=epoch,
             chunks=settings.accumulate,
             seed=(settings.seed, epoch, step),
             processes=processes,
             autocast=self._autocast,
+            parted=self.epochs.parted,
         )
         if not math.isfinite(sum(terms.values())):
             ids = [self.data.images[image].id for image in self.data.caption_image[captions]]

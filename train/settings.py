@@ -138,6 +138,13 @@ class SelfAlignSettings(Settings):
     bag: ConceptBagSettings | None = None
 
 
+class StreamSettings(Settings):
+    """Training regions from WebDataset shards at addresses instead of the region store (`train.stream`)."""
+
+    urls: tuple[str, ...] = Field(min_length=1, description="paths, http(s):// or s3://; {000000..000009} is expanded")
+    window: int = Field(5000, ge=1, description="captions that are shuffled among each other")
+
+
 class RunSettings(Settings):
     """One training run on one data set."""
 
@@ -159,3 +166,4 @@ class RunSettings(Settings):
     triplet: TripletSettings
     contrast: ContrastSettings | None = None
     selfalign: SelfAlignSettings | None = None
+    stream: StreamSettings | None = None

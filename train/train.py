@@ -66,7 +66,7 @@ def run(
     processes = join(device)
     torch.manual_seed(settings.seed)
     text = {"pieces": settings.text.pieces, "text_features": text_features}
-    data = RetrievalData(manifest, regions, tokens, "train", **text)
+    data = RetrievalData(manifest, regions, tokens, "train", **text, elsewhere=settings.stream is not None)
     validation = RetrievalData(manifest, regions, tokens, "val", **text)
     dims = (data.region_store.dim, data.vocabulary_size)
     model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)

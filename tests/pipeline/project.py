@@ -64,6 +64,7 @@ class Project:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SELFALIGN_", "GIT_"))},
             **{"PATH": path, "PYTHONPATH": str(root), "SELFALIGN_THREADS": "1", "SELFALIGN_BATCH": "4"},
+            **{"CI": "1", "DVC_NO_ANALYTICS": "1"},  # DVC asks nobody for news, and starts no process to do so
             **{"HF_HUB_OFFLINE": "1", "http_proxy": nowhere, "https_proxy": nowhere},
             **{"DVC_GLOBAL_CONFIG_DIR": str(root / ".dvc/tmp"), "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site")},
         }

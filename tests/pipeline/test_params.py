@@ -166,3 +166,21 @@ def test_names_of_runs_and_data_sets_are_looked_up_with_a_hint() -> None:
         params.run("vsnr")
     with pytest.raises(InputError, match="datasets has no 'demos'.*did you mean 'demo'"):
         params.dataset("demos")
+
+
+def test_a_data_set_is_made_here_or_brought_here(tmp_path: Path) -> None:
+    text = message(changed(tmp_path, "shared", {"demo": {}}))
+    assert "'demo' is in datasets and in shared" in text
+    path = changed(tmp_path, "shared", {"theirs": {}, "ours": {"images": "/pictures"}})
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["runs"]["vsrn"]["dataset"] = "theirs"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    read = read_params(path)
+    assert read.image_roots["ours"] == Path("/pictures") and {"demo", "theirs"} <= set(read.image_roots)
+    assert "runs.vsrn.dataset is 'theirz'" in message(_renamed(path, "theirs", "theirz"))
+
+
+def _renamed(path: Path, old: str, new: str) -> Path:
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(f"dataset: {old}", f"dataset: {new}"), encoding="utf-8")
+    return path

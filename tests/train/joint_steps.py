@@ -59,10 +59,12 @@ def made_model(base: str, chunks: int = 1, **changes) -> RetrievalModel:
 
 def step(model: RetrievalModel, captions, chunks: int = 1, processes: Processes = ALONE) -> dict[str, float]:
     """The gradients of one step, complete in every process; returns the loss terms."""
+    data = MadeData()
     terms = joint_gradients(
         model,
-        MadeData(),
+        data,
         np.asarray(captions),
+        lambda own: data.region_batch(data.caption_image[own]),
         epoch=0,
         chunks=chunks,
         seed=(0, 0, 0),

@@ -166,6 +166,22 @@ def evaluate(run: str) -> None:
 
 
 @main.command()
+@click.argument("ensemble")
+def ensemble(ensemble: str) -> None:
+    """Evaluate the mean scores of ENSEMBLE's runs."""
+    from eval.ensemble import run
+
+    params = read_params()
+    run(
+        name=ensemble,
+        runs=params.ensemble(ensemble),
+        runs_dir=places.RUNS,
+        settings=params.evaluate,
+        out=places.ensemble(ensemble),
+    )
+
+
+@main.command()
 def report() -> None:
     """Draw the page that compares all runs."""
     from eval.report import run

@@ -5,7 +5,7 @@ Each floor describes its own parameters; here they are put together. What only c
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -38,6 +38,7 @@ class Params(Settings):
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
+    ensembles: dict[str, Annotated[list[str], Field(min_length=2)]] = {}
     report: ReportSettings
 
     def dataset(self, name: str) -> DatasetSettings:
@@ -47,6 +48,10 @@ class Params(Settings):
     def run(self, name: str) -> RunSettings:
         """The run `name`; `InputError` with the nearest name otherwise."""
         return _named(self.runs, "runs", name)
+
+    def ensemble(self, name: str) -> list[str]:
+        """The runs of the ensemble `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.ensembles, "ensembles", name)
 
 
 def read_params(path: Path = FILE) -> Params:
@@ -70,6 +75,20 @@ def read_params(path: Path = FILE) -> Params:
                 f"{_nearest(run.dataset, params.datasets)}",
                 where=path,
                 fix=f"choose one of {', '.join(params.datasets)}",
+            )
+    for name, members in params.ensembles.items():
+        for member in members:
+            if member not in params.runs:
+                raise InputError(
+                    f"ensembles.{name} has {member!r}, which is none of the runs{_nearest(member, params.runs)}",
+                    where=path,
+                    fix=f"choose of {', '.join(params.runs)}",
+                )
+        if len(datasets := {params.runs[member].dataset for member in members}) > 1:
+            raise InputError(
+                f"ensembles.{name} has runs on several data sets ({', '.join(sorted(datasets))})",
+                where=path,
+                fix="combine runs of one data set",
             )
     return params
 

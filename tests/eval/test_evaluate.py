@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eval.arrays import save_arrays
 from eval.correspondence import accuracy, match_words, read_matches, region_objects
-from eval.embed import embed, save_arrays
+from eval.embed import embed
 from eval.evaluate import run
 from eval.settings import EvaluationSettings
 from eval.validation import validate
@@ -40,9 +41,9 @@ def model(folder: Path) -> AttributeModel:
 
 def test_embeddings_do_not_depend_on_the_batch_size(model: AttributeModel, data: RetrievalData):
     one, many = embed(model, data, 1, run="r", quiet=True), embed(model, data, 64, run="r", quiet=True)
-    assert one[0].dtype == np.float32 and one[0].shape == (8, len(one[0][0])) and len(one[1]) == data.num_captions
-    for first, second in zip(one, many, strict=True):
-        assert np.allclose(first, second, atol=1e-6)
+    assert one.pooled.dtype == np.float32 and one.pooled.shape[:2] == (8, 1) and one.num_captions == data.num_captions
+    for name in ("pooled", "context", "captions"):
+        assert np.allclose(getattr(one, name), getattr(many, name), atol=1e-6)
 
 
 def test_the_model_keeps_its_mode(model: AttributeModel, data: RetrievalData):
@@ -163,10 +164,16 @@ def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: P
     assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == figures
     assert (figures["images"], figures["captions"], figures["left_out"]) == (6, 30, 2)
     assert figures["chance"]["t2i_r1"] == pytest.approx(100 / 6, abs=1e-3)
+    assert set(figures["ndcg"]["rouge_l"]) == {"i2t", "t2i"} and 0 < figures["ndcg"]["rouge_l"]["i2t"] <= 100
+    assert set(figures["unimodal"]) >= {"i2i_ndcg", "t2t_ndcg", "t2t_r1"} and "eccv" not in figures
+    low, high = figures["interval"]["rsum"]
+    assert low <= figures["rsum"] <= high and "folds" not in figures
     assert 0 <= figures["correspondence"]["accuracy"] <= figures["correspondence"]["ceiling"] == 1
     evaluate(trained, tmp_path / "b")
     written = sorted((tmp_path / "a" / "evaluation").iterdir())
-    assert [path.name for path in written] == ["captions.npy", "images.npy", "matches.npz", "ranks.npz"]
+    assert [path.name for path in written] == [
+        *("captions.npy", "context.npy", "matches.npz", "pooled.npy", "ranks.npz")
+    ]
     for path in [*written, tmp_path / "a" / "metrics.json"]:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 

@@ -10,14 +10,16 @@ from eval.embeddings import Embeddings
 from manifests.errors import InputError
 from manifests.progress import progress
 from train.data import RetrievalData
+from train.models import Encoding
 
 
 @torch.inference_mode()
 def embed(model: nn.Module, data: RetrievalData, batch_size: int, *, run: str, quiet: bool = False) -> Embeddings:
     """Encode every image and every caption of `data`.
 
-    The model is used in evaluation mode and given back in the mode that it came in. NaN or infinite embeddings raise
-    InputError, which names `run`.
+    The model is used in evaluation mode and given back in the mode that it came in. What is the same, a picture's
+    bytes or a caption's text, is encoded once: the place in a batch moves an embedding's last bits, and equals must
+    tie. NaN or infinite embeddings raise InputError, which names `run`.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -25,11 +27,12 @@ def embed(model: nn.Module, data: RetrievalData, batch_size: int, *, run: str, q
     try:
         pooled, context = _encode(
             lambda rows: model.encode_images(data.region_batch(rows).to(device)),
-            len(data.images), batch_size, what="embed images", unit="images", quiet=quiet,
+            [image.sha256 for image in data.images], batch_size, unit="images", quiet=quiet,
         )  # fmt: skip
         read, said = _encode(
             lambda rows: model.encode_captions(data.word_batch(rows).to(device)),
-            data.num_captions, batch_size, what="embed captions", unit="captions", quiet=quiet,
+            [data.caption_text(caption) for caption in range(data.num_captions)],
+            batch_size, unit="captions", quiet=quiet,
         )  # fmt: skip
     finally:
         model.train(training)
@@ -39,14 +42,18 @@ def embed(model: nn.Module, data: RetrievalData, batch_size: int, *, run: str, q
 
 
 def _encode(
-    encode: Callable[[list[int]], object], count: int, batch_size: int, *, what: str, unit: str, quiet: bool
+    encode: Callable[[list[int]], Encoding], contents: list[str], batch_size: int, *, unit: str, quiet: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    if not count:
+    """The pooled and the context part of every item, float32; those of equal contents are one's."""
+    if not contents:
         raise InputError(f"the split has no {unit}", where="evaluation", fix="choose a split that has some")
-    starts = range(0, count, batch_size)
-    batches = starts if quiet else progress(starts, what=what, unit="batches")
-    encoded = [encode(list(range(start, min(start + batch_size, count)))) for start in batches]
+    first = {content: item for item, content in reversed(list(enumerate(contents)))}
+    items = sorted(first.values())
+    starts = range(0, len(items), batch_size)
+    batches = starts if quiet else progress(starts, what=f"embed {unit}", unit="batches")
+    encoded = [encode(items[start : start + batch_size]) for start in batches]
+    rows = np.searchsorted(items, [first[content] for content in contents])
     return tuple(
-        np.concatenate([getattr(batch, name).float().cpu().numpy() for batch in encoded]).astype(np.float32, copy=False)
+        np.concatenate([getattr(batch, name).cpu().numpy().astype(np.float32) for batch in encoded])[rows]
         for name in ("pooled", "context")
     )

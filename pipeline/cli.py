@@ -208,6 +208,31 @@ def metrics() -> None:
 
 
 @main.command()
+@click.argument("run")
+@click.option("--repeats", default=5, show_default=True, help="Timings are the medians of these.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write all numbers there too, as JSON.")
+def cost(run: str, repeats: int, out: Path | None) -> None:
+    """Time encoding and search with RUN's model, against cross-attention on every pair."""
+    from eval.cost import run as measure
+    from eval.cost import table
+
+    params, machine = read_params(), Machine.from_environment()
+    dataset = params.run(run).dataset
+    found = measure(
+        name=run,
+        manifest=places.manifest(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        model=places.model(run),
+        split=params.evaluate.split,
+        device=machine.torch_device(),
+        repeats=repeats,
+        out=out,
+    )
+    click.echo(table(found))
+
+
+@main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
 @click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")

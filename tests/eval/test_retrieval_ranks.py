@@ -93,17 +93,27 @@ def test_blocks_and_many_right_answers_follow_the_definition(
     assert same(retrieval_ranks(embeddings, images, captions), expected(scores, images, captions))
 
 
-def test_near_ties_are_decided_exactly():
-    """Scores whose differences a float32 product can't hold."""
+def near_tied() -> tuple[Embeddings, np.ndarray]:
+    """60 images and 300 captions whose scores differ by less than a float32 product can hold; and those scores."""
     random = np.random.default_rng(3)
     base = random.normal(size=64)
-    images = base + 1e-7 * random.normal(size=(60, 64))
-    embeddings = Embeddings(images[:, None].astype("f4"), np.empty((60, 0), "f4"), np.tile(base.astype("f4"), (300, 1)))
+    images = (base + 1e-7 * random.normal(size=(60, 64))).astype("f4")
+    embeddings = Embeddings(images[:, None], images[:, :0], np.tile(base.astype("f4"), (300, 1)))
+    truth = (images.astype(float) @ embeddings.captions.astype(float).T).round(12)
+    assert len(np.unique(truth[:, 0])) > 50
+    return embeddings, truth
+
+
+def test_near_ties_are_decided_exactly():
+    embeddings, truth = near_tied()
     image_of = np.repeat(np.arange(60), 5)
-    truth = embeddings.pooled[:, 0].astype(float) @ embeddings.captions.astype(float).T
-    assert len(np.unique(truth[:, 0])) > 50  # they do differ
-    found = retrieval_ranks(embeddings, image_of, np.arange(300))
-    assert same(found, expected(truth.round(12), image_of, np.arange(300)))
+    assert same(retrieval_ranks(embeddings, image_of, np.arange(300)), expected(truth, image_of, np.arange(300)))
+
+
+def test_near_ties_are_sorted_exactly():
+    embeddings, truth = near_tied()
+    assert np.array_equal(nearest_images(embeddings, 7), np.argsort(-truth.T, axis=1, kind="stable")[:, :7])
+    assert np.array_equal(nearest_captions(embeddings, 7), np.tile(np.arange(7), (60, 1)))
 
 
 def test_equal_items_rank_by_index_wherever_the_blocks_end(monkeypatch: pytest.MonkeyPatch):

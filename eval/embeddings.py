@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 
 from eval.arrays import save_array
-from eval.scores import paired_products, rounding
+from eval.scores import as_scores, paired_products, require_finite_scale, rounding, tensor
 from manifests.errors import InputError
 
 PARTS = ("pooled", "context", "captions")
@@ -61,32 +62,29 @@ class Embeddings:
         return np.concatenate([self.pooled.mean(axis=1), self.context], axis=1)
 
     @cached_property
-    def _rounding(self) -> tuple[float, float]:
+    def largest(self) -> float:
+        """No score is greater, either sign. Raises InputError where a number is NaN or infinite."""
         views = np.sqrt(np.einsum("nkp,nkp->nk", self.pooled, self.pooled).max(axis=1, initial=0))
         context = np.sqrt(np.einsum("ns,ns->n", self.context, self.context))
         captions = np.sqrt(np.einsum("ce,ce->c", self.captions, self.captions))
-        return rounding(self.captions.shape[1], float(np.hypot(views, context).max() * captions.max()))
+        return require_finite_scale(float(np.hypot(views, context).max() * captions.max()))
 
-    @property
-    def tolerance(self) -> float:
-        return self._rounding[0]
+    def tolerance(self, precision: torch.dtype) -> float:
+        """The most by which a `block` is off."""
+        return rounding(self.captions.shape[1], self.largest, precision)
 
-    @property
-    def tie(self) -> float:
-        return self._rounding[1]
-
-    def block(self, images: slice, captions: slice, dtype: type = np.float32) -> np.ndarray:
-        """The scores of some images and captions, `dtype [I, C]`."""
+    def block(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> np.ndarray:
+        """The scores `[I, C]` of some images and captions; float64 for float64, otherwise float32."""
         dims = self.pooled.shape[2]
-        views = np.asarray(self.pooled[images], dtype)
-        read = np.asarray(self.captions[captions], dtype)
-        scores = (views.reshape(-1, dims) @ read[:, :dims].T).reshape(*views.shape[:2], len(read))
-        best = scores[:, 0]
-        for view in range(1, self.views):
-            np.maximum(best, scores[:, view], out=best)
+        read = tensor(self.captions[captions], precision)
+        views = tensor(self.pooled[images].reshape(-1, dims), precision)
+        best = views @ read[:, :dims].T
+        if self.views > 1:
+            best = best.view(-1, self.views, len(read)).amax(dim=1)
+        found = as_scores(best)
         if self.context.shape[1]:
-            best += np.asarray(self.context[images], dtype) @ read[:, dims:].T
-        return best
+            found += as_scores(tensor(self.context[images], precision) @ read[:, dims:].T)
+        return found
 
     def exact(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """The scores of M pairs in float64, `[M]`."""
@@ -118,12 +116,12 @@ class Embeddings:
 
     @classmethod
     def open(cls, folder: Path, *, run: str) -> Self:
-        """Map what `save` wrote. Raises InputError, which names `run`, where it isn't there."""
+        """Map what `save` wrote, so that no change reaches it. Raises InputError, which names `run`, where it is not."""
         parts = {}
         for name in PARTS:
             path = folder / f"{name}.npy"
             try:
-                parts[name] = np.load(path, mmap_mode="r")
+                parts[name] = np.load(path, mmap_mode="c")
             except (OSError, ValueError) as error:
                 raise InputError(
                     f"no readable embeddings of run {run} ({error})", where=path, fix=f"dvc repro evaluate@{run}"

@@ -4,8 +4,9 @@ Higher scores first, ties by lower index, with the same care for near ties as `e
 """
 
 import numpy as np
+import torch
 
-from eval.scores import Scores, exact_pairs
+from eval.scores import TIE, Scores
 
 BLOCK_SCORES = 1 << 22
 
@@ -38,20 +39,24 @@ def _best(scores: Scores, images: slice, captions: slice, count: int, *, queries
     table = block if queries_are_images else np.ascontiguousarray(block.T)
     candidates = table.shape[1]
     count = min(count, candidates)
+    margin = 2 * scores.tolerance(torch.float32)
     last = np.partition(table, candidates - count, axis=1)[:, candidates - count]
-    query, candidate = np.nonzero(table >= (last - 2 * scores.tolerance)[:, None])
+    query, candidate = np.nonzero(table >= (last - margin)[:, None])
     score = table[query, candidate].astype(np.float64)
 
     order = np.lexsort((-score, query))
     query, candidate, score = query[order], candidate[order], score[order]
-    close = (np.diff(query) == 0) & (-np.diff(score) <= 2 * scores.tolerance)
+    close = (np.diff(query) == 0) & (-np.diff(score) <= margin)
     doubtful = np.flatnonzero(np.append(close, False) | np.append(False, close))
-    rows, columns = (query, candidate) if queries_are_images else (candidate, query)
-    score[doubtful] = exact_pairs(scores, images, captions, rows[doubtful] * block.shape[1] + columns[doubtful])
+    rows, columns = (query[doubtful], candidate[doubtful])[:: 1 if queries_are_images else -1]
+    if len(doubtful) * 32 > block.size:  # much of it is as good as tied
+        score[doubtful] = scores.block(images, captions, torch.float64)[rows, columns]
+    else:
+        score[doubtful] = scores.exact(images.start + rows, captions.start + columns)
 
     order = np.lexsort((-score, query))
     query, candidate, score = query[order], candidate[order], score[order]
-    apart = (np.diff(query) > 0) | (-np.diff(score) > scores.tie)
+    apart = (np.diff(query) > 0) | (-np.diff(score) > TIE * scores.largest)
     query, candidate = (ids[np.lexsort((candidate, np.cumsum(np.append(0, apart))))] for ids in (query, candidate))
     place = np.arange(len(query)) - np.searchsorted(query, query)
     return candidate[place < count].reshape(-1, count)

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from eval.scores import Scores, exact_pairs
+from eval.scores import TIE, Scores, coarsest
 from manifests.errors import InputError
 
-BLOCK_SCORES = 1 << 19  # scores looked at at a time: a block and its masks stay in the processor's cache
-BLOCK_ROWS = 255  # as many as a byte can count
+BLOCK_SCORES = 1 << 21  # scores made at a time: matrix products want large blocks
+BLOCK_ROWS = 1020
+UNDECIDED = 64  # one score in so many may be left to be made again one by one; more, and the block is made finer
+STRIP_ROWS = 255  # scores looked at at a time: they and their masks stay in the cache, and a byte can count them
 
 Relevance = Sequence[np.ndarray] | Sequence[Sequence[int]] | np.ndarray
 
@@ -86,47 +89,35 @@ def retrieval_ranks(scores: Scores, images: np.ndarray, captions: np.ndarray) ->
             raise InputError(
                 f"a relevant {kind} is outside the split's {count}", where="relevance", fix="count them from 0"
             )
-    margin, tie = scores.tolerance, scores.tie  # not finite embeddings end here
+    tie = TIE * scores.largest  # embeddings that are not finite end here
     exact = scores.exact(images, captions)
-    by_image = _Tally.of(images, captions, exact, scores.num_images, margin, tie)
-    by_caption = _Tally.of(captions, images, exact, scores.num_captions, margin, tie)
+    by_image = _Tally.of(images, captions, exact, scores.num_images, tie)
+    by_caption = _Tally.of(captions, images, exact, scores.num_captions, tie)
+    precisions = [torch.float64, torch.float32, torch.bfloat16][: 3 if coarsest() == torch.bfloat16 else 2]
     height = max(1, BLOCK_ROWS // scores.views)
     width = max(1, BLOCK_SCORES // BLOCK_ROWS)
     for top in range(0, scores.num_images, height):
         rows = slice(top, min(top + height, scores.num_images))
         for left in range(0, scores.num_captions, width):
             columns = slice(left, min(left + width, scores.num_captions))
-            block = scores.block(rows, columns)
-            high = block > by_image.above[rows, None]
-            near = block >= by_image.below[rows, None]
-            by_image.higher[rows] += [np.count_nonzero(row) for row in high]
-            _settle(by_image, scores, rows, columns, np.not_equal(near, high, out=near), queries_are_images=True)
-            np.greater(block, by_caption.above[columns], out=high)
-            np.greater_equal(block, by_caption.below[columns], out=near)
-            by_caption.higher[columns] += np.add.reduce(high.view(np.uint8), axis=0, dtype=np.uint8)
-            _settle(by_caption, scores, rows, columns, np.not_equal(near, high, out=near), queries_are_images=False)
+            while not _count(scores, rows, columns, precisions[-1], by_image, by_caption):
+                precisions.pop()  # where many scores are nearly equal, the next blocks' will be, too
     (asked_images,), (asked_captions,) = np.nonzero(by_image.best >= 0), np.nonzero(by_caption.best >= 0)
     return Ranks(by_image.higher[asked_images], asked_images, by_caption.higher[asked_captions], asked_captions)
 
 
 @dataclass(frozen=True)
 class _Tally:
-    """Of every query of one direction: its best relevant candidate and that one's exact score, the float32 bounds
-    above and below which a candidate is surely better or worse, and how many better ones were counted so far.
-
-    A query without a relevant candidate has best -1, and bounds that nothing reaches.
-    """
+    """Of every query of one direction: its best relevant candidate, that one's exact score, and how many better ones
+    were counted so far. A query without a relevant candidate has best -1, and a score that nothing reaches."""
 
     best: np.ndarray
     score: np.ndarray
-    above: np.ndarray
-    below: np.ndarray
     higher: np.ndarray
+    tie: float
 
     @classmethod
-    def of(
-        cls, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray, count: int, margin: float, tie: float
-    ) -> "_Tally":
+    def of(cls, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray, count: int, tie: float) -> "_Tally":
         score = np.full(count, -np.inf)
         np.maximum.at(score, queries, exact)
         tied = exact >= score[queries] - tie
@@ -134,28 +125,57 @@ class _Tally:
         np.minimum.at(best, queries[tied], candidates[tied])
         asked = np.isfinite(score)
         best[~asked], score[~asked] = -1, np.inf
-        above, below = (np.float32(score + sign * margin) for sign in (1, -1))
-        return cls(best, score, above, below, np.zeros(count, np.int64))
+        return cls(best, score, np.zeros(count, np.int64), tie)
+
+    def settle(self, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray) -> None:
+        """Count those of some candidates that by their exact scores are ahead of their query's best."""
+        score = self.score[queries]
+        ahead = (exact > score + self.tie) | ((exact >= score - self.tie) & (candidates < self.best[queries]))
+        np.add.at(self.higher, queries[ahead], 1)
 
 
-def _settle(
-    tally: _Tally, scores: Scores, rows: slice, columns: slice, near: np.ndarray, *, queries_are_images: bool
-) -> None:
-    """Count those of a block's candidates `near [rows, columns]` to the best score that exactly are ahead of it."""
-    places = np.flatnonzero(near)
-    if not len(places):
-        return
-    images, captions = np.divmod(places, near.shape[1])
-    images, captions = images + rows.start, captions + columns.start
-    queries, candidates = (images, captions) if queries_are_images else (captions, images)
-    others = candidates != tally.best[queries]
-    queries, candidates, places = queries[others], candidates[others], places[others]
-    if not len(places):
-        return
-    exact = exact_pairs(scores, rows, columns, places)
-    score = tally.score[queries]
-    ahead = (exact > score + scores.tie) | ((exact >= score - scores.tie) & (candidates < tally.best[queries]))
-    np.add.at(tally.higher, queries[ahead], 1)
+def _count(
+    scores: Scores, rows: slice, columns: slice, precision: torch.dtype, by_image: _Tally, by_caption: _Tally
+) -> bool:
+    """Add what one block of scores says to both directions' tallies; not, where too much of it is undecided."""
+    block = scores.block(rows, columns, precision)
+    margin = scores.tolerance(precision)
+    of_image, of_caption = (
+        [(tally.score[part] + sign * margin).astype(block.dtype) for sign in (1, -1)]
+        for tally, part in ((by_image, rows), (by_caption, columns))
+    )
+    higher, near_images, near_captions = [], [], []
+    in_columns = np.zeros(block.shape[1], np.int64)
+    for first in range(0, len(block), STRIP_ROWS):
+        strip = block[first : first + STRIP_ROWS]
+        offset = first * block.shape[1]
+        above, below = (bound[first : first + STRIP_ROWS, None] for bound in of_image)
+        high, near = strip > above, strip >= below
+        higher += [np.count_nonzero(row) for row in high]
+        near_images.append(offset + np.flatnonzero(np.not_equal(near, high, out=near)))
+        above, below = of_caption
+        np.greater(strip, above, out=high)
+        np.greater_equal(strip, below, out=near)
+        in_columns += np.add.reduce(high.view(np.uint8), axis=0, dtype=np.uint8)
+        near_captions.append(offset + np.flatnonzero(np.not_equal(near, high, out=near)))
+    undecided = sum(map(len, near_images)) + sum(map(len, near_captions))
+    if precision != torch.float64 and undecided * UNDECIDED > block.size:
+        return False
+    by_image.higher[rows] += higher
+    by_caption.higher[columns] += in_columns
+    for tally, near in ((by_image, np.concatenate(near_images)), (by_caption, np.concatenate(near_captions))):
+        images, captions = np.divmod(near, block.shape[1])
+        queries, candidates = images + rows.start, captions + columns.start
+        if tally is by_caption:
+            queries, candidates = candidates, queries
+        others = candidates != tally.best[queries]
+        images, captions, queries, candidates = (of[others] for of in (images, captions, queries, candidates))
+        if precision == torch.float64:
+            exact = block[images, captions]
+        else:
+            exact = scores.exact(images + rows.start, captions + columns.start)
+        tally.settle(queries, candidates, exact)
+    return True
 
 
 def _flatten(relevant: Relevance, num_queries: int, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eval.embeddings import Embeddings
 from eval.nearest import nearest_captions, nearest_images
@@ -12,6 +13,12 @@ from eval.scores import Ensemble, Siblings
 from manifests.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "losses.npz"
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"], autouse=True)
+def coarsest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine begins with must not matter."""
+    monkeypatch.setattr("eval.ranks.coarsest", lambda: request.param)
 
 
 def whole(n: int) -> slice:
@@ -52,6 +59,11 @@ def expected(scores: np.ndarray, images: np.ndarray, captions: np.ndarray) -> Ra
     )
 
 
+def small_blocks(monkeypatch: pytest.MonkeyPatch, *, rows: int, columns: int, strip: int) -> None:
+    for name, size in (("BLOCK_ROWS", rows), ("BLOCK_SCORES", rows * columns), ("STRIP_ROWS", min(strip, 255))):
+        monkeypatch.setattr(f"eval.ranks.{name}", size)
+
+
 def same(first: Ranks, second: Ranks) -> bool:
     return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in vars(first))
 
@@ -79,11 +91,11 @@ def test_golden_ranks_both_ways_from_embeddings():
 
 @pytest.mark.parametrize("views", [1, 3, 300])
 @pytest.mark.parametrize("context", [0, 5])
-@pytest.mark.parametrize("size", [1, 255 * 7, 1 << 19])
+@pytest.mark.parametrize("rows", [1, 4, 1020])
 def test_blocks_and_many_right_answers_follow_the_definition(
-    views: int, context: int, size: int, monkeypatch: pytest.MonkeyPatch
+    views: int, context: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("eval.ranks.BLOCK_SCORES", size)
+    small_blocks(monkeypatch, rows=rows, columns=7, strip=2)
     embeddings = made(1, images=9, captions=23, views=views, context=context)
     scores = matrix(embeddings)
     assert np.allclose(embeddings.block(whole(9), whole(23)), scores)
@@ -122,8 +134,8 @@ def test_equal_items_rank_by_index_wherever_the_blocks_end(monkeypatch: pytest.M
     images = np.stack([vector if image % 3 else other for image in range(50)])
     embeddings = Embeddings(images[:, None], np.empty((50, 0), "f4"), images)
     equal = [np.flatnonzero((images == row).all(1)) for row in images]
-    for size in (255, 255 * 3, 255 * 49):
-        monkeypatch.setattr("eval.ranks.BLOCK_SCORES", size)
+    for size in (1, 3, 49, 2000):
+        small_blocks(monkeypatch, rows=size + 1, columns=size, strip=size)
         found = retrieval_ranks(embeddings, np.arange(50), np.arange(50))
         place = [int(np.flatnonzero(group == image)[0]) for image, group in enumerate(equal)]
         ahead = found.t2i - place
@@ -134,6 +146,20 @@ def test_collapsed_embeddings_rank_by_index():
     ones = np.ones((70, 1, 8), "f4")
     embeddings = Embeddings(ones, ones[:, 0, :0], np.ones((70, 8), "f4"))
     assert retrieval_ranks(embeddings, np.arange(70), np.arange(70)).t2i.tolist() == list(range(70))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_block_is_off_by_no_more_than_it_says(precision: torch.dtype):
+    random = np.random.default_rng(11)
+    views = random.normal(size=(20, 2, 33)).astype("f4")
+    views[0], views[1, 0, 1:] = 1 + 2.0**-9, 0  # all rounded alike; and only one number
+    captions = random.normal(size=(50, 40)).astype("f4")
+    captions[0], captions[1, 1:] = 1 + 2.0**-9, 0
+    embeddings = Embeddings(views, random.normal(size=(20, 7)).astype("f4"), captions)
+    for scores in (embeddings, Ensemble([embeddings, embeddings.part(whole(20), whole(50))])):
+        off = np.abs(scores.block(whole(20), whole(50), precision) - matrix(embeddings)).max()
+        assert off <= scores.tolerance(precision)
+        assert precision != torch.bfloat16 or off > 1e-3
 
 
 def test_an_ensemble_averages_scores():

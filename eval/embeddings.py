@@ -116,7 +116,7 @@ class Embeddings:
 
     @classmethod
     def open(cls, folder: Path, *, run: str) -> Self:
-        """Map what `save` wrote, so that no change reaches it. Raises InputError, which names `run`, where it is not."""
+        """Map what `save` wrote; no change to the arrays reaches it. InputError, naming `run`, where it is missing."""
         parts = {}
         for name in PARTS:
             path = folder / f"{name}.npy"

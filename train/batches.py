@@ -10,7 +10,8 @@ from torch import Tensor
 class _Batch:
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{n: None if v is None else v.to(device, non_blocking=True) for n, v in values.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,18 @@ class RegionBatch(_Batch):
 
 @dataclass(frozen=True, slots=True)
 class WordBatch(_Batch):
-    """Words of B captions: vocabulary ids int64 ``[B, T]``, parts of speech uint8 ``[B, T]``, mask bool ``[B, T]``."""
+    """The words, or word pieces, of B captions.
+
+    words int64 ``[B, T]``: ids of the vocabulary (of the tokenizer, for pieces); pos uint8 ``[B, T]``: parts of speech;
+    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float
+    ``[B, T, W]``: a frozen encoder's states, where they are cached.
+    """
 
     words: Tensor
     pos: Tensor
     mask: Tensor
+    word: Tensor
+    features: Tensor | None = None
 
 
 def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -105,4 +105,5 @@ class RetrievalData:
         rows = [self._caption_rows[caption] for caption in captions]
         words, mask = pad([torch.tensor(self.token_store.words(row), dtype=torch.int64) for row in rows])
         pos, _ = pad([torch.tensor(self.token_store.pos(row)) for row in rows])
-        return WordBatch(words=words, pos=pos, mask=mask)
+        word = torch.arange(words.shape[1]).expand_as(words)
+        return WordBatch(words=words, pos=pos, mask=mask, word=word)

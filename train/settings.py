@@ -1,19 +1,68 @@
-"""The parameters of a run: a base, its losses, and SelfAlign on top or not (METHODS.md has the paper's values)."""
+"""The parameters of a run: a base, its losses, and SelfAlign on top or not (METHODS.md has the paper's values).
 
-from typing import Literal
+Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
+"""
+
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from manifests.typed import Settings
 
 
-class BaseSettings(Settings):
-    """The independent-embedding base (`train.models`)."""
+class CaptionDecoderSettings(Settings):
+    """VSRN's caption generation: a decoder must write the caption from the image's contextual regions."""
+
+    weight: float = Field(1.0, gt=0)
+    dim: int = Field(512, ge=1, description="hidden size of the decoder")
+
+
+class VSRNSettings(Settings):
+    """`train.models.vsrn`."""
 
     name: Literal["vsrn"]
-    dim: int = Field(ge=1, description="D, the joint dimension")
-    word_dim: int = Field(300, ge=1, description="length of a word embedding")
+    dim: int = Field(2048, ge=1, description="D, the joint dimension")
     graph_layers: int = Field(4, ge=0, description="layers of region reasoning")
+    caption_decoder: CaptionDecoderSettings | None = None
+
+
+class CameraSettings(Settings):
+    """`train.models.camera`."""
+
+    name: Literal["camera"]
+    dim: int = Field(2048, ge=16, multiple_of=16, description="D, the joint dimension")
+    heads: int = Field(64, ge=1, description="attention heads; they share D evenly")
+    views: int = Field(12, ge=1, description="k, vectors of an image")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    diversity: float = Field(0.01, ge=0, description="weight of the regulariser that keeps views apart")
+
+
+class VSEInfinitySettings(Settings):
+    """`train.models.vse_infinity`."""
+
+    name: Literal["vse_infinity"]
+    dim: int = Field(1024, ge=2, multiple_of=2, description="D, the joint dimension")
+    position_dim: int = Field(32, ge=2, multiple_of=2, description="size of the pooling operator's positions and GRU")
+
+
+BaseSettings = Annotated[VSRNSettings | CameraSettings | VSEInfinitySettings, Field(discriminator="name")]
+
+
+class EncoderSettings(Settings):
+    """A Hugging Face text encoder that is run, and may be tuned, in training (`train.models.text`)."""
+
+    model: str = Field(description="folder or hub name of the encoder; the tokens stage needs its tokenizer")
+    tune: bool = Field(True, description="false: its weights stay; text_features@D then is much faster")
+
+
+class TextSettings(Settings):
+    """Where a base's words come from."""
+
+    reads: Literal["tokens", "text_features"] = Field(
+        description="tokens: word ids, learned embeddings; text_features: the cached states of a frozen encoder"
+    )
+    word_dim: int = Field(300, ge=1, description="length of a learned word embedding")
+    encoder: EncoderSettings | None = None
 
 
 class TripletSettings(Settings):
@@ -38,7 +87,11 @@ class ConceptSettings(Settings):
     temperature: float = Field(0.1, gt=0)
     epsilon: float = Field(0.05, gt=0)
     sinkhorn_iterations: int = Field(2, ge=1)
-    frozen_epochs: int = Field(1, ge=0, description="first epochs in which the codebook isn't moved")
+    start_epoch: int = Field(0, ge=0, description="the first epoch with this loss")
+    frozen_epochs: int = Field(1, ge=0, description="its first epochs, in which the codebook isn't moved")
+    both_directions: bool = Field(False, description="regions predict their words' entries as well")
+    parts_of_speech: list[str] | None = Field(None, min_length=1, description="universal tags of the words that learn")
+    locals: Literal["projected", "contextual"] = Field("projected", description="before or after context")
 
 
 class ContextSettings(Settings):
@@ -49,11 +102,28 @@ class ContextSettings(Settings):
     num_negatives: int = Field(512, ge=1)
 
 
+class WordRegionSettings(Settings):
+    """InfoNCE on the all-pairs word-region score, in training only (`train.losses.alignment`); not in the paper."""
+
+    weight: float = Field(1.0, gt=0)
+    temperature: float = Field(0.05, gt=0)
+
+
+class ConceptBagSettings(Settings):
+    """A bag of concepts in the embedding (`train.selfalign.bag`); not in the paper."""
+
+    num_concepts: int = Field(256, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    codebook: bool = Field(True, description="false: the control, as many dimensions pooled alike without a codebook")
+
+
 class SelfAlignSettings(Settings):
-    """Both modules; either may be left out."""
+    """SelfAlign's modules; any may be left out."""
 
     concept: ConceptSettings | None = None
     context: ContextSettings | None = None
+    word_region: WordRegionSettings | None = None
+    bag: ConceptBagSettings | None = None
 
 
 class RunSettings(Settings):
@@ -68,6 +138,7 @@ class RunSettings(Settings):
     decay: float = Field(0.1, gt=0, le=1)
     gradient_clip: float = Field(2.0, gt=0)
     base: BaseSettings
+    text: TextSettings
     triplet: TripletSettings
     contrast: ContrastSettings | None = None
     selfalign: SelfAlignSettings | None = None

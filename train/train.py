@@ -106,12 +106,8 @@ def _epoch(
     bar = progress(batches, what=f"{name} epoch {epoch + 1}/{settings.epochs}", unit="batches")
     for step, captions in enumerate(bar):
         images = data.caption_image[captions]
-        terms = model.losses(
-            data.region_batch(images).to(device),
-            data.word_batch(captions).to(device),
-            torch.from_numpy(images).to(device),
-            epoch,
-        )
+        pairs = model(data.region_batch(images).to(device), data.word_batch(captions).to(device))
+        terms = model.losses(pairs, torch.from_numpy(images).to(device), epoch)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             ids = [data.images[i].id for i in images]

@@ -127,7 +127,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dataset": "demo",
         "epochs": 1,
         "batch_size": 16,
-        "base": {"name": "vsrn", "dim": 8, "word_dim": 4, "graph_layers": 1},
+        "base": {"name": "vsrn", "dim": 8, "graph_layers": 1},
+        "text": {"reads": "tokens", "word_dim": 4},
         "triplet": {},
         "selfalign": {"concept": {"num_concepts": 8}, "context": {"num_negatives": 16}},
     }

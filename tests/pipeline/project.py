@@ -159,7 +159,7 @@ def shrink(params: dict[str, Any], pictures: Path) -> dict[str, Any]:
     demo["regions"]["images_per_shard"] = demo["pack"]["images_per_shard"] = 16
     for run in small["runs"].values():
         run |= {"epochs": 2, "batch_size": 32}
-        run["base"] |= {"dim": 32, "word_dim": 16}
+        run["base"]["dim"], run["text"]["word_dim"] = 32, 16
     aligned = small["runs"]["vsrn-selfalign"]
     aligned["selfalign"]["concept"]["num_concepts"] = 32
     small["datasets"]["pictures"] = copy.deepcopy(demo) | {

@@ -9,18 +9,30 @@ from train.models import build_model
 from train.selfalign import ConceptAlignment, ContextAggregation, context_alignment_loss
 from train.settings import RunSettings
 
+BASES = {
+    "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2, "caption_decoder": {"dim": 16}},
+    "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3},
+    "vse_infinity": {"name": "vse_infinity", "dim": 16, "position_dim": 4},
+}
 
-def settings(selfalign=None) -> RunSettings:
+
+def settings(base: str, selfalign=None) -> RunSettings:
     return RunSettings(
         dataset="x",
         epochs=1,
-        base={"name": "vsrn", "dim": 16, "word_dim": 8, "graph_layers": 2},
+        base=BASES[base],
+        text={"reads": "tokens", "word_dim": 8},
         triplet={},
         selfalign=selfalign,
     )
 
 
-BOTH = {"concept": {"num_concepts": 8}, "context": {}}
+EVERYTHING = {
+    "concept": {"num_concepts": 8},
+    "context": {},
+    "word_region": {},
+    "bag": {"num_concepts": 6},
+}
 
 
 def region_batch(lengths: list[int], width: int) -> RegionBatch:
@@ -40,17 +52,23 @@ def word_batch(lengths: list[int], width: int) -> WordBatch:
     words = torch.arange(40).remainder(19).add(1).repeat(len(lengths), 1)[:, :width]
     words = (words * torch.arange(1, len(lengths) + 1)[:, None]).remainder(20)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    return WordBatch(words=torch.where(mask, words, 7), pos=torch.zeros_like(words, dtype=torch.uint8), mask=mask)
+    return WordBatch(
+        words=torch.where(mask, words, 7),
+        pos=torch.zeros_like(words, dtype=torch.uint8),
+        mask=mask,
+        word=torch.arange(width).expand_as(words),
+    )
 
 
-@pytest.mark.parametrize("selfalign", [None, BOTH], ids=["base", "selfalign"])
-def test_an_embedding_does_not_depend_on_its_batch(selfalign):
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("selfalign", [None, EVERYTHING], ids=["base", "selfalign"])
+def test_an_embedding_does_not_depend_on_its_batch(base, selfalign):
     torch.manual_seed(0)
-    model = build_model(settings(selfalign), feature_dim=12, vocabulary_size=20)
+    model = build_model(settings(base, selfalign), feature_dim=12, vocabulary_size=20)
     lengths = [5, 1, 9]
     model.train()
     for _ in range(3):
-        model.losses(region_batch(lengths, 9), word_batch(lengths, 9), torch.arange(3), 0)
+        model(region_batch(lengths, 9), word_batch(lengths, 9))
     for module in model.modules():
         if isinstance(module, MaskedBatchNorm):
             torch.nn.init.normal_(module.weight)
@@ -58,18 +76,23 @@ def test_an_embedding_does_not_depend_on_its_batch(selfalign):
     for encode, make in ((model.encode_images, region_batch), (model.encode_captions, word_batch)):
         together = encode(make(lengths, 9)).embedding
         padded = encode(make(lengths, 30)).embedding
+        alone = encode(make(lengths[:1], 5)).embedding
         torch.testing.assert_close(together, padded, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(together[0], together[2], atol=1e-3)
 
 
-def test_losses_do_not_see_padding():
+@pytest.mark.parametrize("base", BASES)
+def test_losses_do_not_see_padding(base):
     torch.manual_seed(0)
-    model = build_model(settings(BOTH), feature_dim=12, vocabulary_size=20).eval()
+    model = build_model(settings(base, EVERYTHING), feature_dim=12, vocabulary_size=20).eval()
     lengths = [5, 1, 9]
     narrow, wide = (
-        model.losses(region_batch(lengths, width), word_batch(lengths, width), torch.arange(3), 0) for width in (9, 30)
+        model.losses(model(region_batch(lengths, width), word_batch(lengths, width)), torch.arange(3), 0)
+        for width in (9, 30)
     )
-    assert set(narrow) == {"triplet", "lca", "cra"}
+    own = {"vsrn": {"generation"}, "camera": {"diversity"}, "vse_infinity": set()}
+    assert set(narrow) == {"triplet", "lca", "cra", "word_region"} | own[base]
     for name in narrow:
         torch.testing.assert_close(narrow[name], wide[name], rtol=1e-5, atol=1e-6)
 

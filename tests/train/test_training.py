@@ -26,7 +26,8 @@ SETTINGS = {
     "epochs": 8,
     "batch_size": 64,
     "learning_rate": 2e-3,
-    "base": {"name": "vsrn", "dim": 64, "word_dim": 32, "graph_layers": 1},
+    "base": {"name": "vsrn", "dim": 64, "graph_layers": 1},
+    "text": {"reads": "tokens", "word_dim": 32},
     "triplet": {"all_negatives_epochs": 8},
     "selfalign": {
         "concept": {"num_concepts": 64},

@@ -58,17 +58,26 @@ class ConceptAlignment(nn.Module):
         temperature: float = 0.1,
         epsilon: float = 0.05,
         sinkhorn_iterations: int = 2,
+        both_directions: bool = False,
     ):
         super().__init__()
         self.codebook = nn.Parameter(F.normalize(torch.randn(num_concepts, dim), dim=-1))
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
+        self.both_directions = both_directions
 
     @torch.no_grad()
     def normalize_codebook(self) -> None:
         """Bring the codebook's rows to unit length, in place."""
         self.codebook.copy_(F.normalize(self.codebook, dim=-1))
 
-    def forward(self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         """The loss, a scalar.
 
         Parameters

@@ -137,3 +137,16 @@ def test_names_of_runs_and_data_sets_are_looked_up_with_a_hint() -> None:
         params.run("vsnr")
     with pytest.raises(InputError, match="datasets has no 'demos'.*did you mean 'demo'"):
         params.dataset("demos")
+
+
+def test_an_ensemble_is_of_known_runs_on_one_data_set(tmp_path: Path) -> None:
+    assert read_params(CHECKOUT / "params.yaml").ensemble("vsrn-both") == ["vsrn", "vsrn-selfalign"]
+    text = message(changed(tmp_path, "ensembles.vsrn-both", ["vsrn", "vsnr-selfalign"]))
+    assert "ensembles.vsrn-both" in text and "did you mean 'vsrn-selfalign'?" in text
+    assert "at least 2 items" in message(changed(tmp_path, "ensembles.vsrn-both", ["vsrn"]))
+    path = changed(tmp_path, "runs.other", COMMITTED["runs"]["vsrn"] | {"dataset": "second"})
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["datasets"]["second"] = params["datasets"]["demo"]
+    params["ensembles"] = {"mixed": ["vsrn", "other"]}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert "ensembles.mixed has runs on several data sets (demo, second)" in message(path)

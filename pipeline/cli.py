@@ -197,6 +197,22 @@ def evaluate(run: str) -> None:
 
 
 @main.command()
+@click.argument("ensemble")
+def ensemble(ensemble: str) -> None:
+    """Evaluate the mean scores of ENSEMBLE's runs."""
+    from eval.ensemble import run
+
+    params = read_params()
+    run(
+        name=ensemble,
+        runs=params.ensemble(ensemble),
+        runs_dir=places.RUNS,
+        settings=params.evaluate,
+        out=places.ensemble(ensemble),
+    )
+
+
+@main.command()
 def report() -> None:
     """Draw the page that compares all runs."""
     from eval.report import run
@@ -220,6 +236,31 @@ def metrics() -> None:
     runs = {name: settings.model_dump() for name, settings in read_params().runs.items()}
     click.echo(metrics_table(runs, places.RUNS))
     click.echo(f"\nreport: {(places.REPORT / 'index.html').absolute()}")
+
+
+@main.command()
+@click.argument("run")
+@click.option("--repeats", default=5, show_default=True, help="Timings are the medians of these.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write all numbers there too, as JSON.")
+def cost(run: str, repeats: int, out: Path | None) -> None:
+    """Time encoding and search with RUN's model, against cross-attention on every pair."""
+    from eval.cost import run as measure
+    from eval.cost import table
+
+    params, machine = read_params(), Machine.from_environment()
+    dataset = params.run(run).dataset
+    found = measure(
+        name=run,
+        manifest=places.manifest(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        model=places.model(run),
+        split=params.evaluate.split,
+        device=machine.torch_device(),
+        repeats=repeats,
+        out=out,
+    )
+    click.echo(table(found))
 
 
 @main.command()

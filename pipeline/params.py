@@ -5,7 +5,7 @@ Each floor describes its own parameters; here they are put together. What only c
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -48,6 +48,7 @@ class Params(Settings):
     shared: dict[str, SharedSettings] = {}
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
+    ensembles: dict[str, Annotated[list[str], Field(min_length=2)]] = {}
     report: ReportSettings
 
     def dataset(self, name: str) -> DatasetSettings:
@@ -68,6 +69,10 @@ class Params(Settings):
     def run(self, name: str) -> RunSettings:
         """The run `name`; `InputError` with the nearest name otherwise."""
         return _named(self.runs, "runs", name)
+
+    def ensemble(self, name: str) -> list[str]:
+        """The runs of the ensemble `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.ensembles, "ensembles", name)
 
 
 def read_params(path: Path = FILE) -> Params:
@@ -98,6 +103,7 @@ def read_params(path: Path = FILE) -> Params:
                 fix=f"choose one of {', '.join(names)}",
             )
     _check_text(params, path)
+    _check_ensembles(params, path)
     return params
 
 
@@ -113,18 +119,36 @@ def _check_text(params: Params, path: Path) -> None:
     needing = {f"text_features.{name}": name for name in params.text_features}
     needing |= {f"runs.{name}.text": run.dataset for name, run in params.runs.items() if run.text.pieces}
     for key, name in needing.items():
-        if params.datasets[name].tokens.tokenizer is None:
+        if name in params.datasets and params.datasets[name].tokens.tokenizer is None:
             raise InputError(
                 f"{key} needs word pieces, and datasets.{name}.tokens has no tokenizer",
                 where=path,
                 fix="set tokenizer there to the folder of the encoder's tokenizer",
             )
     for name, run in params.runs.items():
-        if run.text.reads == "text_features" and run.dataset not in params.text_features:
+        if run.text.reads == "text_features" and run.dataset not in {*params.text_features, *params.shared}:
             raise InputError(
                 f"runs.{name}.text reads text_features, and text_features has no {run.dataset!r}",
                 where=path,
                 fix=f"add `{run.dataset}: {{model: ...}}` below text_features",
+            )
+
+
+def _check_ensembles(params: Params, path: Path) -> None:
+    """Raise `InputError` for an ensemble of unknown runs, or of runs on several data sets."""
+    for name, members in params.ensembles.items():
+        for member in members:
+            if member not in params.runs:
+                raise InputError(
+                    f"ensembles.{name} has {member!r}, which is none of the runs{_nearest(member, params.runs)}",
+                    where=path,
+                    fix=f"choose of {', '.join(params.runs)}",
+                )
+        if len(datasets := {params.runs[member].dataset for member in members}) > 1:
+            raise InputError(
+                f"ensembles.{name} has runs on several data sets ({', '.join(sorted(datasets))})",
+                where=path,
+                fix="combine runs of one data set",
             )
 
 

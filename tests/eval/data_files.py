@@ -78,7 +78,8 @@ def retrieval_data(folder: Path, split: str = "test") -> RetrievalData:
 class Encoded:
     """What the encoders give: `train.models`' Encoding."""
 
-    embedding: torch.Tensor
+    pooled: torch.Tensor
+    context: torch.Tensor
     locals: torch.Tensor
     mask: torch.Tensor
 
@@ -102,11 +103,12 @@ class AttributeModel(nn.Module):
 
     def encode_images(self, batch) -> Encoded:
         features = nn.functional.normalize(batch.features.float(), dim=-1)
-        return Encoded(nn.functional.normalize(batch.features.float().sum(1), dim=-1), features, batch.mask)
+        pooled = nn.functional.normalize(batch.features.float().sum(1), dim=-1)[:, None]
+        return Encoded(pooled, pooled[:, 0, :0], features, batch.mask)
 
     def encode_captions(self, batch) -> Encoded:
         words = self.words[batch.words] * batch.mask[..., None]
         embedding = nn.functional.normalize(words.sum(1), dim=-1)
         if self.broken is not None:
             embedding[self.broken] = float("nan")
-        return Encoded(embedding, words, batch.mask)
+        return Encoded(embedding[:, None], embedding[:, :0], words, batch.mask)

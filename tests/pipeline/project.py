@@ -26,7 +26,7 @@ from manifests.describing import describe
 from manifests.drawing import draw_scene
 
 CHECKOUT = Path(__file__).parents[2]
-ARTIFACTS = ("data", "runs", "report", "dvc.lock", ".staging")  # of a checkout in use, and not its code
+ARTIFACTS = ("data", "runs", "ensembles", "report", "dvc.lock", ".staging")  # of a checkout in use, and not its code
 # (width, height), split and number of captions of each picture
 PICTURES = (
     ((200, 120), "train", 5),

@@ -184,3 +184,14 @@ def _renamed(path: Path, old: str, new: str) -> Path:
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f"dataset: {old}", f"dataset: {new}"), encoding="utf-8")
     return path
+def test_an_ensemble_is_of_known_runs_on_one_data_set(tmp_path: Path) -> None:
+    assert read_params(CHECKOUT / "params.yaml").ensemble("vsrn-both") == ["vsrn", "vsrn-selfalign"]
+    text = message(changed(tmp_path, "ensembles.vsrn-both", ["vsrn", "vsnr-selfalign"]))
+    assert "ensembles.vsrn-both" in text and "did you mean 'vsrn-selfalign'?" in text
+    assert "at least 2 items" in message(changed(tmp_path, "ensembles.vsrn-both", ["vsrn"]))
+    path = changed(tmp_path, "runs.other", COMMITTED["runs"]["vsrn"] | {"dataset": "second"})
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["datasets"]["second"] = params["datasets"]["demo"]
+    params["ensembles"] = {"mixed": ["vsrn", "other"]}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert "ensembles.mixed has runs on several data sets (demo, second)" in message(path)

@@ -86,7 +86,12 @@ class Study:
     def result(self, name: str, wanted: RunSettings) -> dict[str, Any] | None:
         """What `name` gave with these settings; None while it is to be run, or is being run elsewhere."""
         path = self._path(name)
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        if RunSettings(**found["settings"]) != wanted:
+            raise click.ClickException(f"{path} is of other settings: remove it")
+        return found
 
     def run(self, name: str, wanted: RunSettings) -> dict[str, Any] | None:
         """Train and measure a run, unless that is done or another process has taken it."""
@@ -112,6 +117,7 @@ class Study:
                 validate=lambda model, data: validate(model, data, 256),
                 out=model,
                 curves=Path(folder) / "epochs.csv",
+                staging=Path(folder) / "staging",
             )
             record, network = read_record(model), load_model(model)
         test = RetrievalData(**self.stores, split="test")

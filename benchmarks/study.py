@@ -48,7 +48,7 @@ GRID: dict[str, list[Any]] = {
     "contrast": [{"weight": weight, "temperature": 0.1} for weight in (30.0, 100.0)],
     "concept": [{"weight": weight, "num_concepts": 256} for weight in (1.0, 30.0)],
     "context": [{"weight": weight, "temperature": 0.1} for weight in (60.0, 200.0)],
-    "word_region": [{"weight": weight} for weight in (30.0, 100.0)],
+    "word_region": [{"weight": weight} for weight in (100.0, 1000.0)],
 }
 BAG = {"num_concepts": 256}
 # What is trained on top of each base: the chosen losses, and what is taken as it is.

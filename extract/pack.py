@@ -5,7 +5,7 @@ owners, no pickles), of samples in manifest order:
 
 | member              | holds                                                                          |
 |---------------------|--------------------------------------------------------------------------------|
-| `KEY.features.npy`  | f16 [R, D], region features                                                    |
+| `KEY.features.npy`  | f16 (or f32, as the store) [R, D], region features                             |
 | `KEY.boxes.npy`     | f32 [R, 4], absolute (x1, y1, x2, y2) in pixels of the upright picture         |
 | `KEY.json`          | id, split, width, height, captions, tokens (a caption's words), num_boxes, and |
 |                     | objects_id, objects_conf, attrs_id, attrs_conf [R] where the detector has them |
@@ -153,7 +153,8 @@ for sample in webdataset.WebDataset("{url}", shardshuffle=False).decode():
     print(sample["json"]["id"], sample["features.npy"].shape, sample["boxes.npy"].shape, sample["json"]["captions"])
 ```
 
-- `features.npy`: f16 `[R, {dim}]`, one row a region. `boxes.npy`: f32 `[R, 4]`, absolute (x1, y1, x2, y2) in pixels.
+- `features.npy`: f16 (or f32) `[R, {dim}]`, a row a region. `boxes.npy`: f32 `[R, 4]`, absolute (x1, y1, x2, y2) in
+  pixels.
 - `json`: `id`, `split`, `width`, `height`, `captions`, `tokens` (the lower-cased words of each caption, without
   punctuation), `num_boxes` (R) and, if the detector has them, `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf`.
 - A key is the image id with `%`, `.`, `/` and `\\` written as in a URL; `json`'s `id` is the id itself.

@@ -16,7 +16,7 @@ from extract.settings import RegionSettings
 from extract.shards import TIMES, Made, Shards
 from extract.stores.card import region_card
 from extract.stores.recipe import environment, write_recipe
-from extract.stores.regions import FAILURES, INDEX, SCHEMA
+from extract.stores.regions import FAILURES, INDEX, region_index
 from manifests.errors import DiskFull, InputError
 from manifests.files import canonical_json, write_json, write_text
 from manifests.progress import progress
@@ -135,15 +135,13 @@ def _finish(dataset: str, shards: Shards, done: Sequence[dict[str, Any]]) -> Non
     """Write what stands beside the shards: index, failures, recipe and card."""
     folder, detector = shards.staged.folder, shards.detector
     failures = [failure for shard in done for failure in shard["failures"]]
-    index = {
-        "schema": SCHEMA,
-        "images": sum(shard["count"] for shard in done),
-        "dim": detector.dim,
-        "layout": "ragged" if shards.dense is None else "dense",
-        "object_names": detector.object_names,
-        "attribute_names": detector.attribute_names,
-        "shards": [{key: shard[key] for key in ("file", "count", "first", "last", "sha256")} for shard in done],
-    }
+    index = region_index(
+        done,
+        dim=detector.dim,
+        dense=shards.dense,
+        object_names=detector.object_names,
+        attribute_names=detector.attribute_names,
+    )
     if not index["images"]:
         raise InputError(
             f"none of its {len(shards.rows)} pictures could be read; the first: {failures[0]['reason']}",

@@ -6,7 +6,7 @@ manifest. Every mistake of a data set is refused here, with its row and what to 
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from PIL import Image
 from manifests import folder, karpathy
 from manifests.errors import InputError
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
+from manifests.imported import write_source
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, write_manifest
 from manifests.source import SourceImage
@@ -37,7 +38,8 @@ def run(
     duplicates: Literal["refuse", "allow"] = "refuse",
     out: Path,
 ) -> None:
-    """Write `out`/manifest.jsonl, in the source's order, and `out`/grounding.jsonl where the source tells objects.
+    """Write `out`/manifest.jsonl, in the source's order, `out`/grounding.jsonl where the source tells objects, and
+    `out`/source.json, which says that no regions are imported.
 
     Parameters
     ----------
@@ -55,20 +57,31 @@ def run(
     images, captions, out = Path(images), Path(captions), Path(out)
     if not images.is_dir():
         raise InputError("the image root is not a folder", where=images, fix="check the path of the images")
-    entries = list(_checked(_READERS[format](captions), captions))
-    if not entries:
-        raise InputError("there are no images", where=captions, fix="give a captions file with at least one image")
+    entries = checked_entries(_READERS[format](captions), captions)
     groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
-    rows = _rows(entries, images, captions, val_fraction, test_fraction, refuse_duplicates=duplicates == "refuse")
+    rows = manifest_rows(
+        entries, captions, val_fraction, test_fraction, look_at=partial(_picture, images), duplicates=duplicates
+    )
     write_manifest(out / "manifest.jsonl", rows)
     if groundings:
         write_grounding(out / "grounding.jsonl", groundings)
     else:
         (out / "grounding.jsonl").unlink(missing_ok=True)
+    write_source(out, None)
+
+
+def checked_entries(entries: Iterable[SourceImage], file: Path) -> list[SourceImage]:
+    """The entries of the captions file `file`, their paths in one spelling, after all checks that need no picture.
+
+    Raises InputError, as `run` says.
+    """
+    found = list(_checked(entries, file))
+    if not found:
+        raise InputError("there are no images", where=file, fix="give a captions file with at least one image")
+    return found
 
 
 def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:
-    """Pass entries on, their paths in one spelling, after all checks that need no picture."""
     ids: dict[str, SourceImage] = {}
     paths: dict[str, SourceImage] = {}
     first = None
@@ -125,27 +138,31 @@ def _relative(text: str, where: str) -> str:
     return str(path)
 
 
-def _rows(
+def manifest_rows(
     entries: list[SourceImage],
-    root: Path,
     file: Path,
     val_fraction: float,
     test_fraction: float,
     *,
-    refuse_duplicates: bool,
+    look_at: Callable[[SourceImage, str], tuple[str, int | None, int | None]],
+    duplicates: Literal["refuse", "allow"],
 ) -> Iterator[ImageRow]:
-    """One manifest row an entry, in order, reading the pictures in threads."""
+    """One manifest row an entry, in order.
+
+    `look_at(entry, where)`, called in threads, gives an image's sha256, upright width and upright height; `where` is
+    its place in the captions file `file`. Raises InputError for equal sha256 sums in two splits, if those are refused.
+    """
     seen: dict[str, tuple[SourceImage, str]] = {}
     pending = iter(entries)
     bar = progress(what="manifest", unit="images", total=len(entries))
     with bar, ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
         while batch := list(islice(pending, 1024)):
             wheres = [f"{file} {entry.row}" for entry in batch]
-            facts = pool.map(partial(_picture, root), [entry.path for entry in batch], wheres)
+            facts = pool.map(look_at, batch, wheres)
             for entry, where, (digest, width, height) in zip(batch, wheres, facts, strict=True):
                 split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
                 other, other_split = seen.setdefault(digest, (entry, split))
-                if refuse_duplicates and other_split != split:
+                if duplicates == "refuse" and other_split != split:
                     raise InputError(
                         f"image {entry.path!r} in split {split!r} has the same bytes as {other.path!r} ({other.row}) "
                         f"in split {other_split!r}: what is tested on must not be trained on",
@@ -157,16 +174,16 @@ def _rows(
                 bar.update()
 
 
-def _picture(root: Path, path: str, where: str) -> tuple[str, int | None, int | None]:
+def _picture(root: Path, entry: SourceImage, where: str) -> tuple[str, int | None, int | None]:
     """SHA-256, upright width and upright height of one picture."""
     try:
-        with open(root / path, "rb") as file:
+        with open(root / entry.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             return digest, *_upright_size(file)
     except OSError as error:
         raise InputError(
-            f"image {path!r} can't be read from {root} ({error.strerror})",
+            f"image {entry.path!r} can't be read from {root} ({error.strerror})",
             where=where,
             fix="put the file there, or remove the row",
         ) from error

@@ -24,9 +24,9 @@ class ImageRow:
     ----------
     id : unique in the manifest; names the image in every later store.
     path : the picture, relative to the image root, with forward slashes.
-    sha256 : of the picture's bytes, hex.
-    width, height : upright size in pixels (after EXIF orientation); both None where the header can't be read: the
-        region stage reports such a picture.
+    sha256 : of the picture's bytes, hex; where regions are imported, of the bytes that hold the image's.
+    width, height : upright size in pixels (after EXIF orientation); both None where the header can't be read (the
+        region stage reports such a picture) or where imported files don't say.
     split : "train", "val" or "test".
     captions : the image's captions, in the source's order; may be empty.
     """

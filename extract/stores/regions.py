@@ -1,6 +1,7 @@
 """The region store: one folder a data set, shards of HDF5 in manifest order (DESIGN.md, "Stores").
 
-Dense, where every picture has the same number of regions R: ``features [N, R, D]`` f16, ``boxes [N, R, 4]`` f32.
+Dense, where every picture has the same number of regions R: ``features [N, R, D]`` f16 (f32 where an import asked for
+it: the recipe's format.features), ``boxes [N, R, 4]`` f32.
 Ragged otherwise: ``features [sum, D]``, ``boxes [sum, 4]`` and ``offsets [N + 1]``. Always ``num_boxes [N]`` i16,
 ``image_size [N, 2]`` i32 as (width, height) and ``image_id [N]`` fixed-length bytes; ``objects_id/_conf`` and
 ``attrs_id/_conf`` where the detector gives them. Boxes are absolute (x1, y1, x2, y2) in original pixels.
@@ -28,9 +29,9 @@ _LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 class Regions:
     """One picture's regions, as the region store keeps them.
 
-    features float16 ``[R, D]``; boxes float32 ``[R, 4]`` (x1, y1, x2, y2) in original pixels; image_size (width,
-    height) in pixels; objects_id, attrs_id int32 ``[R]`` and objects_conf, attrs_conf float32 ``[R]``, or None where
-    the detector gives none.
+    features float16 (float32 where an import asked for it) ``[R, D]``; boxes float32 ``[R, 4]`` (x1, y1, x2, y2) in
+    original pixels; image_size (width, height) in pixels; objects_id, attrs_id int32 ``[R]`` and objects_conf,
+    attrs_conf float32 ``[R]``, or None where the detector gives none.
     """
 
     features: np.ndarray
@@ -82,6 +83,26 @@ def write_shard(
     write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
 
 
+def region_index(
+    done: Sequence[dict[str, Any]],
+    *,
+    dim: int,
+    dense: int | None,
+    object_names: list[str] | None,
+    attribute_names: list[str] | None,
+) -> dict[str, Any]:
+    """What ``index.json`` holds, made of the done-markers of all shards (file, count, first, last, sha256)."""
+    return {
+        "schema": SCHEMA,
+        "images": sum(shard["count"] for shard in done),
+        "dim": dim,
+        "layout": "ragged" if dense is None else "dense",
+        "object_names": object_names,
+        "attribute_names": attribute_names,
+        "shards": [{key: shard[key] for key in ("file", "count", "first", "last", "sha256")} for shard in done],
+    }
+
+
 class RegionStore:
     """Reads a region store; regions are views of a memory map, so that memory doesn't grow with the store.
 
@@ -119,6 +140,12 @@ class RegionStore:
 
     def __len__(self) -> int:
         return self.index["images"]
+
+    @property
+    def has_boxes(self) -> bool:
+        """False for imported features without boxes: each box is all of a picture of one pixel then."""
+        imported = self.recipe.get("imported")
+        return imported is None or imported["boxes"] is not None
 
     @property
     def ids(self) -> list[str]:

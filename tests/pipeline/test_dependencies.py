@@ -18,10 +18,11 @@ PLUMBING = {
     *("manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py", "manifests/typed.py"),
     *("extract/workers.py", "extract/device.py"),
 }
-# How manifest.jsonl and grounding.jsonl look decides what the manifest stage writes; others depend on the files.
-FORMATS = {"manifests/schema.py", "manifests/grounding.py"}
-# Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`.
-UNUSED = {"detector": {"extract/detectors/base.py"}}
+# How the manifest stage's files look decides what that stage writes; others depend on the files.
+FORMATS = {"manifests/schema.py", "manifests/grounding.py", "manifests/imported.py"}
+# Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`, and
+# only the manifest stage asks exchange formats for their captions.
+UNUSED = {"detector": {"extract/detectors/base.py"}, "regions": {"manifests/source.py"}}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {
     "scenes": ["scenes"],

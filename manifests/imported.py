@@ -4,7 +4,7 @@ The region stage reads it to find each image's regions again without searching t
 pictures it says that nothing is imported, so that every region stage may depend on it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from manifests.errors import InputError
@@ -40,7 +40,8 @@ class Imported:
 
 def write_source(folder: Path, imported: Imported | None) -> None:
     """Write `folder`/source.json; None for a data set of pictures."""
-    write_text(Path(folder) / FILE, canonical_json({"imported": imported and asdict(imported)}) + "\n")
+    value = imported and {field.name: getattr(imported, field.name) for field in fields(Imported)}
+    write_text(Path(folder) / FILE, canonical_json({"imported": value}) + "\n")
 
 
 def read_source(folder: Path) -> Imported:

@@ -10,16 +10,26 @@ T = TypeVar("T")
 
 
 def progress(
-    items: Iterable[T] | None = None, *, what: str, unit: str, total: int | None = None, initial: int = 0
+    items: Iterable[T] | None = None,
+    *,
+    what: str,
+    unit: str,
+    total: int | None = None,
+    initial: int = 0,
+    scale: bool = False,
 ) -> "tqdm[T]":
-    """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`."""
+    """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`.
+
+    `scale` writes large numbers short: 1.2G of unit B.
+    """
     live = sys.stderr.isatty()
     return tqdm(
         items,
         total=total,
         initial=initial,
         desc=what,
-        unit=f" {unit}",
+        unit=unit if scale else f" {unit}",
+        unit_scale=scale,
         mininterval=0.2 if live else 10,
         dynamic_ncols=live,
         leave=True,

@@ -24,7 +24,7 @@ class ImageRow:
     ----------
     id : unique in the manifest; names the image in every later store.
     path : the picture, relative to the image root, with forward slashes.
-    sha256 : of the picture's bytes, hex; where regions are imported, of the bytes that hold the image's.
+    sha256 : of the picture's bytes, hex; where regions are imported, of their files' sha256 and its place in them.
     width, height : upright size in pixels (after EXIF orientation); both None where the header can't be read (the
         region stage reports such a picture) or where imported files don't say.
     split : "train", "val" or "test".

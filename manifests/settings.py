@@ -55,9 +55,9 @@ class DatasetSource(Settings):
 
     @model_validator(mode="after")
     def _imports_have_their_own_keys(self) -> Self:
-        if not self.imported:
-            for key in {"missing", "pictures"} & self.model_fields_set:
-                raise ValueError(f"`{key}` is for imported regions ({', '.join(IMPORTED)}), not for {self.format}")
+        others = {"duplicates"} if self.imported else {"missing", "pictures"}
+        for key in sorted(others & self.model_fields_set):
+            raise ValueError(f"`{key}` is not for format {self.format}")
         return self
 
     @property

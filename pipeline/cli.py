@@ -72,7 +72,7 @@ def manifest(dataset: str) -> None:
 
     source = read_params().dataset(dataset).source
     if source.imported:
-        run_imported(**source.model_dump(exclude={"pictures"}), out=places.manifest_folder(dataset))
+        run_imported(**source.model_dump(exclude={"pictures", "duplicates"}), out=places.manifest_folder(dataset))
     else:
         run(**source.model_dump(exclude={"pictures", "missing"}), out=places.manifest_folder(dataset))
 
@@ -221,7 +221,6 @@ def metrics() -> None:
 @click.option("--precision", help="Of the features: float16 (default) or float32.")
 @click.option("--images-per-shard", type=int)
 @click.option("--missing", help="Captions of images without regions: refuse (default) or skip.")
-@click.option("--duplicates", help="The same regions in two splits: refuse (default) or allow.")
 def import_(format: str, images: Path, out: Path, captions: Path | None, **options: Any) -> None:
     """Import regions and captions of FORMAT from IMAGES into OUT/manifest and OUT/regions.
 
@@ -235,7 +234,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
     machine = Machine.from_environment()
     if (out / "regions").exists():
         raise InputError("it is there already", where=out / "regions", fix="name a new folder, or remove this one")
-    manifest.run(**source.model_dump(exclude={"pictures"}), out=out / "manifest")
+    manifest.run(**source.model_dump(exclude={"pictures", "duplicates"}), out=out / "manifest")
     regions.run(
         dataset=out.name,
         manifest=out / "manifest" / "manifest.jsonl",
@@ -244,6 +243,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
         out=out / "regions",
         staging=machine.staging,
         readers=machine.readers,
+        check=False,
     )
 
 

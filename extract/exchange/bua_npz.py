@@ -21,6 +21,7 @@ from manifests.errors import InputError
 from manifests.schema import ImageRow
 
 _FIX = "fetch or export the file again: it may have been cut off"
+_ALL = "*.npz"
 _MOST = 2**30  # bytes of an unpacked array: a small file can claim to hold any amount
 # All that a pickled dict of arrays and numbers may call, by NumPy's old and new names.
 _ALLOWED = {
@@ -45,30 +46,35 @@ class BuaSource(Source):
 
     def __init__(self, root: Path, captions: Path | None = None, *, info: bool = False):
         super().__init__(root, captions)
-        self._files, self._info = files_in(root, "*.npz"), info
+        self.paths, self._info = files_in(root, "*.npz"), info
 
-    def survey(self) -> Iterator[Found]:
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
         whole = hashlib.sha256()
-        for number, path in enumerate(self._files):
+        for number, path in enumerate(self.paths):
             data = _bytes(path)
-            digest = hashlib.sha256(data).hexdigest()
-            whole.update(f"{digest}  {path.name}\n".encode())
+            whole.update(_listed(path, data))
             with _Archive(data, path) as archive:
                 size = archive.count("image_w"), archive.count("image_h")
-                yield Found(path.stem, str(path), (number,), digest, archive.count("num_bbox", least=0), size)
-        self.files["*.npz"] = whole.hexdigest()
+                yield Found(path.stem, str(path), (number,), archive.count("num_bbox", least=0), size)
+            advance(len(data))
+        self.files[_ALL] = whole.hexdigest()
+
+    def hash_again(self) -> dict[str, str]:
+        whole = hashlib.sha256()
+        for path in self.paths:
+            whole.update(_listed(path, _bytes(path)))
+        return {_ALL: whole.hexdigest()}
 
     def where(self, place: list[int]) -> str:
-        return str(self._files[place[0]]) if place[0] < len(self._files) else f"{self.root} file {place[0]}"
+        return str(self.paths[place[0]]) if place[0] < len(self.paths) else f"{self.root} file {place[0]}"
 
     def read(self, place: list[int]) -> Record:
-        if place[0] >= len(self._files):
+        if place[0] >= len(self.paths):
             raise InputError(
                 "there are fewer files than the manifest knows", where=self.root, fix="run the manifest stage again"
             )
-        path = self._files[place[0]]
-        data = _bytes(path)
-        with _Archive(data, path) as archive:
+        path = self.paths[place[0]]
+        with _Archive(_bytes(path), path) as archive:
             features, boxes = archive.array("x"), archive.array("bbox")
             rows = archive.count("num_bbox", least=0)
             for name, array in (("x", features), ("bbox", boxes)):
@@ -80,7 +86,7 @@ class BuaSource(Source):
                     )
             size = archive.count("image_w"), archive.count("image_h")
             labels = archive.labels(rows) if self._info else {}
-        return Record(hashlib.sha256(data).hexdigest(), features, boxes, size, labels)
+        return Record(features, boxes, size, labels)
 
 
 class _Archive:
@@ -164,6 +170,11 @@ def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise ValueError(f"bytes in {encoding!r}")
     return text.encode("latin1")
+
+
+def _listed(path: Path, data: bytes) -> bytes:
+    """A file's line in the list that ``sha256sum`` prints."""
+    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
 
 
 def _bytes(path: Path) -> bytes:

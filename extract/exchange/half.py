@@ -15,17 +15,19 @@ _OFFSET = np.uint32(126 << 10)
 _TOO_LARGE = int(np.float32(65520).view(np.uint32))  # rounds to infinity
 
 
-def to_float16(values: np.ndarray) -> np.ndarray | None:
-    """`values`, float32 and C-contiguous, as float16; None if one of them is NaN, infinite or beyond 65,504."""
-    bits = values.reshape(-1).view(np.uint32)
-    out = np.empty(bits.shape, np.uint16)
+def to_float16(values: np.ndarray, out: np.ndarray) -> bool:
+    """Write `values`, float32, to `out`, float16 of the same shape, both C-contiguous.
+
+    False, with `out` half written, if one of them is NaN, infinite or beyond 65,504.
+    """
+    bits, kept = values.reshape(-1).view(np.uint32), out.reshape(-1).view(np.uint16)
     a, b = np.empty((2, min(_BLOCK, bits.size)), np.uint32)
     for start in range(0, bits.size, _BLOCK):
         block = bits[start : start + _BLOCK]
         number, power = a[: len(block)], b[: len(block)]
         np.bitwise_and(block, _MAGNITUDE, out=number)
         if int(number.max()) >= _TOO_LARGE:
-            return None
+            return False
         np.bitwise_and(block, _EXPONENT, out=power)
         np.maximum(power, _LEAST, out=power)
         np.add(power, _UP, out=power)
@@ -37,5 +39,5 @@ def to_float16(values: np.ndarray) -> np.ndarray | None:
         np.right_shift(block, 16, out=power)
         np.bitwise_and(power, _SIGN, out=power)
         np.bitwise_or(number, power, out=number)
-        out[start : start + len(block)] = number
-    return out.view(np.float16).reshape(values.shape)
+        kept[start : start + len(block)] = number
+    return True

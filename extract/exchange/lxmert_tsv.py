@@ -25,17 +25,18 @@ class LxmertSource(Source):
 
     def __init__(self, root: Path, captions: Path | None = None):
         super().__init__(root, captions)
-        self._files = [Bytes(path, tsv.FIX) for path in files_in(root, "*.tsv")]
+        self.paths = files_in(root, "*.tsv")
+        self._files = [Bytes(path, tsv.FIX) for path in self.paths]
 
-    def survey(self) -> Iterator[Found]:
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
         for number, file in enumerate(self._files):
-            for line in tsv.lines(file.path, _FIELDS, self.files):
+            for line in tsv.lines(file.path, _FIELDS, self.files, advance):
                 where = f"{file.path} row {line.row}"
                 key = tsv.text(line.fields[0], "img_id", where)
                 height, width = (tsv.count(line.fields[i], name, where, least=1) for i, name in ((1, "h"), (2, "w")))
                 boxes = tsv.count(line.fields[7], "num_boxes", where)
                 place = (number, line.row, line.offset, line.length)
-                yield Found(key, where, place, line.sha256, boxes, (width, height))
+                yield Found(key, where, place, boxes, (width, height))
 
     def where(self, place: list[int]) -> str:
         return f"{self._files[place[0]].path} row {place[1]}"
@@ -52,7 +53,7 @@ class LxmertSource(Source):
         }
         boxes = tsv.array(fields[8], "boxes", where, "<f4", rows, 4)
         features = tsv.array(fields[9], "features", where, "<f4", rows, None)
-        return Record(tsv.digest(content), features, boxes, (width, height), labels)
+        return Record(features, boxes, (width, height), labels)
 
 
 def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance: Callable[[], object]) -> None:

@@ -1,7 +1,7 @@
 """The `manifest` stage of an imported data set: captions are matched with the files' images, and both are checked.
 
-It is what reads the files as a whole, as it does pictures. A row's sha256 is that of the bytes that hold the image's
-regions, and `source.json` says where these lie, so that the region stage needs no search and notices every change.
+It is what reads the files as a whole, as it does pictures. `source.json` has their sha256 and says where each image's
+regions lie, so that the region stage needs no search; a row's sha256 is that of both.
 """
 
 import logging
@@ -12,6 +12,7 @@ from extract.exchange import captions as captions_files
 from extract.exchange.formats import open_source
 from extract.exchange.source import Found, Source
 from manifests.errors import InputError
+from manifests.files import fingerprint
 from manifests.imported import Imported, write_source
 from manifests.manifest import checked_entries, manifest_rows
 from manifests.progress import progress
@@ -28,7 +29,6 @@ def run(
     format: str,
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
-    duplicates: Literal["refuse", "allow"] = "refuse",
     missing: Literal["refuse", "skip"] = "refuse",
     out: Path,
 ) -> None:
@@ -40,7 +40,7 @@ def run(
     images : file or folder with the regions. Images there that the captions don't name are left out.
     captions : the folder of the format itself where it has captions (scan, wds), or a file of its own
         (`extract.exchange.captions`). An image there is the one of its id, or of its file name without the suffix.
-    val_fraction, test_fraction, duplicates : as in `manifests.manifest.run`.
+    val_fraction, test_fraction : as in `manifests.manifest.run`.
     missing : what captions of an image do that no file has regions of.
 
     Raises
@@ -50,25 +50,27 @@ def run(
     """
     source = open_source(format, images, captions)
     found: dict[str, Found] = {}
-    for item in progress(source.survey(), what="files", unit="images"):
-        if item.key in found:
-            raise InputError(
-                f"image {item.key!r} was already given at {found[item.key].where}",
-                where=item.where,
-                fix="give the regions of each image once",
-            )
-        found[item.key] = item
+    with progress(what="files", unit="B", total=source.size, scale=True) as bar:
+        for item in source.survey(bar.update):
+            if item.key in found:
+                raise InputError(
+                    f"image {item.key!r} was already given at {found[item.key].where}",
+                    where=item.where,
+                    fix="give the regions of each image once",
+                )
+            found[item.key] = item
     own = source.entries()
     entries = checked_entries(captions_files.read(captions) if own is None else own, captions)
     pairs, left_out = _matched(entries, found, source, captions, missing)
     look = {entry.id: item for entry, item in pairs}
+    files = fingerprint(source.files)
 
     def facts(entry: SourceImage, where: str) -> tuple[str, int | None, int | None]:
         item = look[entry.id]
-        return item.sha256, *(item.size or (None, None))
+        return fingerprint([files, item.place]), *(item.size or (None, None))
 
     rows = manifest_rows(
-        [entry for entry, _ in pairs], captions, val_fraction, test_fraction, look_at=facts, duplicates=duplicates
+        [entry for entry, _ in pairs], captions, val_fraction, test_fraction, look_at=facts, duplicates="allow"
     )
     counts = {item.boxes for _, item in pairs}
     imported = Imported(

@@ -2,7 +2,7 @@
 
 The recipe says `imported`, with the files' sha256. Threads read a shard's images while the shard before is written;
 finished shards wait in the staging folder, so that a killed import continues, and the store appears whole or not at
-all (DESIGN.md, "Resume"). Memory holds three shards at most.
+all (DESIGN.md, "Resume"). Memory holds two shards' features, three where images differ in their number of regions.
 """
 
 from collections.abc import Sequence
@@ -48,6 +48,7 @@ def run(
     out: Path,
     staging: Path,
     readers: int = 2,
+    check: bool = True,
 ) -> None:
     """Import the regions of every image of a manifest into the region store `out`.
 
@@ -58,6 +59,8 @@ def run(
     images : file or folder with the regions.
     staging : folder where finished shards wait.
     readers : threads that read and convert.
+    check : hash the files again, to notice a change since the manifest was made; for the caller that has just made it
+        there is no need.
 
     Raises
     ------
@@ -72,7 +75,7 @@ def run(
     if ready:
         tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
     with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
-        found |= work.make(missing, readers, bar)
+        found |= work.make(missing, readers, bar, check=check)
     work.finish(dataset, [found[number] for number in range(len(work))])
     work.staged.install(out)
 
@@ -155,56 +158,86 @@ class _Import:
         size = self.settings.images_per_shard
         return range(number * size, min((number + 1) * size, len(self.rows)))
 
-    def make(self, numbers: Sequence[int], readers: int, bar: "tqdm[Any]") -> dict[int, dict[str, Any]]:
+    def make(self, numbers: Sequence[int], readers: int, bar: "tqdm[Any]", *, check: bool) -> dict[int, dict[str, Any]]:
         """Done-markers of these shards, made here: one is written while the next is read."""
         done = {}
-        with ThreadPoolExecutor(readers) as pool:
+        buffers = [self._buffer() for _ in range(min(2, len(numbers)))]
+        with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(readers) as pool:
+            again = beside.submit(self.source.hash_again) if check else None
             waiting: dict[int, list[Future[list[Regions]]]] = {}
             try:
                 for place, number in enumerate(numbers):
-                    for ahead in numbers[place : place + 2]:
-                        if ahead not in waiting:
-                            part = self.part(ahead)
-                            starts = range(part.start, part.stop, _TOGETHER)
-                            blocks = [range(start, min(start + _TOGETHER, part.stop)) for start in starts]
-                            waiting[ahead] = [pool.submit(self._read, block) for block in blocks]
+                    for ahead in range(place, min(place + 2, len(numbers))):
+                        if numbers[ahead] not in waiting:
+                            waiting[numbers[ahead]] = self._submit(pool, numbers[ahead], buffers[ahead % 2])
                     regions = []
                     for future in waiting[number]:
                         block = future.result()
                         regions += block
                         bar.update(len(block))
                     del waiting[number]
-                    done[number] = self._write(number, regions)
+                    done[number] = self._write(number, regions, buffers[place % 2])
             except BaseException:
                 for futures in waiting.values():
                     for future in futures:
                         future.cancel()
                 raise
+            if again:
+                self._refuse_changed(again.result())
         return done
 
-    def _write(self, number: int, regions: list[Regions]) -> dict[str, Any]:
+    def _refuse_changed(self, files: dict[str, str]) -> None:
+        for name, digest in self.imported.files.items():
+            if files.get(name) != digest:
+                raise InputError(
+                    "it has changed since the manifest was made",
+                    where=self.source.root / name,
+                    fix="run the manifest stage again: `dvc repro manifest@<data set>`",
+                )
+
+    def _buffer(self) -> np.ndarray | None:
+        """Room for a shard's features ``[images, R, D]``; None for a ragged store."""
+        if self.imported.boxes is None:
+            return None
+        images = min(self.settings.images_per_shard, len(self.rows))
+        return np.empty((images, self.imported.boxes, self.dim), self.settings.precision)
+
+    def _submit(self, pool: ThreadPoolExecutor, number: int, buffer: np.ndarray | None) -> list[Future[list[Regions]]]:
+        """Have a shard's images read, some at a time."""
+        part = self.part(number)
+        blocks = [slice(at, min(at + _TOGETHER, len(part))) for at in range(0, len(part), _TOGETHER)]
+        return [pool.submit(self._read, part[block], None if buffer is None else buffer[block]) for block in blocks]
+
+    def _write(self, number: int, regions: list[Regions], buffer: np.ndarray | None) -> dict[str, Any]:
         ids = [self.rows[row].id for row in self.part(number)]
-        path, dense = self.path(number), self.imported.boxes
-        write_shard(path, ids, regions, self._hash, dim=self.dim, dense=dense, id_bytes=self._id_bytes)
+        path = self.path(number)
+        write_shard(
+            path,
+            ids,
+            regions,
+            self._hash,
+            dim=self.dim,
+            dense=self.imported.boxes,
+            id_bytes=self._id_bytes,
+            features=None if buffer is None else buffer[: len(ids)],
+        )
         return self.staged.finish(path, {"count": len(ids), "first": ids[0], "last": ids[-1]})
 
-    def _read(self, rows: range) -> list[Regions]:
-        return [self._regions(self.rows[row], self.imported.places[row]) for row in rows]
+    def _read(self, rows: range, buffer: np.ndarray | None) -> list[Regions]:
+        """The regions of some images, their features in `buffer` where there is one."""
+        outs = [None] * len(rows) if buffer is None else buffer
+        return [
+            self._regions(self.rows[row], self.imported.places[row], out) for row, out in zip(rows, outs, strict=True)
+        ]
 
-    def _regions(self, row: ImageRow, place: list[int]) -> Regions:
-        """One image's regions as the store keeps them."""
+    def _regions(self, row: ImageRow, place: list[int], out: np.ndarray | None) -> Regions:
+        """One image's regions as the store keeps them; `out` is room for its features."""
         where = f"{self.source.where(place)} (image {row.id!r})"
         record = self.source.read(place)
-        if record.sha256 != row.sha256:
-            raise InputError(
-                "it has changed since the manifest was made",
-                where=where,
-                fix="run the manifest stage again: `dvc repro manifest@<data set>`",
-            )
         self._check(record, where)
         boxes, size = self._boxes(record, where)
         labels = {name: _label(values, name, where) for name, values in record.labels.items()}
-        return Regions(features=self._features(record.features, where), boxes=boxes, image_size=size, **labels)
+        return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)
 
     def _check(self, record: Record, where: str) -> None:
         """All images are alike, and no image has more regions than the store can count."""
@@ -226,19 +259,16 @@ class _Import:
                 fix="give all images the same",
             )
 
-    def _features(self, values: np.ndarray, where: str) -> np.ndarray:
+    def _features(self, values: np.ndarray, out: np.ndarray | None, where: str) -> np.ndarray:
         values = values.reshape(-1, self.dim)
-        if self.settings.precision == "float32":
-            kept = np.ascontiguousarray(values, np.float32)
-            if np.isfinite(kept).all():
-                return kept
-        elif values.dtype == np.float16:
-            if np.isfinite(values).all():
-                return values
+        out = np.empty(values.shape, self.settings.precision) if out is None else out
+        if out.dtype == np.float16 and values.dtype != np.float16:
+            whole = to_float16(np.ascontiguousarray(values, np.float32), out)
         else:
-            kept = to_float16(np.ascontiguousarray(values, np.float32))
-            if kept is not None:
-                return kept
+            np.copyto(out, values)
+            whole = np.isfinite(out).all()
+        if whole:
+            return out
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
         if len(wrong):
             raise InputError(

@@ -7,20 +7,18 @@ and `_ims_size.npy`. What their numbers mean is written nowhere, so the import m
 test; where there is a testall, it is the test split and `test` is left alone.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from extract.exchange.npy import Header, read_header, write_header
-from extract.exchange.source import Bytes, Found, Record, Source
+from extract.exchange.source import Bytes, Found, Record, Source, hashed
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
-from manifests.files import canonical_json, sha256, write_text
+from manifests.files import canonical_json, write_text
 from manifests.jsonl import parse_json, read_utf8
 from manifests.schema import ImageRow
 from manifests.source import SourceCaption, SourceImage
@@ -28,7 +26,6 @@ from manifests.source import SourceCaption, SourceImage
 CAPTIONS = 5
 _SPLITS = {"train": "train", "dev": "val", "testall": "test", "test": "test"}
 _OPTIONAL = {"boxes": ("boxes", "ims_bbx"), "sizes": ("img_sizes", "ims_size")}
-_BLOCK = 2**24
 _FIX = "fetch or export the file again: it may have been cut off"
 
 
@@ -49,6 +46,7 @@ class ScanSource(Source):
                 fix="check `images`, the folder of the features",
             )
         self._splits = [_Split(self.root, name) for name in names]
+        self.paths = [path for split in self._splits for path in split.paths]
 
     @property
     def has_boxes(self) -> bool:
@@ -58,11 +56,11 @@ class ScanSource(Source):
             raise InputError("only some splits have boxes", where=self.root, fix="give all splits boxes, or none")
         return having.pop()
 
-    def survey(self) -> Iterator[Found]:
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
         for number, split in enumerate(self._splits):
-            digests = split.survey(self.files)
-            for row, (key, digest) in enumerate(zip(self._ids(split), digests, strict=True)):
-                yield Found(key, split.where(row), (number, row), digest, split.header.shape[1])
+            for row, key in enumerate(self._ids(split)):
+                yield Found(key, split.where(row), (number, row), split.header.shape[1])
+            self.files |= {path.name: hashed(path, advance) for path in split.paths}
 
     def where(self, place: list[int]) -> str:
         return self._splits[place[0]].where(place[1])
@@ -149,59 +147,25 @@ class _Split:
         self.boxes, self.sizes = (arrays["boxes"], arrays["sizes"]) if arrays["boxes"] else (None, None)
 
     @property
-    def _arrays(self) -> list[tuple[Bytes, Header]]:
-        return [(self.features, self.header), *(array for array in (self.boxes, self.sizes) if array)]
+    def paths(self) -> list[Path]:
+        """The files of features, boxes and sizes."""
+        return [self.features.path, *(array[0].path for array in (self.boxes, self.sizes) if array)]
 
     def where(self, row: int) -> str:
         return f"{self.features.path} row {row}"
 
-    def survey(self, files: dict[str, str]) -> Iterator[str]:
-        """The sha256 of every image: its features, boxes and size end to end. Whole files are hashed beside it."""
-        whole = hashlib.sha256(self.features.read(0, self.header.offset, self.features.path))
-        row_size = self.header.size // self.header.shape[0]
-        rows = max(1, _BLOCK // row_size)
-        with ThreadPoolExecutor(1) as pool:
-            pending: Future[None] | None = None
-            for first in range(0, self.header.shape[0], rows):
-                count = min(rows, self.header.shape[0] - first)
-                block = memoryview(
-                    self.features.read(self.header.offset + first * row_size, count * row_size, self.where(first))
-                )
-                if pending:
-                    pending.result()
-                pending = pool.submit(whole.update, block)
-                for row in range(count):
-                    own = hashlib.sha256(block[row * row_size : (row + 1) * row_size])
-                    for part in self._rest(first + row):
-                        own.update(part)
-                    yield own.hexdigest()
-            if pending:
-                pending.result()
-        files[self.features.path.name] = whole.hexdigest()
-        for file, _ in self._arrays[1:]:
-            files[file.path.name] = sha256(file.path)
-
     def read(self, row: int) -> Record:
-        where = self.where(row)
-        data = _row(self.features, self.header, row, where)
-        own = hashlib.sha256(data)
-        rest = self._rest(row)
-        for part in rest:
-            own.update(part)
-        features = np.frombuffer(data, self.header.dtype).reshape(self.header.shape[1:])
+        features = _row(self.features, self.header, row)
         if not self.boxes or not self.sizes:
-            return Record(own.hexdigest(), features, None, None)
-        boxes = np.frombuffer(rest[0], self.boxes[1].dtype).reshape(-1, 4)
-        first, second = np.frombuffer(rest[1], self.sizes[1].dtype).tolist()
-        return Record(own.hexdigest(), features, boxes, (first, second))
-
-    def _rest(self, row: int) -> list[bytes]:
-        return [_row(file, header, row, f"{file.path} row {row}") for file, header in self._arrays[1:]]
+            return Record(features, None, None)
+        first, second = _row(*self.sizes, row).tolist()
+        return Record(features, _row(*self.boxes, row), (first, second))
 
 
-def _row(file: Bytes, header: Header, row: int, where: str) -> bytes:
+def _row(file: Bytes, header: Header, row: int) -> np.ndarray:
     size = header.size // header.shape[0]
-    return file.read(header.offset + row * size, size, where)
+    data = file.read(header.offset + row * size, size, f"{file.path} row {row}")
+    return np.frombuffer(data, header.dtype).reshape(header.shape[1:])
 
 
 def _open(path: Path, dimensions: int) -> tuple[Bytes, Header]:

@@ -1,12 +1,13 @@
 """What reads an exchange format: a survey of its files from start to end, then each image's regions by their place.
 
-The survey is the manifest stage's: it hashes every file, and every image's own bytes, and says where these lie. The
-region stage goes straight to the places and checks the hashes, as it does for pictures.
+The survey is the manifest stage's: it hashes every file and says where each image's regions lie. The region stage goes
+straight to these places, and hashes the files again beside it.
 """
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ import numpy as np
 from manifests.errors import InputError
 from manifests.source import SourceImage
 
+_BLOCK = 2**22
 LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 
 
@@ -28,7 +30,6 @@ class Found:
     key : the file's name of the image.
     where : file and row, for messages.
     place : numbers by which `Source.read` finds it again.
-    sha256 : of the bytes that hold its regions.
     boxes : how many regions it has.
     size : (width, height) in pixels, where the file says so in a known order.
     """
@@ -36,7 +37,6 @@ class Found:
     key: str
     where: str
     place: tuple[int, ...]
-    sha256: str
     boxes: int
     size: tuple[int, int] | None = None
 
@@ -45,11 +45,10 @@ class Found:
 class Record:
     """One image's regions as the file has them.
 
-    sha256 as the survey gives it; features float ``[R, D]``; boxes ``[R, 4]`` and size of two numbers in the file's
-    own convention, or None where there are none; labels: any of `LABELS`, ``[R]`` each.
+    features float ``[R, D]``; boxes ``[R, 4]`` and size of two numbers in the file's own convention, or None where
+    there are none; labels: any of `LABELS`, ``[R]`` each.
     """
 
-    sha256: str
     features: np.ndarray
     boxes: np.ndarray | None
     size: tuple[float, float] | None
@@ -66,11 +65,13 @@ class Source(ABC):
 
     Attributes
     ----------
-    files : name -> sha256 of every file read, whole once `survey` has ended.
+    paths : the files that hold regions.
+    files : name -> sha256 of every one of them, once `survey` has ended.
     object_names, attribute_names : what class numbers mean; known after `survey`, or set before `read`.
     """
 
     format: ClassVar[str]
+    paths: list[Path]
 
     def __init__(self, root: Path, captions: Path | None = None):
         self.root = Path(root)
@@ -80,8 +81,8 @@ class Source(ABC):
         self.attribute_names: list[str] | None = None
 
     @abstractmethod
-    def survey(self) -> Iterator[Found]:
-        """Read all files from start to end. Raises InputError with file, row and fix."""
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+        """Read all files from start to end, telling `advance` of the bytes. InputError has file, row and fix."""
 
     @abstractmethod
     def where(self, place: list[int]) -> str:
@@ -90,6 +91,15 @@ class Source(ABC):
     @abstractmethod
     def read(self, place: list[int]) -> Record:
         """The regions at a place; safe to call in threads. Raises InputError with file, row and fix."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def hash_again(self) -> dict[str, str]:
+        """What `files` was after the survey, if nothing has changed since."""
+        return {path.name: hashed(path, lambda size: None) for path in self.paths}
 
     def entries(self) -> Iterator[SourceImage] | None:
         """Ids, splits and captions where `captions` is of this format too, else None. Called after `survey`."""
@@ -122,6 +132,16 @@ class Bytes:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+
+def hashed(path: Path, advance: Callable[[int], object]) -> str:
+    """SHA-256 of a file, in hex."""
+    whole, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            whole.update(buffer[:count])
+            advance(count)
+    return whole.hexdigest()
 
 
 def files_in(root: Path, pattern: str) -> list[Path]:

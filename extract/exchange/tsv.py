@@ -5,7 +5,7 @@ Files are read line by line; fields are far beyond what the csv module accepts.
 
 import binascii
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +17,15 @@ FIX = "fetch or export the file again: it may have been cut off"
 
 
 class Line(NamedTuple):
-    """A row that isn't blank: its number from 0, its place in bytes without line end, its fields and their sha256."""
+    """A row that isn't blank: its number from 0, its place in bytes without line end, its fields."""
 
     row: int
     offset: int
     length: int
     fields: list[bytes]
-    sha256: str
 
 
-def lines(path: Path, fields: int, files: dict[str, str]) -> Iterator[Line]:
+def lines(path: Path, fields: int, files: dict[str, str], advance: Callable[[int], object]) -> Iterator[Line]:
     """All rows of a file, which must have so many fields; at the end its sha256 is in `files` under its name."""
     whole, offset = hashlib.sha256(), 0
     try:
@@ -35,16 +34,12 @@ def lines(path: Path, fields: int, files: dict[str, str]) -> Iterator[Line]:
                 whole.update(line)
                 content = line.rstrip(b"\r\n")
                 if content:
-                    yield Line(row, offset, len(content), split(content, fields, f"{path} row {row}"), digest(content))
+                    yield Line(row, offset, len(content), split(content, fields, f"{path} row {row}"))
                 offset += len(line)
+                advance(len(line))
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", where=path, fix="check the path") from error
     files[path.name] = whole.hexdigest()
-
-
-def digest(content: bytes) -> str:
-    """SHA-256 of a row without its line end, in hex."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def split(content: bytes, fields: int, where: str) -> list[bytes]:

@@ -32,13 +32,14 @@ class VinvlSource(Source):
 
     def __init__(self, root: Path, captions: Path | None = None):
         super().__init__(root, captions)
-        self._features, self._predictions = (Bytes(self.root / name, tsv.FIX) for name in (_FEATURES, _PREDICTIONS))
+        self.paths = [self.root / name for name in (_FEATURES, _PREDICTIONS)]
+        self._features, self._predictions = (Bytes(path, tsv.FIX) for path in self.paths)
 
-    def survey(self) -> Iterator[Found]:
-        predicted = self._survey_predictions()
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+        predicted = self._survey_predictions(advance)
         offsets, rows = self._line_offsets(), self._row_numbers()
         seen = 0
-        for line in tsv.lines(self._features.path, 3, self.files):
+        for line in tsv.lines(self._features.path, 3, self.files, advance):
             where = f"{self._features.path} row {line.row}"
             key = tsv.text(line.fields[0], "the id", where)
             boxes = tsv.count(line.fields[1], "num_boxes", where)
@@ -59,25 +60,26 @@ class VinvlSource(Source):
                 raise InputError(
                     f"{_PREDICTIONS} has no {key!r}, so there are no boxes", where=where, fix="give both of all images"
                 )
-            place, digest, size, objects = predicted[key]
+            place, size, objects = predicted[key]
             if objects != boxes:
                 raise InputError(
                     f"num_boxes is {boxes}, {_PREDICTIONS} row {place[0]} has {objects} objects",
                     where=where,
                     fix="give both files of the same detections",
                 )
-            whole = tsv.digest(f"{line.sha256} {digest}".encode())
-            yield Found(key, where, (line.row, line.offset, line.length, *place), whole, boxes, size)
+            yield Found(key, where, (line.row, line.offset, line.length, *place), boxes, size)
             seen += 1
         if offsets is not None and len(offsets) != seen:
             raise InputError(
                 f"{len(offsets)} offsets for {seen} rows of {_FEATURES}", where=self.root / _LINES, fix=tsv.FIX
             )
 
-    def _survey_predictions(self) -> dict[str, tuple[tuple[int, int, int], str, tuple[int, int], int]]:
-        """Id -> place, sha256, (width, height) and number of objects; and the names of all classes."""
+    def _survey_predictions(
+        self, advance: Callable[[int], object]
+    ) -> dict[str, tuple[tuple[int, int, int], tuple[int, int], int]]:
+        """Id -> place, (width, height) and number of objects; and the names of all classes."""
         found, names = {}, set()
-        for line in tsv.lines(self._predictions.path, 2, self.files):
+        for line in tsv.lines(self._predictions.path, 2, self.files, advance):
             where = f"{self._predictions.path} row {line.row}"
             key = tsv.text(line.fields[0], "the id", where)
             if key in found:
@@ -87,7 +89,7 @@ class VinvlSource(Source):
             value = _prediction(line.fields[1], where)
             names.update(item["class"] for item in value["objects"] if "class" in item)
             place = (line.row, line.offset, line.length)
-            found[key] = place, line.sha256, (value["image_w"], value["image_h"]), len(value["objects"])
+            found[key] = place, (value["image_w"], value["image_h"]), len(value["objects"])
         self.object_names = sorted(names) or None
         return found
 
@@ -129,7 +131,6 @@ class VinvlSource(Source):
         if all("conf" in item for item in objects):
             labels["objects_conf"] = np.array([item["conf"] for item in objects], np.float32)
         return Record(
-            tsv.digest(f"{tsv.digest(content)} {tsv.digest(prediction)}".encode()),
             tsv.array(features, "features", where, "<f4", tsv.count(number, "num_boxes", where), None),
             np.array([item["rect"] for item in objects], np.float32).reshape(-1, 4),
             (value["image_w"], value["image_h"]),

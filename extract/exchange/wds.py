@@ -4,11 +4,10 @@ Members are read where they lie and never unpacked to disk; one whose name could
 device is refused all the same.
 """
 
-import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,9 +15,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from extract.exchange import npy
-from extract.exchange.source import LABELS, Bytes, Found, Record, Source, files_in
+from extract.exchange.source import LABELS, Bytes, Found, Record, Source, files_in, hashed
 from manifests.errors import InputError
-from manifests.files import sha256
 from manifests.jsonl import parse_json, read_utf8
 from manifests.schema import SPLITS
 from manifests.source import SourceCaption, SourceImage
@@ -38,10 +36,11 @@ class WdsSource(Source):
 
     def __init__(self, root: Path, captions: Path | None = None):
         super().__init__(root, captions)
-        self._shards = [Bytes(path, _FIX) for path in sorted(files_in(root, "*.tar"), key=_order)]
+        self.paths = sorted(files_in(root, "*.tar"), key=_order)
+        self._shards = [Bytes(path, _FIX) for path in self.paths]
         self._entries: list[SourceImage] = []
 
-    def survey(self) -> Iterator[Found]:
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
         names = self.root / "classes.json"
         if names.is_file():
             value = parse_json(read_utf8(names), path=names, fix=_FIX)
@@ -49,8 +48,7 @@ class WdsSource(Source):
         for number, shard in enumerate(self._shards):
             for row, (key, places) in enumerate(_samples(shard)):
                 where = f"{shard.path} row {row}"
-                features, boxes, text = (shard.read(*place, where) for place in places)
-                facts = _facts(text, where)
+                facts = _facts(shard.read(*places[2], where), where)
                 if facts["id"] != unquote(key):
                     raise InputError(f"its key is {key!r}, its id {facts['id']!r}", where=where, fix=_FIX)
                 captions = [SourceCaption(f"{shard.path.name} row {row}", caption) for caption in facts["captions"]]
@@ -59,8 +57,8 @@ class WdsSource(Source):
                     SourceImage(f"{shard.path.name} row {row}", facts["id"], key, facts["split"], tuple(captions))
                 )
                 size = (facts["width"], facts["height"])
-                yield Found(facts["id"], where, place, _digest(features, boxes, text), facts["num_boxes"], size)
-            self.files[shard.path.name] = sha256(shard.path)
+                yield Found(facts["id"], where, place, facts["num_boxes"], size)
+            self.files[shard.path.name] = hashed(shard.path, advance)
 
     def where(self, place: list[int]) -> str:
         return f"{self._shards[place[0]].path} byte {place[1]}"
@@ -78,7 +76,7 @@ class WdsSource(Source):
                 fix=_FIX,
             )
         labels = {name: np.array(facts[name]).reshape(-1) for name in LABELS if name in facts}
-        return Record(_digest(*parts), features, boxes, (facts["width"], facts["height"]), labels)
+        return Record(features, boxes, (facts["width"], facts["height"]), labels)
 
     def entries(self) -> Iterator[SourceImage] | None:
         return iter(self._entries) if self.captions == self.root else None
@@ -134,13 +132,6 @@ def _names(value: Any, key: str, path: Path) -> list[str] | None:
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise InputError(f"{key!r} must be a list of names", where=path, fix=_FIX)
     return names
-
-
-def _digest(*parts: bytes) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part)
-    return whole.hexdigest()
 
 
 def _order(path: Path) -> tuple[int, int, str]:

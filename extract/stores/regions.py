@@ -55,6 +55,7 @@ def write_shard(
     dim: int,
     dense: int | None,
     id_bytes: int,
+    features: np.ndarray | None = None,
 ) -> None:
     """Write one shard, atomically.
 
@@ -64,12 +65,15 @@ def write_shard(
     dim : D, the length of a feature.
     dense : R where every picture has that many regions, None for a ragged store.
     id_bytes : length of the ``image_id`` field; one for the whole store, so that equal pictures give equal bytes.
+    features : the features of all `regions` in one array as the shard has them, where they lie in one already.
     """
     counts = np.array([len(r) for r in regions], np.int16)
     join = np.concatenate if dense is None else np.stack
     rows = (0,) if dense is None else (0, dense)
+    if features is None:
+        features = join([r.features for r in regions]) if regions else np.empty((*rows, dim), np.float16)
     arrays = {
-        "features": join([r.features for r in regions]) if regions else np.empty((*rows, dim), np.float16),
+        "features": features,
         "boxes": join([r.boxes for r in regions]) if regions else np.empty((*rows, 4), np.float32),
     }
     if dense is None:

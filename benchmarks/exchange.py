@@ -27,10 +27,10 @@ from manifests.files import write_json, write_text
 REGIONS, DIM = 36, 2048
 _BLOCK = 2**24
 _IMPORT = """
-import resource, sys
+import re, sys
 from pipeline.cli import main
 main(["import", "scan", *sys.argv[1:]], standalone_mode=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000)
 """
 
 

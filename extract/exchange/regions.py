@@ -236,7 +236,7 @@ class _Import:
         record = self.source.read(place)
         self._check(record, where)
         boxes, size = self._boxes(record, where)
-        labels = {name: _label(values, name, where) for name, values in record.labels.items()}
+        labels = {name: _label(values, name, len(boxes), where) for name, values in record.labels.items()}
         return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)
 
     def _check(self, record: Record, where: str) -> None:
@@ -324,10 +324,12 @@ class _Import:
         write_text(folder / "README.md", region_card(dataset, index, self.recipe, recipe_hash, 0))
 
 
-def _label(values: np.ndarray, name: str, where: str) -> np.ndarray:
-    """Classes as int32, confidences as float32."""
-    dtype = _DTYPES[name]
+def _label(values: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
+    """Classes as int32, confidences as float32, one a region."""
+    dtype, fix = _DTYPES[name], "fetch or export the file again"
+    if values.shape != (rows,) or values.dtype.kind not in "iuf":
+        raise InputError(f"{name} is {values.dtype} {list(values.shape)} of {rows} regions", where=where, fix=fix)
     kept = values.astype(dtype)
-    if not (kept == values).all() if dtype is np.int32 else not np.isfinite(kept).all():
-        raise InputError(f"{name} doesn't fit {np.dtype(dtype)}", where=where, fix="fetch or export the file again")
+    if not ((kept == values).all() if dtype is np.int32 else np.isfinite(kept).all()):
+        raise InputError(f"{name} doesn't fit {np.dtype(dtype)}", where=where, fix=fix)
     return kept

@@ -75,7 +75,7 @@ class WdsSource(Source):
                 where=where,
                 fix=_FIX,
             )
-        labels = {name: np.array(facts[name]).reshape(-1) for name in LABELS if name in facts}
+        labels = {name: np.array(facts[name], None if rows else int) for name in LABELS if name in facts}
         return Record(features, boxes, (facts["width"], facts["height"]), labels)
 
     def entries(self) -> Iterator[SourceImage] | None:

@@ -113,7 +113,8 @@ def write_data_set(
         features = rng.standard_normal((count, dim)).astype(dtype)
         found.append(Regions(features, boxes, (width, height), **(told if labels else {})))
         texts = tuple(f"Caption {k} of image {number}, “é”." for k in range(captions))
-        rows.append(ImageRow(f"{1000 + number}", f"a folder/{1000 + number}.jpg", "0" * 64, width, height, split, texts))
+        path = f"a folder/{1000 + number}.jpg"
+        rows.append(ImageRow(f"{1000 + number}", path, "0" * 64, width, height, split, texts))
     write_manifest(folder / "manifest" / "manifest.jsonl", rows)
     write_source(folder / "manifest", None)
     store = folder / "regions"

@@ -36,7 +36,7 @@ EXPORTED = (*IMPORTED, "karpathy")
 class DatasetSource(Settings):
     """Where a data set's pictures and captions are, and how it is split (`datasets.NAME.source` in params.yaml)."""
 
-    format: Literal["karpathy", "folder"] | ImportedFormat = Field(
+    format: Literal["karpathy", "folder", ImportedFormat] = Field(
         description="of pictures, karpathy: Karpathy's JSON, folder: CSV, TSV or JSONL; else of the imported regions"
     )
     images: Path = Field(description="the image root; the file or folder of the regions where they are imported")

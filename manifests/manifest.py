@@ -6,7 +6,7 @@ manifest. Every mistake of a data set is refused here, with its row and what to 
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,8 @@ from manifests.schema import SPLITS, ImageRow, write_manifest
 from manifests.source import SourceImage
 
 _READERS = {"karpathy": karpathy.read, "folder": folder.read}
+Facts = tuple[str, int | None, int | None]
+"""An image's sha256, upright width and upright height."""
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture on its side
 
 
@@ -59,9 +61,8 @@ def run(
         raise InputError("the image root is not a folder", where=images, fix="check the path of the images")
     entries = checked_entries(_READERS[format](captions), captions)
     groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
-    rows = manifest_rows(
-        entries, captions, val_fraction, test_fraction, look_at=partial(_picture, images), duplicates=duplicates
-    )
+    facts = _pictures(images, entries, captions)
+    rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, duplicates=duplicates)
     write_manifest(out / "manifest.jsonl", rows)
     if groundings:
         write_grounding(out / "grounding.jsonl", groundings)
@@ -141,41 +142,43 @@ def _relative(text: str, where: str) -> str:
 def manifest_rows(
     entries: list[SourceImage],
     file: Path,
+    facts: Iterable[Facts],
     val_fraction: float,
     test_fraction: float,
     *,
-    look_at: Callable[[SourceImage, str], tuple[str, int | None, int | None]],
     duplicates: Literal["refuse", "allow"],
 ) -> Iterator[ImageRow]:
     """One manifest row an entry, in order.
 
-    `look_at(entry, where)`, called in threads, gives an image's sha256, upright width and upright height; `where` is
-    its place in the captions file `file`. Raises InputError for equal sha256 sums in two splits, if those are refused.
+    `facts` are those of each entry of the captions file `file`. Raises InputError for equal sha256 sums in two splits,
+    if those are refused.
     """
     seen: dict[str, tuple[SourceImage, str]] = {}
+    with progress(what="manifest", unit="images", total=len(entries)) as bar:
+        for entry, (digest, width, height) in zip(entries, facts, strict=True):
+            split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
+            other, other_split = seen.setdefault(digest, (entry, split))
+            if duplicates == "refuse" and other_split != split:
+                raise InputError(
+                    f"image {entry.path!r} in split {split!r} has the same bytes as {other.path!r} ({other.row}) "
+                    f"in split {other_split!r}: what is tested on must not be trained on",
+                    where=f"{file} {entry.row}",
+                    fix="remove one of the two, give both the same split, or set `source.duplicates: allow`",
+                )
+            texts = tuple(caption.text for caption in entry.captions)
+            yield ImageRow(entry.id, entry.path, digest, width, height, split, texts)
+            bar.update()
+
+
+def _pictures(root: Path, entries: list[SourceImage], file: Path) -> Iterator[Facts]:
+    """What each entry's picture tells, read in threads."""
     pending = iter(entries)
-    bar = progress(what="manifest", unit="images", total=len(entries))
-    with bar, ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
         while batch := list(islice(pending, 1024)):
-            wheres = [f"{file} {entry.row}" for entry in batch]
-            facts = pool.map(look_at, batch, wheres)
-            for entry, where, (digest, width, height) in zip(batch, wheres, facts, strict=True):
-                split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
-                other, other_split = seen.setdefault(digest, (entry, split))
-                if duplicates == "refuse" and other_split != split:
-                    raise InputError(
-                        f"image {entry.path!r} in split {split!r} has the same bytes as {other.path!r} ({other.row}) "
-                        f"in split {other_split!r}: what is tested on must not be trained on",
-                        where=where,
-                        fix="remove one of the two, give both the same split, or set `source.duplicates: allow`",
-                    )
-                texts = tuple(caption.text for caption in entry.captions)
-                yield ImageRow(entry.id, entry.path, digest, width, height, split, texts)
-                bar.update()
+            yield from pool.map(partial(_picture, root), batch, [f"{file} {entry.row}" for entry in batch])
 
 
-def _picture(root: Path, entry: SourceImage, where: str) -> tuple[str, int | None, int | None]:
-    """SHA-256, upright width and upright height of one picture."""
+def _picture(root: Path, entry: SourceImage, where: str) -> Facts:
     try:
         with open(root / entry.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -49,6 +49,8 @@ def run(
         that are missing, and all that `manifests.manifest.run` refuses.
     """
     source = open_source(format, images, captions)
+    if format not in ("scan", "wds") and Path(captions) == Path(images):
+        raise InputError(f"{format} has no captions", where=captions, fix="name a file of captions")
     found: dict[str, Found] = {}
     with progress(what="files", unit="B", total=source.size, scale=True) as bar:
         for item in source.survey(bar.update):
@@ -62,16 +64,10 @@ def run(
     own = source.entries()
     entries = checked_entries(captions_files.read(captions) if own is None else own, captions)
     pairs, left_out = _matched(entries, found, source, captions, missing)
-    look = {entry.id: item for entry, item in pairs}
     files = fingerprint(source.files)
-
-    def facts(entry: SourceImage, where: str) -> tuple[str, int | None, int | None]:
-        item = look[entry.id]
-        return fingerprint([files, item.place]), *(item.size or (None, None))
-
-    rows = manifest_rows(
-        [entry for entry, _ in pairs], captions, val_fraction, test_fraction, look_at=facts, duplicates="allow"
-    )
+    facts = ((fingerprint([files, item.place]), *(item.size or (None, None))) for _, item in pairs)
+    kept = [entry for entry, _ in pairs]
+    rows = manifest_rows(kept, captions, facts, val_fraction, test_fraction, duplicates="allow")
     counts = {item.boxes for _, item in pairs}
     imported = Imported(
         format=format,

@@ -86,6 +86,8 @@ class _Import:
     def __init__(self, *, manifest: Path, images: Path, settings: ImportSettings, staging: Path):
         self.rows = read_manifest(manifest)
         self.imported = read_source(Path(manifest).parent)
+        if len(self.imported.places) != len(self.rows):
+            raise InputError("not as long as its source.json", where=manifest, fix="run the manifest stage again")
         self.settings = settings
         self.source = open_source(self.imported.format, images, info=settings.info)
         self.source.object_names = self.imported.object_names

@@ -13,10 +13,11 @@ from platform import python_version
 import numpy as np
 
 from extract.stores.tokens import Ragged, TokenStore, write_tokens
+from extract.text.parts_of_speech import POS_NAMES
 from extract.text.pieces import PieceTokenizer
 from extract.text.settings import TokenSettings
 from extract.text.vocabulary import UNKNOWN, build_vocabulary, read_vocabulary, word_numbers
-from extract.text.words import POS_NAMES, Words, load_language, split_words
+from extract.text.words import Words, load_language, split_words
 from manifests.errors import InputError
 from manifests.files import whole_folder, write_text
 from manifests.progress import progress

@@ -17,6 +17,7 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from manifests import folder, karpathy
+from manifests.coco_ids import COCO_IDS, write_coco_ids
 from manifests.errors import InputError
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
 from manifests.imported import write_source
@@ -41,7 +42,8 @@ def run(
     out: Path,
 ) -> None:
     """Write `out`/manifest.jsonl, in the source's order, `out`/grounding.jsonl where the source tells objects, and
-    `out`/source.json, which says that no regions are imported.
+    `out`/coco_ids.jsonl where all its images and captions are COCO's. `out`/source.json says that no regions are
+    imported.
 
     Parameters
     ----------
@@ -68,6 +70,7 @@ def run(
         write_grounding(out / "grounding.jsonl", groundings)
     else:
         (out / "grounding.jsonl").unlink(missing_ok=True)
+    write_caption_ids(out, entries)
     write_source(out, None)
 
 
@@ -80,6 +83,15 @@ def checked_entries(entries: Iterable[SourceImage], file: Path) -> list[SourceIm
     if not found:
         raise InputError("there are no images", where=file, fix="give a captions file with at least one image")
     return found
+
+
+def write_caption_ids(out: Path, entries: Iterable[SourceImage]) -> None:
+    """Write `out`/coco_ids.jsonl where all images and captions are COCO's; else there is none."""
+    coco_ids = {entry.id: [caption.coco_id for caption in entry.captions] for entry in entries}
+    if any(coco_ids.values()) and all(None not in own for own in coco_ids.values()):
+        write_coco_ids(out / COCO_IDS, coco_ids)
+    else:
+        (out / COCO_IDS).unlink(missing_ok=True)
 
 
 def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:

@@ -1,19 +1,80 @@
-"""The parameters of a run: a base, its losses, and SelfAlign on top or not (METHODS.md has the paper's values)."""
+"""The parameters of a run: a base, its losses, and SelfAlign on top or not (METHODS.md has the paper's values).
 
-from typing import Literal
+Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
+"""
 
-from pydantic import Field
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
 
 from manifests.typed import Settings
 
 
-class BaseSettings(Settings):
-    """The independent-embedding base (`train.models`)."""
+class CaptionDecoderSettings(Settings):
+    """VSRN's caption generation: a decoder must write the caption from the image's contextual regions."""
+
+    weight: float = Field(1.0, gt=0)
+    dim: int = Field(512, ge=1, description="hidden size of the decoder")
+
+
+class VSRNSettings(Settings):
+    """`train.models.vsrn`."""
 
     name: Literal["vsrn"]
-    dim: int = Field(ge=1, description="D, the joint dimension")
-    word_dim: int = Field(300, ge=1, description="length of a word embedding")
+    dim: int = Field(2048, ge=1, description="D, the joint dimension")
     graph_layers: int = Field(4, ge=0, description="layers of region reasoning")
+    caption_decoder: CaptionDecoderSettings | None = None
+
+
+class CameraSettings(Settings):
+    """`train.models.camera`."""
+
+    name: Literal["camera"]
+    dim: int = Field(2048, ge=16, multiple_of=16, description="D, the joint dimension")
+    heads: int = Field(64, ge=1, description="attention heads; they share D evenly")
+    views: int = Field(12, ge=1, description="k, vectors of an image")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    diversity: float = Field(0.01, ge=0, description="weight of the regulariser that keeps views apart")
+
+
+class VSEInfinitySettings(Settings):
+    """`train.models.vse_infinity`."""
+
+    name: Literal["vse_infinity"]
+    dim: int = Field(1024, ge=2, multiple_of=2, description="D, the joint dimension")
+    position_dim: int = Field(32, ge=2, multiple_of=2, description="size of the pooling operator's positions and GRU")
+
+
+BaseSettings = Annotated[VSRNSettings | CameraSettings | VSEInfinitySettings, Field(discriminator="name")]
+
+
+class EncoderSettings(Settings):
+    """A Hugging Face text encoder that is run, and may be tuned, in training (`train.models.words`)."""
+
+    model: str = Field(min_length=1, description="folder or hub name; the tokens stage needs its tokenizer")
+    revision: str | None = Field(None, description="commit, tag or branch of a hub name")
+    tune: bool = Field(True, description="false: its weights stay; text_features@D then is much faster")
+
+
+class TextSettings(Settings):
+    """Where a base's words come from."""
+
+    reads: Literal["tokens", "text_features"] = Field(
+        description="tokens: word ids, learned embeddings; text_features: the cached states of a frozen encoder"
+    )
+    word_dim: int = Field(300, ge=1, description="length of a learned word embedding")
+    encoder: EncoderSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.encoder and self.reads == "text_features":
+            raise ValueError("text_features are an encoder's cached states: leave encoder out, or set reads to tokens")
+        return self
+
+    @property
+    def pieces(self) -> bool:
+        """Whether the words are word pieces of a tokenizer."""
+        return self.reads == "text_features" or self.encoder is not None
 
 
 class TripletSettings(Settings):
@@ -38,7 +99,11 @@ class ConceptSettings(Settings):
     temperature: float = Field(0.1, gt=0)
     epsilon: float = Field(0.05, gt=0)
     sinkhorn_iterations: int = Field(2, ge=1)
-    frozen_epochs: int = Field(1, ge=0, description="first epochs in which the codebook isn't moved")
+    start_epoch: int = Field(0, ge=0, description="the first epoch with this loss")
+    frozen_epochs: int = Field(1, ge=0, description="its first epochs, in which the codebook isn't moved")
+    both_directions: bool = Field(False, description="regions predict their words' entries as well")
+    parts_of_speech: list[str] | None = Field(None, min_length=1, description="universal tags of the words that learn")
+    locals: Literal["projected", "contextual"] = Field("projected", description="before or after context")
 
 
 class ContextSettings(Settings):
@@ -49,11 +114,35 @@ class ContextSettings(Settings):
     num_negatives: int = Field(512, ge=1)
 
 
+class WordRegionSettings(Settings):
+    """InfoNCE on the all-pairs word-region score, in training only (`train.losses.alignment`); not in the paper."""
+
+    weight: float = Field(1.0, gt=0)
+    temperature: float = Field(0.05, gt=0)
+
+
+class ConceptBagSettings(Settings):
+    """A bag of concepts in the embedding (`train.selfalign.bag`); not in the paper."""
+
+    num_concepts: int = Field(256, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    codebook: bool = Field(True, description="false: the control, as many dimensions pooled alike without a codebook")
+
+
 class SelfAlignSettings(Settings):
-    """Both modules; either may be left out."""
+    """SelfAlign's modules; any may be left out."""
 
     concept: ConceptSettings | None = None
     context: ContextSettings | None = None
+    word_region: WordRegionSettings | None = None
+    bag: ConceptBagSettings | None = None
+
+
+class StreamSettings(Settings):
+    """Training regions from WebDataset shards at addresses instead of the region store (`train.stream`)."""
+
+    urls: tuple[str, ...] = Field(min_length=1, description="paths, http(s):// or s3://; {000000..000009} is expanded")
+    window: int = Field(5000, ge=1, description="captions that are shuffled among each other")
 
 
 class RunSettings(Settings):
@@ -66,8 +155,15 @@ class RunSettings(Settings):
     learning_rate: float = Field(2e-4, gt=0)
     decay_epochs: int = Field(10, ge=1, description="epochs after which the learning rate is multiplied by decay")
     decay: float = Field(0.1, gt=0, le=1)
+    warmup_steps: int = Field(0, ge=0, description="first steps, in which the learning rate rises linearly")
     gradient_clip: float = Field(2.0, gt=0)
+    patience: int | None = Field(None, ge=1, description="epochs without a better R@sum after which the run ends")
+    accumulate: int = Field(1, ge=1, description="chunks that a batch is encoded in; its negatives stay all of it")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights are float32")
+    compile: bool = Field(False, description="compile the encoders with torch.compile")
     base: BaseSettings
+    text: TextSettings
     triplet: TripletSettings
     contrast: ContrastSettings | None = None
     selfalign: SelfAlignSettings | None = None
+    stream: StreamSettings | None = None

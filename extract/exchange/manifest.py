@@ -14,7 +14,7 @@ from extract.exchange.source import Found, Source
 from manifests.errors import InputError
 from manifests.files import fingerprint
 from manifests.imported import Imported, write_source
-from manifests.manifest import checked_entries, manifest_rows
+from manifests.manifest import checked_entries, manifest_rows, write_caption_ids
 from manifests.progress import progress
 from manifests.schema import write_manifest
 from manifests.source import SourceImage
@@ -32,7 +32,7 @@ def run(
     missing: Literal["refuse", "skip"] = "refuse",
     out: Path,
 ) -> None:
-    """Write `out`/manifest.jsonl and `out`/source.json.
+    """Write `out`/manifest.jsonl, `out`/source.json, and `out`/coco_ids.jsonl where all captions are COCO's.
 
     Parameters
     ----------
@@ -79,6 +79,7 @@ def run(
         left_out=left_out,
     )
     write_manifest(Path(out) / "manifest.jsonl", rows)
+    write_caption_ids(Path(out), kept)
     write_source(out, imported)
     if left_out:
         log.warning("%d images have captions but no regions and are left out: %s ...", len(left_out), left_out[0])

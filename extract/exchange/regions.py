@@ -7,19 +7,22 @@ all (DESIGN.md, "Resume"). Memory holds two shards' features, three where images
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from extract.card import write_card
 from extract.exchange.formats import open_source
 from extract.exchange.half import to_float16
 from extract.exchange.source import LABELS, Record
-from extract.settings import ImportSettings
-from extract.stores.card import region_card
+from extract.settings import About, ImportSettings
+from extract.stores.intact import INDEX
+from extract.stores.norms import Norms
 from extract.stores.recipe import environment, write_recipe
-from extract.stores.regions import FAILURES, INDEX, SCHEMA, Regions, region_index, write_shard
+from extract.stores.regions import FAILURES, SCHEMA, Regions, region_index, write_shard
 from extract.stores.staging import Staging
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256, write_json, write_text
@@ -49,6 +52,7 @@ def run(
     staging: Path,
     readers: int = 2,
     check: bool = True,
+    about: About | None = None,
 ) -> None:
     """Import the regions of every image of a manifest into the region store `out`.
 
@@ -61,6 +65,7 @@ def run(
     readers : threads that read and convert.
     check : hash the files again, to notice a change since the manifest was made; for the caller that has just made it
         there is no need.
+    about : what the card says of the pictures' licence and of what to cite.
 
     Raises
     ------
@@ -76,7 +81,7 @@ def run(
         tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
     with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
         found |= work.make(missing, readers, bar, check=check)
-    work.finish(dataset, [found[number] for number in range(len(work))])
+    work.finish(dataset, [found[number] for number in range(len(work))], about or About())
     work.staged.install(out)
 
 
@@ -166,19 +171,20 @@ class _Import:
         buffers = [self._buffer() for _ in range(min(2, len(numbers)))]
         with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(readers) as pool:
             again = beside.submit(self.source.hash_again) if check else None
-            waiting: dict[int, list[Future[list[Regions]]]] = {}
+            waiting: dict[int, list[Future[tuple[list[Regions], Norms]]]] = {}
             try:
                 for place, number in enumerate(numbers):
                     for ahead in range(place, min(place + 2, len(numbers))):
                         if numbers[ahead] not in waiting:
                             waiting[numbers[ahead]] = self._submit(pool, numbers[ahead], buffers[ahead % 2])
-                    regions = []
+                    regions, norms = [], Norms()
                     for future in waiting[number]:
-                        block = future.result()
+                        block, lengths = future.result()
                         regions += block
+                        norms = Norms.together((norms, lengths))
                         bar.update(len(block))
                     del waiting[number]
-                    done[number] = self._write(number, regions, buffers[place % 2])
+                    done[number] = self._write(number, regions, norms, buffers[place % 2])
             except BaseException:
                 for futures in waiting.values():
                     for future in futures:
@@ -204,13 +210,15 @@ class _Import:
         images = min(self.settings.images_per_shard, len(self.rows))
         return np.empty((images, self.imported.boxes, self.dim), self.settings.precision)
 
-    def _submit(self, pool: ThreadPoolExecutor, number: int, buffer: np.ndarray | None) -> list[Future[list[Regions]]]:
+    def _submit(
+        self, pool: ThreadPoolExecutor, number: int, buffer: np.ndarray | None
+    ) -> list[Future[tuple[list[Regions], Norms]]]:
         """Have a shard's images read, some at a time."""
         part = self.part(number)
         blocks = [slice(at, min(at + _TOGETHER, len(part))) for at in range(0, len(part), _TOGETHER)]
         return [pool.submit(self._read, part[block], None if buffer is None else buffer[block]) for block in blocks]
 
-    def _write(self, number: int, regions: list[Regions], buffer: np.ndarray | None) -> dict[str, Any]:
+    def _write(self, number: int, regions: list[Regions], norms: Norms, buffer: np.ndarray | None) -> dict[str, Any]:
         ids = [self.rows[row].id for row in self.part(number)]
         path = self.path(number)
         write_shard(
@@ -223,14 +231,16 @@ class _Import:
             id_bytes=self._id_bytes,
             features=None if buffer is None else buffer[: len(ids)],
         )
-        return self.staged.finish(path, {"count": len(ids), "first": ids[0], "last": ids[-1]})
+        facts = {"count": len(ids), "first": ids[0], "last": ids[-1], "norms": astuple(norms)}
+        return self.staged.finish(path, facts)
 
-    def _read(self, rows: range, buffer: np.ndarray | None) -> list[Regions]:
-        """The regions of some images, their features in `buffer` where there is one."""
+    def _read(self, rows: range, buffer: np.ndarray | None) -> tuple[list[Regions], Norms]:
+        """The regions of some images, their features in `buffer` where there is one, and these features' norms."""
         outs = [None] * len(rows) if buffer is None else buffer
-        return [
+        regions = [
             self._regions(self.rows[row], self.imported.places[row], out) for row, out in zip(rows, outs, strict=True)
         ]
+        return regions, Norms.together(Norms.of(found.features) for found in regions)
 
     def _regions(self, row: ImageRow, place: list[int], out: np.ndarray | None) -> Regions:
         """One image's regions as the store keeps them; `out` is room for its features."""
@@ -310,8 +320,8 @@ class _Import:
             )
         return np.clip(boxes, 0, np.tile(limits, 2)), (width, height)
 
-    def finish(self, dataset: str, done: Sequence[dict[str, Any]]) -> None:
-        """Write what stands beside the shards: index, failures, recipe and card."""
+    def finish(self, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
+        """Write what stands beside the shards: index, failures, recipe and cards."""
         folder = self.staged.folder
         index = region_index(
             done,
@@ -319,11 +329,15 @@ class _Import:
             dense=self.imported.boxes,
             object_names=self.imported.object_names,
             attribute_names=self.imported.attribute_names,
-        )
+        ) | {
+            "dataset": dataset,
+            "about": about.model_dump(exclude_none=True),
+            "norms": Norms.together(Norms(*shard["norms"]) for shard in done).as_json(),
+        }
         write_json(folder / INDEX, index)
         write_text(folder / FAILURES, "")
-        recipe_hash = write_recipe(folder, self.recipe, environment("numpy", "h5py"))
-        write_text(folder / "README.md", region_card(dataset, index, self.recipe, recipe_hash, 0))
+        write_recipe(folder, self.recipe, environment("numpy", "h5py"))
+        write_card(folder)
 
 
 def _label(values: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The project's own WebDataset shards, as the pack stage writes them (`extract.pack` has the layout).
+"""The project's own WebDataset shards, as the pack stage writes them (`extract.stores.webdataset` has the layout).
 
 Members are read where they lie and never unpacked to disk; one whose name could lead out of a folder, a link or a
 device is refused all the same.

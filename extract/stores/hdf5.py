@@ -6,7 +6,9 @@ and skip HDF5 altogether: about 95 % of memcpy speed, against 30 % through h5py 
 """
 
 import io
-from collections.abc import Mapping
+import os
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import h5py
@@ -74,6 +76,8 @@ class MappedHDF5:
         self.path = Path(path)
         self._arrays: dict[str, np.ndarray] | None = None
         self._attributes: dict[str, str | int] | None = None
+        self._file: int | None = None
+        self._offsets: dict[str, int] = {}
 
     def _open(self) -> None:
         try:
@@ -116,6 +120,9 @@ class MappedHDF5:
                 else np.empty(shape, dtype)
             )
         self._attributes = attributes
+        self._offsets = {name: offset for name, (offset, *_) in layout.items()}
+        self._file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The dataset `name`, a view of the map; KeyError names what the file has."""
@@ -137,5 +144,27 @@ class MappedHDF5:
             self._open()
         return self._attributes
 
+    def row_reader(self, name: str) -> Callable[[int, np.ndarray], None]:
+        """``read(first, out)``, which fills `out` (contiguous, of the dataset's dtype) with consecutive rows.
+
+        All axes but the last count rows. Nearly as fast as copying from the map, but what is read doesn't become
+        resident memory of this process.
+        """
+        array = self[name]
+        file, offset, size = self._file, self._offsets[name], array.shape[-1] * array.itemsize
+
+        def read(first: int, out: np.ndarray) -> None:
+            place = offset + first * size
+            done = os.preadv(file, (out,), place)
+            while done < out.nbytes:
+                more = os.preadv(file, (out.reshape(-1).view(np.uint8)[done:],), place + done)
+                if not more:
+                    raise InputError(
+                        f"the file ends inside dataset {name!r}", where=self.path, fix="copy or make the file again"
+                    )
+                done += more
+
+        return read
+
     def __getstate__(self) -> dict:
-        return {"path": self.path, "_arrays": None, "_attributes": None}
+        return {"path": self.path, "_arrays": None, "_attributes": None, "_file": None, "_offsets": {}}

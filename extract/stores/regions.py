@@ -11,17 +11,19 @@ import bisect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.intact import INDEX
 from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 
 SCHEMA = 1
-INDEX, FAILURES = "index.json", "failures.jsonl"
+FAILURES = "failures.jsonl"
 _LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 
 
@@ -212,6 +214,41 @@ class RegionStore:
         return Regions(
             features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels
         )
+
+    def padded(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The regions of B pictures, with zeros after a picture's last up to the most of them, R.
+
+        Returns features ``[B, R, D]`` as stored, boxes float32 ``[B, R, 4]``, num_boxes int64 ``[B]`` and image_size
+        int32 ``[B, 2]``. Features are read past the map: a process that reads batch after batch doesn't grow by them.
+        """
+        wanted = np.asarray(rows)
+        if wanted.min() < 0 or wanted.max() >= len(self):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} images")
+        all_firsts, all_counts, all_sizes = self._table
+        numbers = (np.searchsorted(self._starts, wanted, side="right") - 1).tolist()
+        opened = {}
+        for number in set(numbers):
+            shard = self._shard(number)
+            opened[number] = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
+        firsts, counts = all_firsts[wanted].tolist(), all_counts[wanted]
+        most = int(counts.max())
+        features = np.empty((len(wanted), most, self.dim), shard["features"].dtype)
+        boxes = np.zeros((len(wanted), most, 4), np.float32)
+        for out, box, number, first, count in zip(features, boxes, numbers, firsts, counts.tolist(), strict=True):
+            read, stored = opened[number]
+            if count < most:
+                out[count:] = 0
+                out, box = out[:count], box[:count]
+            read(first, out)
+            box[:] = stored[first : first + count]
+        return features, boxes, counts, all_sizes[wanted]
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every picture its first region among its shard's, its number of regions, and its size."""
+        counts = [self._shard(number)["num_boxes"].astype(np.int64) for number in range(len(self._shards))]
+        sizes = [self._shard(number)["image_size"] for number in range(len(self._shards))]
+        return np.concatenate([some.cumsum() - some for some in counts]), np.concatenate(counts), np.concatenate(sizes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

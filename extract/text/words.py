@@ -14,15 +14,11 @@ from spacy.attrs import IDX, IS_PUNCT, IS_SPACE, LENGTH, LOWER, POS
 from spacy.language import Language
 from spacy.parts_of_speech import IDS
 
+from extract.text.parts_of_speech import POS_NAMES
 from manifests.describing import PARTS_OF_SPEECH
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256
 
-#: Universal POS tags by their number in a token store; "X", first, is also the tag of a word that has none.
-POS_NAMES = (
-    "X", "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ",
-    "SYM", "VERB",
-)  # fmt: skip
 _POS_NUMBER = np.zeros(max(IDS.values()) + 1, np.uint8)
 _POS_NUMBER[[IDS[name] for name in POS_NAMES]] = range(len(POS_NAMES))
 _POS_NUMBER[IDS["CONJ"]] = POS_NAMES.index("CCONJ")  # the tag's name before Universal Dependencies 2

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 
 from extract import tokens
+from extract.card import run as describe
 from extract.exchange.half import to_float16
+from extract.settings import About
+from extract.stores.intact import require_intact
 from extract.stores.recipe import read_recipe
 from extract.text.settings import TokenSettings
 from extract.verify import run as verify
+from manifests.coco_ids import COCO_IDS, read_coco_ids
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.karpathy import read as read_karpathy
@@ -57,6 +62,8 @@ def assert_equal(back: DataSet, data: DataSet, *, labels: tuple[str, ...] = ()) 
             named = [back.store.object_names[i] for i in found.objects_id]
             assert named == [data.store.object_names[i] for i in expected.objects_id]
     assert verify(store=back.folder / "regions").total == 0
+    assert describe(back.folder / "regions").findings == []
+    require_intact(back.folder / "regions")
 
 
 LABELS = {
@@ -110,6 +117,46 @@ def test_the_recipe_says_imported_and_from_which_files(data: DataSet, tmp_path: 
     assert recipe["imported"]["files"] == {"regions.tsv": sha256(exported / "regions.tsv")}
     card = (tmp_path / "back" / "regions" / "README.md").read_text(encoding="utf-8")
     assert "from butd-tsv: regions.tsv" in card
+
+
+def test_an_imported_store_has_what_every_store_has(data: DataSet, tmp_path: Path) -> None:
+    back = way_back("butd-tsv", data.export("butd-tsv", tmp_path / "exported"), tmp_path / "back")
+    back.manifest()
+    back.regions(about=About(licence="CC BY 4.0", cite="They, 2020"))
+    store = DataSet(back.out).store
+    lengths = np.linalg.norm(
+        np.concatenate([found.features for found in data.regions().values()]).astype(float), axis=1
+    )
+    told = {"least": lengths.min(), "mean": lengths.mean(), "most": lengths.max()}
+    assert store.index["norms"] == pytest.approx(told, abs=1e-4)
+    assert (store.index["dataset"], store.index["about"]) == (
+        "imported",
+        {"licence": "CC BY 4.0", "cite": "They, 2020"},
+    )
+    card = (store.folder / "README.md").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in card and "They, 2020" in card and "the same number of regions each" in card
+    croissant = json.loads((store.folder / "croissant.json").read_text(encoding="utf-8"))
+    assert (croissant["name"], croissant["license"]) == ("imported", "CC BY 4.0")
+    shard = store.folder / store.index["shards"][0]["file"]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match="the file has changed"):
+        require_intact(store.folder)
+
+
+def test_cocos_ids_of_captions_stay_with_an_import(data: DataSet, tmp_path: Path) -> None:
+    back = way_back("butd-tsv", data.export("butd-tsv", tmp_path / "exported"), tmp_path / "back")
+    back.manifest()
+    assert not (back.out / "manifest" / COCO_IDS).exists()
+    captions = json.loads(back.captions.read_text(encoding="utf-8"))
+    for number, image in enumerate(captions["images"]):
+        image["cocoid"] = 500 + number
+        for k, sentence in enumerate(image["sentences"]):
+            sentence["sentid"] = 10 * number + k
+    back.captions.write_text(json.dumps(captions), encoding="utf-8")
+    back.manifest()
+    ids = read_coco_ids(back.out / "manifest" / COCO_IDS)
+    assert list(ids) == [row.id for row in DataSet(back.out).rows]
+    assert list(ids.values())[1] == [10, 11, 12, 13, 14]
 
 
 def test_the_same_files_give_the_same_bytes(data: DataSet, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_shard_has_the_documented_datasets(dense: Pictures, ragged: Pictures) ->
 @pytest.mark.parametrize("layout", ["dense", "ragged"])
 def test_the_cards_example_runs(layout: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = request.getfixturevalue(layout).out
-    (example,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    example = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[0]
     monkeypatch.chdir(folder)
     names: dict = {}
     exec(example, names)
@@ -257,6 +257,49 @@ def test_regions_are_views_of_the_map(dense: Pictures) -> None:
     first, again = store.regions(0), store.regions(0)
     assert np.shares_memory(first.features, again.features)
     assert not first.features.flags.writeable and not first.boxes.flags.writeable
+
+
+@pytest.mark.parametrize("dense", [4, None], ids=["dense", "ragged"])
+def test_padded_batches_are_the_regions(tmp_path: Path, dense: int | None) -> None:
+    counts = [4] * 5 if dense else [2, 5, 0, 1, 3]
+    pictures = [regions_of(1, count, seed)[0] for seed, count in enumerate(counts)]
+    shards = [(["a", "b"], pictures[:2]), (["c", "d", "e"], pictures[2:])]
+    store = write_store(tmp_path / "store", shards, dense)
+    for rows in ([3], [4, 0, 4, 2, 1], [3, 0]):
+        features, boxes, num_boxes, image_size = store.padded(rows)
+        assert num_boxes.tolist() == [counts[row] for row in rows]
+        assert features.dtype == np.float16 and boxes.dtype == np.float32
+        assert features.shape[:2] == boxes.shape[:2] == (len(rows), max(counts[row] for row in rows))
+        for i, row in enumerate(rows):
+            np.testing.assert_array_equal(features[i, : counts[row]], pictures[row].features)
+            np.testing.assert_array_equal(boxes[i, : counts[row]], pictures[row].boxes)
+            assert not features[i, counts[row] :].any() and not boxes[i, counts[row] :].any()
+            assert tuple(image_size[i]) == pictures[row].image_size
+    for row in (-1, len(store)):
+        with pytest.raises(IndexError):
+            store.padded([0, row])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells what is resident")
+def test_padded_batches_do_not_stay_resident(tmp_path: Path) -> None:
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+    features = np.ones((400, 36, 1024), np.float16)
+    boxes = np.zeros((36, 4), np.float32)
+    recipe_hash = write_recipe(tmp_path, {"made": "by hand"}, {})
+    ids = [f"{i:03d}" for i in range(400)]
+    pictures = [Regions(some, boxes, (5, 5)) for some in features]
+    write_shard(tmp_path / "0.h5", ids, pictures, recipe_hash, dim=1024, dense=36, id_bytes=3)
+    listed = {"schema": 1, "images": 400, "dim": 1024, "shards": [{"file": "0.h5", "count": 400}]}
+    write_json(tmp_path / INDEX, listed | {"object_names": None, "attribute_names": None})
+    store = RegionStore(tmp_path)
+    store.padded(range(20))
+    before = resident()
+    for first in range(0, 400, 20):
+        store.padded(range(first, first + 20))
+    assert resident() - before < features.nbytes / 4
 
 
 def checksum(store: RegionStore, row: int) -> float:

@@ -18,8 +18,8 @@ PLUMBING = {
     *("manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py", "manifests/typed.py"),
     *("extract/workers.py", "extract/device.py"),
 }
-# How the manifest stage's files look decides what that stage writes; others depend on the files.
-FORMATS = {"manifests/schema.py", "manifests/grounding.py", "manifests/imported.py"}
+# How manifest.jsonl and the files beside it look decides what the manifest stage writes; others depend on the files.
+FORMATS = {"manifests/schema.py", "manifests/grounding.py", "manifests/coco_ids.py", "manifests/imported.py"}
 # Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`, and
 # only the manifest stage asks exchange formats for their captions.
 UNUSED = {"detector": {"extract/detectors/base.py"}, "regions": {"manifests/source.py"}}
@@ -30,9 +30,11 @@ PARAMS = {
     "manifest": ["datasets.${key}.source"],
     "regions": ["datasets.${key}.regions"],
     "tokens": ["datasets.${key}.tokens"],
+    "text_features": ["text_features.${key}"],
     "pack": ["datasets.${key}.pack"],
     "train": ["runs.${key}"],
-    "evaluate": ["evaluate", "runs.${key}.dataset"],
+    "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],
+    "ensemble": ["ensembles.${key}", "evaluate"],
     "report": ["report", "runs"],
 }
 

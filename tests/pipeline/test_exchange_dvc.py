@@ -18,9 +18,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The demo's stores, exported; data sets that import them, without any picture; and a run on one of them."""
     project = Project(tmp_path_factory.mktemp("project"))
     copy_checkout(project)
-    params = shrink(project.params, tmp_path_factory.mktemp("no pictures"))
+    nothing = tmp_path_factory.mktemp("nothing")
+    params = shrink(project.params, pictures=nothing, encoder=nothing)
     del params["datasets"]["pictures"]
     params["runs"] = {"on-scan": params["runs"]["vsrn"]}
+    params["text_features"] = params["ensembles"] = {}
     project.write_params(params)
     project.repro("-s", "scenes", "manifest@demo", "regions@demo", "tokens@demo")
     files = tmp_path_factory.mktemp("files")
@@ -61,7 +63,9 @@ def test_its_store_is_the_one_that_was_exported(project: Project, reproduced: li
         np.testing.assert_array_equal(theirs.regions(row).boxes, ours.regions(row).boxes)
     recipe, _ = read_recipe(project.root / "data" / "scan" / "regions")
     assert recipe["imported"]["format"] == "scan" and "train_ims.npy" in recipe["imported"]["files"]
-    project.command("selfalign", "verify", "data/scan/regions")
+    for store in ("regions", "pack"):
+        project.command("selfalign", "verify", f"data/scan/{store}")
+        project.command("selfalign", "card", f"data/scan/{store}")
 
 
 def test_the_report_does_without_pictures(project: Project, reproduced: list[str]) -> None:

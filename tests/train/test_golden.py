@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.losses import all_pairs_triplet, hardest_triplet
+from train.losses import all_pairs_triplet, diversity, hardest_triplet
 from train.selfalign import ConceptAlignment, context_alignment_loss, sinkhorn
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "data" / "losses.npz"))
@@ -24,15 +24,20 @@ def close(ours: torch.Tensor, name: str) -> None:
     torch.testing.assert_close(ours.double(), tensor(name), rtol=1e-5, atol=1e-7)
 
 
+precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+@precisions
 @pytest.mark.parametrize("case", cases("sk_", "_in"))
-def test_sinkhorn(case: str) -> None:
-    close(sinkhorn(tensor(f"sk_{case}_in"), 0.05, int(GOLDEN[f"sk_{case}_iters"])), f"sk_{case}_out")
+def test_sinkhorn(case: str, dtype: torch.dtype) -> None:
+    close(sinkhorn(tensor(f"sk_{case}_in", dtype), 0.05, int(GOLDEN[f"sk_{case}_iters"])), f"sk_{case}_out")
 
 
+@precisions
 @pytest.mark.parametrize("case", cases("lca_", "_loss"))
-def test_concept_alignment(case: str) -> None:
+def test_concept_alignment(case: str, dtype: torch.dtype) -> None:
     def golden(name: str) -> torch.Tensor:
-        return tensor(f"lca_{case}_{name}")
+        return tensor(f"lca_{case}_{name}", dtype)
 
     lengths = golden("lens").long()
     words, regions = golden("t").requires_grad_(), golden("v").requires_grad_()
@@ -41,7 +46,7 @@ def test_concept_alignment(case: str) -> None:
         len(golden("w_in")),
         epsilon=golden("eps").item(),
         sinkhorn_iterations=int(golden("iters")),
-    ).double()
+    ).to(dtype)
     with torch.no_grad():
         module.codebook.copy_(golden("w_in"))
     loss = module(regions, words, torch.arange(words.shape[1]) < lengths[:, None])
@@ -53,9 +58,10 @@ def test_concept_alignment(case: str) -> None:
     assert regions.grad is None and not golden("grad_v").any()
 
 
+@precisions
 @pytest.mark.parametrize("case", cases("cra_", "_loss"))
-def test_context_alignment(case: str) -> None:
-    locals_, global_ = tensor(f"cra_{case}_l").requires_grad_(), tensor(f"cra_{case}_m").requires_grad_()
+def test_context_alignment(case: str, dtype: torch.dtype) -> None:
+    locals_, global_ = tensor(f"cra_{case}_l", dtype).requires_grad_(), tensor(f"cra_{case}_m", dtype).requires_grad_()
     loss = context_alignment_loss(
         locals_,
         global_.squeeze(1),
@@ -68,10 +74,20 @@ def test_context_alignment(case: str) -> None:
     close(global_.grad, f"cra_{case}_grad_m")
 
 
+@precisions
 @pytest.mark.parametrize(("loss", "name"), [(hardest_triplet, "mv1"), (all_pairs_triplet, "mv0")])
-def test_triplets(loss, name: str) -> None:
-    scores = tensor("tri_scores").requires_grad_()
+def test_triplets(loss, name: str, dtype: torch.dtype) -> None:
+    scores = tensor("tri_scores", dtype).requires_grad_()
     value = loss(scores, 0.2)
     value.backward()
     close(value.detach(), f"tri_{name}_loss")
     close(scores.grad, f"tri_{name}_grad")
+
+
+@precisions
+def test_diversity(dtype: torch.dtype) -> None:
+    views = tensor("div_in", dtype).requires_grad_()
+    loss = diversity(views)
+    loss.backward()
+    close(loss.detach(), "div_loss")
+    close(views.grad, "div_grad")

@@ -1,5 +1,6 @@
 """Ranking losses over a batch's scores, and the regularisers of the bases."""
 
-from train.losses.ranking import all_pairs_triplet, hardest_triplet, info_nce
+from train.losses.alignment import alignment_scores
+from train.losses.ranking import all_pairs_triplet, diversity, hardest_triplet, info_nce
 
-__all__ = ["all_pairs_triplet", "hardest_triplet", "info_nce"]
+__all__ = ["alignment_scores", "all_pairs_triplet", "diversity", "hardest_triplet", "info_nce"]

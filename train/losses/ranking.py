@@ -43,3 +43,12 @@ def info_nce(scores: Tensor, temperature: float, same: Tensor | None = None) -> 
         logits = logits.masked_fill(same & off_diagonal, -torch.inf)
     target = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def diversity(views: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``‖SᵀS − I‖²`` summed over the batch: keeps the k views of ``views [B, R, k]`` apart (CAMERA)."""
+    if mask is not None:
+        views = views * mask[..., None]
+    views = F.normalize(views, dim=1)
+    gram = views.transpose(1, 2) @ views
+    return (gram - torch.eye(gram.shape[-1], device=gram.device)).square().sum()

@@ -1,5 +1,6 @@
-"""Retrieval models: a base that encodes each side on its own, and SelfAlign's context on top of it."""
+"""Retrieval models: a base that encodes each side on its own, and SelfAlign's modules on top of it."""
 
-from train.models.retrieval import Encoding, RetrievalModel, build_model
+from train.models.encoding import Encoding, similarity
+from train.models.retrieval import Pairs, RetrievalModel, build_model
 
-__all__ = ["Encoding", "RetrievalModel", "build_model"]
+__all__ = ["Encoding", "Pairs", "RetrievalModel", "build_model", "similarity"]

@@ -1,18 +1,18 @@
 """VSRN: visual semantic reasoning (Li et al., ICCV 2019), the base that SelfAlign is added to first.
 
 Regions are projected, reason over their affinity graph, and a GRU gathers them into one vector (sections 3.1 to 3.3);
-words are embedded, projected, and a GRU reads them. Padding never enters: not the affinities, the batch norm or the
-last state. The caption-generation loss of section 3.4 is not here.
+words are projected, and a GRU reads them. The caption-generation loss of section 3.4 is in `caption_decoder`. Padding
+never enters: not the affinities, the batch norm or the last state.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train.batches import RegionBatch, WordBatch
-from train.masking import MaskedBatchNorm
-from train.models.encoded import Encoded
-from train.settings import BaseSettings
+from train.batches import RegionBatch
+from train.masking import BatchNorm, MaskedBatchNorm
+from train.models.encoding import Encoded
+from train.settings import VSRNSettings
 
 
 class GraphReasoning(nn.Module):
@@ -33,49 +33,49 @@ class GraphReasoning(nn.Module):
         return self.norm(self.out(affinity @ self.values(x)), mask) + x
 
 
-class VSRN(nn.Module):
-    """Encodes images and captions into `Encoded`, each on its own.
+class VSRNImages(nn.Module):
+    """Regions of `feature_dim` numbers to `Encoded`."""
 
-    Parameters
-    ----------
-    settings : sizes; ``dim`` is D.
-    feature_dim : F, the length of a region feature.
-    vocabulary_size : number of word ids; 0 is padding.
-    """
-
-    def __init__(self, settings: BaseSettings, feature_dim: int, vocabulary_size: int):
+    def __init__(self, settings: VSRNSettings, feature_dim: int):
         super().__init__()
         dim = settings.dim
-        self.region_projection = nn.Linear(feature_dim, dim)
+        self.projection = nn.Linear(feature_dim, dim)
         self.reasoning = nn.ModuleList(GraphReasoning(dim) for _ in range(settings.graph_layers))
-        self.region_gru = nn.GRU(dim, dim, batch_first=True)
-        self.image_norm = nn.BatchNorm1d(dim)
-        self.word_embedding = nn.Embedding(vocabulary_size, settings.word_dim, padding_idx=0)
-        self.word_projection = nn.Linear(settings.word_dim, dim)
-        self.word_gru = nn.GRU(dim, dim, batch_first=True)
-        nn.init.xavier_uniform_(self.region_projection.weight)
-        nn.init.uniform_(self.word_embedding.weight[1:], -0.1, 0.1)
+        self.gru = nn.GRU(dim, dim, batch_first=True)
+        self.norm = BatchNorm(dim)
+        nn.init.xavier_uniform_(self.projection.weight)
 
-    def encode_images(self, batch: RegionBatch) -> Encoded:
-        projected = F.normalize(self.region_projection(batch.features), dim=-1)
+    def forward(self, batch: RegionBatch) -> Encoded:
+        projected = F.normalize(self.projection(batch.features), dim=-1)
         x = projected
         for layer in self.reasoning:
             x = layer(x, batch.mask)
         contextual = F.normalize(x, dim=-1)
-        states, _ = self.region_gru(contextual)
+        states, _ = self.gru(contextual)
         return Encoded(
-            local=projected,
+            mask=batch.mask,
+            locals=projected,
             contextual=contextual,
-            pooled=F.normalize(self.image_norm(_last(states, batch.mask)), dim=-1),
+            pooled=F.normalize(self.norm(_last(states, batch.mask)), dim=-1)[:, None],
         )
 
-    def encode_captions(self, batch: WordBatch) -> Encoded:
-        projected = self.word_projection(self.word_embedding(batch.words))
-        states, _ = self.word_gru(projected)
+
+class VSRNCaptions(nn.Module):
+    """Words of `width` numbers to `Encoded`."""
+
+    def __init__(self, settings: VSRNSettings, width: int):
+        super().__init__()
+        self.projection = nn.Linear(width, settings.dim)
+        self.gru = nn.GRU(settings.dim, settings.dim, batch_first=True)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Encoded:
+        projected = self.projection(words)
+        states, _ = self.gru(projected)
         return Encoded(
-            local=F.normalize(projected, dim=-1),
+            mask=mask,
+            locals=F.normalize(projected, dim=-1),
             contextual=states,
-            pooled=F.normalize(_last(states, batch.mask), dim=-1),
+            pooled=F.normalize(_last(states, mask), dim=-1)[:, None],
         )
 
 

@@ -5,9 +5,18 @@ own picture; the word must predict that region's codebook assignment, which Sink
 (as SwAV does, Caron et al., NeurIPS 2020, section 3.1).
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
+
+from train.precision import matmul_dtype, sum_dtype
+
+# On the CPU, what is done row by row to [N, K] is done to this many rows while they are in its cache; a product whose
+# result goes elsewhere is made of that many.
+_ROWS, _PRODUCT_ROWS = 128, 1024
 
 
 @torch.no_grad()
@@ -15,25 +24,40 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assign samples to prototypes so that all prototypes are used alike.
 
     Starting from ``exp(scores / epsilon)``, `iterations` times: prototypes are scaled to equal sums, then samples.
-    Done in scaling form: two vectors change, the matrix is never rewritten.
 
     Parameters
     ----------
-    scores : cosines ``[N, K]`` of samples and prototypes.
+    scores : cosines ``[N, K]`` of samples and prototypes; N may be 0.
     epsilon : the entropy's weight; smaller is sharper.
 
     Returns
     -------
-    ``[N, K]``, each row (sample) summing to 1; the dtype of `scores`.
+    ``[N, K]``, each row (sample) summing to 1; at least float32.
     """
-    kernel = ((scores - scores.max()) / epsilon).exp()
-    samples, prototypes = kernel.shape
-    sample_scale = kernel.new_full((samples,), 1 / kernel.sum().item())
-    prototype_scale = kernel.new_ones(prototypes)
+    kernel, sample_scale, prototype_scale = _scaling(scores.to(sum_dtype(scores)) / epsilon, iterations)
+    return kernel.mul_(prototype_scale).mul_(sample_scale[:, None])
+
+
+def _scaling(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sinkhorn-Knopp in scaling form: two vectors change, the matrix ``[N, K]`` is made once, in the place of `logits`.
+
+    Returns the kernel ``exp(logits)``, each row relative to its largest value so that none vanishes, and the scales of
+    samples ``[N]`` and prototypes ``[K]``. Kernel times both is the assignment, each row summing to 1.
+    """
+    samples, prototypes = logits.shape
+    if samples == 0:
+        return logits, logits.new_ones(samples), logits.new_ones(prototypes)
+    largest = []
+    for (part,) in _split(_ROWS, logits):
+        largest.append(part.amax(1, keepdim=True))
+        part.sub_(largest[-1]).exp_()
+    kernel, largest = logits, torch.cat(largest).squeeze(1)
+    sample_scale = (largest - largest.amax()).exp_()
     for _ in range(iterations):
-        prototype_scale = 1 / (prototypes * (sample_scale @ kernel))
-        sample_scale = 1 / (samples * (kernel @ prototype_scale))
-    return kernel * (sample_scale * samples)[:, None] * prototype_scale
+        sums = (sample_scale @ kernel).clamp_(min=torch.finfo(kernel.dtype).tiny)
+        prototype_scale = sums.amin() / sums
+        sample_scale = 1 / (kernel @ prototype_scale)
+    return kernel, sample_scale, prototype_scale
 
 
 class ConceptAlignment(nn.Module):
@@ -43,8 +67,9 @@ class ConceptAlignment(nn.Module):
     ----------
     dim : D of the local features.
     num_concepts : K, the codebook's size.
-    temperature : of the words' prediction.
-    epsilon, sinkhorn_iterations : of the regions' assignment (`sinkhorn`).
+    temperature : of the prediction.
+    epsilon, sinkhorn_iterations : of the assignment (`sinkhorn`).
+    both_directions : regions predict the assignments of their most similar words as well, and the loss is the mean.
 
     Attributes
     ----------
@@ -58,40 +83,132 @@ class ConceptAlignment(nn.Module):
         temperature: float = 0.1,
         epsilon: float = 0.05,
         sinkhorn_iterations: int = 2,
+        both_directions: bool = False,
     ):
         super().__init__()
         self.codebook = nn.Parameter(F.normalize(torch.randn(num_concepts, dim), dim=-1))
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
+        self.both_directions = both_directions
 
     @torch.no_grad()
     def normalize_codebook(self) -> None:
         """Bring the codebook's rows to unit length, in place."""
-        self.codebook.copy_(F.normalize(self.codebook, dim=-1))
+        self.codebook.div_(torch.linalg.vector_norm(self.codebook, dim=-1, keepdim=True).clamp_(min=1e-12))
 
-    def forward(self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None) -> Tensor:
-        """The loss, a scalar.
+    def forward(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar: the mean over a caption's words (a picture's regions), then over captions (pictures).
 
         Parameters
         ----------
         regions ``[B, R, D]``, words ``[B, T, D]`` : unit-length local features of matching pairs.
         word_mask ``[B, T]``, region_mask ``[B, R]`` : true where there is a word or a region; every picture and
             caption needs at least one.
+        chosen ``[B, T]`` : true where a word takes part, for instance by its part of speech; None means all do. Pairs
+            without such a word are left out of the mean; without any such pair the loss is 0.
 
-        Gradients reach the words and the codebook, not the regions.
+        Gradients reach the side that predicts (the words; the regions where they predict as well) and the codebook.
         """
         self.normalize_codebook()
-        regions = regions.detach()
         if region_mask is None:
             region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-        targets = sinkhorn(regions[region_mask] @ self.codebook.detach().T, self.epsilon, self.sinkhorn_iterations)
+        if chosen is not None:
+            word_mask = word_mask & chosen
         with torch.no_grad():
             similarity = words @ regions.transpose(1, 2)
-            nearest = similarity.masked_fill(~region_mask[:, None], -torch.inf).argmax(-1)
-            # Where each region's assignment stands among the valid ones.
-            place = (region_mask.flatten().cumsum(0) - 1).view_as(region_mask)
-            chosen = place.gather(1, nearest)[word_mask]
-        logits = words[word_mask] @ self.codebook.T / self.temperature
-        cross_entropy = logits.logsumexp(-1) - (targets[chosen] * logits).sum(-1)
-        lengths = word_mask.sum(1)
-        share = (1 / (len(words) * lengths))[:, None].expand_as(word_mask)[word_mask]
-        return (cross_entropy * share).sum()
+        loss = self._predict(words, word_mask, regions, region_mask, similarity)
+        if self.both_directions:
+            paired = region_mask & word_mask.any(1, keepdim=True)
+            loss = (loss + self._predict(regions, paired, words, word_mask, similarity.transpose(1, 2))) / 2
+        return loss
+
+    def _predict(self, x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, similarity: Tensor) -> Tensor:
+        """Mean cross-entropy of x's ``[B, N, D]`` predictions and the assignments of their nearest y ``[B, M, D]``."""
+        rows, valid = x_mask.flatten().nonzero().squeeze(1), y_mask.flatten().nonzero().squeeze(1)
+        dtype = matmul_dtype(y)
+        # The products are of that dtype, all else isn't.
+        with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+            nearest = similarity.masked_fill(~y_mask[:, None], -torch.inf).argmax(-1)
+            # Where each of y stands among its valid ones.
+            place = (y_mask.flatten().cumsum(0) - 1).view_as(y_mask)
+            nearest = place.gather(1, nearest).flatten()[rows]
+            scores = _scaled_product(_rows(y, valid).to(dtype), self.codebook.to(dtype).T, 1 / self.epsilon)
+            kernel, y_scale, prototype_scale = _scaling(scores.to(sum_dtype(y)), self.sinkhorn_iterations)
+            targets, target_scale = kernel.index_select(0, nearest), y_scale[nearest]
+            del scores, kernel
+            lengths = x_mask.sum(1, keepdim=True)
+            share = 1 / (lengths * (lengths > 0).sum()).expand_as(x_mask).flatten()[rows].to(targets.dtype)
+        return _CrossEntropy.apply(
+            x, self.codebook, rows, share, self.temperature, targets, target_scale, prototype_scale
+        )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """``-sum_i share_i <Q_i, log softmax(x_i Cᵀ / temperature)>`` over some rows x_i of ``[B, N, D]``.
+
+    Q_i is targets_i, a row of what `_scaling` gave, times its scale and the prototypes'. The slope in the logits takes
+    the targets' place and is all that is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        codebook: Tensor,
+        rows: Tensor,
+        share: Tensor,
+        temperature: float,
+        targets: Tensor,
+        target_scale: Tensor,
+        prototype_scale: Tensor,
+    ) -> Tensor:
+        dtype = matmul_dtype(x)
+        product = _scaled_product(_rows(x, rows).to(dtype), codebook.to(dtype).T, 1 / temperature).to(targets.dtype)
+        loss = share.new_zeros(())
+        for logits, weight, scale, part in _split(_ROWS, product, share, target_scale, targets):
+            part.mul_(prototype_scale).mul_((weight * scale)[:, None])
+            log_softmax = logits.log_softmax(1)
+            loss -= torch.dot(part.flatten(), log_softmax.flatten())
+            torch.sub(log_softmax.exp_().mul_(weight[:, None]), part, out=part)
+        ctx.save_for_backward(x, codebook, rows, targets.to(dtype))
+        ctx.temperature = temperature
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, codebook, rows, slope = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        grad_x = grad_codebook = None
+        if ctx.needs_input_grad[1]:
+            grad_codebook = (slope.T @ _rows(x, rows).to(slope.dtype)).to(codebook.dtype).mul_(grad)
+        if ctx.needs_input_grad[0]:
+            codebook = codebook.to(slope.dtype)
+            grad_x = x.new_zeros(x.shape)
+            for there, part in _split(_PRODUCT_ROWS, rows, slope):
+                grad_x.flatten(0, 1).index_copy_(0, there, (part @ codebook).to(x.dtype).mul_(grad))
+        return grad_x, grad_codebook, *[None] * 6
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of ``[B, N, D]`` counted through all B, rising; no copy where they are all of them."""
+    flat = x.flatten(0, 1)
+    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
+
+
+def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``scale * (a @ b)`` in one go."""
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale)
+
+
+def _split(rows: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors' rows, so many at a time; all at once where that isn't the CPU."""
+    if tensors[0].device.type != "cpu":
+        return [tensors]
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

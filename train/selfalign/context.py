@@ -5,11 +5,14 @@ Each modality's guided global must find the other modality's contextualised loca
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from train.masking import MaskedBatchNorm, masked_mean
+from train.masking import BatchNorm, MaskedBatchNorm, masked_mean
+from train.precision import matmul_dtype, sum_dtype
 
 
 def context_alignment_loss(
@@ -36,19 +39,68 @@ def context_alignment_loss(
     a scalar: the mean over a pair's locals, then over pairs. 0 where the batch is one pair: there is nothing to tell
     it from.
     """
-    pairs, width, dim = locals_.shape
+    pairs, width, _ = locals_.shape
     if mask is None:
         mask = torch.ones(pairs, width, dtype=torch.bool, device=locals_.device)
-    logits = (global_ @ locals_.reshape(-1, dim).T).view(pairs, pairs, width) / temperature
-    own = torch.eye(pairs, dtype=torch.bool, device=locals_.device)
-    positives = logits[own]
-    barred = own if same is None else own | same
-    # Filled so low that a pair with fewer candidates than it asks for is given no false one, yet gradients stay finite.
-    negatives = logits.masked_fill(barred[..., None] | ~mask, torch.finfo(logits.dtype).min / 2).flatten(1)
-    count = min(num_negatives, negatives.shape[1])
-    hardest = negatives.topk(count, sorted=False).values.logsumexp(1, keepdim=True)
-    each = torch.logaddexp(positives, hardest) - positives
-    return masked_mean(each[..., None], mask).mean()
+    barred = torch.eye(pairs, dtype=torch.bool, device=locals_.device)
+    if same is not None:
+        barred = barred | same
+    return _ContextAlignment.apply(locals_, global_, mask, barred, temperature, num_negatives)
+
+
+class _ContextAlignment(torch.autograd.Function):
+    """The loss and, in the logits' own place, its gradient in them: nothing else of their size ``[B, B N]`` is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        locals_: Tensor,
+        global_: Tensor,
+        mask: Tensor,
+        barred: Tensor,
+        temperature: float,
+        num_negatives: int,
+    ) -> Tensor:
+        pairs, width, _ = locals_.shape
+        dtype = matmul_dtype(locals_)
+        logits = global_.to(dtype) @ locals_.to(dtype).flatten(0, 1).T
+        logits = logits.to(sum_dtype(logits)).div_(temperature)
+        by_pair = logits.view(pairs, pairs, width)
+        positives = by_pair.diagonal().T.clone()
+        # So low that a pair with fewer candidates than it asks for is given no false one, yet all slopes are finite.
+        lowest = torch.finfo(logits.dtype).min / 4
+        by_pair += barred[..., None].to(logits.dtype) * lowest
+        logits += (~mask).flatten().to(logits.dtype) * lowest
+        places = _hardest(logits, min(num_negatives, logits.shape[1]))
+        hardest = logits.gather(1, places)
+        rival = hardest.logsumexp(1, keepdim=True)
+        share = mask.to(logits.dtype) / (pairs * mask.sum(1, keepdim=True))
+        loss = ((rival - positives).logaddexp(rival.new_zeros(())) * share).sum()
+        slope = (rival - positives).sigmoid_().mul_(share / temperature)
+        logits.zero_().scatter_(1, places, hardest.softmax(1) * slope.sum(1, keepdim=True))
+        by_pair.diagonal().copy_(-slope.T)
+        ctx.save_for_backward(locals_, global_, logits.to(dtype))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        locals_, global_, slope = ctx.saved_tensors
+        grad_locals = grad_global = None
+        if ctx.needs_input_grad[0]:
+            scaled = (global_ * grad).to(slope.dtype)
+            grad_locals = (slope.T @ scaled).to(locals_.dtype).view_as(locals_)
+        if ctx.needs_input_grad[1]:
+            grad_global = (slope @ locals_.to(slope.dtype).flatten(0, 1)).to(global_.dtype).mul_(grad)
+        return grad_locals, grad_global, None, None, None, None
+
+
+def _hardest(logits: Tensor, count: int) -> Tensor:
+    """Where the `count` largest of each row are, in any order."""
+    if logits.device.type == "cpu":
+        # Several times faster than torch's topk.
+        return torch.from_numpy(np.argpartition(logits.numpy(), -count, axis=1)[:, -count:])
+    return logits.topk(count, sorted=False).indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +122,7 @@ class ContextAggregation(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.guide = nn.Linear(dim, dim)
-        self.guide_norm = nn.BatchNorm1d(dim)
+        self.guide_norm = BatchNorm(dim)
         self.local_norm = MaskedBatchNorm(dim)
         self.gate = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, 1), nn.Sigmoid())
 

@@ -1,0 +1,154 @@
+"""How fast shuffled batches come out of a region store, and that reading them takes no memory that stays.
+
+    python -m benchmarks.feed --out benchmarks/feed.json
+
+A store of made features (36 regions of 2,048, f16) in several shards is written to a temporary folder. Batches of
+shuffled pictures are then read: their features into one array of the store's own precision (up to the collate), and the
+whole batch as training reads it, boxes, sizes and padding included, before float32. In turn as many bytes are copied
+from an array in memory into a buffer that was written to before: the same pictures one by one, and a single block. The
+files lie in the page cache: what is measured is the feed, not the disk. Shares are of the total times.
+
+Resident memory is read after every epoch of a process of its own, for stores of three sizes.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.losses import resident, spread
+from extract.stores.hdf5 import MappedHDF5
+from extract.stores.recipe import write_recipe
+from extract.stores.regions import INDEX, SCHEMA, Regions, RegionStore, write_shard
+from manifests.files import write_json
+
+REGIONS, DIM, BATCH, PER_SHARD = 36, 2048, 128, 256
+
+
+def write_store(folder: Path, images: int) -> None:
+    """A region store of random bits below 1.0, shard by shard."""
+    recipe_hash = write_recipe(folder, {"made": "for benchmarks.feed"}, {})
+    boxes, shards, rng = np.tile(np.float32([0, 0, 9, 9]), (REGIONS, 1)), [], np.random.default_rng(0)
+    for start in range(0, images, PER_SHARD):
+        count = min(PER_SHARD, images - start)
+        features = rng.integers(0, 15360, (count, REGIONS, DIM), dtype=np.uint16).view(np.float16)
+        ids = [f"{start + i:06d}" for i in range(count)]
+        shards.append({"file": f"{start // PER_SHARD:06d}.h5", "count": count})
+        regions = [Regions(some, boxes, (640, 480)) for some in features]
+        write_shard(folder / shards[-1]["file"], ids, regions, recipe_hash, dim=DIM, dense=REGIONS, id_bytes=6)
+    names = {"object_names": None, "attribute_names": None}
+    write_json(folder / INDEX, {"schema": SCHEMA, "images": images, "dim": DIM, "shards": shards} | names)
+
+
+def batches(images: int, seed: int) -> list[list[int]]:
+    order = np.random.default_rng(seed).permutation(images).tolist()
+    return [order[i : i + BATCH] for i in range(0, images - BATCH + 1, BATCH)]
+
+
+def speed(folder: Path, images: int, epochs: int) -> dict[str, object]:
+    """Milliseconds a batch, and copying's time as a share of reading's."""
+    store = RegionStore(folder)
+    memory = np.random.default_rng(1).integers(0, 15360, (images, REGIONS, DIM), dtype=np.uint16).view(np.float16)
+    buffer = np.ones((BATCH, REGIONS, DIM), np.float16)
+
+    def same_pictures(rows: list[int]) -> None:
+        for place, row in zip(buffer, rows, strict=True):
+            np.copyto(place, memory[row])
+
+    def one_block(rows: list[int]) -> None:
+        start = rows[0] % (images - BATCH)
+        np.copyto(buffer, memory[start : start + BATCH])
+
+    readers = [MappedHDF5(folder / shard["file"]).row_reader("features") for shard in store.index["shards"]]
+
+    def features(rows: list[int]) -> None:
+        for place, row in zip(np.empty_like(buffer), rows, strict=True):
+            readers[row // PER_SHARD](row % PER_SHARD * REGIONS, place)
+
+    ways: dict[str, Callable[[list[int]], object]] = {
+        "features": features,
+        "batch": store.padded,
+        "copy of the same pictures": same_pictures,
+        "copy of one block": one_block,
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for epoch in range(epochs):
+        for rows in batches(images, epoch):
+            for way, function in ways.items():
+                start = time.perf_counter()
+                function(rows)
+                seconds[way].append(time.perf_counter() - start)
+    total = {way: sum(each) for way, each in seconds.items()}
+    count = len(seconds["features"])
+    return {
+        "batches": count,
+        "milliseconds a batch": {way: round(1000 * all_of_it / count, 2) for way, all_of_it in total.items()},
+        "GB/s": round(count * buffer.nbytes / total["features"] / 1e9, 2),
+        **{
+            f"speed, {ours} / {way}": round(total[way] / total[ours], 3)
+            for ours in ("features", "batch")
+            for way in ("copy of the same pictures", "copy of one block")
+        },
+    }
+
+
+def resident_while_reading(folder: Path, images: int, epochs: int) -> list[float]:
+    """MB resident after each epoch."""
+    store, after = RegionStore(folder), []
+    for epoch in range(epochs):
+        for rows in batches(images, epoch):
+            store.padded(rows)
+        after.append(round(resident("VmRSS") / 1e6, 1))
+    return after
+
+
+@click.command()
+@click.option("--images", default=2000)
+@click.option("--epochs", default=4)
+@click.option("--repeats", default=3, help="times the speed is measured")
+@click.option("--resident", "reading", type=(Path, int), help="print MB resident while reading FOLDER of N images")
+@click.option("--out", type=Path, help="JSON file for the figures")
+def main(images: int, epochs: int, repeats: int, reading: tuple[Path, int] | None, out: Path | None) -> None:
+    torch.set_num_threads(1)
+    if reading:
+        click.echo(json.dumps(resident_while_reading(*reading, epochs)))
+        return
+    memory, runs = {}, []
+    for size in (images // 4, images // 2, images):
+        with tempfile.TemporaryDirectory() as temporary:
+            write_store(Path(temporary), size)
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.feed",
+                "--epochs",
+                str(epochs),
+                "--resident",
+                temporary,
+                str(size),
+            ]
+            memory[f"{size} images, {size * REGIONS * DIM * 2 // 10**6} MB"] = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
+            if size == images:
+                runs = [speed(Path(temporary), size, epochs) for _ in range(repeats)]
+    shares = {key: spread([run[key] for run in runs]) for key in runs[0] if key.startswith("speed")}
+    result = {"shares": shares, "runs": runs, "MB resident after each epoch": memory}
+    click.echo(json.dumps(result, indent=1))
+    if out:
+        machine = {"machine": platform.machine(), "numpy": np.__version__, "threads": 1}
+        command = "python -m benchmarks.feed " + " ".join(sys.argv[1:])
+        sizes = {"batch": BATCH, "regions": REGIONS, "dim": DIM, "images": images, "images a shard": PER_SHARD}
+        write_json(out, {"command": command, "machine": machine, "sizes": sizes} | result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""VSE-infinity: learned pooling over regions and words (Chen et al., CVPR 2021), the strong plain baseline.
+
+The generalized pooling operator (section 4) sorts each dimension and weighs the places; which weights, a small GRU
+decides from the number of places. Padding is sorted behind everything and weighs nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from train.batches import RegionBatch
+from train.masking import MaskedBatchNorm
+from train.models.encoding import Encoded
+from train.settings import VSEInfinitySettings
+
+SHARPNESS = 0.1  # temperature of the places' weights, as in the authors' code
+
+
+class GeneralizedPooling(nn.Module):
+    """Weights for the 1st, 2nd … largest value of each dimension, generated from the places' encodings (eq. 5 to 7)."""
+
+    def __init__(self, position_dim: int):
+        super().__init__()
+        self.position_dim = position_dim
+        self.gru = nn.GRU(position_dim, position_dim, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(position_dim, 1, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``[B, N, D]`` with its mask ``[B, N]`` to ``[B, D]``."""
+        lengths = mask.sum(1)
+        ordered = x.masked_fill(~mask[..., None], -torch.inf).sort(1, descending=True).values
+        places = torch.arange(mask.shape[1], device=x.device) < lengths[:, None]
+        weights = self.weights(lengths, mask.shape[1])
+        return (ordered.masked_fill(~places[..., None], 0) * weights[..., None]).sum(1)
+
+    def weights(self, lengths: Tensor, width: int) -> Tensor:
+        """The weights ``[B, width]`` of the places of B sequences; a row's first ``lengths[b]`` sum to 1."""
+        sizes, which = lengths.unique(return_inverse=True)
+        places = positions(width, self.position_dim).to(self.out.weight)
+        packed = pack_padded_sequence(places.expand(len(sizes), -1, -1), sizes.cpu(), True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=width)
+        forth, back = states.chunk(2, dim=-1)
+        scores = self.out((forth + back) / 2).squeeze(-1) / SHARPNESS
+        valid = torch.arange(width, device=lengths.device) < sizes[:, None]
+        return scores.masked_fill(~valid, -torch.inf).softmax(1)[which]
+
+
+class VSEInfinityImages(nn.Module):
+    """Regions of `feature_dim` numbers to `Encoded`: a projection with an MLP beside it, then pooling."""
+
+    def __init__(self, settings: VSEInfinitySettings, feature_dim: int):
+        super().__init__()
+        dim = settings.dim
+        self.projection = nn.Linear(feature_dim, dim)
+        self.hidden, self.out = nn.Linear(feature_dim, dim // 2), nn.Linear(dim // 2, dim)
+        self.norm = MaskedBatchNorm(dim // 2)
+        self.pooling = GeneralizedPooling(settings.position_dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+
+    def forward(self, batch: RegionBatch) -> Encoded:
+        hidden = self.norm(self.hidden(batch.features), batch.mask).relu()
+        projected = self.projection(batch.features) + self.out(hidden)
+        return Encoded(
+            mask=batch.mask,
+            locals=F.normalize(projected, dim=-1),
+            contextual=projected,
+            pooled=F.normalize(self.pooling(projected, batch.mask), dim=-1)[:, None],
+        )
+
+
+class VSEInfinityCaptions(nn.Module):
+    """Words of `width` numbers to `Encoded`: a GRU both ways (not over a transformer's states), then pooling."""
+
+    def __init__(self, settings: VSEInfinitySettings, width: int, ordered: bool):
+        super().__init__()
+        dim = settings.dim
+        self.projection = nn.Linear(width, dim)
+        self.forth = None if ordered else nn.GRU(dim, dim, batch_first=True)
+        self.back = None if ordered else nn.GRU(dim, dim, batch_first=True)
+        self.pooling = GeneralizedPooling(settings.position_dim)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Encoded:
+        projected = self.projection(words)
+        contextual = projected
+        if self.forth is not None:
+            mirrored = _mirror(mask)
+            back = self.back(_take(projected, mirrored))[0]
+            contextual = (self.forth(projected)[0] + _take(back, mirrored)) / 2
+        return Encoded(
+            mask=mask,
+            locals=F.normalize(projected, dim=-1),
+            contextual=contextual,
+            pooled=F.normalize(self.pooling(contextual, mask), dim=-1)[:, None],
+        )
+
+
+def positions(count: int, dim: int) -> Tensor:
+    """Sinusoidal encodings ``[count, dim]`` of the places 0 to ``count - 1`` (Vaswani et al., 2017, section 3.5)."""
+    angles = torch.arange(count)[:, None] * torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def _mirror(mask: Tensor) -> Tensor:
+    """Positions ``[B, N]`` that turn the valid part of each sequence round and leave padding where it is."""
+    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    return torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, place)
+
+
+def _take(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(1, places[..., None].expand_as(x))

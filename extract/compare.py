@@ -325,6 +325,8 @@ def compare_picture(image_id: str, a: Regions, b: Regions, centre: np.ndarray | 
 
 
 def _float32(features: np.ndarray) -> np.ndarray:
+    if features.dtype == np.float32:
+        return features
     return _FLOAT32.take(features.view(np.uint16))
 
 
@@ -399,7 +401,8 @@ class _Store:
                 self.store = RegionStore(self.folder)
             found = self.store.regions(self.row[image_id])
             features, boxes = found.features, found.boxes
-            if boxes.shape[1:] != (4,) or features.shape != (len(boxes), self.store.dim) or features.dtype != "<f2":
+            shape = (len(boxes), self.store.dim)
+            if boxes.shape[1:] != (4,) or features.shape != shape or features.dtype not in ("<f2", "<f4"):
                 raise ValueError(f"features {features.dtype} {features.shape} and boxes {boxes.shape} of {image_id}")
             return found
 

@@ -18,7 +18,7 @@ from extract.shards import TIMES, Made, Shards
 from extract.stores.intact import INDEX
 from extract.stores.norms import Norms
 from extract.stores.recipe import environment, write_recipe
-from extract.stores.regions import FAILURES, SCHEMA
+from extract.stores.regions import FAILURES, region_index
 from manifests.errors import DiskFull, InputError
 from manifests.files import canonical_json, write_json, write_text
 from manifests.progress import progress
@@ -139,17 +139,16 @@ def _finish(dataset: str, shards: Shards, done: Sequence[dict[str, Any]], about:
     """Write what stands beside the shards: index, failures, recipe and card."""
     folder, detector = shards.staged.folder, shards.detector
     failures = [failure for shard in done for failure in shard["failures"]]
-    index = {
-        "schema": SCHEMA,
+    index = region_index(
+        done,
+        dim=detector.dim,
+        dense=shards.dense,
+        object_names=detector.object_names,
+        attribute_names=detector.attribute_names,
+    ) | {
         "dataset": dataset,
         "about": about.model_dump(exclude_none=True),
-        "images": sum(shard["count"] for shard in done),
-        "dim": detector.dim,
-        "layout": "ragged" if shards.dense is None else "dense",
         "norms": Norms.together(Norms(*shard["norms"]) for shard in done).as_json(),
-        "object_names": detector.object_names,
-        "attribute_names": detector.attribute_names,
-        "shards": [{key: shard[key] for key in ("file", "count", "first", "last", "sha256")} for shard in done],
     }
     if not index["images"]:
         raise InputError(

@@ -99,6 +99,18 @@ class RegionSettings(Settings):
     images_per_shard: int = Field(1024, ge=1)
 
 
+class ImportSettings(Settings):
+    """The region stage of an imported data set: what its files don't say, and how much of them is kept."""
+
+    boxes: Literal["xyxy", "xywh", "relative_xyxy", "relative_xywh"] | None = Field(
+        None, description="what scan's boxes are: corners, or corner and size; in pixels, or relative to the picture"
+    )
+    sizes: Literal["wh", "hw"] = Field("wh", description="the order in scan's sizes of pictures")
+    info: bool = Field(False, description="read classes and attributes from bua-npz's pickled info, arrays alone")
+    precision: Literal["float16", "float32"] = Field("float16", description="of the features in the store")
+    images_per_shard: int = Field(1024, ge=1)
+
+
 class About(Settings):
     """What people are to know of a data set's pictures; it goes into the cards of its stores."""
 

@@ -164,6 +164,9 @@ class _Shards:
     ):
         self.found, self.index, self.rows = found, index, rows
         self.recipe_hash = recipe[1] if recipe else None
+        kept = recipe[0].get("format") if recipe else None
+        whole = isinstance(kept, dict) and kept.get("features") == "float32"
+        self.dtypes = _DTYPES | {"features": np.dtype("<f4" if whole else "<f2")}
         selection = recipe[0].get("selection") if recipe else None
         bound = selection.get("max_boxes") if isinstance(selection, dict) else None
         self.max_boxes = bound if isinstance(bound, int) else None
@@ -185,7 +188,10 @@ class _Shards:
             ids = _ids(shard)
             for row, what in self._places(entry, ids):
                 self.found.add(entry.file, what, row, None if row is None else ids[row])
-            wrong = [*_layout(shard, self.index, len(ids)), *(self._labels(entry.file, shard) if ids else ())]
+            wrong = [
+                *_layout(shard, self.index, len(ids), self.dtypes),
+                *(self._labels(entry.file, shard) if ids else ()),
+            ]
             for what in wrong:
                 self.found.add(entry.file, what)
             if not wrong:
@@ -279,7 +285,7 @@ def _ids(shard: MappedHDF5) -> list[str]:
     return [raw.decode(errors="backslashreplace") for raw in array.tolist()]
 
 
-def _layout(shard: MappedHDF5, index: _Index, images: int) -> Iterator[str]:
+def _layout(shard: MappedHDF5, index: _Index, images: int, dtypes: dict[str, np.dtype]) -> Iterator[str]:
     """What is wrong with dtypes, shapes, counts and offsets of a shard of `images` pictures."""
     required = [name for name in _DTYPES if name not in (*_IDS, *_CONFIDENCES)]
     if index.layout == "dense":
@@ -303,7 +309,7 @@ def _layout(shard: MappedHDF5, index: _Index, images: int) -> Iterator[str]:
         **dict.fromkeys((*_IDS, *_CONFIDENCES), rows),
     }
     wrong = False
-    for name, dtype in _DTYPES.items():
+    for name, dtype in dtypes.items():
         if name in shard and (shard[name].dtype != dtype or shard[name].shape != shapes[name]):
             wrong = True
             yield f"{name} is {shard[name].dtype} {list(shard[name].shape)}, not {dtype} {list(shapes[name])}"
@@ -322,16 +328,18 @@ def _layout(shard: MappedHDF5, index: _Index, images: int) -> Iterator[str]:
 
 
 def _bad_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of float16 ``[rows, D]`` hold NaN or infinity, and which nothing but zeros: two masks ``[rows]``.
+    """Which rows of float16 or float32 ``[rows, D]`` hold NaN or infinity, and which only zeros: two masks ``[rows]``.
 
-    By the bits: without its sign, a float16 is infinite or NaN from 0x7c00 on, and 0 is zero.
+    By the bits: without its sign, a number is infinite or NaN from infinity's bits on, and 0 is zero.
     """
-    largest = np.empty(len(features), np.uint16)
+    bits = np.dtype(f"u{features.dtype.itemsize}")
+    unsigned, infinity = np.array(np.iinfo(bits).max >> 1, bits), np.array(np.inf, features.dtype).view(bits)
+    largest = np.empty(len(features), bits)
     step = max(1, BLOCK // features.shape[1])
     for start in range(0, len(features), step):
-        block = features[start : start + step].view(np.uint16) & np.uint16(0x7FFF)
+        block = features[start : start + step].view(bits) & unsigned
         largest[start : start + step] = block.max(1)
-    return largest >= 0x7C00, largest == 0
+    return largest >= infinity, largest == 0
 
 
 def _accounted_for(found: Verification, rows: Sequence[ImageRow], shards: _Shards, failures: dict[str, int]) -> None:

@@ -20,11 +20,14 @@ from manifests import folder, karpathy
 from manifests.coco_ids import COCO_IDS, write_coco_ids
 from manifests.errors import InputError
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
+from manifests.imported import write_source
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, write_manifest
 from manifests.source import SourceImage
 
 _READERS = {"karpathy": karpathy.read, "folder": folder.read}
+Facts = tuple[str, int | None, int | None]
+"""An image's sha256, upright width and upright height."""
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture on its side
 
 
@@ -39,7 +42,8 @@ def run(
     out: Path,
 ) -> None:
     """Write `out`/manifest.jsonl, in the source's order, `out`/grounding.jsonl where the source tells objects, and
-    `out`/coco_ids.jsonl where all its images and captions are COCO's.
+    `out`/coco_ids.jsonl where all its images and captions are COCO's. `out`/source.json says that no regions are
+    imported.
 
     Parameters
     ----------
@@ -57,16 +61,32 @@ def run(
     images, captions, out = Path(images), Path(captions), Path(out)
     if not images.is_dir():
         raise InputError("the image root is not a folder", where=images, fix="check the path of the images")
-    entries = list(_checked(_READERS[format](captions), captions))
-    if not entries:
-        raise InputError("there are no images", where=captions, fix="give a captions file with at least one image")
+    entries = checked_entries(_READERS[format](captions), captions)
     groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
-    rows = _rows(entries, images, captions, val_fraction, test_fraction, refuse_duplicates=duplicates == "refuse")
+    facts = _pictures(images, entries, captions)
+    rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, duplicates=duplicates)
     write_manifest(out / "manifest.jsonl", rows)
     if groundings:
         write_grounding(out / "grounding.jsonl", groundings)
     else:
         (out / "grounding.jsonl").unlink(missing_ok=True)
+    write_caption_ids(out, entries)
+    write_source(out, None)
+
+
+def checked_entries(entries: Iterable[SourceImage], file: Path) -> list[SourceImage]:
+    """The entries of the captions file `file`, their paths in one spelling, after all checks that need no picture.
+
+    Raises InputError, as `run` says.
+    """
+    found = list(_checked(entries, file))
+    if not found:
+        raise InputError("there are no images", where=file, fix="give a captions file with at least one image")
+    return found
+
+
+def write_caption_ids(out: Path, entries: Iterable[SourceImage]) -> None:
+    """Write `out`/coco_ids.jsonl where all images and captions are COCO's; else there is none."""
     coco_ids = {entry.id: [caption.coco_id for caption in entry.captions] for entry in entries}
     if any(coco_ids.values()) and all(None not in own for own in coco_ids.values()):
         write_coco_ids(out / COCO_IDS, coco_ids)
@@ -75,7 +95,6 @@ def run(
 
 
 def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:
-    """Pass entries on, their paths in one spelling, after all checks that need no picture."""
     ids: dict[str, SourceImage] = {}
     paths: dict[str, SourceImage] = {}
     first = None
@@ -132,48 +151,54 @@ def _relative(text: str, where: str) -> str:
     return str(path)
 
 
-def _rows(
+def manifest_rows(
     entries: list[SourceImage],
-    root: Path,
     file: Path,
+    facts: Iterable[Facts],
     val_fraction: float,
     test_fraction: float,
     *,
-    refuse_duplicates: bool,
+    duplicates: Literal["refuse", "allow"],
 ) -> Iterator[ImageRow]:
-    """One manifest row an entry, in order, reading the pictures in threads."""
+    """One manifest row an entry, in order.
+
+    `facts` are those of each entry of the captions file `file`. Raises InputError for equal sha256 sums in two splits,
+    if those are refused.
+    """
     seen: dict[str, tuple[SourceImage, str]] = {}
+    with progress(what="manifest", unit="images", total=len(entries)) as bar:
+        for entry, (digest, width, height) in zip(entries, facts, strict=True):
+            split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
+            other, other_split = seen.setdefault(digest, (entry, split))
+            if duplicates == "refuse" and other_split != split:
+                raise InputError(
+                    f"image {entry.path!r} in split {split!r} has the same bytes as {other.path!r} ({other.row}) "
+                    f"in split {other_split!r}: what is tested on must not be trained on",
+                    where=f"{file} {entry.row}",
+                    fix="remove one of the two, give both the same split, or set `source.duplicates: allow`",
+                )
+            texts = tuple(caption.text for caption in entry.captions)
+            yield ImageRow(entry.id, entry.path, digest, width, height, split, texts)
+            bar.update()
+
+
+def _pictures(root: Path, entries: list[SourceImage], file: Path) -> Iterator[Facts]:
+    """What each entry's picture tells, read in threads."""
     pending = iter(entries)
-    bar = progress(what="manifest", unit="images", total=len(entries))
-    with bar, ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
         while batch := list(islice(pending, 1024)):
-            wheres = [f"{file} {entry.row}" for entry in batch]
-            facts = pool.map(partial(_picture, root), [entry.path for entry in batch], wheres)
-            for entry, where, (digest, width, height) in zip(batch, wheres, facts, strict=True):
-                split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
-                other, other_split = seen.setdefault(digest, (entry, split))
-                if refuse_duplicates and other_split != split:
-                    raise InputError(
-                        f"image {entry.path!r} in split {split!r} has the same bytes as {other.path!r} ({other.row}) "
-                        f"in split {other_split!r}: what is tested on must not be trained on",
-                        where=where,
-                        fix="remove one of the two, give both the same split, or set `source.duplicates: allow`",
-                    )
-                texts = tuple(caption.text for caption in entry.captions)
-                yield ImageRow(entry.id, entry.path, digest, width, height, split, texts)
-                bar.update()
+            yield from pool.map(partial(_picture, root), batch, [f"{file} {entry.row}" for entry in batch])
 
 
-def _picture(root: Path, path: str, where: str) -> tuple[str, int | None, int | None]:
-    """SHA-256, upright width and upright height of one picture."""
+def _picture(root: Path, entry: SourceImage, where: str) -> Facts:
     try:
-        with open(root / path, "rb") as file:
+        with open(root / entry.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             return digest, *_upright_size(file)
     except OSError as error:
         raise InputError(
-            f"image {path!r} can't be read from {root} ({error.strerror})",
+            f"image {entry.path!r} can't be read from {root} ({error.strerror})",
             where=where,
             fix="put the file there, or remove the row",
         ) from error

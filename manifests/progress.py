@@ -16,17 +16,19 @@ def progress(
     unit: str,
     total: int | None = None,
     initial: int = 0,
+    scale: bool = False,
     quiet: bool = False,
 ) -> "tqdm[T]":
     """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`;
-    no bar at all where it is to be `quiet`."""
+    no bar at all where it is to be `quiet`. `scale` writes large numbers short: 1.2G of unit B."""
     live = sys.stderr.isatty()
     return tqdm(
         items,
         total=total,
         initial=initial,
         desc=what,
-        unit=f" {unit}",
+        unit=unit if scale else f" {unit}",
+        unit_scale=scale,
         mininterval=0.2 if live else 10,
         dynamic_ncols=live,
         leave=True,

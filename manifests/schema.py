@@ -6,7 +6,7 @@ A row has exactly the keys of `ImageRow`. Both writing and reading check every r
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from manifests.errors import InputError
@@ -24,9 +24,9 @@ class ImageRow:
     ----------
     id : unique in the manifest; names the image in every later store.
     path : the picture, relative to the image root, with forward slashes.
-    sha256 : of the picture's bytes, hex.
-    width, height : upright size in pixels (after EXIF orientation); both None where the header can't be read: the
-        region stage reports such a picture.
+    sha256 : of the picture's bytes, hex; where regions are imported, of their files' sha256 and its place in them.
+    width, height : upright size in pixels (after EXIF orientation); both None where the header can't be read (the
+        region stage reports such a picture) or where imported files don't say.
     split : "train", "val" or "test".
     captions : the image's captions, in the source's order; may be empty.
     """
@@ -47,7 +47,7 @@ def write_manifest(path: Path, rows: Iterable[ImageRow]) -> None:
     """Write `rows` in their order as JSON Lines with sorted keys, atomically. Raises InputError for an invalid row."""
     lines, seen = [], {}
     for number, row in enumerate(rows, 1):
-        value = {**asdict(row), "captions": list(row.captions)}
+        value = {key: getattr(row, key) for key in _KEYS} | {"captions": list(row.captions)}
         _check(value, seen, Path(path), number, fix="mend the code or the source that made this row")
         lines.append(json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))

@@ -1,7 +1,7 @@
 """The typed parameters of floor 1: what the demo's scenes are, and where a data set is."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -26,19 +26,46 @@ class SceneSettings(Settings):
         return self
 
 
+ImportedFormat = Literal["scan", "butd-tsv", "lxmert-tsv", "vinvl", "bua-npz", "wds"]
+IMPORTED: tuple[str, ...] = get_args(ImportedFormat)
+"""The formats of region features that somebody else extracted (docs/exchange.md)."""
+EXPORTED = (*IMPORTED, "karpathy")
+"""Those that a region store can be written to; karpathy is captions alone."""
+
+
 class DatasetSource(Settings):
     """Where a data set's pictures and captions are, and how it is split (`datasets.NAME.source` in params.yaml)."""
 
-    format: Literal["karpathy", "folder"] = Field(description="karpathy: Karpathy's JSON; folder: CSV, TSV or JSONL")
-    images: Path = Field(description="the image root")
+    format: Literal["karpathy", "folder", ImportedFormat] = Field(
+        description="of pictures, karpathy: Karpathy's JSON, folder: CSV, TSV or JSONL; else of the imported regions"
+    )
+    images: Path = Field(description="the image root; the file or folder of the regions where they are imported")
     captions: Path = Field(description="the captions file")
     val_fraction: float = Field(0.1, ge=0, lt=1, description="part to validate on, if the file has no splits")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="part to test on, if the file has no splits")
-
     duplicates: Literal["refuse", "allow"] = Field("refuse", description="the same bytes in two splits")
+    missing: Literal["refuse", "skip"] = Field("refuse", description="captions of an image without imported regions")
+    pictures: Path | None = Field(None, description="the image root of imported regions, for the report")
 
     @model_validator(mode="after")
     def _leaves_some_to_train_on(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must be below 1")
         return self
+
+    @model_validator(mode="after")
+    def _imports_have_their_own_keys(self) -> Self:
+        others = {"duplicates"} if self.imported else {"missing", "pictures"}
+        for key in sorted(others & self.model_fields_set):
+            raise ValueError(f"`{key}` is not for format {self.format}")
+        return self
+
+    @property
+    def imported(self) -> bool:
+        """Whether regions come from files instead of pictures."""
+        return self.format in IMPORTED
+
+    @property
+    def picture_root(self) -> Path:
+        """Where a report looks for pictures: they may not be there."""
+        return self.pictures or self.images

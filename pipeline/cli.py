@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from manifests.errors import InputError
+from manifests.settings import EXPORTED, IMPORTED
 from pipeline import places
 from pipeline.machine import Machine
 from pipeline.params import read_params
@@ -66,21 +67,40 @@ def detector() -> None:
 @main.command()
 @click.argument("dataset")
 def manifest(dataset: str) -> None:
-    """Check DATASET's pictures and captions and write its manifest."""
+    """Check DATASET's pictures (or imported regions) and captions and write its manifest."""
+    from extract.exchange.manifest import run as run_imported
     from manifests.manifest import run
 
     source = read_params().dataset(dataset).source
-    run(**dict(source), out=places.manifest_folder(dataset))
+    if source.imported:
+        run_imported(**source.model_dump(exclude={"pictures", "duplicates"}), out=places.manifest_folder(dataset))
+    else:
+        run(**source.model_dump(exclude={"pictures", "missing"}), out=places.manifest_folder(dataset))
 
 
 @main.command()
 @click.argument("dataset")
 def regions(dataset: str) -> None:
-    """Extract the regions of DATASET's pictures."""
+    """Extract the regions of DATASET's pictures, or import them."""
+    settings, machine = read_params().dataset(dataset), Machine.from_environment()
+    if settings.source.imported:
+        from extract.exchange.regions import run as run_imported
+
+        run_imported(
+            dataset=dataset,
+            manifest=places.manifest(dataset),
+            images=settings.source.images,
+            settings=settings.regions,
+            out=places.regions(dataset),
+            staging=machine.staging,
+            readers=machine.readers,
+            about=settings.about,
+        )
+        return
+
     from extract.regions import run
     from pipeline.cluster import open_client, worker_threads
 
-    settings, machine = read_params().dataset(dataset), Machine.from_environment()
     with open_client(machine) as client:
         run(
             dataset=dataset,
@@ -236,6 +256,63 @@ def metrics() -> None:
     runs = {name: settings.model_dump() for name, settings in read_params().runs.items()}
     click.echo(metrics_table(runs, places.RUNS))
     click.echo(f"\nreport: {(places.REPORT / 'index.html').absolute()}")
+
+
+@main.command("import")
+@click.argument("format", type=click.Choice(IMPORTED))
+@click.argument("images", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--captions", type=click.Path(path_type=Path), help="Default: IMAGES itself, for scan and wds.")
+@click.option("--boxes", help="scan's boxes: xyxy, xywh, relative_xyxy or relative_xywh.")
+@click.option("--sizes", help="scan's sizes of pictures: wh (default) or hw.")
+@click.option("--info", is_flag=True, default=None, help="Read classes from bua-npz's pickled info, arrays alone.")
+@click.option("--precision", help="Of the features: float16 (default) or float32.")
+@click.option("--images-per-shard", type=int)
+@click.option("--missing", help="Captions of images without regions: refuse (default) or skip.")
+def import_(format: str, images: Path, out: Path, captions: Path | None, **options: Any) -> None:
+    """Import regions and captions of FORMAT from IMAGES into OUT/manifest and OUT/regions.
+
+    A data set with that `source.format` in params.yaml does the same as stages: docs/exchange.md.
+    """
+    from extract.exchange import manifest, regions
+    from pipeline.params import check_import
+
+    given = {name: value for name, value in options.items() if value is not None}
+    source, settings = check_import({"format": format, "images": images, "captions": captions or images}, given)
+    machine = Machine.from_environment()
+    if (out / "regions").exists():
+        raise InputError("it is there already", where=out / "regions", fix="name a new folder, or remove this one")
+    manifest.run(**source.model_dump(exclude={"pictures", "duplicates"}), out=out / "manifest")
+    regions.run(
+        dataset=out.name,
+        manifest=out / "manifest" / "manifest.jsonl",
+        images=images,
+        settings=settings,
+        out=out / "regions",
+        staging=machine.staging,
+        readers=machine.readers,
+        check=False,
+    )
+
+
+@main.command()
+@click.argument("format", type=click.Choice(EXPORTED))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--drop-captions", is_flag=True, help="scan: leave out an image's captions after the fifth.")
+def export(format: str, data: Path, out: Path, drop_captions: bool) -> None:
+    """Export a data set's folder DATA (as data/demo) to the new folder OUT in FORMAT."""
+    from extract.exchange.export import run
+
+    run(
+        format=format,
+        dataset=data.absolute().name,
+        manifest=data / "manifest" / "manifest.jsonl",
+        regions=data / "regions",
+        tokens=data / "tokens",
+        out=out,
+        drop_captions=drop_captions,
+    )
 
 
 @main.command()

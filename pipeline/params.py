@@ -5,13 +5,13 @@ Each floor describes its own parameters; here they are put together. What only c
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from eval.settings import EvaluationSettings, ReportSettings
-from extract.settings import About, DetectorTrainingSettings, PackSettings, RegionSettings
+from extract.settings import About, DetectorTrainingSettings, ImportSettings, PackSettings, RegionSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.settings import DatasetSource, SceneSettings
@@ -22,14 +22,31 @@ from train.settings import RunSettings
 FILE = Path("params.yaml")
 
 
+def _region_section(value: Any) -> str:
+    """Which section a `regions` is: extracted regions have a detector and a selection."""
+    if isinstance(value, dict):
+        return "RegionSettings" if {"detector", "selection"} & value.keys() else "ImportSettings"
+    return type(value).__name__ if isinstance(value, ImportSettings) else "RegionSettings"
+
+
 class DatasetSettings(Settings):
     """One data set: where it comes from, and how its stores are made."""
 
     source: DatasetSource
-    regions: RegionSettings
+    regions: Annotated[
+        Annotated[RegionSettings, Tag("RegionSettings")] | Annotated[ImportSettings, Tag("ImportSettings")],
+        Discriminator(_region_section),
+    ]
     tokens: TokenSettings
     pack: PackSettings
     about: About = About()
+
+    @model_validator(mode="after")
+    def _imported_or_extracted(self) -> Self:
+        if self.source.imported != isinstance(self.regions, ImportSettings):
+            lacking = "no detector and no selection" if self.source.imported else "a detector and a selection"
+            raise ValueError(f"with source.format {self.source.format}, regions must have {lacking}")
+        return self
 
 
 class SharedSettings(Settings):
@@ -61,8 +78,8 @@ class Params(Settings):
 
     @property
     def image_roots(self) -> dict[str, Path]:
-        """The image root of every data set; for a shared one without pictures, a folder that isn't there."""
-        made = {name: settings.source.images for name, settings in self.datasets.items()}
+        """The image root of every data set; for one without pictures, a folder that isn't there or has none."""
+        made = {name: settings.source.picture_root for name, settings in self.datasets.items()}
         brought = {name: settings.images or places.images(name) for name, settings in self.shared.items()}
         return made | brought
 
@@ -152,6 +169,18 @@ def _check_ensembles(params: Params, path: Path) -> None:
             )
 
 
+def check_import(source: dict[str, Any], options: dict[str, Any]) -> tuple[DatasetSource, ImportSettings]:
+    """The parameters of `selfalign import`, whose options are keys of either section. InputError names the option."""
+    ours = {name: value for name, value in options.items() if name in DatasetSource.model_fields}
+    try:
+        return DatasetSource(**source, **ours), ImportSettings(
+            **{name: value for name, value in options.items() if name not in ours}
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"--{item['loc'][0]}: {item['msg']}".replace("_", "-") for item in error.errors())
+        raise InputError(problems, where="selfalign import", fix="see `selfalign import --help`") from None
+
+
 def _named(items: dict[str, Any], section: str, name: str) -> Any:
     if name not in items:
         raise InputError(
@@ -171,7 +200,8 @@ def _problem(place: tuple[int | str, ...], message: str, kind: str) -> str:
 def _follow(place: tuple[int | str, ...]) -> tuple[str, Any]:
     """The dotted key of a place where pydantic found an error, and what the schema wants there.
 
-    Inside a choice of sections (a detector, by its `name`) pydantic's place has the chosen name, which is no key.
+    Inside a choice of sections (a detector, by its `name`; regions extracted or imported) pydantic's place has the
+    chosen name, which is no key.
     """
     keys: list[str] = []
     wanted: Any = Params
@@ -191,11 +221,15 @@ def _follow(place: tuple[int | str, ...]) -> tuple[str, Any]:
 
 def _sections(wanted: Any) -> list[type[BaseModel]]:
     """The sections that the schema allows at a place: none, one, or several to choose from."""
-    return [choice for choice in (wanted, *get_args(wanted)) if _is_model(choice)]
+    if _is_model(wanted):
+        return [wanted]
+    return [] if get_origin(wanted) is dict else [found for part in get_args(wanted) for found in _sections(part)]
 
 
 def _is_called(section: type[BaseModel], name: int | str) -> bool:
-    return any(get_args(field.annotation) == (name,) for field in section.model_fields.values())
+    return section.__name__ == name or any(
+        get_args(field.annotation) == (name,) for field in section.model_fields.values()
+    )
 
 
 def _is_model(value: Any) -> bool:

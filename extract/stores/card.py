@@ -120,7 +120,7 @@ def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], rec
     return _REGIONS.format(
         dataset=dataset,
         images=index["images"],
-        regions=_regions(recipe),
+        regions=_regions(recipe, ragged),
         dim=index["dim"],
         layout=index["layout"],
         failed=failed,
@@ -167,7 +167,9 @@ def pack_card(index: Mapping[str, Any], recipe: Mapping[str, Any], recipe_hash: 
     )
 
 
-def _regions(recipe: Mapping[str, Any]) -> str:
+def _regions(recipe: Mapping[str, Any], ragged: bool) -> str:
+    if "imported" in recipe:
+        return "any number of" if ragged else "the same number of"
     selection = recipe.get("selection", {})
     fewest, most = selection.get("min_boxes", 0), selection.get("max_boxes", "any number of")
     return str(most) if fewest == most else f"{fewest} to {most}"
@@ -192,8 +194,9 @@ def _precision(recipe: Mapping[str, Any]) -> str:
 
 
 def _boxes(recipe: Mapping[str, Any]) -> str:
-    if "imported" in recipe and not recipe["imported"]["boxes"]:
-        return "unknown: all of a picture of one pixel"
+    if "imported" in recipe:
+        told = recipe["imported"]["boxes"]
+        return "absolute (x1, y1, x2, y2) in pixels" if told else "unknown: all of a picture of one pixel"
     return "absolute (x1, y1, x2, y2) in pixels of the upright original picture"
 
 

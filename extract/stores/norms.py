@@ -7,6 +7,8 @@ from typing import Self
 import numpy as np
 
 _BLOCK = 2**20  # numbers looked at together
+with np.errstate(invalid="ignore"):
+    _FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # by its bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Norms:
         """Norms of the rows of ``[..., D]``, computed in float64."""
         rows = features.reshape(-1, features.shape[-1])
         step = max(1, _BLOCK // rows.shape[1])
-        blocks = (rows[first : first + step].astype(np.float64) for first in range(0, len(rows), step))
+        blocks = (_float64(rows[first : first + step]) for first in range(0, len(rows), step))
         lengths = np.concatenate([np.empty(0), *(np.sqrt(np.einsum("nd,nd->n", block, block)) for block in blocks)])
         if not len(lengths):
             return cls()
@@ -47,3 +49,10 @@ class Norms:
             name: round(value, 4)
             for name, value in (("least", self.least), ("mean", self.total / self.count), ("most", self.most))
         }
+
+
+def _float64(values: np.ndarray) -> np.ndarray:
+    """The same numbers; a float16 is looked up, since NumPy's conversion takes three times as long."""
+    if values.dtype == np.float16:
+        values = _FLOAT16.take(values.view(np.uint16))
+    return values.astype(np.float64)

@@ -1,6 +1,7 @@
 """The region store: one folder a data set, shards of HDF5 in manifest order (DESIGN.md, "Stores").
 
-Dense, where every picture has the same number of regions R: ``features [N, R, D]`` f16, ``boxes [N, R, 4]`` f32.
+Dense, where every picture has the same number of regions R: ``features [N, R, D]`` f16 (f32 where an import asked for
+it: the recipe's format.features), ``boxes [N, R, 4]`` f32.
 Ragged otherwise: ``features [sum, D]``, ``boxes [sum, 4]`` and ``offsets [N + 1]``. Always ``num_boxes [N]`` i16,
 ``image_size [N, 2]`` i32 as (width, height) and ``image_id [N]`` fixed-length bytes; ``objects_id/_conf`` and
 ``attrs_id/_conf`` where the detector gives them. Boxes are absolute (x1, y1, x2, y2) in original pixels.
@@ -30,9 +31,9 @@ _LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 class Regions:
     """One picture's regions, as the region store keeps them.
 
-    features float16 ``[R, D]``; boxes float32 ``[R, 4]`` (x1, y1, x2, y2) in original pixels; image_size (width,
-    height) in pixels; objects_id, attrs_id int32 ``[R]`` and objects_conf, attrs_conf float32 ``[R]``, or None where
-    the detector gives none.
+    features float16 (float32 where an import asked for it) ``[R, D]``; boxes float32 ``[R, 4]`` (x1, y1, x2, y2) in
+    original pixels; image_size (width, height) in pixels; objects_id, attrs_id int32 ``[R]`` and objects_conf,
+    attrs_conf float32 ``[R]``, or None where the detector gives none.
     """
 
     features: np.ndarray
@@ -56,6 +57,7 @@ def write_shard(
     dim: int,
     dense: int | None,
     id_bytes: int,
+    features: np.ndarray | None = None,
 ) -> None:
     """Write one shard, atomically.
 
@@ -65,12 +67,15 @@ def write_shard(
     dim : D, the length of a feature.
     dense : R where every picture has that many regions, None for a ragged store.
     id_bytes : length of the ``image_id`` field; one for the whole store, so that equal pictures give equal bytes.
+    features : the features of all `regions` in one array as the shard has them, where they lie in one already.
     """
     counts = np.array([len(r) for r in regions], np.int16)
     join = np.concatenate if dense is None else np.stack
     rows = (0,) if dense is None else (0, dense)
+    if features is None:
+        features = join([r.features for r in regions]) if regions else np.empty((*rows, dim), np.float16)
     arrays = {
-        "features": join([r.features for r in regions]) if regions else np.empty((*rows, dim), np.float16),
+        "features": features,
         "boxes": join([r.boxes for r in regions]) if regions else np.empty((*rows, 4), np.float32),
     }
     if dense is None:
@@ -82,6 +87,26 @@ def write_shard(
         if regions and getattr(regions[0], name) is not None:
             arrays[name] = join([getattr(r, name) for r in regions])
     write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+
+
+def region_index(
+    done: Sequence[dict[str, Any]],
+    *,
+    dim: int,
+    dense: int | None,
+    object_names: list[str] | None,
+    attribute_names: list[str] | None,
+) -> dict[str, Any]:
+    """What ``index.json`` holds, made of the done-markers of all shards (file, count, first, last, sha256)."""
+    return {
+        "schema": SCHEMA,
+        "images": sum(shard["count"] for shard in done),
+        "dim": dim,
+        "layout": "ragged" if dense is None else "dense",
+        "object_names": object_names,
+        "attribute_names": attribute_names,
+        "shards": [{key: shard[key] for key in ("file", "count", "first", "last", "sha256")} for shard in done],
+    }
 
 
 class RegionStore:
@@ -121,6 +146,12 @@ class RegionStore:
 
     def __len__(self) -> int:
         return self.index["images"]
+
+    @property
+    def has_boxes(self) -> bool:
+        """False for imported features without boxes: each box is all of a picture of one pixel then."""
+        imported = self.recipe.get("imported")
+        return imported is None or imported["boxes"] is not None
 
     @property
     def ids(self) -> list[str]:

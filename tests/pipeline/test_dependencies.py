@@ -19,9 +19,10 @@ PLUMBING = {
     *("extract/workers.py", "extract/device.py"),
 }
 # How manifest.jsonl and the files beside it look decides what the manifest stage writes; others depend on the files.
-FORMATS = {"manifests/schema.py", "manifests/grounding.py", "manifests/coco_ids.py"}
-# Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`.
-UNUSED = {"detector": {"extract/detectors/base.py"}}
+FORMATS = {"manifests/schema.py", "manifests/grounding.py", "manifests/coco_ids.py", "manifests/imported.py"}
+# Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`, and
+# only the manifest stage asks exchange formats for their captions.
+UNUSED = {"detector": {"extract/detectors/base.py"}, "regions": {"manifests/source.py"}}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {
     "scenes": ["scenes"],

@@ -97,6 +97,45 @@ def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, key: str, value: Any,
     assert f"{place}: " in text and told in text
 
 
+IMPORTED = {"format": "scan", "images": "/data/scan", "captions": "/data/scan"}
+
+
+def test_an_imported_set_has_its_own_regions(tmp_path: Path) -> None:
+    path = changed(tmp_path, "datasets.demo.source", IMPORTED)
+    assert "with source.format scan, regions must have no detector and no selection" in message(path)
+    path = changed(tmp_path, "datasets.demo.regions", {"boxes": "xyxy"})
+    assert "with source.format karpathy, regions must have a detector and a selection" in message(path)
+    params = copy.deepcopy(COMMITTED)
+    params["datasets"]["demo"] |= {"source": IMPORTED, "regions": {"boxes": "xyxy"}}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert read_params(path).datasets["demo"].regions.boxes == "xyxy"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("regions.boxs", "xyxy", "regions.boxs: unknown key (did you mean 'boxes'?)"),
+        ("regions.boxes", "corners", "regions.boxes: input should be 'xyxy'"),
+        ("source.mising", "skip", "source.mising: unknown key (did you mean 'missing'?)"),
+        ("source.duplicates", "allow", "source: value error, `duplicates` is not for format scan"),
+        ("source.format", "scam", "source.format: input should be 'karpathy', 'folder'"),
+    ],
+)
+def test_mistakes_of_an_imported_set_are_named_by_their_key(tmp_path: Path, key: str, value: str, told: str) -> None:
+    params = copy.deepcopy(COMMITTED)
+    params["datasets"]["demo"] |= {"source": dict(IMPORTED), "regions": {}}
+    section, name = key.split(".")
+    params["datasets"]["demo"][section][name] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert f"datasets.demo.{told}" in message(path)
+
+
+def test_only_an_imported_set_has_pictures_apart(tmp_path: Path) -> None:
+    path = changed(tmp_path, "datasets.demo.source.pictures", "/data/images")
+    assert "`pictures` is not for format karpathy" in message(path)
+
+
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     path = changed(tmp_path, "scenes.train", "many")
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -174,6 +213,7 @@ def test_a_data_set_is_made_here_or_brought_here(tmp_path: Path) -> None:
     path = changed(tmp_path, "shared", {"theirs": {}, "ours": {"images": "/pictures"}})
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     params["runs"]["vsrn"]["dataset"] = "theirs"
+    params["ensembles"] = {}
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
     read = read_params(path)
     assert read.image_roots["ours"] == Path("/pictures") and {"demo", "theirs"} <= set(read.image_roots)
@@ -184,6 +224,8 @@ def _renamed(path: Path, old: str, new: str) -> Path:
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f"dataset: {old}", f"dataset: {new}"), encoding="utf-8")
     return path
+
+
 def test_an_ensemble_is_of_known_runs_on_one_data_set(tmp_path: Path) -> None:
     assert read_params(CHECKOUT / "params.yaml").ensemble("vsrn-both") == ["vsrn", "vsrn-selfalign"]
     text = message(changed(tmp_path, "ensembles.vsrn-both", ["vsrn", "vsnr-selfalign"]))

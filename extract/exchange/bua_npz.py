@@ -1,0 +1,210 @@
+"""bottom-up-attention.pytorch's files: one `{image id}.npz` an image with x, bbox, num_bbox, image_h, image_w, info.
+
+`x` float32 ``[R, D]``, `bbox` ``[R, 4]`` absolute (x1, y1, x2, y2). `info` is a pickled dict with classes: the other
+keys are read as plain arrays, and `info` only when asked, by an unpickler that can build arrays and nothing else.
+"""
+
+import hashlib
+import io
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.exchange import npy
+from extract.exchange.source import LABELS, Found, Record, Source, files_in
+from extract.stores.regions import RegionStore
+from manifests.errors import InputError
+from manifests.schema import ImageRow
+
+_FIX = "fetch or export the file again: it may have been cut off"
+_ALL = "*.npz"
+_MOST = 2**30  # bytes of an unpacked array: a small file can claim to hold any amount
+# All that a pickled dict of arrays and numbers may call, by NumPy's old and new names.
+_ALLOWED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    **{
+        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    },
+    **{(f"numpy.{core}.numeric", "_frombuffer"): np._core.numeric._frombuffer for core in ("core", "_core")},
+}
+
+
+class BuaSource(Source):
+    """Reads all `*.npz` of a folder; a place is the number of the file, by name.
+
+    `files` holds one sha256 for all of them: that of the text that ``sha256sum *.npz`` prints, sorted by name.
+    """
+
+    format = "bua-npz"
+
+    def __init__(self, root: Path, captions: Path | None = None, *, info: bool = False):
+        super().__init__(root, captions)
+        self.paths, self._info = files_in(root, "*.npz"), info
+
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+        whole = hashlib.sha256()
+        for number, path in enumerate(self.paths):
+            data = _bytes(path)
+            whole.update(_listed(path, data))
+            with _Archive(data, path) as archive:
+                size = archive.count("image_w"), archive.count("image_h")
+                yield Found(path.stem, str(path), (number,), archive.count("num_bbox", least=0), size)
+            advance(len(data))
+        self.files[_ALL] = whole.hexdigest()
+
+    def hash_again(self) -> dict[str, str]:
+        whole = hashlib.sha256()
+        for path in self.paths:
+            whole.update(_listed(path, _bytes(path)))
+        return {_ALL: whole.hexdigest()}
+
+    def where(self, place: list[int]) -> str:
+        return str(self.paths[place[0]]) if place[0] < len(self.paths) else f"{self.root} file {place[0]}"
+
+    def read(self, place: list[int]) -> Record:
+        if place[0] >= len(self.paths):
+            raise InputError(
+                "there are fewer files than the manifest knows", where=self.root, fix="run the manifest stage again"
+            )
+        path = self.paths[place[0]]
+        with _Archive(_bytes(path), path) as archive:
+            features, boxes = archive.array("x"), archive.array("bbox")
+            rows = archive.count("num_bbox", least=0)
+            for name, array in (("x", features), ("bbox", boxes)):
+                if array.ndim != 2 or len(array) != rows or array.dtype.kind != "f":
+                    raise InputError(
+                        f"num_bbox is {rows}, and {name} is {array.dtype} {list(array.shape)}",
+                        where=path,
+                        fix="give x [num_bbox, D] and bbox [num_bbox, 4] of floating-point numbers",
+                    )
+            size = archive.count("image_w"), archive.count("image_h")
+            labels = archive.labels(rows) if self._info else {}
+        return Record(features, boxes, size, labels)
+
+
+class _Archive:
+    """The arrays of one file."""
+
+    def __init__(self, data: bytes, path: Path):
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise InputError(f"not a whole .npz ({error})", where=path, fix=_FIX) from None
+
+    def __enter__(self) -> "_Archive":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    def _member(self, name: str) -> bytes:
+        try:
+            size = self._zip.getinfo(f"{name}.npy").file_size
+            if size > _MOST:
+                raise ValueError(f"it unpacks to {size} bytes")
+            return self._zip.read(f"{name}.npy")
+        except KeyError:
+            raise InputError(f"it has no {name!r}", where=self.path, fix=_FIX) from None
+        except Exception as error:  # zlib and zipfile raise whatever a damaged file leads them to
+            raise InputError(f"{name!r} can't be unpacked ({error})", where=self.path, fix=_FIX) from None
+
+    def array(self, name: str) -> np.ndarray:
+        return npy.parse(self._member(name), f"{self.path} {name}", fix=_FIX)
+
+    def count(self, name: str, least: int = 1) -> int:
+        """A whole number, written as an array of one."""
+        value = self.array(name)
+        if value.size != 1 or value.dtype.kind not in "iu" or value.item() < least:
+            raise InputError(f"{name} is {value!r}, not a whole number", where=self.path, fix=_FIX)
+        return value.item()
+
+    def labels(self, rows: int) -> dict[str, np.ndarray]:
+        """Those of `LABELS` that info has."""
+        where, data = f"{self.path} info", self._member("info")
+        stream = io.BytesIO(data)
+        try:
+            np.lib.format.read_magic(stream)
+            np.lib.format.read_array_header_1_0(stream)
+            value = _Unpickler(stream).load()
+        except InputError:
+            raise
+        except Exception as error:  # a damaged or hostile pickle raises whatever it likes
+            raise InputError(f"info can't be read ({error})", where=where, fix="set `info: false`") from None
+        info = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        if not isinstance(info, dict):
+            raise InputError("info is no dict", where=where, fix="set `info: false`")
+        found = {name: np.asarray(info[name]) for name in LABELS if name in info}
+        for name, values in found.items():
+            if values.shape != (rows,) or values.dtype.kind not in "iuf":
+                raise InputError(
+                    f"{name} is {values.dtype} {list(values.shape)}, and num_bbox is {rows}",
+                    where=where,
+                    fix="set `info: false`",
+                )
+        return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        if (module, name) not in _ALLOWED:
+            raise InputError(
+                f"its pickle asks for {module}.{name}, which arrays don't need and which could run code",
+                where="info",
+                fix="don't trust this file; set `info: false` to read its arrays alone",
+            )
+        return _ALLOWED[module, name]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 2 and protocol 2 spell bytes."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes in {encoding!r}")
+    return text.encode("latin1")
+
+
+def _listed(path: Path, data: bytes) -> bytes:
+    """A file's line in the list that ``sha256sum`` prints."""
+    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"can't be read ({error.strerror})", where=path, fix="check the path") from error
+
+
+def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance: Callable[[], object]) -> None:
+    """Write a `{id}.npz` for each of `rows`, which `store` has; classes, if any, go into `info`.
+
+    Raises InputError for an id that can't be a file's name.
+    """
+    for row in rows:
+        if row.id != row.id.strip() or any(c in row.id for c in "/\\\0") or row.id.startswith("."):
+            raise InputError(
+                "its id can't be a file's name", where=f"image {row.id!r}", fix="export another format, such as wds"
+            )
+        found = store.regions(store.row(row.id))
+        width, height = found.image_size
+        facts = {"image_id": row.id, "image_h": height, "image_w": width, "num_boxes": len(found)}
+        facts |= {name: np.array(values) for name in LABELS if (values := getattr(found, name)) is not None}
+        np.savez(
+            folder / f"{row.id}.npz",
+            x=np.asarray(found.features, np.float32),
+            bbox=found.boxes,
+            num_bbox=len(found),
+            image_h=height,
+            image_w=width,
+            info=np.array(facts, dtype=object),
+        )
+        advance()

@@ -1,0 +1,70 @@
+"""`selfalign export`: a region store and its manifest in a layout that other people's code reads.
+
+The folder appears whole or not at all. Formats without captions of their own get `captions.json` beside them, in
+Karpathy's layout. Images of the manifest that the store lacks are left out, and counted.
+"""
+
+import logging
+from pathlib import Path
+
+from extract import pack
+from extract.exchange import bua_npz, butd_tsv, karpathy, lxmert_tsv, scan, vinvl
+from extract.settings import PackSettings
+from extract.stores.regions import RegionStore
+from manifests.errors import InputError
+from manifests.files import whole_folder
+from manifests.progress import progress
+from manifests.schema import read_manifest
+
+CAPTIONS = "captions.json"
+_WRITERS = {"butd-tsv": butd_tsv.write, "lxmert-tsv": lxmert_tsv.write, "vinvl": vinvl.write, "bua-npz": bua_npz.write}
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    *,
+    format: str,
+    dataset: str,
+    manifest: Path,
+    regions: Path,
+    tokens: Path,
+    out: Path,
+    drop_captions: bool = False,
+) -> None:
+    """Write the images of a data set to the new folder `out`.
+
+    Parameters
+    ----------
+    format : one of `manifests.settings.EXPORTED`; karpathy is the captions alone, and needs no regions.
+    dataset : its name, which wds and karpathy carry.
+    tokens : the token store, which wds alone needs.
+    drop_captions : scan alone: leave out an image's captions after the fifth instead of refusing it.
+
+    Raises InputError where `out` is there already, or the format can't hold the data: the message says what can.
+    """
+    out = Path(out)
+    if out.exists():
+        raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
+    if format == "wds":
+        pack.run(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=PackSettings(), out=out)
+        return
+    rows = read_manifest(manifest)
+    if format == "karpathy":
+        with whole_folder(out) as folder:
+            karpathy.write(folder / f"dataset_{dataset}.json", dataset, rows)
+        return
+    store = RegionStore(regions)
+    kept = [row for row in rows if row.id in store]
+    if not kept:
+        raise InputError(f"it has none of the images of {manifest}", where=regions, fix="give its own manifest")
+    if len(kept) < len(rows):
+        log.warning("%d of %d images have no regions and are left out", len(rows) - len(kept), len(rows))
+    if format != "scan" and not store.has_boxes:
+        raise InputError("it has no boxes, and this format is made of them", where=regions, fix="export scan")
+    with whole_folder(out) as folder, progress(what=f"export {format}", unit="images", total=len(kept)) as bar:
+        if format == "scan":
+            scan.write(folder, kept, store, drop_captions=drop_captions, advance=bar.update)
+        else:
+            _WRITERS[format](folder, kept, store, advance=bar.update)
+            karpathy.write(folder / CAPTIONS, dataset, kept)

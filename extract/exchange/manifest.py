@@ -1,0 +1,120 @@
+"""The `manifest` stage of an imported data set: captions are matched with the files' images, and both are checked.
+
+It is what reads the files as a whole, as it does pictures. `source.json` has their sha256 and says where each image's
+regions lie, so that the region stage needs no search; a row's sha256 is that of both.
+"""
+
+import logging
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from extract.exchange import captions as captions_files
+from extract.exchange.formats import open_source
+from extract.exchange.source import Found, Source
+from manifests.errors import InputError
+from manifests.files import fingerprint
+from manifests.imported import Imported, write_source
+from manifests.manifest import checked_entries, manifest_rows, write_caption_ids
+from manifests.progress import progress
+from manifests.schema import write_manifest
+from manifests.source import SourceImage
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    *,
+    images: Path,
+    captions: Path,
+    format: str,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    missing: Literal["refuse", "skip"] = "refuse",
+    out: Path,
+) -> None:
+    """Write `out`/manifest.jsonl, `out`/source.json, and `out`/coco_ids.jsonl where all captions are COCO's.
+
+    Parameters
+    ----------
+    format : of the regions, a name of `manifests.settings.IMPORTED`.
+    images : file or folder with the regions. Images there that the captions don't name are left out.
+    captions : the folder of the format itself where it has captions (scan, wds), or a file of its own
+        (`extract.exchange.captions`). An image there is the one of its id, or of its file name without the suffix.
+    val_fraction, test_fraction : as in `manifests.manifest.run`.
+    missing : what captions of an image do that no file has regions of.
+
+    Raises
+    ------
+    InputError : names file, row and fix: a file that is cut off or not of its format, an image given twice, regions
+        that are missing, and all that `manifests.manifest.run` refuses.
+    """
+    source = open_source(format, images, captions)
+    if format not in ("scan", "wds") and Path(captions) == Path(images):
+        raise InputError(f"{format} has no captions", where=captions, fix="name a file of captions")
+    found: dict[str, Found] = {}
+    with progress(what="files", unit="B", total=source.size, scale=True) as bar:
+        for item in source.survey(bar.update):
+            if item.key in found:
+                raise InputError(
+                    f"image {item.key!r} was already given at {found[item.key].where}",
+                    where=item.where,
+                    fix="give the regions of each image once",
+                )
+            found[item.key] = item
+    own = source.entries()
+    entries = checked_entries(captions_files.read(captions) if own is None else own, captions)
+    pairs, left_out = _matched(entries, found, source, captions, missing)
+    files = fingerprint(source.files)
+    facts = ((fingerprint([files, item.place]), *(item.size or (None, None))) for _, item in pairs)
+    kept = [entry for entry, _ in pairs]
+    rows = manifest_rows(kept, captions, facts, val_fraction, test_fraction, duplicates="allow")
+    counts = {item.boxes for _, item in pairs}
+    imported = Imported(
+        format=format,
+        files=source.files,
+        boxes=counts.pop() if len(counts) == 1 else None,
+        object_names=source.object_names,
+        attribute_names=source.attribute_names,
+        places=[list(item.place) for _, item in pairs],
+        left_out=left_out,
+    )
+    write_manifest(Path(out) / "manifest.jsonl", rows)
+    write_caption_ids(Path(out), kept)
+    write_source(out, imported)
+    if left_out:
+        log.warning("%d images have captions but no regions and are left out: %s ...", len(left_out), left_out[0])
+
+
+def _matched(
+    entries: list[SourceImage], found: dict[str, Found], source: Source, captions: Path, missing: str
+) -> tuple[list[tuple[SourceImage, Found]], list[str]]:
+    """Each entry with its regions, and the ids of those without any."""
+    pairs, left_out = [], []
+    taken: dict[str, SourceImage] = {}
+    for entry in entries:
+        key = entry.id if entry.id in found else PurePosixPath(entry.path).stem
+        where = f"{captions} {entry.row}"
+        if key in taken:
+            raise InputError(
+                f"the regions {key!r} are those of image {taken[key].id!r} ({taken[key].row}) already",
+                where=where,
+                fix="give images ids and file names that tell them apart",
+            )
+        if key in found:
+            taken[key] = entry
+            pairs.append((entry, found[key]))
+        elif missing == "skip":
+            left_out.append(entry.id)
+        else:
+            raise InputError(
+                f"there are no regions of image {entry.id!r} ({len(found)} other images have some)",
+                where=where,
+                fix=f"add them to {source.root}, remove the image, or set `source.missing: skip` to leave it out",
+            )
+    if not pairs:
+        raise InputError(
+            f"no image has regions: the captions name {entries[0].id!r}, the files {next(iter(found), None)!r}",
+            where=source.root,
+            fix="give captions whose ids or file names are those of the files",
+        )
+    return pairs, left_out

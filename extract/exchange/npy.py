@@ -1,0 +1,70 @@
+"""NumPy's .npy layout, read without ever unpickling: the header first, so that lengths are known before memory is used.
+
+Source: "NEP 1: a simple file format for NumPy arrays". The writer is `numpy.lib.format`'s.
+"""
+
+import io
+import math
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+
+from manifests.errors import InputError
+
+_MOST_HEADER = 10_000
+
+
+class Header(NamedTuple):
+    """Shape and dtype of an array, and the offset of its first number."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(file: BinaryIO, where: object, *, fix: str) -> Header:
+    """The header at the start of `file`. Raises InputError for a pickle, Fortran order or what is no .npy."""
+    try:
+        version = npy.read_magic(file)
+        reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, fortran, dtype = reader(file, max_header_size=_MOST_HEADER)
+    except (ValueError, KeyError, EOFError, TypeError, OverflowError) as error:
+        raise InputError(f"not a .npy array ({error})", where=where, fix=fix) from None
+    if dtype.hasobject:
+        raise InputError(
+            "it holds pickled Python objects, which are never loaded: they can run code", where=where, fix=fix
+        )
+    if fortran and len(shape) > 1:
+        raise InputError("its numbers are in Fortran order", where=where, fix="save it with np.ascontiguousarray")
+    return Header(tuple(shape), dtype, file.tell())
+
+
+def parse(data: bytes, where: object, *, fix: str) -> np.ndarray:
+    """The array of a whole .npy file's bytes. Raises InputError also where these are too few or too many."""
+    header = read_header(io.BytesIO(data), where, fix=fix)
+    if len(data) - header.offset != header.size:
+        raise InputError(
+            f"{len(data) - header.offset} bytes of numbers, its shape {list(header.shape)} needs {header.size}",
+            where=where,
+            fix=fix,
+        )
+    return np.frombuffer(data, header.dtype, offset=header.offset).reshape(header.shape)
+
+
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    """Begin a .npy file whose numbers follow in C order."""
+    fields = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(file, fields)
+
+
+def dumps(array: np.ndarray) -> bytes:
+    """A whole .npy file's bytes."""
+    buffer = io.BytesIO()
+    npy.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()

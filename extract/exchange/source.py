@@ -1,0 +1,153 @@
+"""What reads an exchange format: a survey of its files from start to end, then each image's regions by their place.
+
+The survey is the manifest stage's: it hashes every file and says where each image's regions lie. The region stage goes
+straight to these places, and hashes the files again beside it.
+"""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from manifests.errors import InputError
+from manifests.source import SourceImage
+
+_BLOCK = 2**22
+LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image as the survey meets it.
+
+    Parameters
+    ----------
+    key : the file's name of the image.
+    where : file and row, for messages.
+    place : numbers by which `Source.read` finds it again.
+    boxes : how many regions it has.
+    size : (width, height) in pixels, where the file says so in a known order.
+    """
+
+    key: str
+    where: str
+    place: tuple[int, ...]
+    boxes: int
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image's regions as the file has them.
+
+    features float ``[R, D]``; boxes ``[R, 4]`` and size of two numbers in the file's own convention, or None where
+    there are none; labels: any of `LABELS`, ``[R]`` each.
+    """
+
+    features: np.ndarray
+    boxes: np.ndarray | None
+    size: tuple[float, float] | None
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """The files of one format.
+
+    Parameters
+    ----------
+    root : a file, or a folder of them.
+    captions : where the captions are; a survey of a format that has its own may look there.
+
+    Attributes
+    ----------
+    paths : the files that hold regions.
+    files : name -> sha256 of every one of them, once `survey` has ended.
+    object_names, attribute_names : what class numbers mean; known after `survey`, or set before `read`.
+    """
+
+    format: ClassVar[str]
+    paths: list[Path]
+
+    def __init__(self, root: Path, captions: Path | None = None):
+        self.root = Path(root)
+        self.captions = Path(captions or root)
+        self.files: dict[str, str] = {}
+        self.object_names: list[str] | None = None
+        self.attribute_names: list[str] | None = None
+
+    @abstractmethod
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+        """Read all files from start to end, telling `advance` of the bytes. InputError has file, row and fix."""
+
+    @abstractmethod
+    def where(self, place: list[int]) -> str:
+        """File and row of a place, for messages."""
+
+    @abstractmethod
+    def read(self, place: list[int]) -> Record:
+        """The regions at a place; safe to call in threads. Raises InputError with file, row and fix."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def hash_again(self) -> dict[str, str]:
+        """What `files` was after the survey, if nothing has changed since."""
+        return {path.name: hashed(path, lambda size: None) for path in self.paths}
+
+    def entries(self) -> Iterator[SourceImage] | None:
+        """Ids, splits and captions where `captions` is of this format too, else None. Called after `survey`."""
+        return None
+
+
+class Bytes:
+    """A file whose parts can be read in threads; not there or too short is an InputError."""
+
+    def __init__(self, path: Path, fix: str):
+        self.path, self._fix = Path(path), fix
+        try:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (kept open: closed with the object)
+            self.size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise InputError(f"can't be read ({error.strerror})", where=path, fix=fix) from error
+
+    def read(self, offset: int, length: int, where: object) -> bytes:
+        """`length` bytes from `offset` on."""
+        if offset + length > self.size:
+            raise InputError(f"the file ends at byte {self.size}, inside this row", where=where, fix=self._fix)
+        data = os.pread(self._file.fileno(), length, offset)
+        while len(data) < length:  # one call gives 2 GB at most
+            more = os.pread(self._file.fileno(), length - len(data), offset + len(data))
+            if not more:
+                raise InputError("the file ends before this row does", where=where, fix=self._fix)
+            data += more
+        return data
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+def hashed(path: Path, advance: Callable[[int], object]) -> str:
+    """SHA-256 of a file, in hex."""
+    whole, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            whole.update(buffer[:count])
+            advance(count)
+    return whole.hexdigest()
+
+
+def files_in(root: Path, pattern: str) -> list[Path]:
+    """`root` itself if it is a file, else the files in it of that pattern, by name. InputError where there is none."""
+    root = Path(root)
+    found = [root] if root.is_file() else sorted(path for path in root.glob(pattern) if path.is_file())
+    if not found:
+        raise InputError(f"there is no {pattern}", where=root, fix="check `images`, the path of the regions")
+    return found

@@ -1,0 +1,116 @@
+"""Rows of tab-separated files whose fields are base64 of arrays, as bottom-up-attention, LXMERT and Oscar write them.
+
+Files are read line by line; fields are far beyond what the csv module accepts.
+"""
+
+import binascii
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from manifests.errors import InputError
+
+FIX = "fetch or export the file again: it may have been cut off"
+
+
+class Line(NamedTuple):
+    """A row that isn't blank: its number from 0, its place in bytes without line end, its fields."""
+
+    row: int
+    offset: int
+    length: int
+    fields: list[bytes]
+
+
+def lines(path: Path, fields: int, files: dict[str, str], advance: Callable[[int], object]) -> Iterator[Line]:
+    """All rows of a file, which must have so many fields; at the end its sha256 is in `files` under its name."""
+    whole, offset = hashlib.sha256(), 0
+    try:
+        with open(path, "rb", buffering=2**20) as file:
+            for row, line in enumerate(file):
+                whole.update(line)
+                content = line.rstrip(b"\r\n")
+                if content:
+                    yield Line(row, offset, len(content), split(content, fields, f"{path} row {row}"))
+                offset += len(line)
+                advance(len(line))
+    except OSError as error:
+        raise InputError(f"can't be read ({error.strerror})", where=path, fix="check the path") from error
+    files[path.name] = whole.hexdigest()
+
+
+def split(content: bytes, fields: int, where: str) -> list[bytes]:
+    """The fields of a row. Raises InputError where they aren't as many."""
+    found = content.split(b"\t")
+    if len(found) != fields:
+        raise InputError(f"{len(found)} fields instead of {fields}", where=where, fix=FIX)
+    return found
+
+
+def text(field: bytes, name: str, where: str) -> str:
+    """A field that is text and not empty."""
+    try:
+        value = field.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{name} is not UTF-8", where=where, fix="save the file as UTF-8") from None
+    if not value.strip():
+        raise InputError(f"{name} is missing", where=where, fix="give every row its image")
+    return value
+
+
+def count(field: bytes, name: str, where: str, *, least: int = 0) -> int:
+    """A field that is a whole number."""
+    try:
+        value = int(field)
+    except ValueError:
+        raise InputError(f"{name} must be a whole number, not {_shown(field)}", where=where, fix=FIX) from None
+    if value < least:
+        raise InputError(f"{name} is {value}, below {least}", where=where, fix=FIX)
+    return value
+
+
+def array(field: bytes, name: str, where: str, dtype: str, rows: int, width: int | None) -> np.ndarray:
+    """A base64 field as ``[rows, width]``, or ``[rows]`` where `width` is 0; None takes the width from the length.
+
+    Raises InputError for broken base64 and for a length that doesn't go with `rows`.
+    """
+    try:
+        data = binascii.a2b_base64(field, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"{name} is not whole base64 ({error})", where=where, fix=FIX) from None
+    size = np.dtype(dtype).itemsize
+    columns = len(data) // (rows * size) if width is None and rows else width or 1
+    if len(data) != rows * columns * size:
+        wanted = f"{rows} x {columns}" if width else str(rows)
+        raise InputError(
+            f"num_boxes is {rows}, but {name} has {len(data) / size:g} numbers, which isn't {wanted}"
+            if width is not None
+            else f"num_boxes is {rows}, which doesn't divide the {len(data) / size:g} numbers of {name}",
+            where=where,
+            fix=FIX,
+        )
+    flat = np.frombuffer(data, dtype)
+    return flat if width == 0 else flat.reshape(rows, columns)
+
+
+def encoded(values: np.ndarray, dtype: str) -> str:
+    """An array as a base64 field."""
+    return binascii.b2a_base64(np.ascontiguousarray(values, dtype).tobytes(), newline=False).decode()
+
+
+def id_field(image_id: str, where: object) -> str:
+    """An image id as a field. Raises InputError for one that would break the row."""
+    if any(character in image_id for character in '\t\r\n"') or image_id != image_id.strip():
+        raise InputError(
+            f"image id {image_id!r} can't stand in a tab-separated file",
+            where=where,
+            fix="export scan or wds, or give the images ids without tabs, line ends and quotes",
+        )
+    return image_id
+
+
+def _shown(field: bytes) -> str:
+    return repr(field[:40].decode("utf-8", "backslashreplace"))

@@ -1,0 +1,54 @@
+"""What a manifest of imported regions was made of: `source.json` beside `manifest.jsonl`.
+
+The region stage reads it to find each image's regions again without searching through the files. For a data set of
+pictures it says that nothing is imported, so that every region stage may depend on it.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from manifests.errors import InputError
+from manifests.files import canonical_json, write_text
+from manifests.jsonl import parse_json, read_utf8
+
+FILE = "source.json"
+_AGAIN = "run the manifest stage again"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Files with regions, and where in them those of each image are.
+
+    Parameters
+    ----------
+    format : of the files, a name of `manifests.settings.IMPORTED`.
+    files : name -> sha256 of every file that was read.
+    boxes : R where every image has that many regions, else None.
+    object_names, attribute_names : what the files' class and attribute numbers mean, where they say so.
+    places : for each row of the manifest the numbers by which the format finds its regions.
+    left_out : ids of images of the captions file that no file has regions of.
+    """
+
+    format: str
+    files: dict[str, str]
+    boxes: int | None
+    object_names: list[str] | None
+    attribute_names: list[str] | None
+    places: list[list[int]]
+    left_out: list[str]
+
+
+def write_source(folder: Path, imported: Imported | None) -> None:
+    """Write `folder`/source.json; None for a data set of pictures."""
+    value = imported and {field.name: getattr(imported, field.name) for field in fields(Imported)}
+    write_text(Path(folder) / FILE, canonical_json({"imported": value}) + "\n")
+
+
+def read_source(folder: Path) -> Imported:
+    """Read `folder`/source.json. Raises InputError where it is missing, damaged or tells of pictures."""
+    path = Path(folder) / FILE
+    value = parse_json(read_utf8(path), path=path, fix=_AGAIN)
+    try:
+        return Imported(**value["imported"])
+    except (TypeError, KeyError) as error:
+        raise InputError("it doesn't say where regions are to be imported from", where=path, fix=_AGAIN) from error

@@ -1,0 +1,133 @@
+"""How an import goes about its work: killed and continued, files that change meanwhile, memory, the commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from manifests.errors import InputError
+from pipeline.cli import main
+from tests.extract.disks import Disk
+from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
+
+CHECKOUT = Path(__file__).parents[2]
+RUN = """
+import re, sys
+from pathlib import Path
+from tests.extract.exchange_files import Import
+
+work = Import("scan", Path(sys.argv[1]), Path(sys.argv[2]), settings={"images_per_shard": int(sys.argv[3])})
+work.manifest()
+work.regions()
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # kB; of this program alone
+"""
+
+
+def write_features(folder: Path, images: int) -> Path:
+    """SCAN's layout of so many images, 36 regions of 512 numbers (74 kB) each."""
+    folder.mkdir()
+    features = np.lib.format.open_memmap(folder / "train_ims.npy", "w+", np.float32, (images, 36, 512))
+    features[:] = np.arange(36 * 512, dtype=np.float32).reshape(36, 512) / 512
+    features[:, 0, 0] = np.arange(images)
+    features.flush()
+    (folder / "train_caps.txt").write_text("A caption.\n" * images, encoding="utf-8")
+    return folder
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", RUN, *map(str, arguments)]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    peaks = []
+    for images in (300, 3000):
+        folder = write_features(tmp_path / f"{images}", images)
+        done = subprocess.run(
+            command(folder, tmp_path / f"out {images}", 64), cwd=CHECKOUT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] - peaks[0] < 40_000  # kB; the larger file has 221 MB
+
+
+def test_a_killed_import_continues(tmp_path: Path) -> None:
+    folder, out = write_features(tmp_path / "scan", 600), tmp_path / "out"
+    process = subprocess.Popen(command(folder, out, 2), cwd=CHECKOUT, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not any(out.glob("staging/*/000020.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "regions").exists()
+    staged = {path: path.stat().st_mtime_ns for path in out.glob("staging/*/*.h5")}
+    again = subprocess.run(command(folder, out, 2), cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert "continuing" in again.stdout
+    store = DataSet(out).store
+    assert [int(store.regions(row).features[0, 0]) for row in range(600)] == list(range(600))
+    kept = [path.name for path, at in staged.items() if (out / "regions" / path.name).stat().st_mtime_ns == at]
+    assert len(kept) >= 20
+    assert not any((out / "staging").iterdir())
+
+
+def test_a_file_that_changed_since_the_manifest_is_noticed(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data")
+    exported = data.export("bua-npz", tmp_path / "exported")
+    work = way_back("bua-npz", exported, tmp_path / "back")
+    work.manifest()
+    with np.load(exported / "1003.npz", allow_pickle=True) as file:
+        arrays = dict(file)
+    np.savez(exported / "1003.npz", **arrays | {"x": arrays["x"] + 1})
+    with pytest.raises(InputError, match="changed since the manifest was made"):
+        work.regions()
+    assert not (tmp_path / "back" / "regions").exists()
+
+
+def test_other_parameters_do_not_continue_an_import(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data", dtype="float32")
+    exported = data.export("scan", tmp_path / "exported")
+    work = way_back("scan", exported, tmp_path / "back", precision="float16")
+    work.manifest()
+    other = way_back("scan", exported, tmp_path / "back", precision="float32")
+    work.regions()
+    first = DataSet(work.out).store.recipe_hash
+    other.regions()
+    assert DataSet(work.out).store.recipe_hash != first
+
+
+def test_a_full_disk_leaves_no_store(tmp_path: Path, disk: Disk) -> None:
+    folder = write_features(tmp_path / "scan", 40)
+    with pytest.raises(InputError, match="make room"):
+        Import("scan", folder, disk.folder / "out", settings={"images_per_shard": 8}).run()
+    assert not (disk.folder / "out" / "regions").exists()
+
+
+def run(tmp_path: Path, *arguments: object, ends_with: int = 0) -> str:
+    environment = {"SELFALIGN_STAGING": str(tmp_path / "staging")}
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
+    assert result.exit_code == ends_with, result.output
+    return result.output
+
+
+def test_commands_go_there_and_back(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data")
+    run(tmp_path, "export", "scan", data.folder, tmp_path / "scan")
+    run(tmp_path, "import", "scan", tmp_path / "scan", tmp_path / "back", "--boxes", "xyxy", "--images-per-shard", 3)
+    assert "\nequivalent" in run(tmp_path, "compare", data.folder / "regions", tmp_path / "back" / "regions")
+    assert "sound" in run(tmp_path, "verify", tmp_path / "back" / "regions")
+    text = run(tmp_path, "import", "scan", tmp_path / "scan", tmp_path / "back", "--boxes", "xyxy", ends_with=1)
+    assert "it is there already" in text
+    text = run(tmp_path, "import", "scan", tmp_path / "scan", tmp_path / "new", "--boxes", "corners", ends_with=1)
+    assert "--boxes" in text and "xyxy" in text
+    source = json.loads((tmp_path / "back" / "manifest" / "source.json").read_text(encoding="utf-8"))
+    assert source["imported"]["format"] == "scan"
+    run(tmp_path, "export", "vinvl", tmp_path / "back", tmp_path / "vinvl")
+    captions = ("--captions", tmp_path / "vinvl" / "captions.json")
+    run(tmp_path, "import", "vinvl", tmp_path / "vinvl", tmp_path / "again", *captions)
+    assert "identical" in run(tmp_path, "compare", tmp_path / "back" / "regions", tmp_path / "again" / "regions")

@@ -2,7 +2,8 @@
 
 A word matches the region of its image with the highest cosine between the unit-length locals of the encoders (words
 and regions as projected, before they see their context): the correspondence that the concept-level loss is built on
-(METHODS.md, "LCA", step 1). Where the data set says which object a word means (`manifests.grounding`), the match is
+(METHODS.md, "LCA", step 1). A word of several pieces has the mean of their cosines; one whose pieces were all cut off
+matches none. Where the data set says which object a word means (`manifests.grounding`), the match is
 right if, of all true objects, that one overlaps the region most and by an IoU of at least 0.5. Chance is the expected
 accuracy of picking a region of the image uniformly; the ceiling is the share of words with any right region.
 """
@@ -24,7 +25,7 @@ RIGHT_IOU = 0.5
 
 @dataclass(frozen=True)
 class Matches:
-    """Every word of every caption of a split with its region, one row a word, captions in order.
+    """Every word of every caption of a split that has a region, one row a word, captions in order.
 
     `caption [W]` index in the split, `start [W]`, `end [W]` characters in the caption's text, `region [W]` row in the
     image's regions, `cosine [W]` float32.
@@ -53,14 +54,25 @@ def read_matches(path: Path) -> Matches:
 
 
 def word_regions(
-    regions: torch.Tensor, region_mask: torch.Tensor, words: torch.Tensor
+    regions: torch.Tensor,
+    region_mask: torch.Tensor,
+    words: torch.Tensor,
+    word_mask: torch.Tensor,
+    word: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best region of each word: `(index i64 [B, T], cosine [B, T])`; of equal regions the first.
+    """The best region of each word: `(index i64 [B, W], cosine [B, W])`; of equal regions the first.
 
-    `regions [B, R, D]` and `words [B, T, D]` have unit length; pair b is caption b with its own image;
-    `region_mask [B, R]` is true for real regions.
+    `regions [B, R, D]` and `words [B, T, D]` have unit length; pair b is caption b with its own image; the masks
+    `[B, R]` and `[B, T]` are true for what is real. `words` may be pieces: `word i64 [B, T]` says of which of the W
+    words each is. The cosine of a word without pieces is NaN.
     """
     cosine = words @ regions.transpose(1, 2)
+    count = int(word.max()) + 1
+    word = torch.where(word_mask, word, count)  # padding is a word of its own, which is dropped
+    sums = cosine.new_zeros(len(word), count + 1, cosine.shape[2])
+    sums.scatter_add_(1, word[..., None].expand_as(cosine), cosine)
+    pieces = torch.zeros_like(sums[..., 0]).scatter_add_(1, word, torch.ones_like(cosine[..., 0]))
+    cosine = (sums / pieces[..., None])[:, :count]
     cosine = cosine.masked_fill(~region_mask[:, None, :], float("-inf"))
     best = cosine.amax(dim=-1)
     return (cosine == best[..., None]).to(torch.uint8).argmax(dim=-1), best
@@ -76,13 +88,17 @@ def match_words(model: nn.Module, data: RetrievalData, batch_size: int) -> Match
         captions = range(first, min(first + batch_size, data.num_captions))
         images, place = np.unique(data.caption_image[captions.start : captions.stop], return_inverse=True)
         seen = model.encode_images(data.region_batch([int(image) for image in images]).to(device))
-        read = model.encode_captions(data.word_batch(list(captions)).to(device))
+        batch = data.word_batch(list(captions)).to(device)
+        read = model.encode_captions(batch)
         place = torch.as_tensor(place, device=device)
-        regions, cosines = word_regions(seen.locals[place], seen.mask[place], read.locals)
+        regions, cosines = word_regions(seen.locals[place], seen.mask[place], read.locals, batch.mask, batch.word)
         regions, cosines = regions.cpu().numpy(), cosines.float().cpu().numpy()
         for row, caption in enumerate(captions):
-            for position, word in enumerate(data.caption_words(caption)):
-                columns.append((caption, word.start, word.end, regions[row, position], cosines[row, position]))
+            here = np.flatnonzero(~np.isnan(cosines[row]))
+            words = data.caption_words(caption)
+            for number in here:
+                word = words[number]
+                columns.append((caption, word.start, word.end, regions[row, number], cosines[row, number]))
     caption, start, end, region, cosine = zip(*columns, strict=True) if columns else ((),) * 5
     return Matches(
         *(np.array(column, np.int32) for column in (caption, start, end, region)), np.array(cosine, np.float32)

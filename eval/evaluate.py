@@ -1,19 +1,28 @@
 """The evaluation stage: how well one trained run finds images by caption and captions by image.
 
-Writes `runs/R/metrics.json` (the figures) and `runs/R/evaluation/`: `images.npy`, `captions.npy` (embeddings),
-`ranks.npz` (every query's rank, with the ids of the split) and `matches.npz` (the region that each word matches).
-Which captions belong to an image comes from the manifest, never from an index divided by five.
+Writes `runs/R/metrics.json` (the figures, docs/evaluation.md) and `runs/R/evaluation/`: the embeddings (`pooled.npy`,
+`context.npy`, `captions.npy`), `ranks.npz` (every query's rank, with the ids of the split) and `matches.npz` (the
+region that each word matches). Which captions belong to an image comes from the manifest, never from an index divided
+by five.
 """
 
 import logging
 from pathlib import Path
 
-import numpy as np
-
+from eval.arrays import save_arrays
 from eval.correspondence import accuracy, match_words
-from eval.embed import embed, save_array, save_arrays
-from eval.recall import both_ranks, chance_recalls, recalls
+from eval.eccv import eccv_recalls
+from eval.embed import embed
+from eval.embeddings import Embeddings
+from eval.figures import recall_figures, save_ranks
+from eval.graded import likeness_ndcg, relevance_ndcg
+from eval.ndcg import CUTOFF
+from eval.nearest import nearest_captions, nearest_images
+from eval.rouge import RougeL
 from eval.settings import EvaluationSettings
+from eval.siblings import caption_recalls, nearest_siblings
+from eval.spice import reason_to_skip, spice_relevance
+from manifests.coco_ids import COCO_IDS, read_coco_ids
 from manifests.files import write_json
 from manifests.grounding import read_grounding
 from train.checkpoint import load_model, require_recipe
@@ -34,23 +43,29 @@ def run(
     batch_size: int,
     out: Path,
     metrics: Path,
+    pieces: bool = False,
+    text_features: Path | None = None,
 ) -> dict:
     """Evaluate the run `name` on one split and write its files; returns what `metrics` holds.
 
     Parameters
     ----------
-    manifest_dir : `data/D/manifest`, with `manifest.jsonl` and, where the true objects are known, `grounding.jsonl`.
+    manifest_dir : `data/D/manifest`, with `manifest.jsonl` and, where the true objects are known, `grounding.jsonl`,
+        where images and captions are COCO's, `coco_ids.jsonl`.
     regions, tokens : the data set's stores.
     model : `runs/R/model`.
     batch_size : items encoded at a time; it changes the speed only.
     out, metrics : the folder `runs/R/evaluation` and the file `runs/R/metrics.json`.
+    pieces, text_features : whether the run reads word pieces, and the text feature store that it reads, if any.
 
     Raises
     ------
     InputError for an empty split, for a model that was trained on other features or words, and for embeddings that
     are not finite.
     """
-    data = RetrievalData(manifest_dir / "manifest.jsonl", regions, tokens, settings.split)
+    data = RetrievalData(
+        manifest_dir / "manifest.jsonl", regions, tokens, settings.split, pieces=pieces, text_features=text_features
+    )
     if data.left_out:
         log.warning(
             "%s: %d images of split %s have no region features and are left out: %s",
@@ -58,36 +73,57 @@ def run(
         )  # fmt: skip
     require_recipe(model, data)
     network = load_model(model, device)
-    images, captions = embed(network, data, batch_size, run=name)
-    out.mkdir(parents=True, exist_ok=True)
-    save_array(out / "images.npy", images)
-    save_array(out / "captions.npy", captions)
+    embeddings = embed(network, data, batch_size, run=name)
+    embeddings.save(out)
 
-    captions_of = [data.captions_of(image) for image in range(len(data.images))]
-    i2t, asked, t2i = both_ranks(images, captions, captions_of, data.caption_image)
-    save_arrays(
-        out / "ranks.npz",
-        {
-            "i2t": i2t,
-            "i2t_images": asked,
-            "t2i": t2i,
-            "caption_image": np.asarray(data.caption_image),
-            "image_ids": np.array([image.id for image in data.images]),
-        },
-    )
+    ranks, figures = recall_figures(embeddings, data.caption_image, settings.folds)
+    save_ranks(out / "ranks.npz", ranks, data.caption_image, [image.id for image in data.images])
+    figures |= {"split": settings.split, "left_out": len(data.left_out)}
+    figures |= _graded(embeddings, data, settings.spice)
+    figures |= _eccv(embeddings, data, manifest_dir / COCO_IDS)
+
     matches = match_words(network, data, batch_size)
     save_arrays(out / "matches.npz", matches.arrays())
-
-    figures = recalls(i2t, t2i) | {
-        "split": settings.split,
-        "images": len(data.images),
-        "captions": data.num_captions,
-        "left_out": len(data.left_out),
-        "chance": chance_recalls([len(own) for own in captions_of]),
-    }
     truth = manifest_dir / "grounding.jsonl"
     correspondence = accuracy(matches, data, read_grounding(truth)) if truth.exists() else None
     if correspondence is not None:
         figures["correspondence"] = correspondence
     write_json(metrics, figures)
     return figures
+
+
+def _graded(embeddings: Embeddings, data: RetrievalData, spice: Path | None) -> dict:
+    """NDCG in all directions, and recalls of captions by captions."""
+    texts = [data.caption_text(caption) for caption in range(data.num_captions)]
+    across = {"i2t": nearest_captions(embeddings, CUTOFF), "t2i": nearest_images(embeddings, CUTOFF)}
+    within = {
+        direction: nearest
+        for direction, vectors in (("i2i", embeddings.images), ("t2t", embeddings.captions))
+        if (nearest := nearest_siblings(vectors, CUTOFF)) is not None
+    }
+    rouge = likeness_ndcg(RougeL(texts).with_all, data.caption_image, len(data.images), across | within)
+    ndcg: dict = {"rouge_l": {direction: rouge[direction] for direction in across}}
+    unimodal = {f"{direction}_ndcg": rouge[direction] for direction in within}
+    unimodal |= caption_recalls(embeddings.captions, data.caption_image) or {}
+    if spice is not None:
+        reason = reason_to_skip(spice)
+        if reason is None:
+            captions_of = [data.captions_of(image) for image in range(len(data.images))]
+            ndcg["spice"] = relevance_ndcg(spice_relevance(texts, captions_of, spice), **across)
+        else:
+            log.warning("NDCG by SPICE is left out: %s", reason)
+            ndcg["spice"] = {"left_out": reason}
+    return {"ndcg": ndcg, "unimodal": unimodal}
+
+
+def _eccv(embeddings: Embeddings, data: RetrievalData, coco_ids: Path) -> dict:
+    """ECCV Caption's figures where the images and captions are COCO's; otherwise nothing."""
+    if not coco_ids.exists():
+        return {}
+    own = read_coco_ids(coco_ids)
+    caption_ids = [caption for image in data.images for caption in own[image.id]]
+    found = eccv_recalls(embeddings, [int(image.id) for image in data.images], caption_ids)
+    if isinstance(found, str):
+        log.warning("ECCV Caption is left out: %s", found)
+        found = {"left_out": found}
+    return {"eccv": found}

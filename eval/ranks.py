@@ -1,18 +1,36 @@
 """The rank of the right answer, by counting (METHODS.md, "Evaluation protocol").
 
-A rank is the number of candidates scored strictly higher, plus those tied with a lower index: the lower index wins a
-tie, so the rank of equal scores is the same on every machine. No row is sorted. Q queries, C candidates, E dimensions.
+A rank is the number of candidates scored higher, plus those tied with a lower index: the lower index wins a tie, so
+that the rank of equal scores is the same on every machine. No row is sorted. `ranks` takes a matrix at hand,
+`retrieval_ranks` embeddings: both directions from one product, a block at a time. Q queries, N images, C captions.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from eval.scores import TIE, Scores, coarsest
 from manifests.errors import InputError
 
-BLOCK_SCORES = 1 << 18  # scores compared at a time: a block and its masks stay in the processor's cache
+BLOCK_SCORES = 1 << 21  # scores made at a time: matrix products want large blocks
+BLOCK_ROWS = 1020
+UNDECIDED = 64  # one score in so many may be left to be made again one by one; more, and the block is made finer
+STRIP_ROWS = 255  # scores looked at at a time: they and their masks stay in the cache, and a byte can count them
 
 Relevance = Sequence[np.ndarray] | Sequence[Sequence[int]] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """0-based ranks in both directions: `i2t [M]` of the M images `images` that have a caption, `t2i [L]` of the L
+    captions `captions` that have an image."""
+
+    i2t: np.ndarray
+    images: np.ndarray
+    t2i: np.ndarray
+    captions: np.ndarray
 
 
 def ranks(scores: np.ndarray, relevant: Relevance) -> np.ndarray:
@@ -29,25 +47,135 @@ def ranks(scores: np.ndarray, relevant: Relevance) -> np.ndarray:
     InputError for a query without a relevant candidate, an index outside the candidates, or a score that is NaN.
     """
     scores = np.asarray(scores)
-    flat, counts = _flatten(relevant, *scores.shape)
-    return _ranks(scores, flat, counts, first=0)
-
-
-def embedding_ranks(
-    queries: np.ndarray, candidates: np.ndarray, relevant: Relevance, *, chunk: int = 256
-) -> np.ndarray:
-    """`ranks` of the dot products `queries [Q, E] · candidates [C, E]`, `chunk` queries at a time.
-
-    Only `[chunk, C]` scores exist at any moment.
-    """
-    flat, counts = _flatten(relevant, len(queries), len(candidates))
+    num_queries, num_candidates = scores.shape
+    flat, counts = _flatten(relevant, num_queries, num_candidates)
     ends = np.concatenate([[0], np.cumsum(counts)])
-    result = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), chunk):
-        stop = min(start + chunk, len(queries))
-        scores = queries[start:stop] @ candidates.T
-        result[start:stop] = _ranks(scores, flat[ends[start] : ends[stop]], counts[start:stop], first=start)
+    result = np.empty(num_queries, np.int64)
+    ahead = np.empty(num_candidates, bool)
+    rows = max(1, BLOCK_SCORES // max(1, num_candidates))
+    for start in range(0, num_queries, rows):
+        stop = min(start + rows, num_queries)
+        block = np.ascontiguousarray(scores[start:stop])
+        bests, values = _best(block, flat[ends[start] : ends[stop]], counts[start:stop])
+        for number, (row, best, value) in enumerate(zip(block, bests.tolist(), values, strict=True), start):
+            if np.isnan(row.max()):
+                raise InputError(
+                    "a score is NaN",
+                    where=f"query {number}",
+                    fix="look for NaN or infinite values in the embeddings; the training has probably diverged",
+                )
+            # Before the best an equal score is ahead of it, after it only a higher one.
+            np.greater_equal(row[:best], value, out=ahead[:best])
+            np.greater(row[best:], value, out=ahead[best:])
+            result[number] = np.count_nonzero(ahead)
     return result
+
+
+def retrieval_ranks(scores: Scores, images: np.ndarray, captions: np.ndarray) -> Ranks:
+    """Both directions' ranks, from one pass over the scores in blocks; no more than some MB at any time.
+
+    Parameters
+    ----------
+    images, captions : `[M]` each: the relevant pairs. An image or caption in none of them is no query but stays a
+        candidate; one in several counts by the pair that ranks best.
+
+    Raises
+    ------
+    InputError for a pair outside the split and for embeddings that are not finite.
+    """
+    images, captions = np.asarray(images, np.int64), np.asarray(captions, np.int64)
+    for kind, items, count in (("image", images, scores.num_images), ("caption", captions, scores.num_captions)):
+        if len(items) and not 0 <= items.min() <= items.max() < count:
+            raise InputError(
+                f"a relevant {kind} is outside the split's {count}", where="relevance", fix="count them from 0"
+            )
+    tie = TIE * scores.largest  # embeddings that are not finite end here
+    exact = scores.exact(images, captions)
+    by_image = _Tally.of(images, captions, exact, scores.num_images, tie)
+    by_caption = _Tally.of(captions, images, exact, scores.num_captions, tie)
+    precisions = [torch.float64, torch.float32, torch.bfloat16][: 3 if coarsest() == torch.bfloat16 else 2]
+    height = max(1, BLOCK_ROWS // scores.views)
+    width = max(1, BLOCK_SCORES // BLOCK_ROWS)
+    for top in range(0, scores.num_images, height):
+        rows = slice(top, min(top + height, scores.num_images))
+        for left in range(0, scores.num_captions, width):
+            columns = slice(left, min(left + width, scores.num_captions))
+            while not _count(scores, rows, columns, precisions[-1], by_image, by_caption):
+                precisions.pop()  # where many scores are nearly equal, the next blocks' will be, too
+    (asked_images,), (asked_captions,) = np.nonzero(by_image.best >= 0), np.nonzero(by_caption.best >= 0)
+    return Ranks(by_image.higher[asked_images], asked_images, by_caption.higher[asked_captions], asked_captions)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Of every query of one direction: its best relevant candidate, that one's exact score, and how many better ones
+    were counted so far. A query without a relevant candidate has best -1, and a score that nothing reaches."""
+
+    best: np.ndarray
+    score: np.ndarray
+    higher: np.ndarray
+    tie: float
+
+    @classmethod
+    def of(cls, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray, count: int, tie: float) -> "_Tally":
+        score = np.full(count, -np.inf)
+        np.maximum.at(score, queries, exact)
+        tied = exact >= score[queries] - tie
+        best = np.full(count, np.iinfo(np.int64).max)
+        np.minimum.at(best, queries[tied], candidates[tied])
+        asked = np.isfinite(score)
+        best[~asked], score[~asked] = -1, np.inf
+        return cls(best, score, np.zeros(count, np.int64), tie)
+
+    def settle(self, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray) -> None:
+        """Count those of some candidates that by their exact scores are ahead of their query's best."""
+        score = self.score[queries]
+        ahead = (exact > score + self.tie) | ((exact >= score - self.tie) & (candidates < self.best[queries]))
+        np.add.at(self.higher, queries[ahead], 1)
+
+
+def _count(
+    scores: Scores, rows: slice, columns: slice, precision: torch.dtype, by_image: _Tally, by_caption: _Tally
+) -> bool:
+    """Add what one block of scores says to both directions' tallies; not, where too much of it is undecided."""
+    block = scores.block(rows, columns, precision)
+    margin = scores.tolerance(precision)
+    of_image, of_caption = (
+        [(tally.score[part] + sign * margin).astype(block.dtype) for sign in (1, -1)]
+        for tally, part in ((by_image, rows), (by_caption, columns))
+    )
+    higher, near_images, near_captions = [], [], []
+    in_columns = np.zeros(block.shape[1], np.int64)
+    for first in range(0, len(block), STRIP_ROWS):
+        strip = block[first : first + STRIP_ROWS]
+        offset = first * block.shape[1]
+        above, below = (bound[first : first + STRIP_ROWS, None] for bound in of_image)
+        high, near = strip > above, strip >= below
+        higher += [np.count_nonzero(row) for row in high]
+        near_images.append(offset + np.flatnonzero(np.not_equal(near, high, out=near)))
+        above, below = of_caption
+        np.greater(strip, above, out=high)
+        np.greater_equal(strip, below, out=near)
+        in_columns += np.add.reduce(high.view(np.uint8), axis=0, dtype=np.uint8)
+        near_captions.append(offset + np.flatnonzero(np.not_equal(near, high, out=near)))
+    undecided = sum(map(len, near_images)) + sum(map(len, near_captions))
+    if precision != torch.float64 and undecided * UNDECIDED > block.size:
+        return False
+    by_image.higher[rows] += higher
+    by_caption.higher[columns] += in_columns
+    for tally, near in ((by_image, np.concatenate(near_images)), (by_caption, np.concatenate(near_captions))):
+        images, captions = np.divmod(near, block.shape[1])
+        queries, candidates = images + rows.start, captions + columns.start
+        if tally is by_caption:
+            queries, candidates = candidates, queries
+        others = candidates != tally.best[queries]
+        images, captions, queries, candidates = (of[others] for of in (images, captions, queries, candidates))
+        if precision == torch.float64:
+            exact = block[images, captions]
+        else:
+            exact = scores.exact(images + rows.start, captions + columns.start)
+        tally.settle(queries, candidates, exact)
+    return True
 
 
 def _flatten(relevant: Relevance, num_queries: int, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,30 +207,6 @@ def _flatten(relevant: Relevance, num_queries: int, num_candidates: int) -> tupl
             fix="index the candidates from 0",
         )
     return flat, counts
-
-
-def _ranks(scores: np.ndarray, flat: np.ndarray, counts: np.ndarray, *, first: int) -> np.ndarray:
-    num_queries, num_candidates = scores.shape
-    result = np.empty(num_queries, np.int64)
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    rows = max(1, BLOCK_SCORES // max(1, num_candidates))
-    for start in range(0, num_queries, rows):
-        stop = min(start + rows, num_queries)
-        block = scores[start:stop]
-        missing = np.isnan(block.max(axis=1))
-        if missing.any():
-            raise InputError(
-                "a score is NaN",
-                where=f"query {first + start + int(np.argmax(missing))}",
-                fix="look for NaN or infinite values in the embeddings; the training has probably diverged",
-            )
-        best, score = _best(block, flat[ends[start] : ends[stop]], counts[start:stop])
-        higher = np.count_nonzero(block > score[:, None], axis=1)
-        as_high = np.count_nonzero(block >= score[:, None], axis=1)
-        for row in np.flatnonzero(as_high - higher > 1):
-            higher[row] += np.count_nonzero(block[row, : best[row]] == score[row])
-        result[start:stop] = higher
-    return result
 
 
 def _best(scores: np.ndarray, flat: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

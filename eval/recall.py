@@ -9,8 +9,8 @@ from math import exp, lgamma
 
 import numpy as np
 
-from eval import ranks as counting
-from eval.ranks import Relevance, embedding_ranks
+from eval.ranks import retrieval_ranks
+from eval.scores import Scores
 from manifests.errors import InputError
 
 CUTOFFS = (1, 5, 10)
@@ -22,19 +22,45 @@ def recalls(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
 
     Keys: `{i2t,t2i}_{r1,r5,r10,median_rank,mean_rank}` and `rsum`.
     """
-    table: dict[str, float] = {}
-    for direction, ranks in zip(DIRECTIONS, (i2t, t2i), strict=True):
-        if not len(ranks):
-            raise InputError(
-                f"there is no query in direction {direction}",
-                where="evaluation",
-                fix="give the split at least one image that has a caption",
-            )
-        table |= {f"{direction}_r{cutoff}": 100 * float(np.mean(ranks < cutoff)) for cutoff in CUTOFFS}
-        table[f"{direction}_median_rank"] = float(np.floor(np.median(ranks)) + 1)
-        table[f"{direction}_mean_rank"] = float(np.mean(ranks) + 1)
-    table["rsum"] = sum(table[f"{direction}_r{cutoff}"] for direction in DIRECTIONS for cutoff in CUTOFFS)
+    table = direction_recalls("i2t", i2t) | direction_recalls("t2i", t2i)
+    table["rsum"] = round(sum(table[f"{direction}_r{cutoff}"] for direction in DIRECTIONS for cutoff in CUTOFFS), 4)
+    return table
+
+
+def direction_recalls(direction: str, ranks: np.ndarray) -> dict[str, float]:
+    """`{direction}_{r1,r5,r10,median_rank,mean_rank}` of 0-based ranks `[Q]`. Raises InputError where there is none."""
+    if not len(ranks):
+        raise InputError(
+            f"there is no query in direction {direction}",
+            where="evaluation",
+            fix="give the split at least one image that has a caption",
+        )
+    table = {f"{direction}_r{cutoff}": 100 * float(np.mean(ranks < cutoff)) for cutoff in CUTOFFS}
+    table[f"{direction}_median_rank"] = float(np.floor(np.median(ranks)) + 1)
+    table[f"{direction}_mean_rank"] = float(np.mean(ranks) + 1)
     return {key: round(value, 4) for key, value in table.items()}
+
+
+def fold_recalls(scores: Scores, image_of: np.ndarray, folds: int) -> dict[str, float]:
+    """The mean of `recalls` over `folds` parts of the images, in order: COCO 1K is five folds of COCO 5K.
+
+    Parts are of equal size, or differ by one image. A fold's candidates are its own images and their captions.
+    `image_of [C]` is each caption's image, rising. Raises InputError for more folds than images.
+    """
+    if folds > scores.num_images:
+        raise InputError(
+            f"{scores.num_images} images can't be cut into {folds} folds",
+            where="params.yaml, evaluate.folds",
+            fix="use fewer folds",
+        )
+    edges = [scores.num_images * number // folds for number in range(folds + 1)]
+    tables = []
+    for first, last in zip(edges, edges[1:], strict=False):
+        captions = slice(*np.searchsorted(image_of, (first, last)).tolist())
+        fold = scores.part(slice(first, last), captions)
+        found = retrieval_ranks(fold, image_of[captions] - first, np.arange(fold.num_captions))
+        tables.append(recalls(found.i2t, found.t2i))
+    return {key: round(float(np.mean([table[key] for table in tables])), 4) for key in tables[0]}
 
 
 def chance_recalls(captions_per_image: Sequence[int]) -> dict[str, float]:
@@ -49,30 +75,6 @@ def chance_recalls(captions_per_image: Sequence[int]) -> dict[str, float]:
         table[f"t2i_r{cutoff}"] = 100 * _found(images, 1, cutoff)
     table["rsum"] = sum(table.values())
     return {key: round(value, 4) for key, value in table.items()}
-
-
-def both_ranks(
-    images: np.ndarray, captions: np.ndarray, captions_of: Relevance, image_of: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranks in both directions from embeddings.
-
-    Parameters
-    ----------
-    images, captions : `[N, E]` and `[C, E]`.
-    captions_of : each image's caption indices; an image without a caption is no query but stays a candidate.
-    image_of : each caption's image, `[C]`.
-
-    Returns
-    -------
-    (image-to-text ranks `[M]`, the M images that were queries, text-to-image ranks `[C]`).
-    """
-    asked = np.array([index for index, own in enumerate(captions_of) if len(own)], np.int64)
-    if images.ndim == 3:
-        scores = np.max([view @ captions.T for view in images.transpose(1, 0, 2)], axis=0)
-        i2t = counting.ranks(scores[asked], [captions_of[index] for index in asked])
-        return i2t, asked, counting.ranks(np.ascontiguousarray(scores.T), np.asarray(image_of))
-    i2t = embedding_ranks(images[asked], captions, [captions_of[index] for index in asked])
-    return i2t, asked, embedding_ranks(captions, images, np.asarray(image_of))
 
 
 def _found(candidates: int, relevant: int, cutoff: int) -> float:

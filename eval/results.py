@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from eval.correspondence import Matches, read_matches
+from eval.embeddings import Embeddings
 from eval.interval import rsum_draws
+from eval.nearest import nearest_images
 from manifests.errors import InputError
 
 NOT_LOSSES = {"epoch", "step", "seconds", "learning_rate"}
@@ -68,12 +70,9 @@ class RunResult:
         return read_matches(self._file("evaluation/matches.npz", stage="evaluate"))
 
     @cached_property
-    def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images `[N, E]` and captions `[C, E]` of the split, mapped."""
-        return tuple(
-            np.load(self._file(f"evaluation/{kind}.npy", stage="evaluate"), mmap_mode="r")
-            for kind in ("images", "captions")
-        )
+    def embeddings(self) -> Embeddings:
+        """The embeddings of the split, mapped."""
+        return Embeddings.open(self.folder / "evaluation", run=self.name)
 
     @cached_property
     def draws(self) -> np.ndarray:
@@ -83,8 +82,7 @@ class RunResult:
 
     def found(self, caption: int, count: int) -> list[int]:
         """The `count` images that score highest for a caption, best first; the lower index wins a tie."""
-        images, captions = self.embeddings
-        return np.argsort(-(images @ captions[caption]), kind="stable")[:count].tolist()
+        return nearest_images(self.embeddings.part(slice(None), slice(caption, caption + 1)), count)[0].tolist()
 
     def _json(self, name: str, *, stage: str) -> dict:
         return json.loads(self._file(name, stage=stage).read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The parameters of the evaluation and report stages in `params.yaml`: only what changes what they write."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -8,9 +9,11 @@ from manifests.typed import Settings
 
 
 class EvaluationSettings(Settings):
-    """What `evaluate@R` reads: the split whose captions and images are searched."""
+    """What `evaluate@R` and `ensemble@E` read: the split whose captions and images are searched, and how."""
 
     split: Literal["train", "val", "test"] = "test"
+    folds: int = Field(default=1, ge=1, description="parts whose mean recalls are told too; COCO 1K: 5")
+    spice: Path | None = Field(default=None, description="spice-1.0.jar, for NDCG by SPICE as well")
 
 
 class ReportSettings(Settings):

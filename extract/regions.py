@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from extract.settings import RegionSettings
+from extract.card import write_card
+from extract.settings import About, RegionSettings
 from extract.shards import TIMES, Made, Shards
-from extract.stores.card import region_card
+from extract.stores.intact import INDEX
+from extract.stores.norms import Norms
 from extract.stores.recipe import environment, write_recipe
-from extract.stores.regions import FAILURES, INDEX, SCHEMA
+from extract.stores.regions import FAILURES, SCHEMA
 from manifests.errors import DiskFull, InputError
 from manifests.files import canonical_json, write_json, write_text
 from manifests.progress import progress
@@ -38,6 +40,7 @@ def run(
     readers: int = 2,
     client: "Client | None" = None,
     threads: int | None = None,
+    about: About | None = None,
 ) -> None:
     """Extract the regions of every picture of a manifest into the region store `out`.
 
@@ -51,6 +54,7 @@ def run(
     client : of a Dask cluster whose workers make the shards, each on its own `device` ("auto" is settled there).
         They must see the same files under the same paths.
     threads : torch's threads in each of these workers; None is a worker's ``--nthreads``.
+    about : what the card says of the pictures' licence and of what to cite.
 
     Raises
     ------
@@ -76,7 +80,7 @@ def run(
 
         outcomes = on_workers(client, shards, missing, work, device=device, threads=threads)
     found |= _make(shards, missing, outcomes)
-    _finish(dataset, shards, [found[number] for number in range(len(shards))])
+    _finish(dataset, shards, [found[number] for number in range(len(shards))], about or About())
     shards.staged.install(out)
     failures = sum(len(done["failures"]) for done in found.values())
     if failures:
@@ -131,15 +135,18 @@ def _failure(shards: Shards, failed: dict[int, Exception]) -> InputError:
     )
 
 
-def _finish(dataset: str, shards: Shards, done: Sequence[dict[str, Any]]) -> None:
+def _finish(dataset: str, shards: Shards, done: Sequence[dict[str, Any]], about: About) -> None:
     """Write what stands beside the shards: index, failures, recipe and card."""
     folder, detector = shards.staged.folder, shards.detector
     failures = [failure for shard in done for failure in shard["failures"]]
     index = {
         "schema": SCHEMA,
+        "dataset": dataset,
+        "about": about.model_dump(exclude_none=True),
         "images": sum(shard["count"] for shard in done),
         "dim": detector.dim,
         "layout": "ragged" if shards.dense is None else "dense",
+        "norms": Norms.together(Norms(*shard["norms"]) for shard in done).as_json(),
         "object_names": detector.object_names,
         "attribute_names": detector.attribute_names,
         "shards": [{key: shard[key] for key in ("file", "count", "first", "last", "sha256")} for shard in done],
@@ -153,8 +160,8 @@ def _finish(dataset: str, shards: Shards, done: Sequence[dict[str, Any]]) -> Non
     write_json(folder / INDEX, index)
     write_text(folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
     makers = {what: _one_or_all({shard[what] for shard in done}) for what in ("device", "threads")}
-    recipe_hash = write_recipe(folder, shards.recipe, environment("torch", "torchvision", "numpy", "pillow", **makers))
-    write_text(folder / "README.md", region_card(dataset, index, shards.recipe, recipe_hash, len(failures)))
+    write_recipe(folder, shards.recipe, environment("torch", "torchvision", "numpy", "pillow", **makers))
+    write_card(folder)
 
 
 def _one_or_all(values: set[Any]) -> Any:

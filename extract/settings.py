@@ -99,6 +99,13 @@ class RegionSettings(Settings):
     images_per_shard: int = Field(1024, ge=1)
 
 
+class About(Settings):
+    """What people are to know of a data set's pictures; it goes into the cards of its stores."""
+
+    licence: str | None = Field(None, min_length=1, description="of the pictures, and so of their features")
+    cite: str | None = Field(None, min_length=1, description="what to cite for them")
+
+
 class PackSettings(Settings):
     """The pack stage of one data set."""
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from extract.detectors import load_detector
 from extract.images import UnreadableImage, decode
 from extract.settings import RegionSettings
+from extract.stores.norms import Norms
 from extract.stores.regions import SCHEMA, Regions, write_shard
 from extract.stores.staging import Staging
 from manifests.errors import InputError
@@ -154,6 +155,7 @@ class Shards:
                 "first": ids[0] if ids else None,
                 "last": ids[-1] if ids else None,
                 "failures": failures,
+                "norms": astuple(Norms.together(Norms.of(found.features) for found in regions.values())),
                 "device": self.device.partition(":")[0],
                 "threads": torch.get_num_threads(),
             }

@@ -1,25 +1,27 @@
-"""`selfalign verify`: is a region store whole and unchanged, and does it account for every picture of its manifest?
+"""`selfalign verify`: is a store whole and unchanged, and does it account for every picture of its manifest?
 
-Looked at are the index, the recipe, every shard's sha256, arrays, boxes and features, and, where there is a manifest,
-that each of its images is in the store or in ``failures.jsonl``, once and in order (DESIGN.md, "Stores"). One shard is
-open at a time. Nothing that a damaged store holds raises: all of it becomes findings.
+Here is what is looked at in a region store (`extract.verify_pack` has the others): the index, the recipe, every shard's
+sha256, arrays, boxes and features, and, where there is a manifest, that each of its images is in the store or in
+``failures.jsonl``, once and in order (DESIGN.md, "Stores"). One shard is open at a time. Nothing that a damaged store
+holds raises: all of it becomes findings.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from extract.findings import Verification, read_index, reason
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
 from extract.stores.regions import FAILURES, INDEX, SCHEMA
+from extract.verify_pack import verify_pack, verify_tokens
 from manifests.errors import InputError
 from manifests.files import sha256
-from manifests.jsonl import parse_json, read_rows, read_utf8
+from manifests.jsonl import read_rows
 from manifests.progress import progress
 from manifests.schema import ImageRow, read_manifest
 
@@ -34,53 +36,6 @@ _DTYPES = {
     **dict.fromkeys(_IDS, np.dtype("<i4")),
     **dict.fromkeys(_CONFIDENCES, np.dtype("<f4")),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: the file, the picture's row in it (from 0) and id where there is one, and what."""
-
-    file: str
-    what: str
-    row: int | None = None
-    image_id: str | None = None
-
-    def __str__(self) -> str:
-        row = "" if self.row is None else f" row {self.row}"
-        image = "" if self.image_id is None else f" ({self.image_id})"
-        text = f"{self.file}{row}{image}: {self.what}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-@dataclass
-class Verification:
-    """What `run` found. `findings` are the first `limit` of `total`; the store is sound if `total` is 0."""
-
-    store: Path
-    manifest: Path | None
-    limit: int
-    findings: list[Finding] = field(default_factory=list)
-    total: int = 0
-    images: int = 0
-    regions: int = 0
-    shards: int = 0
-
-    def add(self, file: str, what: str, row: int | None = None, image_id: str | None = None) -> None:
-        """Count a finding, and keep it if there is room."""
-        self.total += 1
-        if len(self.findings) < self.limit:
-            self.findings.append(Finding(file, what, row, image_id))
-
-    def text(self) -> str:
-        """The findings a line each, and a last line that sums up."""
-        facts = f"{self.images:,} images, {self.regions:,} regions, {self.shards:,} shards"
-        against = f"every image of {self.manifest} accounted for" if self.manifest else "no manifest to compare with"
-        if not self.total:
-            return f"sound: {self.store} ({facts}; {against})"
-        lines = [str(finding) for finding in self.findings]
-        if self.total > len(lines):
-            lines.append(f"... and {self.total - len(lines):,} more")
-        return "\n".join([*lines, f"not sound: {self.store} ({facts} read), {self.total:,} findings"])
 
 
 class _ShardEntry(BaseModel):
@@ -108,7 +63,7 @@ class _Index(BaseModel):
 
 
 def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verification:
-    """Verify a region store.
+    """Verify a region store, the folder of its WebDataset shards, or a token store.
 
     Parameters
     ----------
@@ -120,12 +75,22 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
     beside = store.parent / "manifest" / "manifest.jsonl"
     manifest = manifest or (beside if beside.is_file() else None)
     found = Verification(store, manifest, limit)
-    recipe = _recipe(found)
-    index = _index(found)
     rows = _manifest(found)
+    if any(store.glob("*.tar")):
+        verify_pack(found, rows)
+    elif (store / "tokens.h5").exists():
+        verify_tokens(found, rows)
+    else:
+        _verify_regions(found, rows)
+    return found
+
+
+def _verify_regions(found: Verification, rows: list[ImageRow] | None) -> None:
+    recipe = _recipe(found)
+    index = read_index(found, _Index)
     failures = _failures(found)
     if index is None:
-        return found
+        return
     _files(found, index)
     shards = _Shards(found, index, recipe, {row.id: row for row in rows or ()})
     with progress(what="verify", unit="images", total=sum(entry.count for entry in index.shards)) as bar:
@@ -134,30 +99,17 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
             bar.update(entry.count)
     if rows is not None:
         _accounted_for(found, rows, shards, failures)
-    return found
 
 
 def _recipe(found: Verification) -> tuple[dict[str, Any], str] | None:
     try:
         recipe, recipe_hash = read_recipe(found.store)
     except (ValueError, RecursionError) as error:
-        found.add(RECIPE, _reason(error))
+        found.add(RECIPE, reason(error))
         return None
     if isinstance(recipe, dict):
         return recipe, recipe_hash
     found.add(RECIPE, "the recipe is not a JSON object")
-    return None
-
-
-def _index(found: Verification) -> _Index | None:
-    path = found.store / INDEX
-    try:
-        return _Index.model_validate(parse_json(read_utf8(path), path=path, fix="make the store again"))
-    except ValidationError as error:
-        for problem in error.errors():
-            found.add(INDEX, f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}")
-    except InputError as error:
-        found.add(INDEX, f"not a region store: {_reason(error)}")
     return None
 
 
@@ -245,7 +197,7 @@ class _Shards:
         except FileNotFoundError:
             self.found.add(entry.file, f"the shard is missing, {INDEX} lists it with {entry.count} images")
         except Exception as error:  # h5py raises whatever a damaged file leads it to
-            self.found.add(entry.file, f"can't be read: {_reason(error)}")
+            self.found.add(entry.file, f"can't be read: {reason(error)}")
         if ids is None:
             self.lost.append(entry)
 
@@ -407,7 +359,3 @@ def _accounted_for(found: Verification, rows: Sequence[ImageRow], shards: _Shard
     for image_id, line in failures.items():
         if image_id not in number:
             found.add(FAILURES, f"line {line}: the manifest has no such image", image_id=image_id)
-
-
-def _reason(error: Exception) -> str:
-    return error.what if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

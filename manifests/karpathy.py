@@ -2,7 +2,7 @@
 
 Source: Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments" (CVPR 2015), whose splits the field reports on. Keys read:
 images[].filename, .filepath (optional folder), .split (train, restval, val, test), .cocoid (optional) and
-.sentences[].raw; and our own images[].objects and .sentences[].phrases.
+.sentences[].raw, .sentid (of COCO's images); and our own images[].objects and .sentences[].phrases.
 """
 
 from collections.abc import Iterator
@@ -30,14 +30,18 @@ def read(path: Path) -> Iterator[SourceImage]:
         _check(image, dict, path, row)
         filename, split = _take(image, "filename", str, path, row), _take(image, "split", str, path, row)
         folder = _take(image, "filepath", str, path, row) if "filepath" in image else ""
+        cocoid = image.get("cocoid")
+        if cocoid is not None and (isinstance(cocoid, bool) or not isinstance(cocoid, int | str)):
+            raise InputError(f"'cocoid' must be a whole number, not {cocoid!r}", where=f"{path} {row}", fix=_FIX)
         captions = []
         for index, sentence in enumerate(_take(image, "sentences", list, path, row)):
             place = f"{row}.sentences[{index}]"
             _check(sentence, dict, path, place)
-            captions.append(SourceCaption(place, _take(sentence, "raw", str, path, place), sentence.get("phrases")))
-        cocoid = image.get("cocoid")
-        if cocoid is not None and (isinstance(cocoid, bool) or not isinstance(cocoid, int | str)):
-            raise InputError(f"'cocoid' must be a whole number, not {cocoid!r}", where=f"{path} {row}", fix=_FIX)
+            sentid = sentence.get("sentid") if type(cocoid) is int else None
+            if sentid is not None and type(sentid) is not int:
+                raise InputError(f"'sentid' must be a whole number, not {sentid!r}", where=f"{path} {place}", fix=_FIX)
+            text = _take(sentence, "raw", str, path, place)
+            captions.append(SourceCaption(place, text, sentence.get("phrases"), sentid))
         yield SourceImage(
             row=row,
             id=str(cocoid) if cocoid is not None else PurePosixPath(filename).stem,

@@ -17,6 +17,7 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from manifests import folder, karpathy
+from manifests.coco_ids import COCO_IDS, write_coco_ids
 from manifests.errors import InputError
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
 from manifests.progress import progress
@@ -37,7 +38,8 @@ def run(
     duplicates: Literal["refuse", "allow"] = "refuse",
     out: Path,
 ) -> None:
-    """Write `out`/manifest.jsonl, in the source's order, and `out`/grounding.jsonl where the source tells objects.
+    """Write `out`/manifest.jsonl, in the source's order, `out`/grounding.jsonl where the source tells objects, and
+    `out`/coco_ids.jsonl where all its images and captions are COCO's.
 
     Parameters
     ----------
@@ -65,6 +67,11 @@ def run(
         write_grounding(out / "grounding.jsonl", groundings)
     else:
         (out / "grounding.jsonl").unlink(missing_ok=True)
+    coco_ids = {entry.id: [caption.coco_id for caption in entry.captions] for entry in entries}
+    if any(coco_ids.values()) and all(None not in own for own in coco_ids.values()):
+        write_coco_ids(out / COCO_IDS, coco_ids)
+    else:
+        (out / COCO_IDS).unlink(missing_ok=True)
 
 
 def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:

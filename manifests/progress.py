@@ -10,9 +10,16 @@ T = TypeVar("T")
 
 
 def progress(
-    items: Iterable[T] | None = None, *, what: str, unit: str, total: int | None = None, initial: int = 0
+    items: Iterable[T] | None = None,
+    *,
+    what: str,
+    unit: str,
+    total: int | None = None,
+    initial: int = 0,
+    quiet: bool = False,
 ) -> "tqdm[T]":
-    """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`."""
+    """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`;
+    no bar at all where it is to be `quiet`."""
     live = sys.stderr.isatty()
     return tqdm(
         items,
@@ -23,4 +30,5 @@ def progress(
         mininterval=0.2 if live else 10,
         dynamic_ncols=live,
         leave=True,
+        disable=quiet,
     )

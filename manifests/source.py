@@ -8,12 +8,14 @@ from typing import Any
 class SourceCaption:
     """A caption and where it stands in the captions file ("line 17", "images[17].sentences[2]").
 
-    `phrases` is the JSON list of the words whose object is known, None where the file doesn't say.
+    `phrases` is the JSON list of the words whose object is known, `coco_id` the caption's id in COCO; None where the
+    file doesn't say.
     """
 
     row: str
     text: str
     phrases: Any = None
+    coco_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

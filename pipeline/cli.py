@@ -16,6 +16,7 @@ from manifests.errors import InputError
 from pipeline import places
 from pipeline.machine import Machine
 from pipeline.params import read_params
+from train.settings import RunSettings
 
 # Threads that spin while they wait make small operators 8 to 15 times slower as soon as another process wants the
 # same cores; OpenMP reads this when torch is first imported.
@@ -93,6 +94,7 @@ def regions(dataset: str) -> None:
             readers=machine.readers,
             client=client,
             threads=worker_threads(machine),
+            about=settings.about,
         )
 
 
@@ -104,6 +106,24 @@ def tokens(dataset: str) -> None:
 
     settings = read_params().dataset(dataset).tokens
     run(manifest=places.manifest(dataset), settings=settings, out=places.tokens(dataset))
+
+
+@main.command("text_features")
+@click.argument("dataset")
+def text_features(dataset: str) -> None:
+    """Run a frozen text encoder once over DATASET's captions."""
+    from extract.text_features import run
+
+    machine = Machine.from_environment()
+    run(
+        dataset=dataset,
+        tokens=places.tokens(dataset),
+        settings=read_params().text_feature(dataset),
+        out=places.text_features(dataset),
+        staging=machine.staging,
+        device=machine.torch_device(),
+        batch_size=machine.encode_batch,
+    )
 
 
 @main.command()
@@ -126,10 +146,14 @@ def pack(dataset: str) -> None:
 @click.argument("run")
 def train(run: str) -> None:
     """Train RUN and keep its best checkpoint."""
+    settings, machine = read_params().run(run), Machine.from_environment()
+    if machine.processes > 1 and "WORLD_SIZE" not in os.environ:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={machine.processes}"]
+        os.execv(sys.executable, [sys.executable, *launcher, "-m", "pipeline.cli", "train", run])
+
     from eval.validation import validate
     from train.train import run as train_run
 
-    settings, machine = read_params().run(run), Machine.from_environment()
     train_run(
         name=run,
         manifest=places.manifest(settings.dataset),
@@ -139,7 +163,11 @@ def train(run: str) -> None:
         validate=lambda model, data: validate(model, data, machine.encode_batch),
         out=places.model(run),
         curves=places.curves(run),
+        text_features=_text_features(settings),
+        staging=machine.staging,
         device=machine.torch_device(),
+        checkpoint_minutes=machine.checkpoint_minutes,
+        tensorboard=machine.tensorboard,
     )
 
 
@@ -150,7 +178,8 @@ def evaluate(run: str) -> None:
     from eval.evaluate import run as evaluate_run
 
     params, machine = read_params(), Machine.from_environment()
-    dataset = params.run(run).dataset
+    settings = params.run(run)
+    dataset = settings.dataset
     evaluate_run(
         name=run,
         manifest_dir=places.manifest_folder(dataset),
@@ -162,6 +191,24 @@ def evaluate(run: str) -> None:
         batch_size=machine.encode_batch,
         out=places.evaluation(run),
         metrics=places.metrics(run),
+        pieces=settings.text.pieces,
+        text_features=_text_features(settings),
+    )
+
+
+@main.command()
+@click.argument("ensemble")
+def ensemble(ensemble: str) -> None:
+    """Evaluate the mean scores of ENSEMBLE's runs."""
+    from eval.ensemble import run
+
+    params = read_params()
+    run(
+        name=ensemble,
+        runs=params.ensemble(ensemble),
+        runs_dir=places.RUNS,
+        settings=params.evaluate,
+        out=places.ensemble(ensemble),
     )
 
 
@@ -175,7 +222,7 @@ def report() -> None:
         runs={name: settings.model_dump() for name, settings in params.runs.items()},
         runs_dir=places.RUNS,
         data_dir=places.DATA,
-        image_roots={name: settings.source.images for name, settings in params.datasets.items()},
+        image_roots=params.image_roots,
         settings=params.report,
         out=places.REPORT,
     )
@@ -192,16 +239,58 @@ def metrics() -> None:
 
 
 @main.command()
+@click.argument("run")
+@click.option("--repeats", default=5, show_default=True, help="Timings are the medians of these.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write all numbers there too, as JSON.")
+def cost(run: str, repeats: int, out: Path | None) -> None:
+    """Time encoding and search with RUN's model, against cross-attention on every pair."""
+    from eval.cost import run as measure
+    from eval.cost import table
+
+    params, machine = read_params(), Machine.from_environment()
+    dataset = params.run(run).dataset
+    found = measure(
+        name=run,
+        manifest=places.manifest(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        model=places.model(run),
+        split=params.evaluate.split,
+        device=machine.torch_device(),
+        repeats=repeats,
+        out=out,
+    )
+    click.echo(table(found))
+
+
+@main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
 @click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
-    """Check a region STORE: checksums, arrays, boxes, and every image of its manifest."""
+    """Check a STORE (regions, tokens, pack): checksums, arrays, boxes, and every image of its manifest."""
     from extract.verify import run
 
     found = run(store=store, manifest=manifest, limit=limit)
     click.echo(found.text())
     sys.exit(bool(found.total))
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--croissant", is_flag=True, help="Print the Croissant metadata instead.")
+@click.option("--licence", help="Licence of the pictures: write it into the store's card.")
+@click.option("--cite", help="What to cite: write it into the store's card.")
+def card(store: Path, croissant: bool, licence: str | None, cite: str | None) -> None:
+    """Print the card of a STORE (regions, pack), and check that all it says holds."""
+    from extract.card import run
+    from manifests.files import json_text
+
+    found = run(store, licence=licence, cite=cite)
+    click.echo(json_text(found.croissant) if croissant else found.text, nl=False)
+    for finding in found.findings:
+        click.secho(finding, fg="red", err=True)
+    sys.exit(bool(found.findings))
 
 
 @main.command()
@@ -230,6 +319,11 @@ def doctor() -> None:
     from pipeline.doctor import examine
 
     click.echo(examine(Machine.from_environment()))
+
+
+def _text_features(settings: RunSettings) -> Path | None:
+    """The text feature store that a run reads, if it does."""
+    return places.text_features(settings.dataset) if settings.text.reads == "text_features" else None
 
 
 if __name__ == "__main__":

@@ -6,11 +6,24 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from extract.text_encoder import find_encoder
 from manifests.errors import InputError
+from pipeline import places
 from pipeline.machine import PREFIX, Machine
-from pipeline.params import DatasetSettings, read_params
+from pipeline.params import DatasetSettings, Params, read_params
 
-_PACKAGES = ("torch", "torchvision", "numpy", "h5py", "webdataset", "spacy", "transformers", "dask", "dvc")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "h5py",
+    "webdataset",
+    "spacy",
+    "transformers",
+    "dask",
+    "dvc",
+)
 _OPTIONAL = ("detectron2",)
 
 
@@ -52,9 +65,31 @@ def _inputs() -> str:
         return "\n".join([*lines, f"  {error}"])
     for name, dataset in params.datasets.items():
         needed = [dataset.source.images, dataset.source.captions, *_files(dataset)]
-        missing = [str(path) for path in needed if not Path(path).exists()]
-        lines.append(f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}")
+        absent = [model for model, revision in _encoders(params, name) if not _is_here(model, revision)]
+        lines.append(_missing(name, needed, absent))
+    for name in params.shared:
+        lines.append(_missing(name, [places.manifest(name), places.regions(name), places.tokens(name)]))
     return "\n".join(lines)
+
+
+def _encoders(params: Params, dataset: str) -> list[tuple[str, str | None]]:
+    """The text encoders of a data set's text features and of its runs, with their revisions."""
+    named = [params.text_features[dataset]] if dataset in params.text_features else []
+    named += [run.text.encoder for run in params.runs.values() if run.dataset == dataset and run.text.encoder]
+    return [(encoder.model, encoder.revision) for encoder in named]
+
+
+def _is_here(model: str, revision: str | None) -> bool:
+    try:
+        find_encoder(model, revision)
+    except InputError:
+        return False
+    return True
+
+
+def _missing(name: str, needed: list[str | Path], absent: list[str] | None = None) -> str:
+    missing = [str(path) for path in needed if not Path(path).exists()] + (absent or [])
+    return f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}"
 
 
 def _files(dataset: DatasetSettings) -> list[str | Path]:

@@ -5,17 +5,18 @@ Each floor describes its own parameters; here they are put together. What only c
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from eval.settings import EvaluationSettings, ReportSettings
-from extract.settings import DetectorTrainingSettings, PackSettings, RegionSettings
-from extract.text.settings import TokenSettings
+from extract.settings import About, DetectorTrainingSettings, PackSettings, RegionSettings
+from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.settings import DatasetSource, SceneSettings
 from manifests.typed import Settings
+from pipeline import places
 from train.settings import RunSettings
 
 FILE = Path("params.yaml")
@@ -28,6 +29,13 @@ class DatasetSettings(Settings):
     regions: RegionSettings
     tokens: TokenSettings
     pack: PackSettings
+    about: About = About()
+
+
+class SharedSettings(Settings):
+    """A data set that another project made; its manifest and stores were brought to `data/NAME` (`docs/sharing.md`)."""
+
+    images: Path | None = Field(None, description="the image root, for the report, where the pictures are here too")
 
 
 class Params(Settings):
@@ -36,17 +44,35 @@ class Params(Settings):
     scenes: SceneSettings
     detector: DetectorTrainingSettings
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
+    text_features: dict[str, TextFeatureSettings] = Field(description="by data set; those without need no entry")
+    shared: dict[str, SharedSettings] = {}
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
+    ensembles: dict[str, Annotated[list[str], Field(min_length=2)]] = {}
     report: ReportSettings
 
     def dataset(self, name: str) -> DatasetSettings:
         """The data set `name`; `InputError` with the nearest name otherwise."""
         return _named(self.datasets, "datasets", name)
 
+    def text_feature(self, name: str) -> TextFeatureSettings:
+        """The text features of the data set `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.text_features, "text_features", name)
+
+    @property
+    def image_roots(self) -> dict[str, Path]:
+        """The image root of every data set; for a shared one without pictures, a folder that isn't there."""
+        made = {name: settings.source.images for name, settings in self.datasets.items()}
+        brought = {name: settings.images or places.images(name) for name, settings in self.shared.items()}
+        return made | brought
+
     def run(self, name: str) -> RunSettings:
         """The run `name`; `InputError` with the nearest name otherwise."""
         return _named(self.runs, "runs", name)
+
+    def ensemble(self, name: str) -> list[str]:
+        """The runs of the ensemble `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.ensembles, "ensembles", name)
 
 
 def read_params(path: Path = FILE) -> Params:
@@ -63,15 +89,67 @@ def read_params(path: Path = FILE) -> Params:
     except ValidationError as error:
         problems = "; ".join(_problem(item["loc"], item["msg"], item["type"]) for item in error.errors())
         raise InputError(problems, where=path, fix="correct these keys (docs/parameters.md lists all)") from None
+    twice = sorted(params.datasets.keys() & params.shared.keys())
+    if twice:
+        raise InputError(
+            f"{twice[0]!r} is in datasets and in shared", where=path, fix="make it here or bring it here, not both"
+        )
+    names = list(params.image_roots)
     for name, run in params.runs.items():
-        if run.dataset not in params.datasets:
+        if run.dataset not in names:
             raise InputError(
-                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets"
-                f"{_nearest(run.dataset, params.datasets)}",
+                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets{_nearest(run.dataset, names)}",
+                where=path,
+                fix=f"choose one of {', '.join(names)}",
+            )
+    _check_text(params, path)
+    _check_ensembles(params, path)
+    return params
+
+
+def _check_text(params: Params, path: Path) -> None:
+    """Raise `InputError` for a text encoder without word pieces, and for text features that no stage makes."""
+    for name in params.text_features:
+        if name not in params.datasets:
+            raise InputError(
+                f"text_features.{name} is none of the data sets{_nearest(name, params.datasets)}",
                 where=path,
                 fix=f"choose one of {', '.join(params.datasets)}",
             )
-    return params
+    needing = {f"text_features.{name}": name for name in params.text_features}
+    needing |= {f"runs.{name}.text": run.dataset for name, run in params.runs.items() if run.text.pieces}
+    for key, name in needing.items():
+        if name in params.datasets and params.datasets[name].tokens.tokenizer is None:
+            raise InputError(
+                f"{key} needs word pieces, and datasets.{name}.tokens has no tokenizer",
+                where=path,
+                fix="set tokenizer there to the folder of the encoder's tokenizer",
+            )
+    for name, run in params.runs.items():
+        if run.text.reads == "text_features" and run.dataset not in {*params.text_features, *params.shared}:
+            raise InputError(
+                f"runs.{name}.text reads text_features, and text_features has no {run.dataset!r}",
+                where=path,
+                fix=f"add `{run.dataset}: {{model: ...}}` below text_features",
+            )
+
+
+def _check_ensembles(params: Params, path: Path) -> None:
+    """Raise `InputError` for an ensemble of unknown runs, or of runs on several data sets."""
+    for name, members in params.ensembles.items():
+        for member in members:
+            if member not in params.runs:
+                raise InputError(
+                    f"ensembles.{name} has {member!r}, which is none of the runs{_nearest(member, params.runs)}",
+                    where=path,
+                    fix=f"choose of {', '.join(params.runs)}",
+                )
+        if len(datasets := {params.runs[member].dataset for member in members}) > 1:
+            raise InputError(
+                f"ensembles.{name} has runs on several data sets ({', '.join(sorted(datasets))})",
+                where=path,
+                fix="combine runs of one data set",
+            )
 
 
 def _named(items: dict[str, Any], section: str, name: str) -> Any:

@@ -1,10 +1,14 @@
-"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/` and `report/`."""
+"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/` and `report/`."""
 
 from pathlib import Path
 
-DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
+DATA, RUNS, ENSEMBLES, REPORT = Path("data"), Path("runs"), Path("ensembles"), Path("report")
 SCENES = DATA / "scenes"
 DEMO_WEIGHTS = Path("extract/detectors/weights/demo.safetensors")
+
+
+def images(dataset: str) -> Path:
+    return DATA / dataset / "images"
 
 
 def manifest_folder(dataset: str) -> Path:
@@ -21,6 +25,10 @@ def regions(dataset: str) -> Path:
 
 def tokens(dataset: str) -> Path:
     return DATA / dataset / "tokens"
+
+
+def text_features(dataset: str) -> Path:
+    return DATA / dataset / "text_features"
 
 
 def pack(dataset: str) -> Path:
@@ -41,3 +49,7 @@ def evaluation(run: str) -> Path:
 
 def metrics(run: str) -> Path:
     return RUNS / run / "metrics.json"
+
+
+def ensemble(name: str) -> Path:
+    return ENSEMBLES / name

@@ -1,10 +1,13 @@
 """What a model reads: padded batches of regions and of words, with masks that say what is padding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from extract.stores.regions import Regions
 
 
 class _Batch:
@@ -33,8 +36,10 @@ class WordBatch(_Batch):
     """The words, or word pieces, of B captions.
 
     words int64 ``[B, T]``: ids of the vocabulary (of the tokenizer, for pieces); pos uint8 ``[B, T]``: parts of speech;
-    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float
-    ``[B, T, W]``: a frozen encoder's states, where they are cached.
+    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float32
+    ``[B, T, W]``: a frozen encoder's states, where they are cached. For an encoder that runs in training: pieces int64
+    ``[B, P]``, whole captions with special tokens and punctuation, -1 where there is none; place int64 ``[B, T]``,
+    which of them each position is.
     """
 
     words: Tensor
@@ -42,6 +47,16 @@ class WordBatch(_Batch):
     mask: Tensor
     word: Tensor
     features: Tensor | None = None
+    pieces: Tensor | None = None
+    place: Tensor | None = None
+
+
+def region_batch(found: Sequence[Regions]) -> RegionBatch:
+    """The regions of some images, padded to the most of them."""
+    features, mask = pad([torch.tensor(r.features, dtype=torch.float32) for r in found])
+    boxes, _ = pad([torch.tensor(r.boxes) for r in found])
+    sizes = torch.tensor([r.image_size for r in found], dtype=torch.float32)
+    return RegionBatch(features=features, boxes=boxes, image_size=sizes, mask=mask)
 
 
 def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:

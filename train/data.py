@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from extract.stores.intact import require_intact
 from extract.stores.regions import Regions, RegionStore
+from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
+from extract.text.vocabulary import MARKS
 from manifests.errors import InputError
 from manifests.schema import ImageRow, read_manifest
 from train.batches import RegionBatch, WordBatch, pad
@@ -30,19 +33,39 @@ class Word:
 class RetrievalData:
     """The images of one split that have regions, with their captions.
 
+    With `elsewhere`, the regions are streamed (`train.stream`) and no image is left out; the region store says what
+    they are, and may hold other splits alone.
+
     Attributes
     ----------
     images : rows of the manifest, in its order.
     caption_image : int64 ``[C]``, the index into `images` of every caption.
     left_out : ids of the split's images that the region store has no features of.
+    pieces : whether `word_batch` gives word pieces; it does where `text_features`, the folder of a text feature store,
+        is given too.
+    vocabulary_size, marks : how many ids words or pieces have, and which of them are a caption's start and end.
+    text_dim : of the text features; None without.
 
     Raises
     ------
-    InputError : the stores belong to another manifest, or the split has no image.
+    InputError : the stores belong to another manifest, a file of theirs has changed, there are no word pieces, or the
+        split has no image.
     """
 
-    def __init__(self, manifest: Path, regions: Path, tokens: Path, split: str):
+    def __init__(
+        self,
+        manifest: Path,
+        regions: Path,
+        tokens: Path,
+        split: str,
+        *,
+        pieces: bool = False,
+        text_features: Path | None = None,
+        elsewhere: bool = False,
+    ):
         rows = read_manifest(manifest)
+        for store in (regions, tokens, *([text_features] if text_features else [])):
+            require_intact(store)
         self.region_store, self.token_store = RegionStore(regions), TokenStore(tokens)
         if self.token_store.image_ids != [row.id for row in rows]:
             raise InputError(
@@ -50,14 +73,23 @@ class RetrievalData:
                 where=tokens,
                 fix="run the tokens stage of this data set again",
             )
+        self.text_store = TextFeatureStore(text_features) if text_features else None
+        if self.text_store:
+            self.text_store.require_tokens(self.token_store)
+        self.pieces = pieces or self.text_store is not None
+        self.text_dim = self.text_store.dim if self.text_store else None
+        self.vocabulary_size, self.marks = len(self.token_store.vocabulary), MARKS
+        if self.pieces:
+            tokenizer = self.token_store.require_tokenizer()
+            self.vocabulary_size, self.marks = tokenizer["size"], (tokenizer["start_id"], tokenizer["end_id"])
         here = [(number, row) for number, row in enumerate(rows) if row.split == split]
         count = dict(zip(self.region_store.ids, self.region_store.num_boxes.tolist(), strict=True))
-        kept = [(number, row) for number, row in here if count.get(row.id)]
-        self.left_out = [row.id for _, row in here if not count.get(row.id)]
+        kept = [(number, row) for number, row in here if elsewhere or count.get(row.id)]
+        self.left_out = [] if elsewhere else [row.id for _, row in here if not count.get(row.id)]
         if not kept:
             raise InputError(f"no image of split {split!r} has regions", where=manifest, fix="give the split images")
         self.images: list[ImageRow] = [row for _, row in kept]
-        self._region_rows = [self.region_store.row(row.id) for row in self.images]
+        self._region_rows = [] if elsewhere else [self.region_store.row(row.id) for row in self.images]
         captions = [self.token_store.captions_of(number) for number, _ in kept]
         self._caption_rows = [row for own in captions for row in own]
         self.caption_image = np.repeat(np.arange(len(kept)), [len(own) for own in captions])
@@ -105,9 +137,44 @@ class RetrievalData:
         )
 
     def word_batch(self, captions: Sequence[int]) -> WordBatch:
-        """The words of some captions, padded to the longest."""
+        """The words, or the word pieces of words, of some captions, padded to the longest."""
         rows = [self._caption_rows[caption] for caption in captions]
+        if self.pieces:
+            return self._piece_batch(rows)
         words, mask = pad([torch.tensor(self.token_store.words(row), dtype=torch.int64) for row in rows])
         pos, _ = pad([torch.tensor(self.token_store.pos(row)) for row in rows])
         word = torch.arange(words.shape[1]).expand_as(words)
         return WordBatch(words=words, pos=pos, mask=mask, word=word)
+
+    def _piece_batch(self, rows: list[int]) -> WordBatch:
+        found = [self.token_store.pieces(row) for row in rows]
+        tags = [self.token_store.pos(row) for row in rows]
+        ids, word = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
+        caption, piece = _places([len(own.ids) for own in found])
+        whole = np.full((len(rows), piece.max() + 1), -1)
+        whole[caption, piece] = ids
+        kept = word >= 0
+        counts = np.bincount(caption[kept], minlength=len(rows))
+        for row in np.array(rows)[counts == 0].tolist():
+            self.token_store.word_pieces(row)  # says what is wrong
+        first_tag = np.cumsum([0, *map(len, tags)])[caption[kept]]
+        at = _places(counts)
+        mask = torch.arange(int(counts.max())) < torch.from_numpy(counts)[:, None]
+        columns = {"words": ids[kept], "word": word[kept], "place": piece[kept]}
+        columns["pos"] = np.concatenate(tags)[first_tag + word[kept]]
+        padded = {name: np.zeros(mask.shape, column.dtype) for name, column in columns.items()}
+        for name, column in columns.items():
+            padded[name][at] = column
+        words, word, place, pos = (torch.from_numpy(padded[name]) for name in ("words", "word", "place", "pos"))
+        if self.text_store is None:
+            return WordBatch(words, pos, mask, word, pieces=torch.from_numpy(whole), place=place)
+        features = torch.zeros(*mask.shape, self.text_dim)
+        for row, count, own in zip(rows, counts, features.numpy(), strict=True):
+            own[:count] = self.text_store.states(row)
+        return WordBatch(words, pos, mask, word, features)
+
+
+def _places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column ``[sum]`` of every item of a padded table whose rows hold so many items."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts)

@@ -3,9 +3,9 @@
 Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests.typed import Settings
 
@@ -49,9 +49,10 @@ BaseSettings = Annotated[VSRNSettings | CameraSettings | VSEInfinitySettings, Fi
 
 
 class EncoderSettings(Settings):
-    """A Hugging Face text encoder that is run, and may be tuned, in training (`train.models.text`)."""
+    """A Hugging Face text encoder that is run, and may be tuned, in training (`train.models.words`)."""
 
-    model: str = Field(description="folder or hub name of the encoder; the tokens stage needs its tokenizer")
+    model: str = Field(min_length=1, description="folder or hub name; the tokens stage needs its tokenizer")
+    revision: str | None = Field(None, description="commit, tag or branch of a hub name")
     tune: bool = Field(True, description="false: its weights stay; text_features@D then is much faster")
 
 
@@ -63,6 +64,17 @@ class TextSettings(Settings):
     )
     word_dim: int = Field(300, ge=1, description="length of a learned word embedding")
     encoder: EncoderSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.encoder and self.reads == "text_features":
+            raise ValueError("text_features are an encoder's cached states: leave encoder out, or set reads to tokens")
+        return self
+
+    @property
+    def pieces(self) -> bool:
+        """Whether the words are word pieces of a tokenizer."""
+        return self.reads == "text_features" or self.encoder is not None
 
 
 class TripletSettings(Settings):
@@ -126,6 +138,13 @@ class SelfAlignSettings(Settings):
     bag: ConceptBagSettings | None = None
 
 
+class StreamSettings(Settings):
+    """Training regions from WebDataset shards at addresses instead of the region store (`train.stream`)."""
+
+    urls: tuple[str, ...] = Field(min_length=1, description="paths, http(s):// or s3://; {000000..000009} is expanded")
+    window: int = Field(5000, ge=1, description="captions that are shuffled among each other")
+
+
 class RunSettings(Settings):
     """One training run on one data set."""
 
@@ -136,9 +155,15 @@ class RunSettings(Settings):
     learning_rate: float = Field(2e-4, gt=0)
     decay_epochs: int = Field(10, ge=1, description="epochs after which the learning rate is multiplied by decay")
     decay: float = Field(0.1, gt=0, le=1)
+    warmup_steps: int = Field(0, ge=0, description="first steps, in which the learning rate rises linearly")
     gradient_clip: float = Field(2.0, gt=0)
+    patience: int | None = Field(None, ge=1, description="epochs without a better R@sum after which the run ends")
+    accumulate: int = Field(1, ge=1, description="chunks that a batch is encoded in; its negatives stay all of it")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights are float32")
+    compile: bool = Field(False, description="compile the encoders with torch.compile")
     base: BaseSettings
     text: TextSettings
     triplet: TripletSettings
     contrast: ContrastSettings | None = None
     selfalign: SelfAlignSettings | None = None
+    stream: StreamSettings | None = None

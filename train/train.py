@@ -1,26 +1,31 @@
 """Stage `train@R`: trains one run and keeps its best checkpoint by R@sum on the validation split.
 
-    selfalign train vsrn-selfalign
+    selfalign train vsrn-selfalign                                              one process, a CPU or a GPU
+    SELFALIGN_PROCESSES=4 selfalign train vsrn-selfalign                        four GPUs
+    torchrun --nproc-per-node 4 -m pipeline.cli train vsrn-selfalign            the same
+    accelerate launch --multi_gpu -m pipeline.cli train vsrn-selfalign         the same, on all GPUs
 
-An epoch shows every caption once, with its image, in an order that the run's seed decides.
+An epoch shows every caption once, with its image, in an order that the run's seed decides. A killed run goes on where
+its last state was saved (`train.state`).
 """
 
-import csv
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
+from tqdm import tqdm
 
-from manifests.errors import InputError
-from manifests.files import atomic
-from manifests.progress import progress
-from train.checkpoint import data_recipe, save_model
+from manifests.files import sha256
+from train.checkpoint import data_recipe
+from train.curves import TensorBoard, write_curves
 from train.data import RetrievalData
+from train.loop import Loop
+from train.masking import share_momentum
 from train.models import RetrievalModel, build_model
+from train.processes import Processes, join, leave
 from train.settings import RunSettings
+from train.state import Progress, StateFolder
 
 Validate = Callable[[RetrievalModel, RetrievalData], Mapping[str, float]]
 
@@ -35,104 +40,112 @@ def run(
     validate: Validate,
     out: Path,
     curves: Path,
+    staging: Path,
+    text_features: Path | None = None,
     device: str = "cpu",
+    checkpoint_minutes: float = 10.0,
+    tensorboard: Path | None = None,
 ) -> None:
     """Train the run `name` and write its best checkpoint to `out`, its curves to the CSV file `curves`.
 
     Parameters
     ----------
     manifest, regions, tokens : the data set's manifest and stores.
+    text_features : the data set's text feature store, where ``settings.text`` reads it.
     validate : gives the recalls of a model on a split, ``rsum`` among them; the stage hands in the evaluation's own,
         which lives a floor above.
+    staging : folder where the unfinished run lies, to be continued after a kill.
     device : a torch device; it changes the speed and the last bits.
+    checkpoint_minutes : the state is saved after every epoch, and within one after so many minutes.
+    tensorboard : folder for TensorBoard's files, if any.
 
     Raises
     ------
     InputError : a loss that is not finite, with its step, its terms and the batch's image ids.
     """
+    processes = join(device)
     torch.manual_seed(settings.seed)
-    data = RetrievalData(manifest, regions, tokens, "train")
-    validation = RetrievalData(manifest, regions, tokens, "val")
-    model = build_model(settings, data.region_store.dim, len(data.token_store.vocabulary)).to(device)
+    text = {"pieces": settings.text.pieces, "text_features": text_features}
+    data = RetrievalData(manifest, regions, tokens, "train", **text, elsewhere=settings.stream is not None)
+    validation = RetrievalData(manifest, regions, tokens, "val", **text)
+    dims = (data.region_store.dim, data.vocabulary_size)
+    model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)
+    share_momentum(model, settings.accumulate)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.decay_epochs, settings.decay)
     record = {
         "settings": settings.model_dump(),
         "feature_dim": data.region_store.dim,
-        "vocabulary_size": len(data.token_store.vocabulary),
+        "vocabulary_size": data.vocabulary_size,
         "recipe": data_recipe(data),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    start, best = time.perf_counter(), -1.0
-    rows: list[dict[str, float]] = []
-    for epoch in range(settings.epochs):
-        rate = optimizer.param_groups[0]["lr"]
-        terms = _epoch(name, model, optimizer, data, settings, epoch, device)
-        schedule.step()
-        recalls = validate(model, validation)
-        seconds = time.perf_counter() - start
-        rows.append(
-            {
-                "epoch": epoch,
-                "seconds": round(seconds, 2),
-                "learning_rate": rate,
-                "loss": sum(terms.values()),
-                **terms,
-                **{f"val_{key}": value for key, value in recalls.items()},
-            }
-        )
-        write_curves(curves, rows)
-        if recalls["rsum"] > best:
-            best = recalls["rsum"]
-            save_model(out, model, {**record, "best_epoch": epoch, "val_rsum": best, "seconds": round(seconds, 2)})
+    key = {"settings": record["settings"], "recipe": record["recipe"], "manifest": sha256(manifest)}
+    state = StateFolder(staging, name, key)
+    progress = state.restore(model, optimizer, processes)
+    clock = _Clock(progress.seconds)
+
+    def save(progress: Progress) -> None:
+        if processes.first:
+            progress.seconds = clock.seconds()
+            state.save(model, optimizer, progress)
+            clock.saved = time.monotonic()
+
+    def save_in_time(progress: Progress) -> None:
+        if time.monotonic() - clock.saved >= 60 * checkpoint_minutes:
+            save(progress)
+
+    board = TensorBoard(tensorboard if processes.first else None, name, progress.epoch)
+    loop = Loop(name, model, optimizer, data, settings, processes, save_in_time)
+    if processes.first and (progress.epoch or progress.step):
+        tqdm.write(f"continuing: epoch {progress.epoch + 1}, batch {progress.step + 1}, from {state.folder}")
+    while not _done(progress, settings):
+        terms = loop.epoch(progress)
+        recalls = _recalls(validate, model, validation, processes)
+        row = {
+            "epoch": progress.epoch,
+            "seconds": round(clock.seconds(), 2),
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "loss": sum(terms.values()),
+            **terms,
+            **{f"val_{key}": value for key, value in recalls.items()},
+        }
+        progress.rows.append(row)
+        board.write(row)
+        if recalls["rsum"] > progress.best:
+            progress.best, progress.best_epoch = recalls["rsum"], progress.epoch
+            if processes.first:
+                best = {"best_epoch": progress.epoch, "val_rsum": progress.best, "seconds": row["seconds"]}
+                state.keep_best(model, {**record, **best}, progress)
+        progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
+        save(progress)
+    board.close()
+    if processes.first:
+        write_curves(curves, progress.rows)
+        state.finish(out, progress)
+        state.remove()
+    leave()
 
 
-def _epoch(
-    name: str,
-    model: RetrievalModel,
-    optimizer: torch.optim.Optimizer,
-    data: RetrievalData,
-    settings: RunSettings,
-    epoch: int,
-    device: str,
-) -> dict[str, float]:
-    """One pass over the captions; returns the mean of every loss term."""
-    model.train()
-    order = np.random.default_rng([settings.seed, epoch]).permutation(data.num_captions)
-    batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
-    # One pair has no negatives, and batch norm needs two values.
-    batches = [batch for batch in batches if len(batch) > 1]
-    totals: dict[str, float] = {}
-    bar = progress(batches, what=f"{name} epoch {epoch + 1}/{settings.epochs}", unit="batches")
-    for step, captions in enumerate(bar):
-        images = data.caption_image[captions]
-        pairs = model(data.region_batch(images).to(device), data.word_batch(captions).to(device))
-        terms = model.losses(pairs, torch.from_numpy(images).to(device), epoch)
-        loss = sum(terms.values())
-        if not torch.isfinite(loss):
-            ids = [data.images[i].id for i in images]
-            raise InputError(
-                f"the loss is {loss.item()} ({', '.join(f'{key} {value.item():g}' for key, value in terms.items())})"
-                f" on images {', '.join(ids)}",
-                where=f"run {name}, epoch {epoch}, step {step}",
-                fix="lower the learning rate, or look at the features of these images",
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        model.freeze_gradients(epoch)
-        nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        optimizer.step()
-        for key, value in terms.items():
-            totals[key] = totals.get(key, 0.0) + value.item() / len(batches)
-        bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
-    return totals
+class _Clock:
+    """Seconds of training over all sessions of a run, and when its state was last saved."""
+
+    def __init__(self, earlier: float):
+        self._start = time.monotonic() - earlier
+        self.saved = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
 
 
-def write_curves(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write one CSV row an epoch, atomically."""
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
+def _done(progress: Progress, settings: RunSettings) -> bool:
+    if progress.epoch >= settings.epochs:
+        return True
+    waited = progress.epoch - 1 - progress.best_epoch if progress.best_epoch is not None else 0
+    return settings.patience is not None and waited >= settings.patience
+
+
+def _recalls(
+    validate: Validate, model: RetrievalModel, validation: RetrievalData, processes: Processes
+) -> Mapping[str, float]:
+    """The first process's recalls, in every process."""
+    return processes.told(dict(validate(model, validation)) if processes.first else {})

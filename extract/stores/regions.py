@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.intact import INDEX
 from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 
 SCHEMA = 1
-INDEX, FAILURES = "index.json", "failures.jsonl"
+FAILURES = "failures.jsonl"
 _LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 
 

@@ -1,7 +1,8 @@
 """The token store: every caption of a data set as words, parts of speech and, where wanted, word pieces.
 
-One folder a data set: tokens.h5, vocabulary.json, recipe.json (and the stage's README.md). The captions lie one after
-another in manifest order, ragged: caption c has the entries `offsets[c]` to `offsets[c + 1]` of a flat array.
+One folder a data set: tokens.h5, vocabulary.json, recipe.json, index.json with the sha256 of tokens.h5 (and the stage's
+README.md). The captions lie one after another in manifest order, ragged: caption c has the entries `offsets[c]` to
+`offsets[c + 1]` of a flat array.
 
 | dataset         | shape            | holds                                                        |
 |-----------------|------------------|--------------------------------------------------------------|
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.intact import INDEX
 from extract.stores.recipe import read_recipe, write_recipe
 from extract.text.pieces import Pieces
 from extract.text.vocabulary import read_vocabulary
@@ -87,7 +89,7 @@ def write_tokens(
     recipe: dict[str, Any],
     environment: dict[str, str],
 ) -> None:
-    """Write a token store's three files (shapes above; `pieces` = ids and words).
+    """Write a token store's four files (shapes above; `pieces` = ids and words).
 
     The format, its schema version and the vocabulary's size and sha256 are added to `recipe`.
     """
@@ -113,7 +115,10 @@ def write_tokens(
     if pieces is not None:
         ids, piece_words = pieces
         arrays |= {"piece_ids": ids.flat, "piece_words": piece_words.flat, "piece_offsets": ids.offsets}
-    write_hdf5(folder / "tokens.h5", arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+    path = folder / "tokens.h5"
+    write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+    listed = {"file": path.name, "count": len(caption_image), "sha256": sha256(path)}
+    write_json(folder / INDEX, {"schema": SCHEMA, "images": len(image_ids), "shards": [listed]})
 
 
 class TokenStore:
@@ -190,6 +195,33 @@ class TokenStore:
             return None
         where = self._range("piece_offsets", caption)
         return Pieces(self._arrays["piece_ids"][where], self._arrays["piece_words"][where])
+
+    def require_tokenizer(self) -> dict[str, Any]:
+        """What the recipe says of the tokenizer; InputError if the store has none."""
+        if not self.has_pieces:
+            raise InputError(
+                "it has no word pieces",
+                where=self.path,
+                fix="set datasets.D.tokens.tokenizer to the folder of the encoder's tokenizer",
+            )
+        return self.recipe["tokenizer"]
+
+    def word_pieces(self, caption: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places bool [P] of the word pieces that belong to a word, and their words i32 [N]: special tokens and
+        punctuation belong to none.
+
+        InputError if the store has no tokenizer, or all that is left of the caption belongs to no word.
+        """
+        self.require_tokenizer()
+        pieces = self.pieces(caption)
+        places = pieces.word >= 0
+        if not places.any():
+            raise InputError(
+                f"no word piece of caption {caption}, {self.text(caption)!r}, belongs to a word",
+                where=self.path,
+                fix="raise datasets.D.tokens.max_pieces, or mend the caption in the data set's own file",
+            )
+        return places, pieces.word[places]
 
     def image(self, caption: int) -> int:
         """Row in the manifest of the image that a caption describes."""

@@ -58,6 +58,8 @@ class PieceTokenizer:
             "files_sha256": {file.name: sha256(file) for file in files},
             "max_pieces": max_pieces,
             "pad_id": self._tokenizer.pad_token_id,
+            "start_id": _first(self._tokenizer.cls_token_id, self._tokenizer.bos_token_id),
+            "end_id": _first(self._tokenizer.sep_token_id, self._tokenizer.eos_token_id),
             "size": len(self._tokenizer),
         }
 
@@ -79,6 +81,10 @@ class PieceTokenizer:
             Pieces(np.array(ids, np.int32), _word_of_each(np.array(offsets, np.int32).reshape(-1, 2), words))
             for ids, offsets, words in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
         ]
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((number for number in ids if number is not None), None)
 
 
 def _word_of_each(pieces: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The word stage's parameters, as they stand in `params.yaml`."""
+"""The parameters of the word stage and of the text features stage, as they stand in `params.yaml`."""
 
 from pathlib import Path
 from typing import Self
@@ -33,3 +33,12 @@ class TokenSettings(Settings):
         if self.max_pieces is not None and self.tokenizer is None:
             raise ValueError("max_pieces needs a tokenizer: name its folder, or leave max_pieces out")
         return self
+
+
+class TextFeatureSettings(Settings):
+    """What decides a data set's text features, beside its token store."""
+
+    model: str = Field(min_length=1, description="folder or hub name of a Hugging Face encoder; nothing is fetched")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub name")
+    layer: int = Field(default=-1, description="whose hidden states: 0 the embeddings, -1 the last layer")
+    captions_per_shard: int = Field(default=16384, ge=1)

@@ -11,6 +11,7 @@ from manifests.jsonl import parse_json, read_utf8
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 UNKNOWN = SPECIAL.index("<unk>")
+MARKS = SPECIAL.index("<start>"), SPECIAL.index("<end>")
 
 
 def build_vocabulary(counts: Mapping[str, int], min_count: int) -> list[str]:

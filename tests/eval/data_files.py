@@ -15,7 +15,7 @@ from extract.stores.tokens import TokenStore
 from extract.text.settings import TokenSettings
 from manifests import manifest, scenes
 from manifests.describing import WORDS
-from manifests.files import write_json
+from manifests.files import sha256, write_json
 from manifests.grounding import read_grounding
 from manifests.schema import read_manifest
 from manifests.settings import SceneSettings
@@ -63,8 +63,9 @@ def write_regions(folder: Path, ids: list[str], features: np.ndarray, boxes: np.
     write_shard(
         folder / "000000.h5", ids, regions, recipe_hash, dim=features.shape[2], dense=features.shape[1], id_bytes=32
     )
+    shard = {"file": "000000.h5", "count": len(ids), "sha256": sha256(folder / "000000.h5")}
     index = {"schema": SCHEMA, "images": len(ids), "dim": features.shape[2]}
-    index |= {"object_names": None, "attribute_names": None, "shards": [{"file": "000000.h5", "count": len(ids)}]}
+    index |= {"object_names": None, "attribute_names": None, "shards": [shard]}
     write_json(folder / INDEX, index)
 
 
@@ -77,7 +78,8 @@ def retrieval_data(folder: Path, split: str = "test") -> RetrievalData:
 class Encoded:
     """What the encoders give: `train.models`' Encoding."""
 
-    embedding: torch.Tensor
+    pooled: torch.Tensor
+    context: torch.Tensor
     locals: torch.Tensor
     mask: torch.Tensor
 
@@ -101,11 +103,12 @@ class AttributeModel(nn.Module):
 
     def encode_images(self, batch) -> Encoded:
         features = nn.functional.normalize(batch.features.float(), dim=-1)
-        return Encoded(nn.functional.normalize(batch.features.float().sum(1), dim=-1), features, batch.mask)
+        pooled = nn.functional.normalize(batch.features.float().sum(1), dim=-1)[:, None]
+        return Encoded(pooled, pooled[:, 0, :0], features, batch.mask)
 
     def encode_captions(self, batch) -> Encoded:
         words = self.words[batch.words] * batch.mask[..., None]
         embedding = nn.functional.normalize(words.sum(1), dim=-1)
         if self.broken is not None:
             embedding[self.broken] = float("nan")
-        return Encoded(embedding, words, batch.mask)
+        return Encoded(embedding[:, None], embedding[:, :0], words, batch.mask)

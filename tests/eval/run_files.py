@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.arrays import save_arrays
 from eval.correspondence import Matches
-from eval.embed import save_array, save_arrays
-from eval.recall import both_ranks, chance_recalls, recalls
+from eval.embeddings import Embeddings
+from eval.figures import recall_figures, save_ranks
 from eval.results import RunResult
 from manifests.files import write_json, write_text
 
@@ -24,21 +25,14 @@ def write_run(
     settings: dict | None = None,
 ) -> RunResult:
     """Write everything that the report reads of a run; its figures follow from the embeddings."""
-    captions_of = [np.flatnonzero(image_of == image) for image in range(len(images))]
-    i2t, asked, t2i = both_ranks(images, captions, captions_of, image_of)
+    embeddings = Embeddings(images[:, None], images[:, :0], captions)
+    ranks, figures = recall_figures(embeddings, image_of, folds=1)
     out = folder / "evaluation"
-    save_array(out / "images.npy", images.astype(np.float32))
-    save_array(out / "captions.npy", captions.astype(np.float32))
-    save_arrays(
-        out / "ranks.npz",
-        {"i2t": i2t, "i2t_images": asked, "t2i": t2i, "caption_image": image_of, "image_ids": np.array(ids)},
-    )
+    embeddings.save(out)
+    save_ranks(out / "ranks.npz", ranks, image_of, ids)
     if matches is not None:
         save_arrays(out / "matches.npz", matches.arrays())
-    figures = recalls(i2t, t2i) | {
-        "split": "test", "images": len(images), "captions": len(captions), "left_out": 0,
-        "chance": chance_recalls([len(own) for own in captions_of]),
-    }  # fmt: skip
+    figures |= {"split": "test", "left_out": 0}
     write_json(folder / "metrics.json", figures | ({"correspondence": correspondence} if correspondence else {}))
     write_json(
         folder / "model" / "run.json",

@@ -15,9 +15,19 @@ def test_a_word_takes_its_most_similar_real_region_and_the_first_of_equals():
     regions = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.6, 0.8]]])
     mask = torch.tensor([[True, True, True, False]])
     words = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]])
-    best, cosine = word_regions(regions, mask, words)
+    best, cosine = word_regions(regions, mask, words, torch.ones(1, 3, dtype=torch.bool), torch.arange(3)[None])
     assert best.tolist() == [[0, 1, 1]]
     assert cosine[0].tolist() == pytest.approx([1, 1, 0.8])
+
+
+def test_a_word_of_pieces_takes_the_region_with_the_highest_mean_cosine():
+    regions = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]])
+    pieces = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])
+    mask, word = torch.tensor([[True, True, True, False]]), torch.tensor([[0, 0, 2, 0]])
+    best, cosine = word_regions(regions, torch.ones(1, 3, dtype=torch.bool), pieces, mask, word)
+    assert best[0, [0, 2]].tolist() == [2, 1]
+    assert cosine[0, [0, 2]].tolist() == pytest.approx([0.7, 1.0])
+    assert cosine[0, 1].isnan()  # the second word's pieces were all cut off
 
 
 def test_iou():

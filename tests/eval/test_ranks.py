@@ -1,11 +1,11 @@
-"""Ranks: parity with the published figures, ties, several right answers, chunks, and what is refused."""
+"""Ranks of a matrix: parity with the published figures, ties, several right answers, and what is refused."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eval.ranks import embedding_ranks, ranks
+from eval.ranks import ranks
 from manifests.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "losses.npz"
@@ -48,16 +48,6 @@ def test_ragged_relevance_with_many_ties_follows_the_definition():
     assert ranks(scores, relevant).tolist() == [slow_rank(row, own) for row, own in zip(scores, relevant, strict=True)]
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_chunks_give_what_the_matrix_gives(chunk: int):
-    random = np.random.default_rng(4)
-    # Small whole numbers: dot products are exact, so that ties are real ones whatever the order of summation.
-    queries, candidates = random.integers(-3, 4, (90, 8)).astype("f4"), random.integers(-3, 4, (130, 8)).astype("f4")
-    relevant = [random.choice(130, size=size, replace=False) for size in random.integers(1, 8, size=90)]
-    expected = ranks(queries @ candidates.T, relevant)
-    assert np.array_equal(embedding_ranks(queries, candidates, relevant, chunk=chunk), expected)
-
-
 def test_a_matrix_larger_than_one_block_is_ranked_whole(monkeypatch: pytest.MonkeyPatch):
     scores = np.random.default_rng(5).normal(size=(50, 30))
     expected = ranks(scores, np.arange(50) % 30)
@@ -79,7 +69,7 @@ def test_a_query_without_an_answer_is_refused(relevant: list[list[int]], message
 
 
 def test_nan_is_refused_and_its_query_named():
-    queries = np.ones((5, 2), np.float32)
-    queries[3, 1] = np.nan
+    scores = np.ones((5, 4), np.float32)
+    scores[3, 1] = np.nan
     with pytest.raises(InputError, match="query 3: a score is NaN"):
-        embedding_ranks(queries, np.ones((4, 2), np.float32), np.zeros(5, np.int64), chunk=2)
+        ranks(scores, np.zeros(5, np.int64))

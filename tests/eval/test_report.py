@@ -59,14 +59,15 @@ def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> P
     data = retrieval_data(demo)
     truth = read_grounding(demo / "manifest" / "grounding.jsonl")
     model = AttributeModel(demo)
-    images, captions = embed(model, data, 64, run="r", quiet=True)
+    found = embed(model, data, 64, run="r", quiet=True)
+    images, captions = found.images, found.captions
     matches = match_words(model, data, 64)
     random = np.random.default_rng(0)
     for place, name in enumerate(runs):
-        found: Matches = matches
+        seen: Matches = matches
         noise = 0.0
         if place == 0:
-            noise, found = 1.0, replace(matches, region=random.integers(0, 8, len(matches.region)))
+            noise, seen = 1.0, replace(matches, region=random.integers(0, 8, len(matches.region)))
         write_run(
             folder / "runs" / name,
             images=images,
@@ -74,8 +75,8 @@ def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> P
             image_of=np.asarray(data.caption_image),
             ids=[image.id for image in data.images],
             losses=("triplet",) if place == 0 else ("triplet", "cra"),
-            matches=found,
-            correspondence=accuracy(found, data, truth),
+            matches=seen,
+            correspondence=accuracy(seen, data, truth),
         )
     arguments = {
         "runs": runs,

@@ -1,11 +1,15 @@
 """Region stores made once for all tests, and torch on one thread."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from extract import pack, tokens
+from extract.settings import PackSettings
+from extract.text.settings import TokenSettings
 from tests.extract.disks import Disk, mounted
 from tests.extract.region_files import Pictures, mixed_files, region_settings, scene_files, write_pictures
 
@@ -26,6 +30,31 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     pictures = write_pictures(tmp_path_factory.mktemp("dense"), mixed_files())
     pictures.extract(region_settings(images_per_shard=4), batch_size=3)
     return pictures
+
+
+@pytest.fixture(scope="session")
+def data_set(dense: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `data/D`: manifest, regions and tokens of `dense`, packed 6 images a shard."""
+    folder = tmp_path_factory.mktemp("data_set") / "tiny"
+    (folder / "manifest").mkdir(parents=True)
+    manifest = Path(shutil.copy(dense.manifest, folder / "manifest" / "manifest.jsonl"))
+    shutil.copytree(dense.out, folder / "regions")
+    tokens.run(manifest=manifest, settings=TokenSettings(language="blank_en", min_count=1), out=folder / "tokens")
+    pack.run(
+        dataset="tiny",
+        manifest=manifest,
+        regions=folder / "regions",
+        tokens=folder / "tokens",
+        settings=PackSettings(images_per_shard=6),
+        out=folder / "pack",
+    )
+    return folder
+
+
+@pytest.fixture
+def data_set_copy(data_set: Path, tmp_path: Path) -> Path:
+    """A copy of `data_set`, to be spoilt."""
+    return shutil.copytree(data_set, tmp_path / "tiny")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from extract import pack, tokens
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import SCHEMA, Regions, RegionStore, write_shard
+from extract.stores.webdataset import sample_key
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.files import write_json
@@ -151,7 +152,7 @@ def test_an_id_with_dots_and_slashes_is_escaped_and_kept_whole_in_the_json(packe
     assert list(names)[-1] == "v1%2E2%2Ftwö%25.json"
     assert unquote("v1%2E2%2Ftwö%25") == "v1.2/twö%" == json.loads(names["v1%2E2%2Ftwö%25.json"])["id"]
     ids = ["a.b", "a/b", "a%2Eb", "a\\b", "a\nb", "../up", "plain-id_7 é"]
-    keys = [pack.sample_key(id) for id in ids]
+    keys = [sample_key(id) for id in ids]
     assert [unquote(key) for key in keys] == ids
     assert len(set(keys)) == len(ids)
     assert keys[-1] == ids[-1]
@@ -202,7 +203,7 @@ def test_plain_webdataset_reads_them_with_nothing_of_ours(inputs, packed, tmp_pa
         regions = store.regions(store.row(id))
         total = float(regions.features.sum(dtype="f8"))
         shapes = [list(regions.features.shape), list(regions.boxes.shape)]
-        expected.append([pack.sample_key(id), id, "float16", *shapes, total])
+        expected.append([sample_key(id), id, "float16", *shapes, total])
     assert found == expected
 
 

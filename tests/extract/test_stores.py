@@ -233,7 +233,7 @@ def test_shard_has_the_documented_datasets(dense: Pictures, ragged: Pictures) ->
 @pytest.mark.parametrize("layout", ["dense", "ragged"])
 def test_the_cards_example_runs(layout: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = request.getfixturevalue(layout).out
-    (example,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    example = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[0]
     monkeypatch.chdir(folder)
     names: dict = {}
     exec(example, names)

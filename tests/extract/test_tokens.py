@@ -203,10 +203,10 @@ def test_settings_are_closed(tmp_path):
 
 def test_same_captions_same_bytes(tmp_path, store):
     again = made(tmp_path)
-    for name in ("tokens.h5", "vocabulary.json", "recipe.json", "README.md"):
+    for name in ("tokens.h5", "vocabulary.json", "recipe.json", "index.json", "README.md"):
         assert (again.path / name).read_bytes() == (store.path / name).read_bytes(), name
     assert sorted(path.name for path in again.path.iterdir()) == [
-        "README.md", "recipe.json", "tokens.h5", "vocabulary.json"
+        "README.md", "index.json", "recipe.json", "tokens.h5", "vocabulary.json"
     ]  # fmt: skip
 
 
@@ -314,6 +314,7 @@ def test_pieces_know_their_words(tmp_path, tokenizer):
     assert store.pieces(2).word.tolist() == [-1, 0, 0, 1, -1]
     assert store.recipe["tokenizer"]["pad_id"] == 0
     assert store.recipe["tokenizer"]["size"] == 16
+    assert (store.recipe["tokenizer"]["start_id"], store.recipe["tokenizer"]["end_id"]) == (2, 3)
 
 
 def test_pieces_are_cut_to_max_pieces(tmp_path, tokenizer):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.encoders import write_encoder
 from tests.pipeline.project import Project, Result, copy_checkout, shrink, take_pictures
 
 
@@ -12,9 +13,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project whose own code is sure to run; nothing has been reproduced in it yet."""
     pictures = tmp_path_factory.mktemp("pictures")
     take_pictures(pictures)
+    encoder = write_encoder(tmp_path_factory.mktemp("encoder"))
     project = Project(tmp_path_factory.mktemp("project"))
     copy_checkout(project)
-    project.write_params(shrink(project.params, pictures))
+    project.write_params(shrink(project.params, pictures, encoder))
     used = project.command("python", "-c", "import extract; print(extract.__file__)").text.strip()
     assert Path(used) == project.root / "extract" / "__init__.py"
     return project

@@ -26,7 +26,7 @@ from manifests.describing import describe
 from manifests.drawing import draw_scene
 
 CHECKOUT = Path(__file__).parents[2]
-ARTIFACTS = ("data", "runs", "report", "dvc.lock", ".staging")  # of a checkout in use, and not its code
+ARTIFACTS = ("data", "runs", "ensembles", "report", "dvc.lock", ".staging")  # of a checkout in use, and not its code
 # (width, height), split and number of captions of each picture
 PICTURES = (
     ((200, 120), "train", 5),
@@ -64,6 +64,7 @@ class Project:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SELFALIGN_", "GIT_"))},
             **{"PATH": path, "PYTHONPATH": str(root), "SELFALIGN_THREADS": "1", "SELFALIGN_BATCH": "4"},
+            **{"CI": "1", "DVC_NO_ANALYTICS": "1"},  # DVC asks nobody for news, and starts no process to do so
             **{"HF_HUB_OFFLINE": "1", "http_proxy": nowhere, "https_proxy": nowhere},
             **{"DVC_GLOBAL_CONFIG_DIR": str(root / ".dvc/tmp"), "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site")},
         }
@@ -150,8 +151,8 @@ def copy_checkout(project: Project) -> None:
         project.command("git", *author, *command)
 
 
-def shrink(params: dict[str, Any], pictures: Path) -> dict[str, Any]:
-    """The committed demo made small, with the data set `pictures`, which is a folder, and a run on it added."""
+def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, Any]:
+    """The committed demo made small, with the data set `pictures`, a folder, and a run on its text features added."""
     small = copy.deepcopy(params)
     small["runs"] = {name: small["runs"][name] for name in ("vsrn", "vsrn-selfalign")}
     small["scenes"] |= {"train": 48, "val": 12, "test": 20}
@@ -167,7 +168,10 @@ def shrink(params: dict[str, Any], pictures: Path) -> dict[str, Any]:
         "tokens": {"language": "blank_en", "min_count": 1},
     }
     small["datasets"]["pictures"]["regions"]["images_per_shard"] = 4
-    small["runs"]["on-pictures"] = copy.deepcopy(aligned) | {"dataset": "pictures"}
+    small["datasets"]["pictures"]["tokens"]["tokenizer"] = str(encoder)
+    small["text_features"] = {"pictures": {"model": str(encoder)}}
+    text = {"reads": "text_features"}
+    small["runs"]["on-pictures"] = copy.deepcopy(aligned) | {"dataset": "pictures", "text": text}
     return small
 
 

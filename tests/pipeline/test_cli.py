@@ -93,6 +93,16 @@ def test_doctor_shows_settings_versions_and_data(folder: Project, monkeypatch: p
     assert "not there yet: data/scenes/images" in lines["demo"]
 
 
+def test_doctor_names_encoders_that_are_missing(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = folder.params
+    params["datasets"]["demo"]["tokens"]["tokenizer"] = str(folder.root)
+    params["text_features"] = {"demo": {"model": "nobody/first"}}
+    params["runs"]["vsrn"]["text"] = {"reads": "tokens", "encoder": {"model": "nobody/second"}}
+    folder.write_params(params)
+    monkeypatch.chdir(folder.root)
+    assert "nobody/first, nobody/second" in examine(Machine(threads=torch.get_num_threads()))
+
+
 def test_doctor_still_answers_with_broken_parameters(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder.root / "params.yaml").write_text("scenes: {tran: 1}", encoding="utf-8")
     monkeypatch.chdir(folder.root)

@@ -36,3 +36,14 @@ def test_links_of_the_documents_lead_somewhere(page):
     text = (CHECKOUT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not ((CHECKOUT / page).parent / link).exists()] == []
+
+
+def test_every_data_set_and_run_is_an_artifact():
+    """So that `dvc artifacts get` and gto know it: docs/sharing.md."""
+    declared = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())["artifacts"]
+    paths = {f"{name}-{store}": f"data/{name}/{store}" for name in PARAMS["datasets"] for store in ("regions", "pack")}
+    paths |= {run: f"runs/{run}/model" for run in PARAMS["runs"]}
+    assert {name: entry["path"] for name, entry in declared.items()} == paths
+    for name, entry in declared.items():
+        assert entry["type"] == ("model" if name in PARAMS["runs"] else "dataset"), name
+        assert len(entry["desc"]) > 10 and entry["labels"], name

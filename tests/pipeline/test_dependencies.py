@@ -18,8 +18,8 @@ PLUMBING = {
     *("manifests/errors.py", "manifests/files.py", "manifests/progress.py", "manifests/jsonl.py", "manifests/typed.py"),
     *("extract/workers.py", "extract/device.py"),
 }
-# How manifest.jsonl and grounding.jsonl look decides what the manifest stage writes; others depend on the files.
-FORMATS = {"manifests/schema.py", "manifests/grounding.py"}
+# How manifest.jsonl and the files beside it look decides what the manifest stage writes; others depend on the files.
+FORMATS = {"manifests/schema.py", "manifests/grounding.py", "manifests/coco_ids.py"}
 # Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`.
 UNUSED = {"detector": {"extract/detectors/base.py"}}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
@@ -29,9 +29,11 @@ PARAMS = {
     "manifest": ["datasets.${key}.source"],
     "regions": ["datasets.${key}.regions"],
     "tokens": ["datasets.${key}.tokens"],
+    "text_features": ["text_features.${key}"],
     "pack": ["datasets.${key}.pack"],
     "train": ["runs.${key}"],
-    "evaluate": ["evaluate", "runs.${key}.dataset"],
+    "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],
+    "ensemble": ["ensembles.${key}", "evaluate"],
     "report": ["report", "runs"],
 }
 

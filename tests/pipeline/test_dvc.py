@@ -1,6 +1,7 @@
 """The pipeline as its users run it: `dvc repro` on 80 scenes and 11 pictures, and what each change reruns."""
 
 import csv
+import json
 import re
 import shutil
 
@@ -13,6 +14,7 @@ from tests.pipeline.project import CHECKOUT, PICTURES, Project, Result
 
 DATASETS = ("demo", "pictures")
 RUNS = ("vsrn", "vsrn-selfalign", "on-pictures")
+ENSEMBLE = "ensemble@vsrn-both"
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
 WEIGHTS = "extract/detectors/weights/demo.safetensors"
 
@@ -22,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("repeated")
 def test_a_killed_repro_is_continued(killed: int, repeated: Result) -> None:
     fanned = [f"{stage}@{name}" for stage in ("regions", "tokens", "pack") for name in DATASETS]
     fanned += [f"{stage}@{name}" for stage in ("train", "evaluate") for name in RUNS]
-    assert sorted(repeated.stages) == sorted([*fanned, "report"])  # scenes and manifest had been finished
+    fanned += ["text_features@pictures"]
+    assert sorted(repeated.stages) == sorted([*fanned, ENSEMBLE, "report"])  # scenes and manifest had been finished
     assert 2 <= killed < 5
     assert f"continuing: {16 * killed} of 80 pictures" in repeated.text
 
@@ -51,6 +54,12 @@ def test_report_and_table_name_the_runs(project: Project, monkeypatch: pytest.Mo
     for name in (*RUNS, *DATASETS):
         assert name in page and name in table
     assert str(project.root / "report" / "index.html") in table
+
+
+def test_an_ensemble_has_figures_of_its_own(project: Project) -> None:
+    figures = json.loads((project.root / "ensembles" / "vsrn-both" / "metrics.json").read_text(encoding="utf-8"))
+    assert figures["runs"] == ["vsrn", "vsrn-selfalign"] and figures["images"] == 20
+    assert 0 < figures["rsum"] <= 600
 
 
 @pytest.mark.parametrize(("run", "images"), [("vsrn", 20), ("vsrn-selfalign", 20), ("on-pictures", 3)])
@@ -90,7 +99,7 @@ def test_other_epochs_rerun_one_run(project: Project) -> None:
     with project.restored() as params:
         params["runs"]["vsrn"]["epochs"] += 1
         project.write_params(params)
-        assert would_run(project) == {"train@vsrn", "evaluate@vsrn", "report"}
+        assert would_run(project) == {"train@vsrn", "evaluate@vsrn", ENSEMBLE, "report"}
 
 
 def test_another_detector_parameter_reruns_one_data_set_from_regions_on(project: Project) -> None:
@@ -98,14 +107,29 @@ def test_another_detector_parameter_reruns_one_data_set_from_regions_on(project:
         params["datasets"]["demo"]["regions"]["detector"]["shortest"] = 128
         project.write_params(params)
         demo_runs = {f"{stage}@{run}" for stage in ("train", "evaluate") for run in ("vsrn", "vsrn-selfalign")}
-        assert would_run(project) == {"regions@demo", "pack@demo", "report"} | demo_runs
+        assert would_run(project) == {"regions@demo", "pack@demo", ENSEMBLE, "report"} | demo_runs
 
 
 def test_a_new_run_runs_alone(project: Project) -> None:
     with project.restored() as params:
         params["runs"]["another"] = params["runs"]["vsrn"] | {"seed": 1}
         project.write_params(params)
-        assert would_run(project) == {"train@another", "evaluate@another", "report"}
+        assert would_run(project) == {"train@another", "evaluate@another", ENSEMBLE, "report"}
+
+
+def test_another_layer_reruns_the_text_features_and_what_reads_them(project: Project) -> None:
+    with project.restored() as params:
+        params["text_features"]["pictures"]["layer"] = 1
+        project.write_params(params)
+        assert would_run(project) == {"text_features@pictures", "train@on-pictures", "evaluate@on-pictures", ENSEMBLE, "report"}
+
+
+def test_a_run_that_reads_other_words_reruns_alone(project: Project) -> None:
+    with project.restored() as params:
+        params["runs"]["on-pictures"]["text"] = {"reads": "tokens"}
+        params["text_features"] = {}
+        project.write_params(params)
+        assert would_run(project) == {"train@on-pictures", "evaluate@on-pictures", ENSEMBLE, "report"}
 
 
 def test_one_stage_runs_alone(project: Project) -> None:

@@ -111,6 +111,35 @@ def test_a_run_on_an_unknown_data_set_is_told_the_nearest(tmp_path: Path) -> Non
     assert "runs.vsrn.dataset" in text and "'dmo'" in text and "did you mean 'demo'?" in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "text_features",
+            {"demos": {"model": "x"}},
+            "demos is none of the data sets (did you mean 'demo'?)",
+        ),
+        ("text_features", {"demo": {"model": "x"}}, "text_features.demo needs word pieces, and datasets.demo.tokens"),
+        ("text_features", {"demo": {"modle": "x"}}, "text_features.demo.modle: unknown key (did you mean 'model'?)"),
+        ("runs.vsrn.text", {"reads": "tokens", "encoder": {"model": "x"}}, "runs.vsrn.text needs word pieces"),
+        ("runs.vsrn.text", {"reads": "text_features", "encoder": {"model": "x"}}, "leave encoder out"),
+    ],
+)
+def test_text_encoders_need_what_they_read(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    assert told in message(changed(tmp_path, key, value))
+
+
+def test_a_run_needs_the_text_features_that_it_reads(tmp_path: Path) -> None:
+    path = changed(tmp_path, "runs.vsrn.text", {"reads": "text_features"})
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["datasets"]["demo"]["tokens"]["tokenizer"] = "bert"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert "runs.vsrn.text reads text_features, and text_features has no 'demo'" in message(path)
+    params["text_features"] = {"demo": {"model": "bert"}}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert read_params(path).text_feature("demo").layer == -1
+
+
 @pytest.mark.parametrize("content", [b"scenes: [1\nrest: 2", b"scenes: \xff\xfe"], ids=["broken", "not UTF-8"])
 def test_what_is_not_yaml_is_told_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "params.yaml"
@@ -137,3 +166,32 @@ def test_names_of_runs_and_data_sets_are_looked_up_with_a_hint() -> None:
         params.run("vsnr")
     with pytest.raises(InputError, match="datasets has no 'demos'.*did you mean 'demo'"):
         params.dataset("demos")
+
+
+def test_a_data_set_is_made_here_or_brought_here(tmp_path: Path) -> None:
+    text = message(changed(tmp_path, "shared", {"demo": {}}))
+    assert "'demo' is in datasets and in shared" in text
+    path = changed(tmp_path, "shared", {"theirs": {}, "ours": {"images": "/pictures"}})
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["runs"]["vsrn"]["dataset"] = "theirs"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    read = read_params(path)
+    assert read.image_roots["ours"] == Path("/pictures") and {"demo", "theirs"} <= set(read.image_roots)
+    assert "runs.vsrn.dataset is 'theirz'" in message(_renamed(path, "theirs", "theirz"))
+
+
+def _renamed(path: Path, old: str, new: str) -> Path:
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(f"dataset: {old}", f"dataset: {new}"), encoding="utf-8")
+    return path
+def test_an_ensemble_is_of_known_runs_on_one_data_set(tmp_path: Path) -> None:
+    assert read_params(CHECKOUT / "params.yaml").ensemble("vsrn-both") == ["vsrn", "vsrn-selfalign"]
+    text = message(changed(tmp_path, "ensembles.vsrn-both", ["vsrn", "vsnr-selfalign"]))
+    assert "ensembles.vsrn-both" in text and "did you mean 'vsrn-selfalign'?" in text
+    assert "at least 2 items" in message(changed(tmp_path, "ensembles.vsrn-both", ["vsrn"]))
+    path = changed(tmp_path, "runs.other", COMMITTED["runs"]["vsrn"] | {"dataset": "second"})
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["datasets"]["second"] = params["datasets"]["demo"]
+    params["ensembles"] = {"mixed": ["vsrn", "other"]}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert "ensembles.mixed has runs on several data sets (demo, second)" in message(path)

@@ -12,7 +12,7 @@ import torch
 from eval.recall import chance_recalls
 from eval.validation import validate
 from manifests.errors import InputError
-from manifests.files import fingerprint, write_json
+from manifests.files import fingerprint, sha256, write_json
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 from train.losses import all_pairs_triplet
@@ -45,6 +45,7 @@ def train(dataset, out, **changes):
         validate=lambda model, data: validate(model, data, 64),
         out=out / "model",
         curves=out / "epochs.csv",
+        staging=out / "staging",
     )
     with open(out / "epochs.csv", encoding="utf-8") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
@@ -126,6 +127,9 @@ def test_other_features_are_refused(dataset, trained, tmp_path):
     require_recipe(trained[0] / "model", RetrievalData(**dataset, split="val"))
     with h5py.File(other / "000000.h5", "r+") as shard:
         shard.attrs["recipe_hash"] = np.bytes_(written["recipe_hash"].encode())
+    index = json.loads((other / "index.json").read_text())
+    index["shards"][0]["sha256"] = sha256(other / "000000.h5")
+    write_json(other / "index.json", index)
     with pytest.raises(InputError, match=r"'regions.selection.nms_threshold': 0.3 here, 0.5 there"):
         require_recipe(trained[0] / "model", RetrievalData(**{**dataset, "regions": other}, split="val"))
 
@@ -156,3 +160,13 @@ def test_captions_of_one_image_are_no_negatives(dataset, trained):
         negatives = torch.cat([locals_[j] @ globals_[i] for j in others]) / 0.7
         each += [-torch.cat([(x @ globals_[i] / 0.7)[None], negatives]).log_softmax(0)[0] for x in locals_[i]]
     torch.testing.assert_close(ours, torch.stack(each).mean())
+
+
+def test_a_store_that_has_changed_is_refused(dataset, tmp_path):
+    regions = shutil.copytree(dataset["regions"], tmp_path / "regions")
+    data = bytearray((regions / "000000.h5").read_bytes())
+    data[len(data) // 3] ^= 1
+    (regions / "000000.h5").write_bytes(data)
+    with pytest.raises(InputError, match=r"000000\.h5: the file has changed"):
+        train({**dataset, "regions": regions}, tmp_path)
+    assert not (tmp_path / "model").exists()

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-START, END = 2, 3  # of every vocabulary (`extract.text.vocabulary`)
-
 
 class CaptionDecoder(nn.Module):
     """The negative log-likelihood of captions given their images.
@@ -17,12 +15,14 @@ class CaptionDecoder(nn.Module):
     Parameters
     ----------
     region_dim : D of the contextual regions.
-    vocabulary_size : number of word ids; 0 is padding.
+    vocabulary_size : number of word ids; what stands at padding is 0.
     width, dim : of a word's embedding and of the hidden states.
+    start, end : the ids of a caption's beginning and end.
     """
 
-    def __init__(self, region_dim: int, vocabulary_size: int, width: int, dim: int):
+    def __init__(self, region_dim: int, vocabulary_size: int, width: int, dim: int, start: int, end: int):
         super().__init__()
+        self.start, self.end = start, end
         self.reader = nn.GRU(region_dim, dim, batch_first=True)
         self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=0)
         self.key, self.query, self.score = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, 1)
@@ -42,7 +42,7 @@ class CaptionDecoder(nn.Module):
         lengths = word_mask.sum(1)
         hidden = states[pairs, region_mask.sum(1) - 1]
         words = words.masked_fill(~word_mask, 0)
-        start = words.new_full((len(words), 1), START)
+        start = words.new_full((len(words), 1), self.start)
         embedded = self.embedding(torch.cat([start, words], dim=1))
         written = []
         for step in range(embedded.shape[1]):
@@ -52,7 +52,7 @@ class CaptionDecoder(nn.Module):
             hidden = self.writer(torch.cat([context, embedded[:, step]], dim=-1), hidden)
             written.append(hidden)
         targets = F.pad(words, (0, 1))
-        targets[pairs, lengths] = END
+        targets[pairs, lengths] = self.end
         wanted = torch.arange(targets.shape[1], device=words.device) <= lengths[:, None]
         losses = F.cross_entropy(self.out(torch.stack(written, dim=1)[wanted]), targets[wanted], reduction="none")
         share = (1 / (lengths + 1))[:, None].expand_as(wanted)[wanted]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train.precision import sum_dtype
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -49,5 +51,8 @@ def similarity(images: Encoding, captions: Encoding) -> Tensor:
 
     The context is shared by the views, so ``max over views (view · pooled) + context · context``.
     """
-    views = images.pooled @ captions.pooled[:, 0].T
-    return views.amax(1) + images.context @ captions.context.T
+    dtype = sum_dtype(images.pooled)
+    # Hinges compare scores by their last digits, so autocast doesn't enter.
+    with torch.autocast(images.pooled.device.type, enabled=False):
+        views = images.pooled.to(dtype) @ captions.pooled[:, 0].to(dtype).T
+        return views.amax(1) + images.context.to(dtype) @ captions.context.to(dtype).T

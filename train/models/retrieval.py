@@ -4,12 +4,16 @@ Nothing crosses modalities when an image or a caption is encoded; a score is a d
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extract.text.parts_of_speech import POS_NAMES
+from extract.text.vocabulary import MARKS
+from extract.text_encoder import load_encoder
+from manifests.errors import InputError
 from train.batches import RegionBatch, WordBatch
 from train.losses import alignment_scores, all_pairs_triplet, diversity, hardest_triplet, info_nce
 from train.masking import masked_mean
@@ -18,14 +22,45 @@ from train.models.caption_decoder import CaptionDecoder
 from train.models.encoding import Encoded, Encoding, similarity
 from train.models.vse_infinity import VSEInfinityCaptions, VSEInfinityImages
 from train.models.vsrn import VSRNCaptions, VSRNImages
-from train.models.words import WordEmbedding
+from train.models.words import CachedStates, Transformer, WordEmbedding
 from train.selfalign import ConceptAlignment, ConceptBag, ContextAggregation, context_alignment_loss
 from train.settings import CameraSettings, ConceptSettings, RunSettings, VSEInfinitySettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def build_model(settings: RunSettings, feature_dim: int, vocabulary_size: int) -> "RetrievalModel":
-    """A new model for region features of `feature_dim` numbers and a vocabulary of that size."""
-    return RetrievalModel(settings, feature_dim, vocabulary_size)
+
+def build_model(
+    settings: RunSettings,
+    feature_dim: int,
+    vocabulary_size: int,
+    *,
+    text_dim: int | None = None,
+    marks: tuple[int | None, int | None] = MARKS,
+    encoder: "PreTrainedModel | None" = None,
+) -> "RetrievalModel":
+    """A new model of a data set (`RetrievalData` has most of this).
+
+    Parameters
+    ----------
+    feature_dim : of the region features.
+    vocabulary_size, marks : how many ids the words or word pieces have, and which are a caption's start and end.
+    text_dim : of the cached text features, where the run reads them.
+    encoder : in the place of the one that ``settings.text.encoder`` names: nothing is looked for then.
+
+    Raises
+    ------
+    InputError : the encoder isn't on this machine or doesn't fit, or the text features aren't there.
+    """
+    text = settings.text
+    if text.reads == "text_features":
+        words = CachedStates(text_dim)
+    elif text.encoder:
+        words = Transformer(encoder or load_encoder(text.encoder.model, text.encoder.revision), text.encoder.tune)
+        words.encoder.require_vocabulary(vocabulary_size, f"encoder {text.encoder.model!r}")
+    else:
+        words = WordEmbedding(vocabulary_size, text.word_dim)
+    return RetrievalModel(settings, feature_dim, vocabulary_size, words, marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +85,18 @@ class RetrievalModel(nn.Module):
     there is one. Without either they are the base's own.
     """
 
-    def __init__(self, settings: RunSettings, feature_dim: int, vocabulary_size: int):
+    def __init__(
+        self,
+        settings: RunSettings,
+        feature_dim: int,
+        vocabulary_size: int,
+        words: WordEmbedding | CachedStates | Transformer,
+        marks: tuple[int | None, int | None],
+    ):
         super().__init__()
-        self.settings = settings
+        self.settings, self.words, self.marks = settings, words, marks
         base, dim = settings.base, settings.base.dim
-        self.words = WordEmbedding(vocabulary_size, settings.text.word_dim)
-        width, ordered = self.words.width, self.words.ordered
+        width, ordered = words.width, words.ordered
         self.caption_decoder = None
         if isinstance(base, CameraSettings):
             self.image_encoder = CameraImages(base, feature_dim)
@@ -67,8 +108,14 @@ class RetrievalModel(nn.Module):
             self.image_encoder = VSRNImages(base, feature_dim)
             self.caption_encoder = VSRNCaptions(base, width)
             if base.caption_decoder:
+                if None in marks:
+                    raise InputError(
+                        "the tokenizer has no ids for a caption's start and end (CLS and SEP, or BOS and EOS)",
+                        where="base.caption_decoder",
+                        fix="leave caption_decoder out, or use another tokenizer",
+                    )
                 self.caption_decoder = CaptionDecoder(
-                    dim, vocabulary_size, settings.text.word_dim, base.caption_decoder.dim
+                    dim, vocabulary_size, settings.text.word_dim, base.caption_decoder.dim, *marks
                 )
         aligned = settings.selfalign
         concept, context, bag = aligned and aligned.concept, aligned and aligned.context, aligned and aligned.bag
@@ -87,6 +134,16 @@ class RetrievalModel(nn.Module):
         self.image_context = ContextAggregation(dim) if context else None
         self.caption_context = ContextAggregation(dim) if context else None
         self.bag = ConceptBag(dim, bag.num_concepts, bag.temperature, bag.codebook) if bag else None
+
+    @property
+    def text_record(self) -> dict[str, Any]:
+        """What `build_model` needs of the text side beside the settings, as JSON; the encoder as its configuration."""
+        cached, encoder = isinstance(self.words, CachedStates), isinstance(self.words, Transformer)
+        return {
+            "text_dim": self.words.width if cached else None,
+            "marks": list(self.marks),
+            "encoder": self.words.config if encoder else None,
+        }
 
     def encode_images(self, batch: RegionBatch) -> Encoding:
         """Encode B images."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.batches import RegionBatch
-from train.masking import MaskedBatchNorm
+from train.masking import BatchNorm, MaskedBatchNorm
 from train.models.encoding import Encoded
 from train.settings import VSRNSettings
 
@@ -42,7 +42,7 @@ class VSRNImages(nn.Module):
         self.projection = nn.Linear(feature_dim, dim)
         self.reasoning = nn.ModuleList(GraphReasoning(dim) for _ in range(settings.graph_layers))
         self.gru = nn.GRU(dim, dim, batch_first=True)
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = BatchNorm(dim)
         nn.init.xavier_uniform_(self.projection.weight)
 
     def forward(self, batch: RegionBatch) -> Encoded:

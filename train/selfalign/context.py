@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from train.masking import MaskedBatchNorm, masked_mean
+from train.masking import BatchNorm, MaskedBatchNorm, masked_mean
 from train.precision import matmul_dtype, sum_dtype
 
 
@@ -122,7 +122,7 @@ class ContextAggregation(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.guide = nn.Linear(dim, dim)
-        self.guide_norm = nn.BatchNorm1d(dim)
+        self.guide_norm = BatchNorm(dim)
         self.local_norm = MaskedBatchNorm(dim)
         self.gate = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, 1), nn.Sigmoid())
 

@@ -1,0 +1,216 @@
+"""What each part of the method is worth on the demo, over seeds, for the three bases.
+
+    python -m benchmarks.study run  --results /tmp/study          # every run once; a killed study goes on
+    python -m benchmarks.study table --results /tmp/study --out benchmarks/study.json
+
+`run` first tries every value of `GRID` with one seed that is not used again and keeps the best R@sum of the validation
+split; then it trains each of `ADDED` on top of each base with the other seeds. R@sum and the correspondence of words
+and regions (against the scenes' truth) are of the test split.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from eval.correspondence import accuracy, match_words
+from eval.validation import validate
+from manifests.files import write_json
+from manifests.grounding import read_grounding
+from train.checkpoint import load_model, read_record
+from train.data import RetrievalData
+from train.settings import RunSettings
+from train.train import run as train
+
+TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
+EPOCHS = 6
+COMMON = {
+    "dataset": "demo",
+    "epochs": EPOCHS,
+    "batch_size": 128,
+    "learning_rate": 0.002,
+    "decay_epochs": 5,
+    "text": {"reads": "tokens", "word_dim": 64},
+    "triplet": {"all_negatives_epochs": EPOCHS},
+}
+BASES = {
+    "vsrn": {"name": "vsrn", "dim": 64, "graph_layers": 2},
+    "camera": {"name": "camera", "dim": 64, "heads": 4, "views": 12, "dropout": 0.0},
+    "vse_infinity": {"name": "vse_infinity", "dim": 64},
+}
+# The weights to choose from, smallest first; the summed triplet loss is in the hundreds.
+GRID: dict[str, list[Any]] = {
+    "contrast": [{"weight": weight, "temperature": 0.1} for weight in (30.0, 100.0)],
+    "concept": [{"weight": weight, "num_concepts": 256} for weight in (1.0, 30.0)],
+    "context": [{"weight": weight, "temperature": 0.1} for weight in (60.0, 200.0)],
+    "word_region": [{"weight": weight} for weight in (30.0, 100.0)],
+}
+BAG = {"num_concepts": 256}
+# What is trained on top of each base: the chosen losses, and what is taken as it is.
+ADDED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "base": ((), {}),
+    "+ InfoNCE (control)": (("contrast",), {}),
+    "+ LCA": (("concept",), {}),
+    "+ CRA": (("context",), {}),
+    "+ LCA + CRA": (("concept", "context"), {}),
+    "+ InfoNCE + word-region": (("contrast", "word_region"), {}),
+    "+ InfoNCE + bag": (("contrast",), {"bag": BAG}),
+    "+ InfoNCE + bag + CRA": (("contrast", "context"), {"bag": BAG}),
+    "+ InfoNCE + equal dimensions + CRA (control)": (("contrast", "context"), {"bag": BAG | {"codebook": False}}),
+    "+ InfoNCE + bag + CRA + word-region": (("contrast", "context", "word_region"), {"bag": BAG}),
+    "+ InfoNCE + bag + CRA + word-region + LCA": (("contrast", "context", "word_region", "concept"), {"bag": BAG}),
+}
+
+
+def settings(base: str, losses: dict[str, Any], seed: int) -> RunSettings:
+    """The run of a base with some losses; `contrast` stands beside the base, everything else below `selfalign`."""
+    aligned = {name: value for name, value in losses.items() if name != "contrast"}
+    return RunSettings(
+        **COMMON, seed=seed, base=BASES[base], contrast=losses.get("contrast"), selfalign=aligned or None
+    )
+
+
+class Study:
+    """Runs on one data set, each remembered in a file of its own below `results`."""
+
+    def __init__(self, data: Path, results: Path):
+        self.data, self.results = data, results
+        self.stores = {"manifest": data / "manifest/manifest.jsonl", "regions": data / "regions"}
+        self.stores["tokens"] = data / "tokens"
+
+    def result(self, name: str, wanted: RunSettings) -> dict[str, Any] | None:
+        """What `name` gave with these settings; None while it is to be run, or is being run elsewhere."""
+        path = self._path(name)
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        if RunSettings(**found["settings"]) != wanted:
+            raise click.ClickException(f"{path} is of other settings: remove it")
+        return found
+
+    def run(self, name: str, wanted: RunSettings) -> dict[str, Any] | None:
+        """Train and measure a run, unless that is done or another process has taken it."""
+        if self.result(name, wanted) is None:
+            self.results.mkdir(parents=True, exist_ok=True)
+            try:
+                os.close(os.open(self._path(name).with_suffix(".taken"), os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return None
+            write_json(self._path(name), self._measure(name, wanted))
+        return self.result(name, wanted)
+
+    def _path(self, name: str) -> Path:
+        return self.results / f"{name.replace(' ', '_').replace('/', '-')}.json"
+
+    def _measure(self, name: str, wanted: RunSettings) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            train(
+                name=name,
+                **self.stores,
+                settings=wanted,
+                validate=lambda model, data: validate(model, data, 256),
+                out=model,
+                curves=Path(folder) / "epochs.csv",
+                staging=Path(folder) / "staging",
+            )
+            record, network = read_record(model), load_model(model)
+        test = RetrievalData(**self.stores, split="test")
+        recalls = validate(network, test, 256)
+        truth = read_grounding(self.data / "manifest/grounding.jsonl")
+        matched = accuracy(match_words(network, test, 256), test, truth)
+        return {
+            "val_rsum": record["val_rsum"],
+            "rsum": recalls["rsum"],
+            "t2i_r1": recalls["t2i_r1"],
+            "correspondence": matched["accuracy"],
+            "chance": matched["chance"],
+            "kinds": {kind: share["accuracy"] for kind, share in matched["kinds"].items()},
+            "settings": wanted.model_dump(exclude_none=True),
+        }
+
+
+def chosen(study: Study, base: str) -> dict[str, Any]:
+    """For each loss the values of the grid that are best on the validation split."""
+    best = {}
+    for loss, values in GRID.items():
+        found = [(study.run(f"tune {base} {loss} {n}", tuning(base, loss, v)), v) for n, v in enumerate(values)]
+        if any(result is None for result, _ in found):
+            raise LookupError(f"{base} {loss}: its tuning is not finished")
+        best[loss] = max(found, key=lambda pair: pair[0]["val_rsum"])[1]
+    return best
+
+
+def tuning(base: str, loss: str, value: Any) -> RunSettings:
+    """A run that tries one value of the grid; a word-region score is tried beside its control."""
+    beside = {"contrast": GRID["contrast"][-1]} if loss == "word_region" else {}
+    return settings(base, beside | {loss: value}, TUNING_SEED)
+
+
+@click.group()
+def main() -> None:
+    """See the module's text."""
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
+@click.option("--results", type=click.Path(path_type=Path), required=True)
+@click.option("--base", "bases", multiple=True, type=click.Choice(list(BASES)), default=list(BASES))
+def run(data: Path, results: Path, bases: tuple[str, ...]) -> None:
+    """Train what is missing, seed by seed."""
+    torch.set_num_threads(1)
+    study = Study(data, results)
+    best = {base: chosen(study, base) for base in bases}
+    for seed in SEEDS:
+        for name, (losses, extra) in ADDED.items():
+            for base in bases:
+                wanted = settings(base, {loss: best[base][loss] for loss in losses} | extra, seed)
+                study.run(f"{base} {name} {seed}", wanted)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
+@click.option("--results", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path))
+def table(data: Path, results: Path, out: Path | None) -> None:
+    """Print, and write, mean and standard deviation of what is there."""
+    study = Study(data, results)
+    found: dict[str, Any] = {}
+    for base in BASES:
+        best = chosen(study, base)
+        rows = {}
+        for name, (losses, extra) in ADDED.items():
+            wanted = [(s, settings(base, {x: best[x] for x in losses} | extra, s)) for s in SEEDS]
+            runs = [result for s, w in wanted if (result := study.result(f"{base} {name} {s}", w))]
+            if not runs:
+                continue
+            rows[name] = {"seeds": len(runs)} | {
+                key: _spread([run[key] for run in runs]) for key in ("val_rsum", "rsum", "t2i_r1", "correspondence")
+            }
+            rows[name]["kinds"] = {kind: _spread([run["kinds"][kind] for run in runs]) for kind in runs[0]["kinds"]}
+            click.echo(
+                f"{base:13} {name:45} {len(runs)} seeds  val {rows[name]['val_rsum']['mean']:6.1f}  R@sum "
+                f"{rows[name]['rsum']['mean']:6.1f} ± {rows[name]['rsum']['sd']:4.1f}  correspondence "
+                f"{rows[name]['correspondence']['mean']:.3f} "
+                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in rows[name]["kinds"].items())
+            )
+        found[base] = {"chosen": best, "settings": COMMON | {"base": BASES[base]}, "rows": rows}
+    if out:
+        command = (
+            f"python -m benchmarks.study run --results R; python -m benchmarks.study table --results R --out {out}"
+        )
+        write_json(out, {"command": command, "bases": found})
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.mean(values), 4), "sd": round(deviation, 4)}
+
+
+if __name__ == "__main__":
+    main()

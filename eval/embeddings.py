@@ -1,0 +1,129 @@
+"""The embeddings of a split: computed once, written once, reused by every later step through memory maps.
+
+The score of an image and a caption is the best of the image's views against the caption's first P numbers, plus the
+context parts' product, which the views share (METHODS.md, "Final embeddings"):
+
+    max over v of pooled[i, v] · captions[c, :P]  +  context[i] · captions[c, P:]
+
+N images of k views, C captions, P and S the lengths of the base's and of the context's part; S may be 0.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from eval.arrays import save_array
+from eval.scores import as_scores, paired_products, require_finite_scale, rounding, tensor
+from manifests.errors import InputError
+
+PARTS = ("pooled", "context", "captions")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`pooled [N, k, P]`, `context [N, S]` and `captions [C, P + S]`, float32, in the order of `RetrievalData`.
+
+    They are `eval.scores.Scores`.
+    """
+
+    pooled: np.ndarray
+    context: np.ndarray
+    captions: np.ndarray
+
+    def __post_init__(self) -> None:
+        images, _, dims = self.pooled.shape
+        if self.context.shape[0] != images or self.captions.shape[1] != dims + self.context.shape[1]:
+            raise InputError(
+                "the parts don't fit together: "
+                + ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in PARTS),
+                where="embeddings",
+                fix="give pooled [N, k, P], context [N, S] and captions [C, P + S]",
+            )
+
+    @property
+    def num_images(self) -> int:
+        return self.pooled.shape[0]
+
+    @property
+    def num_captions(self) -> int:
+        return self.captions.shape[0]
+
+    @property
+    def views(self) -> int:
+        return self.pooled.shape[1]
+
+    @property
+    def images(self) -> np.ndarray:
+        """One vector an image, `[N, P + S]`: its views' mean and its context. A score's, where there is one view."""
+        return np.concatenate([self.pooled.mean(axis=1), self.context], axis=1)
+
+    @cached_property
+    def largest(self) -> float:
+        """No score is greater, either sign. Raises InputError where a number is NaN or infinite."""
+        views = np.sqrt(np.einsum("nkp,nkp->nk", self.pooled, self.pooled).max(axis=1, initial=0))
+        context = np.sqrt(np.einsum("ns,ns->n", self.context, self.context))
+        captions = np.sqrt(np.einsum("ce,ce->c", self.captions, self.captions))
+        return require_finite_scale(float(np.hypot(views, context).max() * captions.max()))
+
+    def tolerance(self, precision: torch.dtype) -> float:
+        """The most by which a `block` is off."""
+        return rounding(self.captions.shape[1], self.largest, precision)
+
+    def block(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> np.ndarray:
+        """The scores `[I, C]` of some images and captions; float64 for float64, otherwise float32."""
+        dims = self.pooled.shape[2]
+        read = tensor(self.captions[captions], precision)
+        views = tensor(self.pooled[images].reshape(-1, dims), precision)
+        best = views @ read[:, :dims].T
+        if self.views > 1:
+            best = best.view(-1, self.views, len(read)).amax(dim=1)
+        found = as_scores(best)
+        if self.context.shape[1]:
+            found += as_scores(tensor(self.context[images], precision) @ read[:, dims:].T)
+        return found
+
+    def exact(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """The scores of M pairs in float64, `[M]`."""
+        dims = self.pooled.shape[2]
+        best = paired_products(self.pooled, self.captions[:, :dims], images, captions).max(axis=1)
+        if self.context.shape[1]:
+            best += paired_products(self.context[:, None], self.captions[:, dims:], images, captions)[:, 0]
+        return best
+
+    def part(self, images: slice, captions: slice) -> Self:
+        """The embeddings of some images and captions only."""
+        return type(self)(self.pooled[images], self.context[images], self.captions[captions])
+
+    def require_finite(self, run: str) -> None:
+        """Raise InputError, which names `run` and the first broken item, where a number is NaN or infinite."""
+        images = np.isfinite(self.pooled).all(axis=(1, 2)) & np.isfinite(self.context).all(axis=1)
+        for kind, whole in (("image", images), ("caption", np.isfinite(self.captions).all(axis=1))):
+            if not whole.all():
+                raise InputError(
+                    f"{np.sum(~whole)} of {len(whole)} {kind} embeddings hold NaN or infinite numbers",
+                    where=f"run {run}, {kind} {int(np.argmin(whole))} of the split",
+                    fix="train the run again with a lower learning rate or stronger gradient clipping",
+                )
+
+    def save(self, folder: Path) -> None:
+        """Write `pooled.npy`, `context.npy` and `captions.npy` into `folder`, each atomically."""
+        for name in PARTS:
+            save_array(folder / f"{name}.npy", np.ascontiguousarray(getattr(self, name), np.float32))
+
+    @classmethod
+    def open(cls, folder: Path, *, run: str) -> Self:
+        """Map what `save` wrote; no change to the arrays reaches it. InputError, naming `run`, where it is missing."""
+        parts = {}
+        for name in PARTS:
+            path = folder / f"{name}.npy"
+            try:
+                parts[name] = np.load(path, mmap_mode="c")
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"no readable embeddings of run {run} ({error})", where=path, fix=f"dvc repro evaluate@{run}"
+                ) from error
+        return cls(**parts)

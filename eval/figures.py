@@ -1,0 +1,47 @@
+"""The figures of one split that follow from scores and from which captions belong to which image.
+
+What `evaluate@R` tells of a run, and `ensemble@E` of several runs' mean scores.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from eval.arrays import save_arrays
+from eval.interval import interval, recall_draws
+from eval.ranks import Ranks, retrieval_ranks
+from eval.recall import chance_recalls, fold_recalls, recalls
+from eval.scores import Scores
+
+
+def recall_figures(scores: Scores, image_of: np.ndarray, folds: int) -> tuple[Ranks, dict]:
+    """Ranks of all queries, and what follows from them.
+
+    `image_of [C]` is each caption's image, rising; `folds` the parts whose mean is told too, 1 for none. Returns the
+    ranks and: the recalls of the whole split, `interval` (95 %, by name), `folds`, `chance`, `images`, `captions`.
+    """
+    ranks = retrieval_ranks(scores, image_of, np.arange(scores.num_captions))
+    draws = recall_draws(ranks.i2t, ranks.images, ranks.t2i, image_of, scores.num_images)
+    figures = recalls(ranks.i2t, ranks.t2i) | {
+        "images": scores.num_images,
+        "captions": scores.num_captions,
+        "chance": chance_recalls(np.bincount(image_of, minlength=scores.num_images).tolist()),
+        "interval": {name: [round(end, 2) for end in interval(drawn)] for name, drawn in draws.items()},
+    }
+    if folds > 1:
+        figures["folds"] = fold_recalls(scores, image_of, folds) | {"count": folds}
+    return ranks, figures
+
+
+def save_ranks(path: Path, ranks: Ranks, image_of: np.ndarray, image_ids: list[str]) -> None:
+    """Write `ranks.npz`: every query's rank with the split's image ids."""
+    save_arrays(
+        path,
+        {
+            "i2t": ranks.i2t,
+            "i2t_images": ranks.images,
+            "t2i": ranks.t2i,
+            "caption_image": image_of,
+            "image_ids": np.array(image_ids),
+        },
+    )

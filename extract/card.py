@@ -1,0 +1,135 @@
+"""What describes a store to whoever receives it: ``README.md`` for people, ``croissant.json`` for programs.
+
+The stages write both with `write_card`; `selfalign card` prints the card, says what in it no longer holds, and puts a
+licence or a citation into the card of a store that is finished.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extract.stores.card import pack_card, region_card
+from extract.stores.croissant import FILE as CROISSANT
+from extract.stores.croissant import croissant
+from extract.stores.hdf5 import MappedHDF5
+from extract.stores.intact import INDEX
+from extract.stores.norms import Norms
+from extract.stores.recipe import read_recipe
+from extract.stores.regions import FAILURES
+from extract.stores.webdataset import FORMAT, read_samples
+from manifests.errors import InputError
+from manifests.files import write_json, write_text
+from manifests.jsonl import read_rows
+from manifests.progress import progress
+
+CARD = "README.md"
+_FIX = "choose the folder of a region store or of its WebDataset shards (`data/D/regions`, `data/D/pack`)"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A store's card as its index, recipe and shards give it, and what in the store doesn't agree with it."""
+
+    text: str
+    croissant: dict[str, Any]
+    findings: list[str]
+
+
+def run(store: Path, *, licence: str | None = None, cite: str | None = None) -> Card:
+    """The card of a store, with everything in it counted and measured again.
+
+    Parameters
+    ----------
+    store : a region store, or the folder of its WebDataset shards.
+    licence, cite : of the pictures; written into the index and the card where given.
+
+    Raises `InputError` where the folder is neither.
+    """
+    store = Path(store)
+    index, (recipe, recipe_hash) = _index(store), read_recipe(store)
+    given = {key: value for key, value in (("licence", licence), ("cite", cite)) if value}
+    if given:
+        index["about"] = (index.get("about") or {}) | given
+        write_json(store / INDEX, index)
+        write_card(store)
+    text, metadata = _described(store, index, recipe, recipe_hash)
+    findings = [
+        f"{name} isn't what {INDEX} and recipe.json say: it was edited, or they were"
+        for name, differs in ((CARD, _differs(store / CARD, text)), (CROISSANT, _differs(store / CROISSANT, metadata)))
+        if differs
+    ]
+    images, norms = (_measured_pack if _is_pack(recipe) else _measured_regions)(store, index)
+    if images != index["images"]:
+        findings.append(f"{INDEX} says {index['images']} images, the shards hold {images}")
+    if "norms" in index and norms != index["norms"]:
+        findings.append(f"{INDEX} says norms {index['norms']}, those of the features are {norms}")
+    return Card(text, metadata, findings)
+
+
+def write_card(folder: Path) -> None:
+    """Write ``README.md`` and ``croissant.json`` beside an index and a recipe that are finished."""
+    text, metadata = _described(folder, _index(folder), *read_recipe(folder))
+    write_text(folder / CARD, text)
+    write_json(folder / CROISSANT, metadata)
+
+
+def _described(
+    folder: Path, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str
+) -> tuple[str, dict[str, Any]]:
+    dataset = index.get("dataset") or folder.absolute().parent.name
+    if _is_pack(recipe):
+        text = pack_card(index, recipe, recipe_hash)
+    else:
+        failed = sum(1 for _ in read_rows(folder / FAILURES, fix="make the store again"))
+        text = region_card(dataset, index, recipe, recipe_hash, failed)
+    return text, croissant(folder, dataset, index, recipe_hash)
+
+
+def _is_pack(recipe: dict[str, Any]) -> bool:
+    return recipe.get("format") == FORMAT
+
+
+def _index(store: Path) -> dict[str, Any]:
+    path = store / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        index["dim"], index["images"], index["shards"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"no store that has a card ({error!r})", where=path, fix=_FIX) from error
+    return index
+
+
+def _differs(path: Path, expected: str | dict[str, Any]) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return (text if isinstance(expected, str) else json.loads(text)) != expected
+    except (OSError, ValueError):
+        return True
+
+
+def _measured_regions(store: Path, index: dict[str, Any]) -> tuple[int, dict[str, float] | None]:
+    def of(path: Path) -> tuple[int, Norms]:
+        shard = MappedHDF5(path)
+        return len(shard["image_id"]), Norms.of(shard["features"])
+
+    return _measured(store, index, of)
+
+
+def _measured_pack(store: Path, index: dict[str, Any]) -> tuple[int, dict[str, float] | None]:
+    def of(path: Path) -> tuple[int, Norms]:
+        with open(path, "rb") as file:
+            features = [sample.regions.features for sample in read_samples(file, path)]
+        return len(features), Norms.together(map(Norms.of, features))
+
+    return _measured(store, index, of)
+
+
+def _measured(
+    store: Path, index: dict[str, Any], of: Callable[[Path], tuple[int, Norms]]
+) -> tuple[int, dict[str, float] | None]:
+    """The number of images and the norms of all shards."""
+    files: Iterable[str] = progress([shard["file"] for shard in index["shards"]], what="card", unit="shards")
+    found = [of(store / name) for name in files]
+    return sum(count for count, _ in found), Norms.together(norms for _, norms in found).as_json()

@@ -1,0 +1,74 @@
+"""Are the files of a store still the ones that its ``index.json`` lists? Every store lists them with their sha256.
+
+`selfalign verify` reads everything each time. Training and evaluation ask at every start, so the answer is kept beside
+the store, in ``.NAME.intact.json``, and holds for a file as long as its size and time of change are the same.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import InputError
+from manifests.files import sha256, write_json
+from manifests.progress import progress
+
+INDEX = "index.json"
+_READERS = 2
+_FIX = "fetch it again (`dvc checkout --force`, `dvc pull`), or run the stage that makes this store"
+
+
+def listed_files(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of all that the index of a store lists. Raises `InputError` where there is no such list."""
+    path = Path(folder) / INDEX
+    try:
+        return {entry["file"]: entry["sha256"] for entry in json.loads(path.read_text(encoding="utf-8"))["shards"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"no list of files with their sha256 ({error!r})", where=path, fix=_FIX) from error
+
+
+def require_intact(folder: Path) -> None:
+    """Raise `InputError` with the first file of a store, in its index's order, that is missing or has changed."""
+    folder = Path(folder)
+    kept = folder.with_name(f".{folder.name}.intact.json")
+    known = _known(kept)
+    files = listed_files(folder)
+    states = {name: _state(folder / name, digest) for name, digest in files.items()}
+    unread = [name for name in files if states[name] != known.get(name)]
+    if not unread:
+        return
+    for name, digest in _digests(folder, unread):
+        if digest != files[name]:
+            raise InputError(
+                f"the file has changed: its sha256 is {digest}, {INDEX} says {files[name]}",
+                where=folder / name,
+                fix=_FIX,
+            )
+    try:
+        write_json(kept, states)
+    except OSError:  # a store on a disk that is only read
+        return
+
+
+def _known(kept: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _state(path: Path, digest: str) -> list[Any]:
+    """What must be the same for an earlier answer to hold."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"the file is missing, {INDEX} lists it", where=path, fix=_FIX) from error
+    return [digest, found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def _digests(folder: Path, names: list[str]) -> Iterator[tuple[str, str]]:
+    with ThreadPoolExecutor(_READERS) as readers:
+        digests = readers.map(sha256, [folder / name for name in names])
+        yield from zip(names, progress(digests, what="check", unit="files", total=len(names)), strict=True)

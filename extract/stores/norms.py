@@ -1,0 +1,49 @@
+"""How long the features of a store are: Euclidean norms, summed up a shard at a time."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+_BLOCK = 2**20  # numbers looked at together
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """The norms of `count` features: their sum, the least and the most."""
+
+    count: int = 0
+    total: float = 0.0
+    least: float = float("inf")
+    most: float = 0.0
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Self:
+        """Norms of the rows of ``[..., D]``, computed in float64."""
+        rows = features.reshape(-1, features.shape[-1])
+        step = max(1, _BLOCK // rows.shape[1])
+        blocks = (rows[first : first + step].astype(np.float64) for first in range(0, len(rows), step))
+        lengths = np.concatenate([np.empty(0), *(np.sqrt(np.einsum("nd,nd->n", block, block)) for block in blocks)])
+        if not len(lengths):
+            return cls()
+        return cls(len(lengths), float(lengths.sum()), float(lengths.min()), float(lengths.max()))
+
+    @classmethod
+    def together(cls, parts: Iterable[Self]) -> Self:
+        parts = list(parts)
+        return cls(
+            sum(part.count for part in parts),
+            sum(part.total for part in parts),
+            min((part.least for part in parts), default=cls().least),
+            max((part.most for part in parts), default=cls().most),
+        )
+
+    def as_json(self) -> dict[str, float] | None:
+        """``least``, ``mean`` and ``most`` to four places; None where there is no feature."""
+        if not self.count:
+            return None
+        return {
+            name: round(value, 4)
+            for name, value in (("least", self.least), ("mean", self.total / self.count), ("most", self.most))
+        }

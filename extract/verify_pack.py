@@ -1,0 +1,175 @@
+"""`selfalign verify` of WebDataset shards and of a token store: each file's sha256, and what lies in it.
+
+Every sample of a shard is read with its arrays, and held against the manifest where there is one, as every caption of
+a token store is. Nothing that a damaged store holds raises: all of it becomes findings.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from extract.findings import Verification, read_index, reason
+from extract.stores.intact import INDEX
+from extract.stores.recipe import FILE as RECIPE
+from extract.stores.recipe import read_recipe
+from extract.stores.tokens import SCHEMA as TOKENS_SCHEMA
+from extract.stores.tokens import TokenStore
+from extract.stores.webdataset import SCHEMA, Sample, read_samples
+from manifests.files import sha256
+from manifests.progress import progress
+from manifests.schema import SPLITS, ImageRow
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(pattern=r"^[^/\\]+\.(tar|h5)$")
+    count: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Shard(_File):
+    split: str = Field(pattern=f"^({'|'.join(SPLITS)})$")
+    captions: int = Field(ge=0)
+
+
+class _PackIndex(BaseModel):
+    """``index.json``, as the pack stage writes it."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
+    images: int = Field(ge=1)
+    left_out: list[str]
+    dim: int = Field(ge=1)
+    shards: list[_Shard] = Field(min_length=1)
+
+
+class _TokenIndex(BaseModel):
+    """``index.json``, as the word stage writes it."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_: int = Field(alias="schema", ge=TOKENS_SCHEMA, le=TOKENS_SCHEMA)
+    images: int = Field(ge=0)
+    shards: list[_File] = Field(min_length=1, max_length=1)
+
+
+def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
+    """Add all findings of a folder of WebDataset shards; `rows` are the manifest's, where there is one."""
+    _recipe(found)
+    index = read_index(found, _PackIndex)
+    if index is None:
+        return
+    _unlisted(found, "*.tar", index.shards)
+    if (counted := sum(shard.count for shard in index.shards)) != index.images:
+        found.add(INDEX, f"images is {index.images}, its shards add up to {counted}")
+    known, seen = {row.id: row for row in rows or ()}, dict.fromkeys(index.left_out, INDEX)
+    whole = True
+    for shard in progress(index.shards, what="verify", unit="shards"):
+        whole &= _unchanged(found, shard) and _read(found, shard, index.dim, known if rows is not None else None, seen)
+    for place, row in enumerate(rows or ()):
+        if whole and row.id not in seen:
+            found.add(str(found.manifest), "neither in a shard nor left out", place, row.id)
+
+
+def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
+    """Add all findings of a token store; `rows` are the manifest's, where there is one."""
+    _recipe(found)
+    index = read_index(found, _TokenIndex)
+    if index is None:
+        return
+    _unlisted(found, "*.h5", index.shards)
+    (file,) = index.shards
+    if not _unchanged(found, file):
+        return
+    try:
+        store = TokenStore(found.store)
+        captions = tuple(store.text(number) for number in range(store.num_captions))
+        found.images, found.shards = len(store.image_ids), 1
+        if len(captions) != file.count:
+            found.add(file.file, f"holds {len(captions)} captions, {INDEX} says {file.count}")
+        if rows is not None and store.image_ids != [row.id for row in rows]:
+            found.add(file.file, "its images are not the manifest's")
+        elif rows is not None and captions != tuple(caption for row in rows for caption in row.captions):
+            found.add(file.file, "its captions are not the manifest's")
+    except Exception as error:  # as in _read
+        found.add(file.file, f"can't be read: {reason(error)}")
+
+
+def _recipe(found: Verification) -> None:
+    try:
+        read_recipe(found.store)
+    except (ValueError, RecursionError) as error:
+        found.add(RECIPE, reason(error))
+
+
+def _unlisted(found: Verification, pattern: str, files: Sequence[_File]) -> None:
+    listed = {file.file for file in files}
+    for path in sorted(found.store.glob(pattern)):
+        if path.name not in listed:
+            found.add(path.name, f"{INDEX} doesn't list this file")
+
+
+def _unchanged(found: Verification, file: _File) -> bool:
+    try:
+        digest = sha256(found.store / file.file)
+    except OSError:
+        found.add(file.file, f"the file is missing, {INDEX} lists it with {file.count}")
+        return False
+    if digest != file.sha256:
+        found.add(file.file, f"sha256 is {digest}, {INDEX} says {file.sha256}: the file has changed")
+    return digest == file.sha256
+
+
+def _read(
+    found: Verification, shard: _Shard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
+) -> bool:
+    """Add the findings of one shard's samples; note their ids in `seen`. False where not all of it could be read."""
+    number = captions = 0
+    try:
+        with open(found.store / shard.file, "rb") as file:
+            for sample in read_samples(file, shard.file):
+                for what in _sample(sample, shard, dim, known, seen):
+                    found.add(shard.file, what, number, sample.id)
+                seen[sample.id] = shard.file
+                number += 1
+                captions += len(sample.facts["captions"])
+                found.regions += len(sample.regions)
+    except Exception as error:  # a file that is no shard leads its readers to whatever error
+        found.add(shard.file, f"can't be read: {reason(error)}", number)
+        return False
+    found.images += number
+    found.shards += 1
+    if (number, captions) != (shard.count, shard.captions):
+        found.add(
+            shard.file,
+            f"holds {number} images and {captions} captions, {INDEX} says {shard.count} and {shard.captions}",
+        )
+    return True
+
+
+def _sample(
+    sample: Sample, shard: _Shard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
+) -> Iterator[str]:
+    """What is wrong with one sample."""
+    regions, facts = sample.regions, sample.facts
+    if sample.id in seen:
+        yield f"this image is in {seen[sample.id]} already"
+    if facts["split"] != shard.split:
+        yield f"its split is {facts['split']!r}, the shard's {shard.split!r}"
+    if regions.features.shape[1:] != (dim,):
+        yield f"features are {list(regions.features.shape)}, {INDEX} says {dim} numbers a region"
+    elif not np.isfinite(regions.features).all():
+        yield "features are NaN or infinite"
+    (x1, y1, x2, y2), (width, height) = regions.boxes.T, regions.image_size
+    if not ((x1 >= 0) & (x1 <= x2) & (x2 <= width) & (y1 >= 0) & (y1 <= y2) & (y2 <= height)).all():
+        yield "boxes are not inside the picture (0 <= x1 <= x2 <= width, y likewise)"
+    if known is None:
+        return
+    row = known.get(sample.id)
+    if row is None:
+        yield "the manifest has no such image"
+    elif (facts["split"], tuple(facts["captions"])) != (row.split, row.captions):
+        yield "its split or its captions are not the manifest's"

@@ -1,0 +1,246 @@
+"""The text features stage: the encoder's own states, of the pieces of words, byte for byte again, shard by shard."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertModel
+
+from extract import text_features, tokens
+from extract.stores.staging import Staging
+from extract.stores.text_features import TextFeatureStore
+from extract.stores.tokens import TokenStore
+from extract.text.settings import TextFeatureSettings, TokenSettings
+from extract.text_encoder import PieceEncoder
+from manifests.errors import InputError
+from manifests.schema import ImageRow, write_manifest
+from tests.encoders import tiny_config, write_encoder
+
+CAPTIONS = (
+    ("The blue star, left of the ring.", "A ring"),
+    (),
+    ("Zebra!", "the ring the ring the ring", "star left star"),
+    ("left",),
+)
+
+
+def write_tokens(folder: Path, encoder: Path | None, captions=CAPTIONS, **settings) -> Path:
+    rows = [
+        ImageRow(id=str(number), path="a.png", sha256="0" * 64, width=4, height=3, split="train", captions=texts)
+        for number, texts in enumerate(captions)
+    ]
+    write_manifest(folder / "manifest.jsonl", rows)
+    chosen = TokenSettings(language="blank_en", min_count=1, tokenizer=encoder, **settings)
+    tokens.run(manifest=folder / "manifest.jsonl", settings=chosen, out=folder / "tokens")
+    return folder / "tokens"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny bert")
+
+
+@pytest.fixture(scope="module")
+def words(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokens(tmp_path_factory.mktemp("words"), encoder)
+
+
+def make(words: Path, encoder: Path | str, root: Path, *, batch_size: int = 2, **settings) -> TextFeatureStore:
+    settings = {"captions_per_shard": 4, **settings}
+    text_features.run(
+        dataset="small",
+        tokens=words,
+        settings=TextFeatureSettings(model=str(encoder), **settings),
+        out=root / "text_features",
+        staging=root / "staging",
+        batch_size=batch_size,
+    )
+    return TextFeatureStore(root / "text_features")
+
+
+@pytest.fixture(scope="module")
+def store(words: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> TextFeatureStore:
+    return make(words, encoder, tmp_path_factory.mktemp("features"))
+
+
+@torch.inference_mode()
+def states_of(encoder: Path, ids: np.ndarray, layer: int = -1) -> np.ndarray:
+    """What the encoder itself makes of one caption, alone in its batch."""
+    model = BertModel.from_pretrained(encoder).eval()
+    pieces = torch.tensor(ids, dtype=torch.int64)[None]
+    return model(input_ids=pieces, output_hidden_states=True).hidden_states[layer][0].numpy()
+
+
+def test_states_are_the_encoders_own_without_special_tokens_and_punctuation(store, words, encoder):
+    read = TokenStore(words)
+    assert (len(store), store.dim, store.states(0).dtype) == (6, 16, np.float16)
+    assert [shard["count"] for shard in store.index["shards"]] == [4, 2]
+    for caption in range(6):
+        pieces = read.pieces(caption)
+        expected = states_of(encoder, pieces.ids)[pieces.word >= 0]
+        np.testing.assert_allclose(store.states(caption), expected, rtol=2e-3, atol=2e-3)
+    assert read.pieces(0).ids.tolist()[-2:] == [56, 3]  # the full stop and [SEP] are read, and not kept
+    assert len(store.states(0)) == 8  # "of" is two pieces
+    assert not np.allclose(store.states(0)[0], store.states(0)[6], atol=1e-2)  # the same word in two places
+
+
+def test_a_caption_does_not_depend_on_its_batch(store, words, encoder, tmp_path):
+    alone = make(words, encoder, tmp_path, batch_size=1, captions_per_shard=1)
+    for caption in range(6):
+        np.testing.assert_allclose(alone.states(caption), store.states(caption), rtol=2e-3, atol=2e-3)
+
+
+def test_made_again_the_bytes_are_the_same(store, words, encoder, tmp_path):
+    again = make(words, encoder, tmp_path)
+    files = sorted(file.name for file in again.folder.iterdir())
+    assert files == ["000000.h5", "000001.h5", "README.md", "index.json", "recipe.json"]
+    for name in files:
+        assert (again.folder / name).read_bytes() == (store.folder / name).read_bytes(), name
+
+
+def test_a_killed_run_continues(words, encoder, tmp_path, monkeypatch):
+    finish, made = Staging.finish, []
+
+    def killed(self, shard, facts):
+        if made:
+            raise KeyboardInterrupt
+        made.append(shard.name)
+        return finish(self, shard, facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(words, encoder, tmp_path)
+    assert not (tmp_path / "text_features").exists()
+
+    def counted(self, shard, facts):
+        made.append(shard.name)
+        return finish(self, shard, facts)
+
+    monkeypatch.setattr(Staging, "finish", counted)
+    make(words, encoder, tmp_path)
+    assert made == ["000000.h5", "000001.h5"]
+
+
+def test_another_layer(words, encoder, tmp_path):
+    inner = make(words, encoder, tmp_path, layer=1)
+    pieces = TokenStore(words).pieces(1)
+    np.testing.assert_allclose(
+        inner.states(1), states_of(encoder, pieces.ids, 1)[pieces.word >= 0], rtol=2e-3, atol=2e-3
+    )
+    with pytest.raises(InputError, match="no layer 3: .* 0 to 2"):
+        make(words, encoder, tmp_path, layer=3)
+
+
+def test_other_weights_are_another_recipe_and_a_moved_folder_is_not(store, words, encoder, tmp_path):
+    moved = Path(shutil.copytree(encoder, tmp_path / "elsewhere" / encoder.name))
+    assert make(words, moved, tmp_path / "a").recipe_hash == store.recipe_hash
+    write_encoder(moved, seed=1)
+    other = make(words, moved, tmp_path / "b")
+    assert other.recipe_hash != store.recipe_hash
+    assert set(other.recipe["encoder"]["weights_sha256"]) == {"model.safetensors"}
+
+
+def test_other_captions_are_refused(store, words, encoder, tmp_path):
+    store.require_tokens(TokenStore(words))
+    other = write_tokens(tmp_path, encoder, CAPTIONS[:3])
+    with pytest.raises(InputError, match="made of other captions"):
+        store.require_tokens(TokenStore(other))
+
+
+def test_a_store_is_read_after_a_pickle_and_its_card_runs(store, capsys, monkeypatch):
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).states(5), store.states(5))
+    with pytest.raises(IndexError):
+        store.states(6)
+    monkeypatch.chdir(store.folder)
+    card = (store.folder / "README.md").read_text()
+    found: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0], found)
+    assert np.array_equal(found["states"], store.states(0))
+    assert json.loads((store.folder / "recipe.json").read_text())["recipe_hash"] in card
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("google-bert/none", r"hf download google-bert/none config.json .* --revision v1"),
+        ("/nowhere/my bert", r"hf download bert-base-uncased .*--local-dir '/nowhere/my bert'"),
+    ],
+)
+def test_a_missing_encoder_says_where_it_was_looked_for_and_how_to_get_it(words, tmp_path, model, told):
+    with pytest.raises(InputError, match=told) as error:
+        make(words, model, tmp_path, revision="v1")
+    assert model in error.value.where and "Hugging Face cache /" in error.value.where
+    assert str(Path(model).absolute()) in error.value.where
+
+
+def test_a_hub_name_is_found_in_the_cache(store, words, encoder, tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(encoder, cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = make(words, "someone/tiny", tmp_path)
+    assert found.recipe["encoder"]["name"] == "tiny"
+    assert found.recipe["encoder"]["weights_sha256"] == store.recipe["encoder"]["weights_sha256"]
+
+
+def test_what_does_not_fit_is_told(words, encoder, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"lacks config.json and \*.safetensors"):
+        make(words, empty, tmp_path)
+    short = write_encoder(tmp_path / "short", positions=8)
+    with pytest.raises(InputError, match="a caption has 12 word pieces, the encoder reads 8.*max_pieces to 8"):
+        make(words, short, tmp_path)
+    small = tmp_path / "small"
+    config = tiny_config()
+    config.vocab_size = 20
+    BertModel(config).save_pretrained(small)
+    with pytest.raises(InputError, match="tokenizer has 63 entries, the encoder 20"):
+        make(words, small, tmp_path)
+    plain = write_tokens(tmp_path / "plain", None)
+    with pytest.raises(InputError, match="no word pieces.*tokens.tokenizer"):
+        make(plain, encoder, tmp_path)
+    cut = write_tokens(tmp_path / "cut", encoder, (("“! ring",),), max_pieces=3)
+    with pytest.raises(InputError, match="no word piece of caption 0.*belongs to a word"):
+        make(cut, encoder, tmp_path)
+
+
+def test_incomplete_weights_are_refused(words, encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = Path(shutil.copytree(encoder, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    lost = next(name for name in weights if "layer.1.attention" in name)
+    del weights[lost]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="its weights lack 1 tensors"):
+        make(words, broken, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["t5", "clip", "distilbert", "roberta"])
+def test_encoders_of_other_kinds(kind):
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {
+        "t5": {"d_model": 8, "num_layers": 1, "num_heads": 2, "d_kv": 4, "d_ff": 8},
+        "clip": {
+            "text_config": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 63},
+            "vision_config": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+        },
+        "distilbert": {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8},
+        "roberta": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
+    }
+    text = {} if kind == "clip" else {"vocab_size": 63}
+    encoder = PieceEncoder(AutoModel.from_config(AutoConfig.for_model(kind, **text, **sizes[kind]))).eval()
+    pieces = torch.tensor([[2, 5, 6, 3], [2, 9, 3, 0]])
+    with torch.inference_mode():
+        together = encoder(pieces, torch.tensor([[True] * 4, [True] * 3 + [False]]))
+        alone = encoder(pieces[1:, :3], torch.ones(1, 3, dtype=torch.bool))
+    assert together.shape == (2, 4, encoder.width) and encoder.width == 8
+    torch.testing.assert_close(together[1:, :3], alone, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,103 @@
+"""Steps of every base on made pairs of ragged lengths, in float64; as a program, taken by three processes together."""
+
+import sys
+from functools import partial
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from tests.train.forked import run_together
+from train.batches import RegionBatch, WordBatch, pad
+from train.joint import joint_gradients
+from train.masking import share_momentum
+from train.models import RetrievalModel, build_model
+from train.processes import Processes, join, leave
+from train.settings import RunSettings
+
+BASES = {
+    "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2, "caption_decoder": {"dim": 16}},
+    "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3, "dropout": 0.0},
+    "vse_infinity": {"name": "vse_infinity", "dim": 16, "position_dim": 4},
+}
+SELFALIGN = {"concept": {"num_concepts": 8, "frozen_epochs": 0}, "context": {}, "word_region": {}, "bag": {}}
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+class MadeData:
+    """Forty captions of twenty images, with what a step asks of `RetrievalData`."""
+
+    caption_image = np.arange(20).repeat(2)
+
+    def region_batch(self, images) -> RegionBatch:
+        found = [torch.randn(3 + i % 7, 12, generator=torch.Generator().manual_seed(int(i))).double() for i in images]
+        features, mask = pad(found)
+        corner = features[..., :2].sigmoid()
+        boxes = torch.cat([corner, corner + 0.1 + features[..., 2:4].sigmoid()], dim=-1)
+        return RegionBatch(
+            features=features, boxes=boxes, image_size=torch.full((len(found), 2), 2.0).double(), mask=mask
+        )
+
+    def word_batch(self, captions) -> WordBatch:
+        words, mask = pad([(torch.arange(2 + c % 6) * (c + 3)).remainder(15).add(5) for c in captions])
+        place = torch.arange(words.shape[1]).expand_as(words)
+        return WordBatch(words=words * mask, pos=torch.zeros_like(words, dtype=torch.uint8), mask=mask, word=place)
+
+
+def made_model(base: str, chunks: int = 1, **changes) -> RetrievalModel:
+    torch.manual_seed(0)
+    text = {"reads": "tokens", "word_dim": 8}
+    base_settings = {**BASES[base], **changes}
+    settings = RunSettings(dataset="x", epochs=1, base=base_settings, text=text, triplet={}, selfalign=SELFALIGN)
+    model = build_model(settings, feature_dim=12, vocabulary_size=20).double().train()
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.ones_(parameter)
+    share_momentum(model, chunks)
+    return model
+
+
+def step(model: RetrievalModel, captions, chunks: int = 1, processes: Processes = ALONE) -> dict[str, float]:
+    """The gradients of one step, complete in every process; returns the loss terms."""
+    data = MadeData()
+    terms = joint_gradients(
+        model,
+        data,
+        np.asarray(captions),
+        lambda own: data.region_batch(data.caption_image[own]),
+        epoch=0,
+        chunks=chunks,
+        seed=(0, 0, 0),
+        processes=processes,
+        autocast=partial(torch.autocast, "cpu", enabled=False),
+    )
+    processes.average(model.parameters())
+    return terms
+
+
+# base, captions, chunks: uneven shares, images that two captions share, chunks, fewer captions than processes.
+STEPS = [(base, [0, 1, 5, 8, 14, 15, 21, 30, 33, 38, 39], chunks) for base in BASES for chunks in (1, 2)]
+STEPS.append(("vsrn", [4, 31], 1))
+
+
+def outcome(number: int, processes: Processes = ALONE) -> dict[str, torch.Tensor]:
+    """Gradients, running statistics and loss terms of ``STEPS[number]``."""
+    base, captions, chunks = STEPS[number]
+    model = made_model(base, chunks)
+    terms = step(model, captions, chunks, processes)
+    found = {f"grad.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found |= {f"running.{name}": x for name, x in model.named_buffers() if "running" in name}
+    found |= {f"term.{name}": torch.tensor(value) for name, value in terms.items()}
+    return {f"{number}.{name}": tensor.clone() for name, tensor in found.items()}
+
+
+def take_all(out: str) -> None:
+    """Take all steps with the other processes and write the outcomes to a file of this process."""
+    group = join("cpu")
+    outcomes = {name: x for number in range(len(STEPS)) for name, x in outcome(number, group).items()}
+    save_file(outcomes, f"{out}/{group.rank}.safetensors")
+    leave()
+
+
+if __name__ == "__main__":
+    run_together(3, lambda: take_all(sys.argv[1]))

@@ -1,0 +1,190 @@
+"""Processes that train together, one a device: who they are, and what they tell each other.
+
+`accelerate launch` or `torchrun` starts them and `accelerate` finds out which device and which backend each one has.
+One process alone exchanges nothing. Everything here is exact: what is gathered are bytes, and gradients follow.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+T = TypeVar("T")
+# The others wait this long while the first one validates.
+PATIENCE = timedelta(hours=3)
+_apart = False
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among those that train together: its rank, how many there are, its device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one process that writes files."""
+        return self.rank == 0
+
+    def alone(self) -> "Processes":
+        """This process as if there were no others."""
+        return Processes(0, 1, self.device)
+
+    def told(self, value: T) -> T:
+        """What the first process passes here, in every process."""
+        if self.count == 1:
+            return value
+        box: list[Any] = [value]
+        distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The first process's tensors, in every process."""
+        if self.count == 1:
+            return tensors
+        copies = {}
+        for name, (shape, dtype) in self.told({name: (x.shape, x.dtype) for name, x in tensors.items()}).items():
+            held = tensors[name].to(self.device) if self.first else torch.empty(shape, dtype=dtype, device=self.device)
+            distributed.broadcast(held, src=0)
+            copies[name] = held.cpu()
+        return copies
+
+    def average(self, parameters: Iterable[Tensor]) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            work.wait()
+        for gradient in gradients:
+            gradient.div_(self.count)
+
+    def gathered(self, item: T) -> T:
+        """The rows of all processes, by rank, of every tensor in a dataclass; padded to the widest of each dimension.
+
+        Every process is to compute the same loss of what it gets, and `average` the gradients: a row's gradient is
+        scaled by the number of processes on its way back, so that they are those of one process with all rows.
+        """
+        if self.count == 1:
+            return item
+        sizes = torch.tensor([size for tensor in tensors_of(item) for size in tensor.shape], device=self.device)
+        all_sizes = [torch.empty_like(sizes) for _ in range(self.count)]
+        distributed.all_gather(all_sizes, sizes)
+        rows = [int(each[0]) for each in all_sizes]
+        widest = iter(torch.stack(all_sizes).amax(0).tolist())
+
+        def exchange(tensor: Tensor) -> Tensor:
+            shape = [next(widest) for _ in tensor.shape]
+            padded = padded_to(tensor, shape[1:])
+            return _Gathered.apply(padded, self, rows) if 0 not in shape else padded.new_zeros(sum(rows), *shape[1:])
+
+        return combined(exchange, item)
+
+
+def join(device: str) -> Processes:
+    """This process among those that a launcher started; alone on `device` where none did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(0, 1, torch.device(device))
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
+def leave() -> None:
+    """Let go of the other processes at the end of a run."""
+    if together() > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+def together() -> int:
+    """How many processes train together; 1 inside `apart`."""
+    if _apart or not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Every process works on its own for a while."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
+
+
+@torch.compiler.disable
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of a tensor of one shape over all processes; gradients are summed on the way back."""
+    return _Summed.apply(x)
+
+
+def combined(change: Callable[..., Any], *items: T) -> T:
+    """Dataclasses of one kind made into one, tensor by tensor, also in dataclasses inside; None stays None."""
+    first = items[0]
+    if first is None:
+        return first
+    if isinstance(first, Tensor):
+        return change(*items)
+    inside = {f.name: combined(change, *(getattr(item, f.name) for item in items)) for f in fields(first)}
+    return type(first)(**inside)
+
+
+def tensors_of(item: Any) -> list[Tensor]:
+    """The tensors in a dataclass, in the order of its fields, those of dataclasses inside included."""
+    found: list[Tensor] = []
+    combined(found.append, item)
+    return found
+
+
+def padded_to(tensor: Tensor, widths: Iterable[int]) -> Tensor:
+    """``[B, ...]`` with zeros behind, so that its other dimensions have these sizes."""
+    missing = [wide - size for wide, size in zip(widths, tensor.shape[1:], strict=True)]
+    return F.pad(tensor, [end for more in reversed(missing) for end in (0, more)]) if any(missing) else tensor
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows ``[B_r, ...]`` of each process to ``[sum of B_r, ...]`` in all of them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor, processes: Processes, rows: list[int]) -> Tensor:
+        ctx.start, ctx.rows, ctx.count = sum(rows[: processes.rank]), len(tensor), processes.count
+        # As bytes, since not every backend knows every type.
+        sent = torch.zeros(max(rows), *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+        sent[: len(tensor)] = tensor
+        received = [torch.empty_like(sent) for _ in rows]
+        distributed.all_gather([each.view(torch.uint8) for each in received], sent.view(torch.uint8))
+        return torch.cat([each[:count] for each, count in zip(received, rows, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad[ctx.start : ctx.start + ctx.rows] * ctx.count, None, None
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        distributed.all_reduce(total)
+        return total

@@ -1,0 +1,125 @@
+"""What a run needs to go on where it was killed, in its own folder below the machine's staging folder.
+
+DVC removes a stage's outs before it runs, so nothing that is unfinished lies there. The state is one safetensors file:
+weights, the optimizer's moments and, in its metadata, the `Progress` as JSON; so it is whole or absent. The order of an
+epoch, the learning rate and dropout follow from seed, epoch and step, and need no state of their own.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from manifests.errors import InputError
+from manifests.files import atomic, fingerprint, room_for, whole_folder
+from train.checkpoint import save_model
+from train.models import RetrievalModel
+from train.processes import Processes
+
+STATE, _FORMAT = "state.safetensors", 1
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    epoch, step : what comes next; totals : the sums of the loss terms over this epoch's earlier steps.
+    rows : the curves' rows of the epochs done; seconds : spent so far, over all sessions.
+    best_epoch, best : the epoch of the best R@sum on the validation split, and that.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    best_epoch: int | None = None
+    best: float = -1.0
+
+
+class StateFolder:
+    """The folder of one run's state, keyed by all that decides its result.
+
+    Parameters
+    ----------
+    root : the machine's staging folder.
+    name : of the run.
+    key : JSON of the settings and the data; another key is another folder.
+    """
+
+    def __init__(self, root: Path, name: str, key: Any):
+        self.folder = Path(root) / f"train-{name}-{fingerprint([_FORMAT, key])[:16]}"
+
+    def save(self, model: RetrievalModel, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Replace the state; only then drop the weights of epochs that are no longer the best."""
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for number, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": moment for name, moment in moments.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with atomic(self.folder / STATE) as temporary:
+            save_file(tensors, temporary, {"progress": json.dumps(asdict(progress))})
+        for old in self.folder.glob("best-*"):
+            if old != self._best(progress):
+                shutil.rmtree(old)
+
+    def restore(self, model: RetrievalModel, optimizer: torch.optim.Optimizer, processes: Processes) -> Progress:
+        """Bring model and optimizer to where the run was, in every process; a new `Progress` where it is new."""
+        found = self._read() if processes.first else None
+        facts = processes.told(found and found[0])
+        if facts is None:
+            return Progress()
+        tensors = processes.copied(found[1] if found else {})
+        moments: dict[int, dict[str, Tensor]] = {}
+        weights = {}
+        for name, tensor in tensors.items():
+            kind, rest = name.split(".", 1)
+            if kind == "model":
+                weights[rest] = tensor
+            else:
+                number, moment = rest.split(".")
+                moments.setdefault(int(number), {})[moment] = tensor
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise self._unusable(f"its weights don't fit the model: {error}") from error
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        return Progress(**facts)
+
+    def keep_best(self, model: RetrievalModel, record: Mapping[str, Any], progress: Progress) -> None:
+        """Write the checkpoint of the best epoch; it counts once `save` names that epoch."""
+        save_model(self._best(progress), model, dict(record))
+
+    def finish(self, out: Path, progress: Progress) -> None:
+        """Copy the best checkpoint to `out`, which is whole or absent."""
+        with whole_folder(out) as ready:
+            shutil.copytree(self._best(progress), ready, dirs_exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove the state of a run that is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _best(self, progress: Progress) -> Path:
+        return self.folder / f"best-{progress.best_epoch}"
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        with room_for(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob("**/.*.tmp"):
+            stale.unlink(missing_ok=True)
+        if not (self.folder / STATE).exists():
+            return None
+        try:
+            with safe_open(self.folder / STATE, framework="pt") as file:
+                return json.loads(file.metadata()["progress"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise self._unusable(f"can't be read: {error}") from error
+
+    def _unusable(self, what: str) -> InputError:
+        return InputError(what, where=self.folder / STATE, fix="remove that folder; the run then starts afresh")

@@ -9,6 +9,8 @@ Each loss is run forward and backward three ways, in turn, in one process:
   negatives expanded for every local, word-region scores on the whole ``[I, R, C, T]``;
 - floor: only the matrix products that no way of computing them can do without, forward and backward.
 
+Times are given on the clock and of the processor: on a busy machine only the latter tell the ways apart.
+
 Memory is the highest resident memory of a process of its own while it computes, above what was resident before (inputs,
 libraries, BLAS buffers of a first run): gradients of the inputs included. The allocator returns freed blocks at once
 there, so that what is resident is what is held.
@@ -47,15 +49,15 @@ class Loss:
     ways: dict[str, Callable[[], Tensor | None]]
     leaves: list[Tensor]
 
-    def run(self, way: str) -> tuple[float, float]:
-        """Forward and backward once; seconds and the value."""
+    def run(self, way: str) -> tuple[float, float, float]:
+        """Forward and backward once; seconds on the clock, seconds of the processor, and the value."""
         for leaf in self.leaves:
             leaf.grad = None
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         value = self.ways[way]()
         if value is not None:
             value.backward()
-        return time.perf_counter() - start, 0.0 if value is None else value.item()
+        return time.perf_counter() - start, time.process_time() - busy, 0.0 if value is None else value.item()
 
 
 def unit(*shape: int) -> Tensor:
@@ -211,19 +213,19 @@ def spread(values: list[float]) -> dict[str, object]:
 
 def measure(name: str, repeats: int, threads: int) -> dict[str, object]:
     loss = LOSSES[name]()
-    values = {way: loss.run(way)[1] for way in WAYS}
+    values = {way: loss.run(way)[2] for way in WAYS}
     if abs(values["ours"] - values["plain"]) > 1e-4 * abs(values["plain"]):
         raise SystemExit(f"{name}: ours gives {values['ours']}, the plain form {values['plain']}")
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(repeats):
-        for way in WAYS:
-            seconds[way].append(loss.run(way)[0])
+    runs = [{way: loss.run(way)[:2] for way in WAYS} for _ in range(repeats)]
     memory = {way: peak_memory_apart(name, way, threads) for way in ("ours", "plain")}
-    result = {
-        "loss": name,
-        "milliseconds": {way: round(1000 * statistics.median(seconds[way]), 1) for way in WAYS},
-        "plain / ours": spread([b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]),
-        "ours / floor": spread([a / b for a, b in zip(seconds["ours"], seconds["floor"], strict=True)]),
+    result: dict[str, object] = {"loss": name}
+    for which, clock in enumerate(("clock", "processor")):
+        result[clock] = {
+            "milliseconds": {way: round(1000 * statistics.median(run[way][which] for run in runs), 1) for way in WAYS},
+            "plain / ours": spread([run["plain"][which] / run["ours"][which] for run in runs]),
+            "ours / floor": spread([run["ours"][which] / run["floor"][which] for run in runs]),
+        }
+    result |= {
         "peak_memory_mb": {way: round(memory[way] / 1e6, 1) for way in memory},
         "peak memory, ours / plain": round(memory["ours"] / memory["plain"], 3),
     }

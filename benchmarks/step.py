@@ -146,7 +146,7 @@ def gain_of_cached_text(dim: int, tune: bool, repeats: int) -> dict[str, object]
     times = compare(stepper(cached, regions, words), stepper(in_loop, regions, words), repeats)
     kind = "tuned" if tune else "frozen"
     return {
-        "what": f"CAMERA, D {dim}: step with {kind} BERT-base in the loop / with cached text features",
+        "what": f"CAMERA, D {dim}: step with {kind} BERT-base in the loop / with cached features",
         "seconds": {
             "cached": round(statistics.median(a for a, _ in times), 3),
             "in the loop": round(statistics.median(b for _, b in times), 3),

@@ -17,7 +17,7 @@ from extract.stores.tokens import TokenStore
 from extract.text.vocabulary import MARKS
 from manifests.errors import InputError
 from manifests.schema import ImageRow, read_manifest
-from train.batches import RegionBatch, WordBatch, pad
+from train.batches import RegionBatch, WordBatch, as_float32, pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,8 @@ class RetrievalData:
     def region_batch(self, images: Sequence[int]) -> RegionBatch:
         """The regions of some images, padded to the most of them."""
         features, boxes, counts, sizes = self.region_store.padded([self._region_rows[image] for image in images])
-        # NumPy's large arrays are of huge pages where the kernel has them; filling torch's own takes twice as long.
-        as_float = torch.from_numpy(np.empty(features.shape, np.float32)).copy_(torch.from_numpy(features))
         return RegionBatch(
-            features=as_float,
+            features=as_float32(torch.from_numpy(features)),
             boxes=torch.from_numpy(boxes),
             image_size=torch.from_numpy(sizes).float(),
             mask=torch.arange(features.shape[1]) < torch.from_numpy(counts)[:, None],
@@ -141,10 +139,10 @@ class RetrievalData:
         rows = [self._caption_rows[caption] for caption in captions]
         if self.pieces:
             return self._piece_batch(rows)
-        words, mask = pad([torch.tensor(self.token_store.words(row), dtype=torch.int64) for row in rows])
-        pos, _ = pad([torch.tensor(self.token_store.pos(row)) for row in rows])
+        words, mask = pad([self.token_store.words(row) for row in rows])
+        pos, _ = pad([self.token_store.pos(row) for row in rows])
         word = torch.arange(words.shape[1]).expand_as(words)
-        return WordBatch(words=words, pos=pos, mask=mask, word=word)
+        return WordBatch(words=words.long(), pos=pos, mask=mask, word=word)
 
     def _piece_batch(self, rows: list[int]) -> WordBatch:
         found = [self.token_store.pieces(row) for row in rows]

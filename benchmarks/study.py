@@ -51,6 +51,8 @@ GRID: dict[str, list[Any]] = {
     "word_region": [{"weight": weight} for weight in (100.0, 1000.0)],
 }
 BAG = {"num_concepts": 256}
+# Correspondence: the region of the very object meant; fitting: of any object that the word is true of (`kinds` too).
+KEYS = ("val_rsum", "rsum", "t2i_r1", "correspondence", "chance", "fitting", "fitting_chance")
 # What is trained on top of each base: the chosen losses, and what is taken as it is.
 ADDED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "base": ((), {}),
@@ -130,7 +132,9 @@ class Study:
             "t2i_r1": recalls["t2i_r1"],
             "correspondence": matched["accuracy"],
             "chance": matched["chance"],
-            "kinds": {kind: share["accuracy"] for kind, share in matched["kinds"].items()},
+            "fitting": matched["fitting"],
+            "fitting_chance": matched["fitting_chance"],
+            "kinds": {kind: share["fitting"] for kind, share in matched["kinds"].items()},
             "settings": wanted.model_dump(exclude_none=True),
         }
 
@@ -189,14 +193,12 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             runs = [result for s, w in wanted if (result := study.result(f"{base} {name} {s}", w))]
             if not runs:
                 continue
-            rows[name] = {"seeds": len(runs)} | {
-                key: _spread([run[key] for run in runs]) for key in ("val_rsum", "rsum", "t2i_r1", "correspondence")
-            }
+            rows[name] = {"seeds": len(runs)} | {key: _spread([run[key] for run in runs]) for key in KEYS}
             rows[name]["kinds"] = {kind: _spread([run["kinds"][kind] for run in runs]) for kind in runs[0]["kinds"]}
             click.echo(
                 f"{base:13} {name:45} {len(runs)} seeds  val {rows[name]['val_rsum']['mean']:6.1f}  R@sum "
                 f"{rows[name]['rsum']['mean']:6.1f} ± {rows[name]['rsum']['sd']:4.1f}  correspondence "
-                f"{rows[name]['correspondence']['mean']:.3f} "
+                f"{rows[name]['correspondence']['mean']:.3f} fitting {rows[name]['fitting']['mean']:.3f} "
                 + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in rows[name]["kinds"].items())
             )
         found[base] = {"chosen": best, "settings": COMMON | {"base": BASES[base]}, "rows": rows}

@@ -135,10 +135,11 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def accuracy(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grounding]) -> dict | None:
     """How often words match the object that they mean, over all and for each kind of phrase.
 
-    Returns `{accuracy, chance, ceiling, words, kinds: {kind: {accuracy, chance, ceiling, words}}}`, shares rounded to
-    four places; None if no word of the split has a known object.
+    Returns `{accuracy, chance, ceiling, fitting, fitting_chance, words, kinds: {kind: {the same six}}}`, shares rounded
+    to four places; None if no word of the split has a known object. `fitting` is the share of words whose region shows
+    any object that the word is true of: of two red objects a word without its context can't tell which one is meant.
     """
-    scored: dict[str, list[tuple[bool, float, bool]]] = {}
+    scored: dict[str, list[tuple[float, ...]]] = {}
     objects: dict[int, np.ndarray] = {}
     for caption in range(data.num_captions):
         image = int(data.caption_image[caption])
@@ -152,8 +153,10 @@ def accuracy(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grou
             phrase = phrase_of(int(matches.start[row]), int(matches.end[row]), phrases)
             if phrase is not None:
                 right = objects[image] == phrase.object
+                fitting = np.isin(objects[image], _alike(truth, phrase))
+                region = matches.region[row]
                 scored.setdefault(phrase.kind, []).append(
-                    (bool(right[matches.region[row]]), float(right.mean()), bool(right.any()))
+                    (right[region], right.mean(), right.any(), fitting[region], fitting.mean())
                 )
     if not scored:
         return None
@@ -161,11 +164,15 @@ def accuracy(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grou
     return _shares(every) | {"kinds": {kind: _shares(words) for kind, words in sorted(scored.items())}}
 
 
-def _shares(words: list[tuple[bool, float, bool]]) -> dict[str, float | int]:
-    right, chance, reachable = np.array(words, float).mean(axis=0)
-    return {
-        "accuracy": round(float(right), 4),
-        "chance": round(float(chance), 4),
-        "ceiling": round(float(reachable), 4),
-        "words": len(words),
-    }
+def _alike(truth: Grounding, phrase: Phrase) -> list[int]:
+    """The objects that a phrase is true of: those with its object's label of the phrase's kind."""
+    if phrase.kind not in truth.labels[phrase.object]:
+        return [phrase.object]
+    label = truth.labels[phrase.object][phrase.kind]
+    return [number for number, labels in enumerate(truth.labels) if labels.get(phrase.kind) == label]
+
+
+def _shares(words: list[tuple[float, ...]]) -> dict[str, float | int]:
+    names = ("accuracy", "chance", "ceiling", "fitting", "fitting_chance")
+    means = np.array(words, float).mean(axis=0)
+    return {name: round(float(mean), 4) for name, mean in zip(names, means, strict=True)} | {"words": len(words)}

@@ -151,8 +151,8 @@ def copy_checkout(project: Project) -> None:
         project.command("git", *author, *command)
 
 
-def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, Any]:
-    """The committed demo made small, with the data set `pictures`, a folder, and a run on its text features added."""
+def shrink_demo(params: dict[str, Any]) -> dict[str, Any]:
+    """The committed demo made small."""
     small = copy.deepcopy(params)
     small["runs"] = {name: small["runs"][name] for name in ("vsrn", "vsrn-selfalign")}
     small["scenes"] |= {"train": 48, "val": 12, "test": 20}
@@ -161,8 +161,14 @@ def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, A
     for run in small["runs"].values():
         run |= {"epochs": 2, "batch_size": 32}
         run["base"]["dim"], run["text"]["word_dim"] = 32, 16
-    aligned = small["runs"]["vsrn-selfalign"]
-    aligned["selfalign"]["concept"]["num_concepts"] = 32
+    small["runs"]["vsrn-selfalign"]["selfalign"]["concept"]["num_concepts"] = 32
+    return small
+
+
+def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, Any]:
+    """The committed demo made small, with the data set `pictures`, a folder, and a run on its text features added."""
+    small = shrink_demo(params)
+    demo, aligned = small["datasets"]["demo"], small["runs"]["vsrn-selfalign"]
     small["datasets"]["pictures"] = copy.deepcopy(demo) | {
         "source": {"format": "karpathy", "images": str(pictures), "captions": str(pictures / "captions.json")},
         "tokens": {"language": "blank_en", "min_count": 1},

@@ -21,7 +21,7 @@ import yaml
 
 from tests.extract.test_intact import flip
 from tests.pipeline import servers
-from tests.pipeline.project import CHECKOUT, Project, Result, copy_checkout, shrink
+from tests.pipeline.project import CHECKOUT, Project, Result, copy_checkout, shrink_demo
 from tests.pipeline.recipes import blocks, placed, recipe
 
 STORES = ("manifest", "regions", "tokens")
@@ -83,8 +83,8 @@ def small_project(world: World, name: str) -> Project:
     project = world.project(name)
     project.root.mkdir()
     copy_checkout(project)
-    params = shrink(project.params, world.root)
-    del params["datasets"]["pictures"], params["runs"]["on-pictures"], params["runs"]["vsrn-selfalign"]
+    params = shrink_demo(project.params) | {"ensembles": {}}
+    del params["runs"]["vsrn-selfalign"]
     params["scenes"] |= {"train": 24, "val": 8, "test": 8}
     params["datasets"]["demo"]["regions"]["images_per_shard"] = 8
     params["datasets"]["demo"]["pack"]["images_per_shard"] = 12

@@ -81,6 +81,7 @@ def train(pieces: dict[str, Path], chosen: RunSettings, out: Path) -> list[dict[
         validate=lambda model, data: validate(model, data, 64),
         out=out / "model",
         curves=out / "epochs.csv",
+        staging=out / "staging",
     )
     with open(out / "epochs.csv", encoding="utf-8") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

@@ -102,6 +102,7 @@ def test_words_match_regions_with_their_attribute(model: AttributeModel, data: R
     found = accuracy(matches, data, truth)
     assert found["ceiling"] == 1
     assert found["accuracy"] > found["chance"] + 0.3
+    assert found["fitting"] > found["accuracy"] + 0.05 and found["fitting_chance"] > found["chance"]
 
 
 def test_accuracy_of_the_truth_and_of_the_background(data: RetrievalData, folder: Path, model: AttributeModel):
@@ -115,7 +116,7 @@ def test_accuracy_of_the_truth_and_of_the_background(data: RetrievalData, folder
             if phrase.start < found.end[row] and found.start[row] < phrase.end:
                 right[row] = phrase.object
     perfect = accuracy(replace(found, region=right), data, truth)
-    assert perfect["accuracy"] == 1
+    assert perfect["accuracy"] == perfect["fitting"] == 1
     assert set(perfect["kinds"]) == {"shape", "colour", "texture", "size"}
     assert sum(kind["words"] for kind in perfect["kinds"].values()) == perfect["words"]
     assert accuracy(replace(found, region=wrong), data, truth)["accuracy"] == 0

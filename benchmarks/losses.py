@@ -7,7 +7,8 @@ Each loss is run forward and backward three ways, in turn, in one process:
 - ours;
 - plain: the formulas as they stand and as published code computes them: LCA in a loop over pairs, CRA with the
   negatives expanded for every local, word-region scores on the whole ``[I, R, C, T]``;
-- floor: only the matrix products that no way of computing them can do without, forward and backward.
+- floor: only the matrix products that no way of computing them can do without, forward and backward; the gradients
+  among them are kept to the end, as they have to be.
 
 Times are given on the clock and of the processor: on a busy machine only the latter tell the ways apart.
 
@@ -46,7 +47,7 @@ WAYS = ("ours", "plain", "floor")
 class Loss:
     """A loss to measure: a function a way, and the tensors that gradients are taken in."""
 
-    ways: dict[str, Callable[[], Tensor | None]]
+    ways: dict[str, Callable[[], Tensor | list[Tensor]]]
     leaves: list[Tensor]
 
     def run(self, way: str) -> tuple[float, float, float]:
@@ -54,10 +55,11 @@ class Loss:
         for leaf in self.leaves:
             leaf.grad = None
         start, busy = time.perf_counter(), time.process_time()
-        value = self.ways[way]()
-        if value is not None:
-            value.backward()
-        return time.perf_counter() - start, time.process_time() - busy, 0.0 if value is None else value.item()
+        result = self.ways[way]()
+        if isinstance(result, Tensor):
+            result.backward()
+        seconds = time.perf_counter() - start, time.process_time() - busy
+        return *seconds, result.item() if isinstance(result, Tensor) else 0.0
 
 
 def unit(*shape: int) -> Tensor:
@@ -99,12 +101,11 @@ def concept_alignment() -> Loss:
     valid, codebook = words.detach()[mask], module.codebook.detach()
     slope = torch.randn(len(valid), CONCEPTS)
 
-    def floor() -> None:
+    def floor() -> list[Tensor]:
         regions.view(-1, DIM) @ codebook.T
         words.detach() @ regions.transpose(1, 2)
         valid @ codebook.T
-        slope @ codebook
-        slope.T @ valid
+        return [slope @ codebook, slope.T @ valid]
 
     ways = {
         "ours": lambda: module(regions, words, mask, region_mask),
@@ -132,12 +133,13 @@ def context_alignment() -> Loss:
     sides = ((regions, caption, torch.ones(PAIRS, REGIONS, dtype=torch.bool)), (words, image, lengths(PAIRS)))
     slopes = [torch.randn(PAIRS, PAIRS * locals_.shape[1]) for locals_, _, _ in sides]
 
-    def floor() -> None:
+    def floor() -> list[Tensor]:
+        gradients = []
         for (locals_, global_, _), slope in zip(sides, slopes, strict=True):
             flat, query = locals_.detach().flatten(0, 1), global_.detach()
             query @ flat.T
-            slope @ flat
-            slope.T @ query
+            gradients += [slope @ flat, slope.T @ query]
+        return gradients
 
     ways = {
         "ours": lambda: sum(context_alignment_loss(x, g, TEMPERATURE, NEGATIVES, mask) for x, g, mask in sides) / 2,
@@ -158,11 +160,10 @@ def word_region_scores() -> Loss:
         cosines = (x @ y.T).view(pairs, REGIONS, pairs, WORDS)
         return ((cosines.amax(1).clamp(min=0) * mask).sum(-1) * weight).sum()
 
-    def floor() -> None:
+    def floor() -> list[Tensor]:
         x, y = regions.detach().flatten(0, 1), words.detach().flatten(0, 1)
         x @ y.T
-        slope @ y
-        slope.T @ x
+        return [slope @ y, slope.T @ x]
 
     ways = {
         "ours": lambda: (alignment_scores(regions, words, None, mask) * weight).sum(),

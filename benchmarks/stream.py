@@ -48,6 +48,7 @@ def trained(data: Path, settings: RunSettings) -> dict[str, float]:
             validate=lambda model, split: validate(model, split, 256),
             out=out / "model",
             curves=out / "epochs.csv",
+            staging=out / "staging",
         )
         with open(out / "epochs.csv", encoding="utf-8") as file:
             ends = [0.0, *(float(row["seconds"]) for row in csv.DictReader(file))]

@@ -1,6 +1,5 @@
 """Training from addresses: every caption once, equal parts, the stated window, and shards that changed are refused."""
 
-import csv
 import json
 import multiprocessing
 import os
@@ -19,7 +18,6 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from eval.validation import validate
 from extract import pack
 from extract.settings import PackSettings
 from extract.stores.recipe import write_recipe
@@ -30,12 +28,12 @@ from manifests.schema import read_manifest
 from tests.extract.test_intact import flip
 from tests.pipeline import servers
 from tests.pipeline.recipes import placed, recipe
+from tests.train.runs import train_run
 from train import stream
 from train.data import RetrievalData
 from train.epochs import epochs_of
 from train.settings import RunSettings
 from train.stream import CaptionStream, open_shards, shuffled
-from train.train import run
 
 Captions = dict[str, list[tuple[int, str]]]
 
@@ -237,17 +235,8 @@ SETTINGS = {
 
 def trained(dataset: dict[str, Path], out: Path, **changes: object) -> tuple[list[float], dict]:
     """R@sum on the validation split after every epoch, and the record of the checkpoint."""
-    run(
-        name="test",
-        **dataset,
-        settings=RunSettings(**{**SETTINGS, **changes}),
-        validate=lambda model, data: validate(model, data, 64),
-        out=out / "model",
-        curves=out / "epochs.csv",
-        staging=out / "staging",
-    )
-    with open(out / "epochs.csv", encoding="utf-8") as file:
-        curve = [float(row["val_rsum"]) for row in csv.DictReader(file)]
+    rows = train_run(dataset, RunSettings(**{**SETTINGS, **changes}), out)
+    curve = [row["val_rsum"] for row in rows]
     return curve, json.loads((out / "model" / "run.json").read_text())
 
 

@@ -1,6 +1,5 @@
 """The kinds of words on real stores: learned embeddings, cached states, an encoder in the loop, frozen or tuned."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from tests.encoders import ENTRIES, write_encoder
 from tests.train.conftest import PARAMS
+from tests.train.runs import train_run
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 from train.models import build_model
 from train.models.words import CachedStates, Transformer, WordEmbedding
 from train.settings import RunSettings
-from train.train import run
 
 BASES = {
     "vsrn": {"name": "vsrn", "dim": 32, "graph_layers": 1, "caption_decoder": {"dim": 16}},
@@ -73,18 +72,8 @@ def model_of(data: RetrievalData, chosen: RunSettings):
 
 
 def train(pieces: dict[str, Path], chosen: RunSettings, out: Path) -> list[dict[str, float]]:
-    run(
-        name="test",
-        **{name: pieces[name] for name in ("manifest", "regions", "tokens")},
-        text_features=pieces["text_features"] if chosen.text.reads == "text_features" else None,
-        settings=chosen,
-        validate=lambda model, data: validate(model, data, 64),
-        out=out / "model",
-        curves=out / "epochs.csv",
-        staging=out / "staging",
-    )
-    with open(out / "epochs.csv", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    read = ["manifest", "regions", "tokens", *(["text_features"] if chosen.text.reads == "text_features" else [])]
+    return train_run({name: pieces[name] for name in read}, chosen, out)
 
 
 def test_a_batch_of_pieces_knows_its_words(pieces: dict[str, Path]) -> None:

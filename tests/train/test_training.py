@@ -1,6 +1,5 @@
 """The training stage on real stores: it learns, it is reproducible, its checkpoints say what they need."""
 
-import csv
 import json
 import shutil
 
@@ -13,13 +12,13 @@ from eval.recall import chance_recalls
 from eval.validation import validate
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256, write_json
+from tests.train.runs import train_run
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 from train.losses import all_pairs_triplet
 from train.models import build_model
 from train.selfalign import context_alignment_loss
 from train.settings import RunSettings
-from train.train import run
 
 SETTINGS = {
     "dataset": "small",
@@ -37,18 +36,7 @@ SETTINGS = {
 
 
 def train(dataset, out, **changes):
-    settings = RunSettings(**{**SETTINGS, **changes})
-    run(
-        name="test",
-        **dataset,
-        settings=settings,
-        validate=lambda model, data: validate(model, data, 64),
-        out=out / "model",
-        curves=out / "epochs.csv",
-        staging=out / "staging",
-    )
-    with open(out / "epochs.csv", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return train_run(dataset, RunSettings(**{**SETTINGS, **changes}), out)
 
 
 @pytest.fixture(scope="module")

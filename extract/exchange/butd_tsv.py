@@ -4,51 +4,31 @@
 Anderson et al., "Bottom-Up and Top-Down Attention" (CVPR 2018).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extract.exchange import tsv
-from extract.exchange.source import Bytes, Found, Record, Source, files_in
+from extract.exchange.source import Record
 from extract.stores.regions import RegionStore
 from manifests.schema import ImageRow
 
 FILE = "regions.tsv"
-_FIELDS = 6
 
 
-class ButdSource(Source):
-    """Reads one file or all `*.tsv` of a folder; a place is (file, row, offset, length)."""
+class ButdSource(tsv.TsvSource):
+    """Rows of six fields."""
 
     format = "butd-tsv"
+    fields = 6
 
-    def __init__(self, root: Path, captions: Path | None = None):
-        super().__init__(root, captions)
-        self.paths = files_in(root, "*.tsv")
-        self._files = [Bytes(path, tsv.FIX) for path in self.paths]
+    def head(self, fields: list[bytes], where: str) -> tuple[str, tuple[int, int], int]:
+        key = tsv.text(fields[0], "image_id", where)
+        width, height = (tsv.count(field, name, where, least=1) for field, name in zip(fields[1:3], "wh", strict=True))
+        return key, (width, height), tsv.count(fields[3], "num_boxes", where)
 
-    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
-        for number, file in enumerate(self._files):
-            for line in tsv.lines(file.path, _FIELDS, self.files, advance):
-                where = f"{file.path} row {line.row}"
-                key = tsv.text(line.fields[0], "image_id", where)
-                width, height = (tsv.count(line.fields[i], name, where, least=1) for i, name in ((1, "w"), (2, "h")))
-                boxes = tsv.count(line.fields[3], "num_boxes", where)
-                place = (number, line.row, line.offset, line.length)
-                yield Found(key, where, place, boxes, (width, height))
-
-    def where(self, place: list[int]) -> str:
-        return f"{self._files[place[0]].path} row {place[1]}"
-
-    def read(self, place: list[int]) -> Record:
-        where = self.where(place)
-        content = self._files[place[0]].read(*place[2:], where)
-        fields = tsv.split(content, _FIELDS, where)
-        width, height, rows = (
-            tsv.count(field, name, where) for field, name in zip(fields[1:4], ("w", "h", "num_boxes"), strict=True)
-        )
-        boxes = tsv.array(fields[4], "boxes", where, "<f4", rows, 4)
-        features = tsv.array(fields[5], "features", where, "<f4", rows, None)
-        return Record(features, boxes, (width, height))
+    def record(self, fields: list[bytes], where: str, size: tuple[int, int], boxes: int) -> Record:
+        found = tsv.array(fields[4], "boxes", where, "<f4", boxes, 4)
+        return Record(tsv.array(fields[5], "features", where, "<f4", boxes, None), found, size)
 
 
 def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance: Callable[[], object]) -> None:

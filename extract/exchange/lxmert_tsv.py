@@ -4,56 +4,37 @@ No header; height comes before width, unlike in bottom-up-attention's. The array
 float32, boxes absolute (x1, y1, x2, y2). Source: Tan & Bansal, "LXMERT" (EMNLP 2019), `data/*_obj36.tsv`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extract.exchange import tsv
-from extract.exchange.source import LABELS, Bytes, Found, Record, Source, files_in
+from extract.exchange.source import LABELS, Record
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.schema import ImageRow
 
 FILE = "regions.tsv"
-_FIELDS = 10
 _DTYPES = dict(zip(LABELS, ("<i8", "<f4", "<i8", "<f4"), strict=True))
 
 
-class LxmertSource(Source):
-    """Reads one file or all `*.tsv` of a folder; a place is (file, row, offset, length)."""
+class LxmertSource(tsv.TsvSource):
+    """Rows of ten fields."""
 
     format = "lxmert-tsv"
+    fields = 10
 
-    def __init__(self, root: Path, captions: Path | None = None):
-        super().__init__(root, captions)
-        self.paths = files_in(root, "*.tsv")
-        self._files = [Bytes(path, tsv.FIX) for path in self.paths]
+    def head(self, fields: list[bytes], where: str) -> tuple[str, tuple[int, int], int]:
+        key = tsv.text(fields[0], "img_id", where)
+        height, width = (tsv.count(field, name, where, least=1) for field, name in zip(fields[1:3], "hw", strict=True))
+        return key, (width, height), tsv.count(fields[7], "num_boxes", where)
 
-    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
-        for number, file in enumerate(self._files):
-            for line in tsv.lines(file.path, _FIELDS, self.files, advance):
-                where = f"{file.path} row {line.row}"
-                key = tsv.text(line.fields[0], "img_id", where)
-                height, width = (tsv.count(line.fields[i], name, where, least=1) for i, name in ((1, "h"), (2, "w")))
-                boxes = tsv.count(line.fields[7], "num_boxes", where)
-                place = (number, line.row, line.offset, line.length)
-                yield Found(key, where, place, boxes, (width, height))
-
-    def where(self, place: list[int]) -> str:
-        return f"{self._files[place[0]].path} row {place[1]}"
-
-    def read(self, place: list[int]) -> Record:
-        where = self.where(place)
-        content = self._files[place[0]].read(*place[2:], where)
-        fields = tsv.split(content, _FIELDS, where)
-        height, width = (tsv.count(fields[i], name, where) for i, name in ((1, "h"), (2, "w")))
-        rows = tsv.count(fields[7], "num_boxes", where)
+    def record(self, fields: list[bytes], where: str, size: tuple[int, int], boxes: int) -> Record:
         labels = {
-            name: tsv.array(field, name, where, dtype, rows, 0)
+            name: tsv.array(field, name, where, dtype, boxes, 0)
             for (name, dtype), field in zip(_DTYPES.items(), fields[3:7], strict=True)
         }
-        boxes = tsv.array(fields[8], "boxes", where, "<f4", rows, 4)
-        features = tsv.array(fields[9], "features", where, "<f4", rows, None)
-        return Record(features, boxes, (width, height), labels)
+        found = tsv.array(fields[8], "boxes", where, "<f4", boxes, 4)
+        return Record(tsv.array(fields[9], "features", where, "<f4", boxes, None), found, size, labels)
 
 
 def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance: Callable[[], object]) -> None:

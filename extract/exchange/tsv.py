@@ -5,12 +5,14 @@ Files are read line by line; fields are far beyond what the csv module accepts.
 
 import binascii
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from extract.exchange.source import Bytes, Found, Record, Source, files_in
 from manifests.errors import InputError
 
 FIX = "fetch or export the file again: it may have been cut off"
@@ -114,3 +116,41 @@ def id_field(image_id: str, where: object) -> str:
 
 def _shown(field: bytes) -> str:
     return repr(field[:40].decode("utf-8", "backslashreplace"))
+
+
+class TsvSource(Source):
+    """Reads one file, or all `*.tsv` of a folder, with a row an image; a place is (file, row, offset, length).
+
+    fields : how many a row has. A format says what they hold in `head` and `record`.
+    """
+
+    fields: ClassVar[int]
+
+    def __init__(self, root: Path, captions: Path | None = None):
+        super().__init__(root, captions)
+        self.paths = files_in(root, "*.tsv")
+        self._files = [Bytes(path, FIX) for path in self.paths]
+
+    @abstractmethod
+    def head(self, fields: list[bytes], where: str) -> tuple[str, tuple[int, int], int]:
+        """Key, (width, height) and number of regions of a row. Raises InputError, as `record` does."""
+
+    @abstractmethod
+    def record(self, fields: list[bytes], where: str, size: tuple[int, int], boxes: int) -> Record:
+        """The regions of a row whose head is known."""
+
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+        for number, file in enumerate(self._files):
+            for line in lines(file.path, self.fields, self.files, advance):
+                where = f"{file.path} row {line.row}"
+                key, size, boxes = self.head(line.fields, where)
+                yield Found(key, where, (number, line.row, line.offset, line.length), boxes, size)
+
+    def where(self, place: list[int]) -> str:
+        return f"{self._files[place[0]].path} row {place[1]}"
+
+    def read(self, place: list[int]) -> Record:
+        where = self.where(place)
+        fields = split(self._files[place[0]].read(*place[2:], where), self.fields, where)
+        _, size, boxes = self.head(fields, where)
+        return self.record(fields, where, size, boxes)

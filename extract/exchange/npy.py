@@ -61,10 +61,3 @@ def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: type[np.generic]
     """Begin a .npy file whose numbers follow in C order."""
     fields = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(file, fields)
-
-
-def dumps(array: np.ndarray) -> bytes:
-    """A whole .npy file's bytes."""
-    buffer = io.BytesIO()
-    npy.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()

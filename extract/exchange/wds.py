@@ -16,13 +16,13 @@ import numpy as np
 
 from extract.exchange import npy
 from extract.exchange.source import LABELS, Bytes, Found, Record, Source, files_in, hashed
+from extract.stores.webdataset import MEMBERS
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
 from manifests.schema import SPLITS
 from manifests.source import SourceCaption, SourceImage
 
 _FIX = "fetch or pack the shards again: they may have been cut off"
-_MEMBERS = ("features.npy", "boxes.npy", "json")
 _NAME = re.compile(r".*-(train|val|test)-(\d+)\.tar")
 
 
@@ -96,13 +96,13 @@ def _samples(shard: Bytes) -> Iterator[tuple[str, list[tuple[int, int]]]]:
                         fix="don't trust this archive: no packing stage writes such a member",
                     )
                 own, _, name = member.name.partition(".")
-                if name not in _MEMBERS or name in places or (places and own != key):
+                if name not in MEMBERS or name in places or (places and own != key):
                     raise InputError(
-                        f"a sample is {', '.join(_MEMBERS)} under one key, one after the other", where=where, fix=_FIX
+                        f"a sample is {', '.join(MEMBERS)} under one key, one after the other", where=where, fix=_FIX
                     )
                 key, places[name] = own, (member.offset_data, member.size)
-                if len(places) == len(_MEMBERS):
-                    yield key, [places[name] for name in _MEMBERS]
+                if len(places) == len(MEMBERS):
+                    yield key, [places[name] for name in MEMBERS]
                     places = {}
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, InputError):

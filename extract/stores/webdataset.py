@@ -29,7 +29,7 @@ from manifests.files import canonical_json
 
 FORMAT = "selfalign-webdataset"
 SCHEMA = 1
-_MEMBERS = ("features.npy", "boxes.npy", "json")
+MEMBERS = ("features.npy", "boxes.npy", "json")
 _DETECTED = {"objects_id": np.int32, "objects_conf": np.float32, "attrs_id": np.int32, "attrs_conf": np.float32}
 _ESCAPED = re.compile(r"[%./\\\x00-\x1f\x7f]")
 
@@ -58,7 +58,7 @@ def write_sample(shard: tarfile.TarFile, sample: Sample) -> None:
     facts = {**sample.facts, "width": width, "height": height, "num_boxes": len(found.boxes)}
     facts |= {name: values.tolist() for name in _DETECTED if (values := getattr(found, name)) is not None}
     contents = (_npy(found.features), _npy(found.boxes), canonical_json(facts).encode("utf-8"))
-    for name, content in zip(_MEMBERS, contents, strict=True):
+    for name, content in zip(MEMBERS, contents, strict=True):
         member = tarfile.TarInfo(f"{sample_key(sample.id)}.{name}")  # mtime, uid, gid 0, no names, mode 0o644
         member.size = len(content)
         shard.addfile(member, io.BytesIO(content))
@@ -74,7 +74,7 @@ def read_samples(stream: BinaryIO, where: object) -> Iterator[Sample]:
         with tarfile.open(fileobj=stream, mode="r|") as shard:
             members = ((member.name, shard.extractfile(member).read()) for member in shard)
             for first in members:
-                yield _sample([first, *islice(members, len(_MEMBERS) - 1)])
+                yield _sample([first, *islice(members, len(MEMBERS) - 1)])
                 number += 1
     except InputError:
         raise
@@ -90,9 +90,9 @@ def _sample(group: list[tuple[str, bytes]]) -> Sample:
     """The sample of the members (name, content) of one key."""
     names = [name for name, _ in group]
     key = names[0].partition(".")[0]
-    if names != [f"{key}.{kind}" for kind in _MEMBERS]:
-        raise ValueError(f"{', '.join(names)} where {key}.{{{','.join(_MEMBERS)}}} were expected")
-    contents = dict(zip(_MEMBERS, (content for _, content in group), strict=True))
+    if names != [f"{key}.{kind}" for kind in MEMBERS]:
+        raise ValueError(f"{', '.join(names)} where {key}.{{{','.join(MEMBERS)}}} were expected")
+    contents = dict(zip(MEMBERS, (content for _, content in group), strict=True))
     facts = json.loads(contents["json"])
     features, boxes = (_array(contents[f"{name}.npy"]) for name in ("features", "boxes"))
     if features.dtype not in (np.float16, np.float32) or boxes.dtype != np.float32 or boxes.shape != (len(features), 4):

@@ -2,7 +2,7 @@
 
 A word matches the region of its image with the highest cosine between the unit-length locals of the encoders (words
 and regions as projected, before they see their context): the correspondence that the concept-level loss is built on
-(METHODS.md, "LCA", step 1). A word of several pieces has the mean of their cosines; one whose pieces were all cut off
+(docs/method.md). A word of several pieces has the mean of their cosines; one whose pieces were all cut off
 matches none. Where the data set says which object a word means (`manifests.grounding`), the match is
 right if, of all true objects, that one overlaps the region most and by an IoU of at least 0.5. Chance is the expected
 accuracy of picking a region of the image uniformly; the ceiling is the share of words with any right region.

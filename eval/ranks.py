@@ -1,4 +1,4 @@
-"""The rank of the right answer, by counting (METHODS.md, "Evaluation protocol").
+"""The rank of the right answer, by counting (docs/evaluation.md, "Protocol").
 
 A rank is the number of candidates scored higher, plus those tied with a lower index: the lower index wins a tie, so
 that the rank of equal scores is the same on every machine. No row is sorted. `ranks` takes a matrix at hand,

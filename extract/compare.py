@@ -3,7 +3,7 @@
 Near-ties in objectness swap rows, so boxes are matched first: the pair with the largest IoU, then the largest of what
 is left, down to a least IoU. Features are compared on matched rows. Raw cosines hide differences, because all features
 share a large mean: the verdict uses the centred cosine, with the mean feature of store A taken off both
-(EXTRACTION.md). One picture is open at a time.
+(docs/stores.md). One picture is open at a time.
 """
 
 from collections.abc import Iterator, Sequence

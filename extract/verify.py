@@ -2,8 +2,8 @@
 
 Here is what is looked at in a region store (`extract.verify_pack` has the others): the index, the recipe, every shard's
 sha256, arrays, boxes and features, and, where there is a manifest, that each of its images is in the store or in
-``failures.jsonl``, once and in order (DESIGN.md, "Stores"). One shard is open at a time. Nothing that a damaged store
-holds raises: all of it becomes findings.
+``failures.jsonl``, once and in order (docs/architecture.md, "Stores"). One shard is open at a time. Nothing that a
+damaged store holds raises: all of it becomes findings.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Shards made on the workers of a Dask cluster (DESIGN.md, "Distribution").
+"""Shards made on the workers of a Dask cluster (docs/extraction.md).
 
 A worker is told once where everything lies and what the shards' bytes depend on; a task is the number of a shard.
 Workers write and mark shards themselves, in the staging folder that all machines share, so a worker that dies costs

@@ -1,7 +1,7 @@
 """Files that are whole or absent, and the fingerprints that name what is in them.
 
 Every artifact of the pipeline is written through `atomic`, so that no reader and no killed run ever sees half a
-file under its final name (DESIGN.md, "Resume").
+file under its final name (docs/architecture.md, "Resume").
 """
 
 import errno

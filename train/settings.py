@@ -1,4 +1,4 @@
-"""The parameters of a run: a base, its losses, and SelfAlign on top or not (METHODS.md has the paper's values).
+"""The parameters of a run: a base, its losses, and SelfAlign on top or not (`presets/` has the paper's values).
 
 Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
 """

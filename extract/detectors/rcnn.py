@@ -1,7 +1,7 @@
 """Faster R-CNN as detectron2 computes it, made of torchvision's parts, with sizes read off a checkpoint.
 
 C4 networks (R50, R101 with attributes, X152) run res5 on pooled regions; FPN networks pool from four levels and have
-two fully connected layers. Every convention is detectron2's: EXTRACTION.md lists them with what breaking one costs.
+two fully connected layers. Every convention is detectron2's: docs/detectors.md says how equal.
 The networks' own parameter names are used throughout (`checkpoint.py` brings others to them); background is the last
 class.
 

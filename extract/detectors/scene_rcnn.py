@@ -2,7 +2,7 @@
 
 A residual backbone of stride 8 (16-32-64 channels), square anchors, RoIAlign 5x5, a 256-d box head whose output is
 the region feature, and three linear heads: 5 shapes and background, box deltas, 18 attributes (colour and texture).
-Without the attribute head the features hold no colour (EXTRACTION.md, "Demo detector"). `training.py` trains it.
+Without the attribute head the features hold no colour. `training.py` trains it.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Regions and captions in the layouts that researchers already hold (EXCHANGE.md): a file a format reads and writes it.
+"""Regions and captions in the layouts that researchers already hold (docs/exchange.md), a file a format.
 
 | file | does |
 |---|---|

@@ -2,7 +2,8 @@
 
 The recipe says `imported`, with the files' sha256. Threads read a shard's images while the shard before is written;
 finished shards wait in the staging folder, so that a killed import continues, and the store appears whole or not at
-all (DESIGN.md, "Resume"). Memory holds two shards' features, three where images differ in their number of regions.
+all (docs/architecture.md, "Resume"). Memory holds two shards' features, three where images differ in their number of
+regions.
 """
 
 from collections.abc import Sequence

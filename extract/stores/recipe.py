@@ -1,7 +1,7 @@
 """Recipes: what decides the numbers in a store, and what merely made them.
 
 A recipe is JSON whose canonical text gives the recipe hash; the environment stands beside it, outside the hash.
-Stores whose recipes differ are never mixed (DESIGN.md, "Stores").
+Stores whose recipes differ are never mixed (docs/architecture.md, "Stores").
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The region store: one folder a data set, shards of HDF5 in manifest order (DESIGN.md, "Stores").
+"""The region store: one folder a data set, shards of HDF5 in manifest order (docs/architecture.md, "Stores").
 
 Dense, where every picture has the same number of regions R: ``features [N, R, D]`` f16 (f32 where an import asked for
 it: the recipe's format.features), ``boxes [N, R, 4]`` f32.

@@ -2,7 +2,7 @@
 
 DVC removes a stage's outs before it runs, so a killed extraction would lose everything. The staging folder lies
 elsewhere and is keyed by all that decides the bytes; a shard there counts only with its done-marker, a small JSON
-with the shard's sha256 (DESIGN.md, "Resume").
+with the shard's sha256 (docs/architecture.md, "Resume").
 """
 
 import json

@@ -118,7 +118,7 @@ def test_a_batch_gives_what_single_pictures_give(detector):
 
 @pytest.mark.parametrize("broken", ["rgb", "mean", "sampling", "stride"])
 def test_other_conventions_give_other_features(outputs, broken):
-    """The parity test is able to fail: each convention that EXTRACTION.md warns of moves the features."""
+    """The parity test is able to fail: each convention of detectron2 that is easily missed moves the features."""
     change = {
         "rgb": {"pixel_order": "RGB"},
         "mean": {"pixel_mean": (102.98, 115.95, 122.77)},

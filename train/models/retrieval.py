@@ -80,7 +80,7 @@ class Pairs:
 class RetrievalModel(nn.Module):
     """A base with or without SelfAlign.
 
-    The final embeddings are (METHODS.md, "Final embeddings"): image ``[base; mean(l) / 2; f / 2]``, caption
+    The final embeddings are (SelfAlign): image ``[base; mean(l) / 2; f / 2]``, caption
     ``[base; f; mean(l)]``, so that one's context locals meet the other's fused context; then the concept bag, where
     there is one. Without either they are the base's own.
     """

@@ -1,4 +1,4 @@
-"""Concept alignment, L_LCA (arXiv 2308.14009, "local concept alignment"; METHODS.md, "LCA").
+"""Concept alignment, L_LCA (arXiv 2308.14009, "local concept alignment"; docs/method.md).
 
 A codebook of K prototypes scores regions and words before any context. Each word takes its most similar region of its
 own picture; the word must predict that region's codebook assignment, which Sinkhorn-Knopp makes without gradient

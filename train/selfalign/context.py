@@ -1,4 +1,4 @@
-"""Context alignment, L_CRA (arXiv 2308.14009, "context alignment"; METHODS.md, "CRA").
+"""Context alignment, L_CRA (arXiv 2308.14009, "context alignment"; docs/method.md).
 
 Each modality's guided global must find the other modality's contextualised locals among all locals of the batch.
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from extract.exchange.npy import write_header
+from extract.stores.npy import write_header
 from manifests.files import write_json, write_text
 
 REGIONS, DIM = 36, 2048

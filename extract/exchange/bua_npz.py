@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from extract.exchange import npy
 from extract.exchange.source import LABELS, Found, Record, Source, files_in
+from extract.stores import npy
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.schema import ImageRow

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from extract.exchange.npy import Header, read_header, write_header
 from extract.exchange.source import Bytes, Found, Record, Source, hashed
+from extract.stores.npy import Header, read_header, write_header
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import canonical_json, write_text

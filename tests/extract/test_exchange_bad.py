@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 from extract import tokens
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
-from tests.extract.exchange_files import DataSet, way_back, write_data_set
+from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
+from tests.extract.test_intact import flip
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +270,8 @@ def test_info_that_does_not_fit(data: DataSet, tmp_path: Path, facts: object) ->
 
 
 def rewrite(folder: Path, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes] | None]) -> None:
-    """Pass every member of the train shard through `change`."""
+    """Pass every member of the train shard through `change`, and remove the index, as others have none."""
+    (folder / "index.json").unlink()
     path = next(folder.glob("*-train-*.tar"))
     with tarfile.open(path) as tar:
         members = [(member, tar.extractfile(member).read()) for member in tar]
@@ -303,8 +306,15 @@ def facts(**changes: object) -> Callable[[bytes], bytes]:
         (replaced("1001.json", facts(num_boxes=5)), "num_boxes is 5"),
         (replaced("1001.json", facts(captions=[1])), "row 1: not a sample's JSON (a caption is not text)"),
         (replaced("1001.json", facts(split="dev")), "unknown split 'dev'"),
-        (replaced("1001.json", facts(objects_id=[1, 2])), "objects_id is int64 [2] of 6 regions"),
-        (replaced("1001.json", facts(attrs_conf=[None] * 6)), "attrs_conf is object [6] of 6 regions"),
+        (replaced("1001.json", facts(objects_id=[1, 2])), "row 1: not a sample's JSON (objects_id is [1, 2], and num_"),
+        (
+            replaced("1001.json", facts(objects_id=[[1], [2, 3], 1, 1, 1, 1])),
+            "row 1: not a sample's JSON (objects_id is",
+        ),
+        (replaced("1001.json", facts(objects_id=[2**40] * 6)), "row 1: not a sample's JSON"),
+        (replaced("1001.json", facts(attrs_conf=[None] * 6)), "row 1: not a sample's JSON (attrs_conf is [None, None"),
+        (replaced("1001.json", facts(width=0)), "train-000000.tar row 1: not a sample's JSON (width is 0)"),
+        (replaced("1001.json", facts(num_boxes=-1)), "row 1: not a sample's JSON (num_boxes is -1)"),
         (replaced("1001.features.npy", lambda content: content[:-2]), "94 bytes of numbers, its shape [6, 8] needs 96"),
         (replaced("1001.features.npy", lambda c: dumped(np.array([None]))), "it holds pickled Python objects"),
         (replaced("1001.features.npy", lambda c: dumped(np.full((6, 8), np.nan, "e"))), "NaN or infinite: region 0"),
@@ -324,12 +334,68 @@ def test_wds(data: DataSet, tmp_path: Path, spoil: Callable[[Path], None], told:
     assert told in text and "train" in text
 
 
-def test_wds_that_is_cut_off(data: DataSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("place", ["inside a member", "after a member", "after a sample", "after the last sample"])
+def test_wds_that_is_cut_off(data: DataSet, tmp_path: Path, place: str, index: bool) -> None:
     def cut(folder: Path) -> None:
         path = next(folder.glob("*-train-*.tar"))
-        path.write_bytes(path.read_bytes()[:7000])
+        with tarfile.open(path) as tar:
+            starts = [member.offset for member in tar]
+        ends = {"after a member": starts[4], "after a sample": starts[6], "after the last sample": tar.offset}
+        path.write_bytes(path.read_bytes()[: ends.get(place, starts[7] + 600)])
+        if not index:
+            (folder / "index.json").unlink()
 
-    assert "-train-000000.tar" in refused(data, tmp_path, "wds", cut)
+    text = refused(data, tmp_path, "wds", cut)
+    assert "-train-000000.tar" in text and ("the file has changed" in text) == index
+
+
+@pytest.mark.parametrize("part", [0.0, 0.003, 0.2, 0.5, 0.77, 1.0])
+def test_a_flipped_byte_of_a_shard_that_an_index_lists(data: DataSet, tmp_path: Path, part: float) -> None:
+    spoil = lambda folder: flip(next(folder.glob("*-train-*.tar")), part)  # noqa: E731
+    assert "-train-000000.tar: the file has changed: its sha256 is" in refused(data, tmp_path, "wds", spoil)
+
+
+def test_a_damaged_header_does_not_end_a_shard(data: DataSet, tmp_path: Path) -> None:
+    """Python's tarfile takes it for the end of the archive, and says nothing."""
+
+    def spoil(folder: Path) -> None:
+        path = next(folder.glob("*-train-*.tar"))
+        with tarfile.open(path) as tar:
+            start = list(tar)[9].offset
+        content = bytearray(path.read_bytes())
+        content[start + 2] ^= 1
+        path.write_bytes(content)
+        (folder / "index.json").unlink()
+
+    assert "-train-000000.tar: no end of the archive after 3 samples" in refused(data, tmp_path, "wds", spoil)
+
+
+def test_shards_that_are_missing_or_not_listed(data: DataSet, tmp_path: Path) -> None:
+    text = refused(data, tmp_path / "a", "wds", lambda folder: next(folder.glob("*-val-*.tar")).unlink())
+    assert "-val-000000.tar: the file is missing, index.json lists it" in text
+    shard = lambda folder, end: next(folder.glob("*-val-000000.tar")).with_name(f"data-val-{end}.tar")  # noqa: E731
+    spoil = lambda folder: shutil.copy(shard(folder, "000000"), shard(folder, "000001"))  # noqa: E731
+    assert "data-val-000001.tar: index.json doesn't list this file" in refused(data, tmp_path / "b", "wds", spoil)
+    text = refused(data, tmp_path / "c", "wds", lambda folder: (folder / "index.json").write_text("{}"))
+    assert "index.json: no list of files" in text and "move it away" in text
+
+
+def test_shards_made_elsewhere_are_imported_without_an_index(data: DataSet, tmp_path: Path) -> None:
+    exported = data.export("wds", tmp_path / "exported")
+    for path in exported.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    for path in exported.glob("*.tar"):  # members in webdataset's own order
+        with tarfile.open(path) as tar:
+            members = [(member, tar.extractfile(member).read()) for member in tar]
+        with tarfile.open(path, "w") as tar:
+            for member, content in sorted(members, key=lambda found: found[0].name):
+                tar.addfile(member, io.BytesIO(content))
+    back = way_back("wds", exported, tmp_path / "back").run()
+    assert back.store.ids == data.store.ids
+    one = Import("wds", exported / "data-val-000000.tar", tmp_path / "one").run()
+    assert one.store.ids == ["1005", "1006"]
 
 
 @pytest.mark.parametrize("name", ["../1001.json", "/tmp/1001.json", "a/../../1001.json", "..\\1001.json"])

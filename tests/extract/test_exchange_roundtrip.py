@@ -22,6 +22,7 @@ from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.karpathy import read as read_karpathy
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
+from tests.extract.test_intact import flip
 
 FORMATS = ("scan", "butd-tsv", "lxmert-tsv", "vinvl", "bua-npz", "wds")
 RAGGED = (6, 1, 4, 6, 3, 9, 2, 5, 4, 1)
@@ -272,6 +273,15 @@ def test_an_export_is_new_and_whole(data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no classes and attributes"):
         ragged.export("lxmert-tsv", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "ragged", "there"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_store_that_has_changed_is_not_exported(data: DataSet, tmp_path: Path, format: str) -> None:
+    with_tokens(data)
+    flip(data.folder / "regions" / "000001.h5", 0.8)
+    with pytest.raises(InputError, match=r"000001\.h5: the file has changed"):
+        data.export(format, tmp_path / "exported")
+    assert not list(tmp_path.glob("*exported*"))
 
 
 def test_conversion_rounds_as_numpy_does() -> None:

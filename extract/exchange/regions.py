@@ -249,7 +249,8 @@ class _Import:
         record = self.source.read(place)
         self._check(record, where)
         boxes, size = self._boxes(record, where)
-        labels = {name: _label(values, name, len(boxes), where) for name, values in record.labels.items()}
+        told = record.labels if len(boxes) else dict.fromkeys(self._first.labels, np.empty(0, np.int32))
+        labels = {name: _label(values, name, len(boxes), where) for name, values in told.items()}
         return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)
 
     def _check(self, record: Record, where: str) -> None:
@@ -265,7 +266,7 @@ class _Import:
             raise InputError(
                 f"{rows} regions, its num_boxes says {self.imported.boxes}", where=where, fix="fetch the file again"
             )
-        if record.labels.keys() != self._first.labels.keys():
+        if rows and record.labels.keys() != self._first.labels.keys():
             raise InputError(
                 f"it has the labels {sorted(record.labels)}, the first image has {sorted(self._first.labels)}",
                 where=where,
@@ -278,7 +279,8 @@ class _Import:
         if out.dtype == np.float16 and values.dtype != np.float16:
             whole = to_float16(np.ascontiguousarray(values, np.float32), out)
         else:
-            np.copyto(out, values)
+            with np.errstate(over="ignore"):
+                np.copyto(out, values)
             whole = np.isfinite(out).all()
         if whole:
             return out
@@ -287,10 +289,11 @@ class _Import:
             raise InputError(
                 f"features are NaN or infinite: region {wrong[0]}", where=where, fix="extract or fetch this image again"
             )
+        more = "extract this image again" if out.dtype == np.float32 else "set `regions.precision: float32`"
         raise InputError(
-            f"a feature is {np.abs(values).max():g}, float16 ends at 65504",
+            f"a feature is {np.abs(values).max():g}, {out.dtype} ends at {np.finfo(out.dtype).max:g}",
             where=where,
-            fix="set `regions.precision: float32`",
+            fix=more,
         )
 
     def _boxes(self, record: Record, where: str) -> tuple[np.ndarray, tuple[int, int]]:

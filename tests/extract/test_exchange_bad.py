@@ -196,6 +196,12 @@ def test_vinvl(data: DataSet, tmp_path: Path, spoil: Callable[[Path], object], t
     assert told in refused(data, tmp_path, "vinvl", without_index)
 
 
+def test_an_image_without_objects_goes_with_any_others(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data", counts=(3, 0, *(2,) * 8), labels=False)
+    back = way_back("vinvl", data.export("vinvl", tmp_path / "exported"), tmp_path / "back").run()
+    assert back.store.num_boxes.tolist() == [3, 0, *(2,) * 8]
+
+
 class Hostile:
     """Unpickled by a plain reader, it would make a file."""
 

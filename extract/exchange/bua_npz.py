@@ -137,17 +137,17 @@ class _Archive:
         except InputError:
             raise
         except Exception as error:  # a damaged or hostile pickle raises whatever it likes
-            raise InputError(f"info can't be read ({error})", where=where, fix="set `info: false`") from None
+            raise InputError(f"info can't be read ({error})", where=where, fix="leave out `regions.info`") from None
         info = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
         if not isinstance(info, dict):
-            raise InputError("info is no dict", where=where, fix="set `info: false`")
+            raise InputError("info is no dict", where=where, fix="leave out `regions.info`")
         found = {name: np.asarray(info[name]) for name in LABELS if name in info}
         for name, values in found.items():
             if values.shape != (rows,) or values.dtype.kind not in "iuf":
                 raise InputError(
                     f"{name} is {values.dtype} {list(values.shape)}, and num_bbox is {rows}",
                     where=where,
-                    fix="set `info: false`",
+                    fix="leave out `regions.info`",
                 )
         return found
 
@@ -160,7 +160,7 @@ class _Unpickler(pickle.Unpickler):
             raise InputError(
                 f"its pickle asks for {module}.{name}, which arrays don't need and which could run code",
                 where="info",
-                fix="don't trust this file; set `info: false` to read its arrays alone",
+                fix="don't trust this file; leave out `regions.info` to read its arrays alone",
             )
         return _ALLOWED[module, name]
 

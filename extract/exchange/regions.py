@@ -6,8 +6,9 @@ all (docs/architecture.md, "Resume"). Memory holds two shards' features, three w
 regions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from extract.stores.norms import Norms
 from extract.stores.recipe import environment, write_recipe
 from extract.stores.regions import FAILURES, SCHEMA, Regions, region_index, write_shard
 from extract.stores.staging import Staging
-from manifests.errors import InputError
+from manifests.errors import DiskFull, InputError
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.imported import read_source
 from manifests.progress import progress
@@ -74,16 +75,33 @@ def run(
         other or `num_boxes`, NaN, numbers too large for the precision, boxes outside their picture; a full disk.
     """
     work = _Import(manifest=manifest, images=images, settings=settings, staging=staging)
-    work.staged.discard_unfinished()
-    found = {number: work.staged.finished(work.path(number)) for number in range(len(work))}
-    missing = [number for number, done in found.items() if not done]
-    ready = len(work.rows) - sum(len(work.part(number)) for number in missing)
-    if ready:
-        tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
-    with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
-        found |= work.make(missing, readers, bar, check=check)
-    work.finish(dataset, [found[number] for number in range(len(work))], about or About())
-    work.staged.install(out)
+    with _kept_to_continue(work.staged):
+        work.staged.discard_unfinished()
+        found = {number: work.staged.finished(work.path(number)) for number in range(len(work))}
+        missing = [number for number, done in found.items() if not done]
+        ready = len(work.rows) - sum(len(work.part(number)) for number in missing)
+        if ready:
+            tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
+        with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
+            found |= work.make(missing, readers, bar, check=check)
+        work.finish(dataset, [found[number] for number in range(len(work))], about or About())
+        work.staged.install(out)
+
+
+@contextmanager
+def _kept_to_continue(staged: Staging) -> Iterator[None]:
+    """What is staged stays, and is told of, if the same command can continue with it; else it goes with the error."""
+    told = f"finished shards wait in {staged.folder}, and the same command continues with them"
+    try:
+        yield
+    except DiskFull as error:
+        raise DiskFull(error.what, where=error.where, fix=f"{error.fix}: {told}") from error
+    except InputError:  # other files or parameters will have another staging folder
+        staged.discard()
+        raise
+    except KeyboardInterrupt:
+        tqdm.write(f"stopped: {told}")
+        raise
 
 
 class _Import:
@@ -95,9 +113,10 @@ class _Import:
         if len(self.imported.places) != len(self.rows):
             raise InputError("not as long as its source.json", where=manifest, fix="run the manifest stage again")
         self.settings = settings
-        self.source = open_source(self.imported.format, images, info=settings.info)
+        self.source = open_source(self.imported.format, images, **settings.told)
         self.source.object_names = self.imported.object_names
-        self.boxes = self._box_convention()
+        # None: there are no boxes.
+        self.boxes = settings.boxes if self.imported.format == "scan" else "xyxy"
         self.recipe = {
             "format": {"schema": SCHEMA, "features": settings.precision},
             "imported": {
@@ -114,46 +133,21 @@ class _Import:
             "images_per_shard": settings.images_per_shard,
             "code": CODE,
         }
-        self.staged = Staging(staging, key)
         self._hash = fingerprint(self.recipe)
         self._id_bytes = max(len(row.id.encode()) for row in self.rows)
         # One image tells what all others must have: the length of a feature, and which labels.
         self._first = self._first_record()
         self.dim = self._first.features.shape[1]
+        self.staged = Staging(staging, key)
 
     def _first_record(self) -> Record:
         for place in self.imported.places:
             record = self.source.read(place)
             if len(record.features):
                 return record
-        raise InputError("no image has a region", where=self.source.root, fix="check `images`, the path of the regions")
-
-    def _box_convention(self) -> str | None:
-        """What the files' boxes are; None where there are none."""
-        told = self.settings.boxes
-        if self.imported.format != "scan":
-            if told or "sizes" in self.settings.model_fields_set:
-                raise InputError(
-                    f"{self.imported.format} has its own convention of boxes and sizes",
-                    where="regions.boxes, regions.sizes",
-                    fix="leave them out",
-                )
-            return "xyxy"
-        if not self.source.has_boxes:
-            if told:
-                raise InputError(
-                    "there are no boxes ({split}_boxes.npy or {split}_ims_bbx.npy)",
-                    where=self.source.root,
-                    fix="leave out `regions.boxes`",
-                )
-            return None
-        if not told:
-            raise InputError(
-                "the layout doesn't say what its boxes mean",
-                where=self.source.root,
-                fix="set `regions.boxes` to xyxy, xywh, relative_xyxy or relative_xywh: ask whoever made them",
-            )
-        return told
+        raise InputError(
+            "no image has a region", where=self.source.root, fix="check `source.images`, the path of the regions"
+        )
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.settings.images_per_shard)

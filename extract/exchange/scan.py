@@ -43,7 +43,7 @@ class ScanSource(Source):
             raise InputError(
                 f"there is none of {', '.join(f'{name}_ims.npy' for name in _SPLITS)}",
                 where=self.root,
-                fix="check `images`, the folder of the features",
+                fix="check `source.images`, the folder of the features",
             )
         self._splits = [_Split(self.root, name) for name in names]
         self.paths = [path for split in self._splits for path in split.paths]

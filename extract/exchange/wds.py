@@ -27,6 +27,7 @@ class WdsSource(Source):
     """
 
     format = "wds"
+    captions_in_survey = True
 
     def __init__(self, root: Path, captions: Path | None = None):
         super().__init__(root, captions)

@@ -115,9 +115,24 @@ def test_tsv_rows(data: DataSet, tmp_path: Path, format: str) -> None:
     text = refused(data, tmp_path / "c", format, change_field("regions.tsv", 1, 0, lambda field: b" "))
     assert "id is missing" in text
     text = refused(data, tmp_path / "d", format, change_field("regions.tsv", 1, 0, lambda field: b"other"))
-    assert "no regions of image '1001'" in text
+    assert "1 of these have none, the first is '1001'" in text
     text = refused(data, tmp_path / "e", format, lambda folder: (folder / "regions.tsv").write_bytes(b""))
-    assert "no regions of image '1000'" in text
+    assert "no image has regions: the captions name '1000', the files None" in text
+
+
+@pytest.mark.parametrize("format", ["butd-tsv", "lxmert-tsv", "vinvl"])
+def test_rows_that_are_missing_are_first_of_all_a_file_that_was_cut(data: DataSet, tmp_path: Path, format: str) -> None:
+    def cut(folder: Path) -> None:
+        for path in folder.glob("*.tsv"):
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:7]))
+        for path in folder.glob("*id*"):
+            path.unlink()
+
+    text = refused(data, tmp_path, format, cut)
+    assert re.search(r"\.tsv row 6: .*cut off: there are regions of 7 images, and the captions name 10; 3 of", text), (
+        text
+    )
+    assert text.index("cut off") < text.index("fetch or export the file again") < text.index("missing: skip")
 
 
 def test_a_file_of_one_tsv_format_is_not_the_other(data: DataSet, tmp_path: Path) -> None:
@@ -272,7 +287,7 @@ def test_info_that_does_not_fit(data: DataSet, tmp_path: Path, facts: object) ->
     array = np.empty((), object)
     array[()] = facts
     text = refused(data, tmp_path, "bua-npz", lambda folder: repack(folder, info=array), info=True)
-    assert "1002.npz" in text and "info: false" in text
+    assert "1002.npz" in text and "leave out `regions.info`" in text
 
 
 def rewrite(folder: Path, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes] | None]) -> None:
@@ -433,7 +448,7 @@ def test_a_link_in_a_tar_is_refused(data: DataSet, tmp_path: Path) -> None:
         ("c.json", "[1", "not valid JSON"),
         ("c.json", '{"images": 1}', "there is no list 'images'"),
         ("c.txt", "A caption.", "captions files of kind '.txt' can't be read"),
-        ("c.json", '[{"image_id": 77, "caption": "A cap."}]', "no regions of image '77'"),
+        ("c.json", '[{"image_id": 77, "caption": "A cap."}]', "the captions name '77', the files '1009'"),
     ],
 )
 def test_captions(data: DataSet, tmp_path: Path, name: str, content: str, told: str) -> None:

@@ -241,6 +241,5 @@ def test_only_scan_is_told_conventions(tmp_path: Path) -> None:
     exported = data.export("butd-tsv", tmp_path / "exported")
     for settings in ({"boxes": "xyxy"}, {"sizes": "wh"}, {"info": True}):
         work = way_back("butd-tsv", exported, tmp_path / "back", **settings)
-        work.manifest()
-        with pytest.raises(InputError, match=r"leave"):
-            work.regions()
+        with pytest.raises(InputError, match=r"leave out `regions\."):
+            work.manifest()

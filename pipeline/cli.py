@@ -348,12 +348,16 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
 @click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
 @click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
-    """Check a STORE (regions, tokens, pack): checksums, arrays, boxes, and every image of its manifest."""
-    from extract.verify import run
+    """Check a STORE (regions, tokens, text_features, pack), or all stores of a data set's folder: checksums, arrays,
+    boxes, and every image of its manifest."""
+    from extract.verify import run, stores_in
 
-    found = run(store=store, manifest=manifest, limit=limit)
-    click.echo(found.text())
-    sys.exit(bool(found.total))
+    unsound = 0
+    for each in stores_in(store):
+        found = run(store=each, manifest=manifest, limit=limit)
+        click.echo(found.text())
+        unsound += bool(found.total)
+    sys.exit(bool(unsound))
 
 
 @main.command()

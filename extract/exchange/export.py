@@ -49,6 +49,12 @@ def run(
     if out.exists():
         raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
     if format == "wds":
+        if not Path(tokens).exists():
+            raise InputError(
+                "wds carries the words of each caption, and there is no token store",
+                where=tokens,
+                fix="make a data set of params.yaml of it (docs/exchange.md) and run its tokens stage, or export scan",
+            )
         pack.run(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=PackSettings(), out=out)
         return
     rows = read_manifest(manifest)

@@ -136,6 +136,7 @@ def test_an_imported_store_has_what_every_store_has(data: DataSet, tmp_path: Pat
     )
     card = (store.folder / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in card and "They, 2020" in card and "the same number of regions each" in card
+    assert "could not be read" not in card and "where it is a data set of `params.yaml`" in card
     croissant = json.loads((store.folder / "croissant.json").read_text(encoding="utf-8"))
     assert (croissant["name"], croissant["license"]) == ("imported", "CC BY 4.0")
     shard = store.folder / store.index["shards"][0]["file"]
@@ -282,6 +283,11 @@ def test_a_store_that_has_changed_is_not_exported(data: DataSet, tmp_path: Path,
     with pytest.raises(InputError, match=r"000001\.h5: the file has changed"):
         data.export(format, tmp_path / "exported")
     assert not list(tmp_path.glob("*exported*"))
+
+
+def test_wds_needs_the_words(data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokens: wds carries the words .* run its tokens stage"):
+        data.export("wds", tmp_path / "exported")
 
 
 def test_conversion_rounds_as_numpy_does() -> None:

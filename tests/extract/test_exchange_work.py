@@ -162,6 +162,24 @@ def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
     assert not (tmp_path / "back").exists() and not (tmp_path / "staging").exists()
 
 
+def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_data_set(tmp_path / "data" / "demo")
+    data.export("scan", tmp_path / "files" / "f30k_precomp")
+    data.export("butd-tsv", tmp_path / "butd")
+    (tmp_path / "butd" / "regions.tsv").rename(tmp_path / "files" / "trainval_36.tsv")
+    (tmp_path / "butd" / "captions.json").rename(tmp_path / "dataset_coco.json")
+    pages = "".join((CHECKOUT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/exchange.md"))
+    lines = [line.split("#")[0] for line in re.findall(r"^selfalign (?:import|export) .+", pages, re.M)]
+    commands = {tuple(line.replace(" /data/", f" {tmp_path}/files/").split()[1:]) for line in lines}
+    assert len(commands) == 3 and len(lines) == 5
+    for words in commands:
+        run(tmp_path, *words)
+    for name in ("f30k", "coco"):
+        assert "sound" in run(tmp_path, "verify", f"data/{name}")
+    assert (tmp_path / "files" / "demo_precomp" / "train_ims.npy").exists()
+
+
 def test_options_are_named_where_a_file_asks_for_them(tmp_path: Path) -> None:
     data = write_data_set(tmp_path / "data", dtype="float32")
     exported = data.export("bua-npz", tmp_path / "exported")

@@ -133,7 +133,7 @@ class _Archive:
         try:
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
-            value = _Unpickler(stream).load()
+            value = _Unpickler(stream, where).load()
         except InputError:
             raise
         except Exception as error:  # a damaged or hostile pickle raises whatever it likes
@@ -153,13 +153,17 @@ class _Archive:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, where: str):
+        super().__init__(stream)
+        self._where = where
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return _encode
         if (module, name) not in _ALLOWED:
             raise InputError(
                 f"its pickle asks for {module}.{name}, which arrays don't need and which could run code",
-                where="info",
+                where=self._where,
                 fix="don't trust this file; leave out `regions.info` to read its arrays alone",
             )
         return _ALLOWED[module, name]

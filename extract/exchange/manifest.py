@@ -124,8 +124,8 @@ def _matched(
     if lacking and missing == "refuse":
         first = lacking[0]
         raise InputError(
-            f"this is the end, perhaps of a file that was cut off: there are regions of {len(found)} images, and the "
-            f"captions name {len(entries)}; {len(lacking)} of these have none, the first is {first.id!r} "
+            f"the regions end here, perhaps since the file was cut off: there are those of {len(found)} images, and "
+            f"the captions name {len(entries)}; {len(lacking)} of these have none, the first is {first.id!r} "
             f"({captions} {first.row})",
             where=last.where,
             fix="fetch or export the file again, if it should be longer; if it is whole, add what it lacks, remove "

@@ -23,7 +23,7 @@ _NAME = re.compile(r".*-(train|val|test)-(\d+)\.tar")
 class WdsSource(Source):
     """Reads one shard or all `*.tar` of a folder, train before val before test.
 
-    A place is the shard's number, then offset and length of each member: features, boxes, json.
+    A place is the shard's number, the row in it, then offset and length of each member: features, boxes, json.
     """
 
     format = "wds"
@@ -72,15 +72,15 @@ class WdsSource(Source):
         require_key(key, facts, where)
         captions = tuple(SourceCaption(beside, caption) for caption in facts["captions"])
         self._entries.append(SourceImage(beside, facts["id"], key, facts["split"], captions))
-        place = (number, *(x for place in places for x in place))
+        place = (number, row, *(x for place in places for x in place))
         return Found(facts["id"], where, place, facts["num_boxes"], (facts["width"], facts["height"]))
 
     def where(self, place: list[int]) -> str:
-        return f"{self._shards[place[0]].path} byte {place[1]}"
+        return f"{self._shards[place[0]].path} row {place[1]}"
 
     def read(self, place: list[int]) -> Record:
         shard, where = self._shards[place[0]], self.where(place)
-        contents = [shard.read(*place[i : i + 2], where) for i in (1, 3, 5)]
+        contents = [shard.read(*place[i : i + 2], where) for i in (2, 4, 6)]
         found = parse_sample(contents, where).regions
         labels = {name: values for name in LABELS if (values := getattr(found, name)) is not None}
         return Record(found.features, found.boxes, found.image_size, labels)

@@ -1,10 +1,11 @@
-"""How fast SCAN's layout is imported, against a plain copy and a plain read of the same bytes.
+"""How fast SCAN's layout is imported and exported, against a plain copy and a plain read of the same bytes.
 
     python -m benchmarks.exchange --out benchmarks/exchange.json
 
 20,000 images of 36 regions of 2,048 numbers (5.9 GB of float32) are made in a temporary folder. Each round reads the
-features, copies them to a new file, and runs `selfalign import` in a process of its own, whose peak memory is told.
-The source's pages are dropped from memory before each, and what is written is synced to disk. Medians of the ratios.
+features, copies them to a new file, and runs `selfalign import`, and `selfalign export` of what it made, in a process
+of its own each, whose peak memory is told. The source's pages are dropped from memory before each, and what is written
+is synced to disk. Medians of the ratios.
 """
 
 import json
@@ -21,15 +22,15 @@ from pathlib import Path
 import click
 import numpy as np
 
-from extract.exchange.npy import write_header
+from extract.stores.npy import write_header
 from manifests.files import write_json, write_text
 
 REGIONS, DIM = 36, 2048
 _BLOCK = 2**24
-_IMPORT = """
+_COMMAND = """
 import re, sys
 from pipeline.cli import main
-main(["import", "scan", *sys.argv[1:]], standalone_mode=False)
+main(sys.argv[1:], standalone_mode=False)
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000)
 """
 
@@ -80,17 +81,30 @@ def copy(path: Path) -> float:
     return seconds
 
 
-def import_(path: Path) -> tuple[float, float]:
-    """Seconds of `selfalign import`, starting Python included, and its peak memory in MB."""
+def there_and_back(path: Path) -> tuple[float, float, float]:
+    """Seconds of `selfalign import` and `selfalign export`, starting Python included, and their peak memory in MB."""
+    store, exported = path.parent / "out", path.parent / "exported"
     forget(path)
-    out = path.parent / "out"
-    environment = os.environ | {"SELFALIGN_STAGING": str(path.parent / "staging")}
-    command = [sys.executable, "-c", _IMPORT, str(path.parent), str(out)]
+    in_s, in_peak = command(path.parent, "import", "scan", path.parent, store)
+    for shard in store.glob("regions/*.h5"):
+        forget(shard)
+    out_s, out_peak = command(path.parent, "export", "scan", store, exported)
     start = time.perf_counter()
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
-    seconds = time.perf_counter() - start
-    shutil.rmtree(out)
-    return seconds, json.loads(done.stdout)
+    for file in exported.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    out_s += time.perf_counter() - start
+    for folder in (store, exported):
+        shutil.rmtree(folder)
+    return in_s, out_s, max(in_peak, out_peak)
+
+
+def command(folder: Path, *arguments: object) -> tuple[float, float]:
+    """Seconds and peak memory in MB of a command."""
+    environment = os.environ | {"SELFALIGN_STAGING": str(folder / "staging")}
+    line, start = [sys.executable, "-c", _COMMAND, *map(str, arguments)], time.perf_counter()
+    done = subprocess.run(line, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+    return time.perf_counter() - start, json.loads(done.stdout)
 
 
 @click.command()
@@ -103,19 +117,21 @@ def main(images: int, repeats: int, folder: Path | None, out: Path | None) -> No
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         path = make(Path(temporary), images)
         size = path.stat().st_size
-        rounds = [(read(path), copy(path), *import_(path)) for _ in range(repeats)]
-    reads, copies, imports, peaks = (list(column) for column in zip(*rounds, strict=True))
+        rounds = [(read(path), copy(path), *there_and_back(path)) for _ in range(repeats)]
+    reads, copies, imports, exports, peaks = (list(column) for column in zip(*rounds, strict=True))
     result = {
         "images": images,
         "gigabytes": round(size / 1e9, 2),
         "import_s": round(statistics.median(imports), 1),
+        "export_s": round(statistics.median(exports), 1),
         "copy_s": round(statistics.median(copies), 1),
         "read_s": round(statistics.median(reads), 1),
         "speed_of_a_copy": [round(copied / imported, 2) for copied, imported in zip(copies, imports, strict=True)],
+        "export_speed_of_a_copy": [round(copied / out, 2) for copied, out in zip(copies, exports, strict=True)],
         "speed_of_a_read": [round(plain / imported, 2) for plain, imported in zip(reads, imports, strict=True)],
         "peak_mb": round(max(peaks)),
     }
-    for name in ("speed_of_a_copy", "speed_of_a_read"):
+    for name in ("speed_of_a_copy", "export_speed_of_a_copy", "speed_of_a_read"):
         result[f"{name}_median"] = round(statistics.median(result[name]), 2)
     click.echo(json.dumps(result, indent=2))
     if out:

@@ -5,7 +5,6 @@ licence or a citation into the card of a store that is finished.
 """
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from extract.stores.card import pack_card, region_card
 from extract.stores.croissant import FILE as CROISSANT
 from extract.stores.croissant import croissant
 from extract.stores.hdf5 import MappedHDF5
-from extract.stores.intact import INDEX
+from extract.stores.intact import INDEX, listed_files
 from extract.stores.norms import Norms
 from extract.stores.recipe import read_recipe
 from extract.stores.regions import FAILURES
 from extract.stores.webdataset import FORMAT, read_samples
 from manifests.errors import InputError
-from manifests.files import write_json, write_text
+from manifests.files import sha256, write_json, write_text
 from manifests.jsonl import read_rows
 from manifests.progress import progress
 
@@ -43,28 +42,32 @@ def run(store: Path, *, licence: str | None = None, cite: str | None = None) -> 
     Parameters
     ----------
     store : a region store, or the folder of its WebDataset shards.
-    licence, cite : of the pictures; written into the index and the card where given.
+    licence, cite : of the pictures; written into the index and the card where given, after everything else was found
+        to hold.
 
-    Raises `InputError` where the folder is neither.
+    Raises `InputError` where the folder is neither, or where nothing can be written since the store is damaged.
     """
     store = Path(store)
     index, (recipe, recipe_hash) = _index(store), read_recipe(store)
+    findings = _damage(store, index, recipe)
     given = {key: value for key, value in (("licence", licence), ("cite", cite)) if value}
+    if given and findings:
+        more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+        raise InputError(
+            f"nothing was written, since the store doesn't hold what its card says: {findings[0]}{more}",
+            where=store,
+            fix="restore it first; `selfalign verify` says what is wrong",
+        )
     if given:
         index["about"] = (index.get("about") or {}) | given
         write_json(store / INDEX, index)
         write_card(store)
     text, metadata = _described(store, index, recipe, recipe_hash)
-    findings = [
+    findings += [
         f"{name} isn't what {INDEX} and recipe.json say: it was edited, or they were"
         for name, differs in ((CARD, _differs(store / CARD, text)), (CROISSANT, _differs(store / CROISSANT, metadata)))
         if differs
     ]
-    images, norms = (_measured_pack if _is_pack(recipe) else _measured_regions)(store, index)
-    if images != index["images"]:
-        findings.append(f"{INDEX} says {index['images']} images, the shards hold {images}")
-    if "norms" in index and norms != index["norms"]:
-        findings.append(f"{INDEX} says norms {index['norms']}, those of the features are {norms}")
     return Card(text, metadata, findings)
 
 
@@ -109,27 +112,34 @@ def _differs(path: Path, expected: str | dict[str, Any]) -> bool:
         return True
 
 
-def _measured_regions(store: Path, index: dict[str, Any]) -> tuple[int, dict[str, float] | None]:
-    def of(path: Path) -> tuple[int, Norms]:
-        shard = MappedHDF5(path)
-        return len(shard["image_id"]), Norms.of(shard["features"])
+def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    """Which shards are missing or have changed; if none, what the index counts otherwise than they do."""
+    findings, found, of = [], [], _pack_shard if _is_pack(recipe) else _region_shard
+    for name, listed in progress(listed_files(store).items(), what="card", unit="shards"):
+        path = store / name
+        digest = sha256(path) if path.is_file() else None
+        if digest != listed:
+            findings.append(f"{name}: the file {'has changed' if digest else 'is missing'}, {INDEX} lists it")
+        elif not findings:
+            found.append(of(path))
+    if findings:
+        return findings
+    images, norms = sum(count for count, _ in found), Norms.together(norms for _, norms in found).as_json()
+    if images != index["images"]:
+        findings.append(f"{INDEX} says {index['images']} images, the shards hold {images}")
+    if "norms" in index and norms != index["norms"]:
+        findings.append(f"{INDEX} says norms {index['norms']}, those of the features are {norms}")
+    return findings
 
-    return _measured(store, index, of)
+
+def _region_shard(path: Path) -> tuple[int, Norms]:
+    """The number of images and the norms of a shard."""
+    shard = MappedHDF5(path)
+    return len(shard["image_id"]), Norms.of(shard["features"])
 
 
-def _measured_pack(store: Path, index: dict[str, Any]) -> tuple[int, dict[str, float] | None]:
-    def of(path: Path) -> tuple[int, Norms]:
-        with open(path, "rb") as file:
-            features = [sample.regions.features for sample in read_samples(file, path)]
-        return len(features), Norms.together(map(Norms.of, features))
-
-    return _measured(store, index, of)
-
-
-def _measured(
-    store: Path, index: dict[str, Any], of: Callable[[Path], tuple[int, Norms]]
-) -> tuple[int, dict[str, float] | None]:
-    """The number of images and the norms of all shards."""
-    files: Iterable[str] = progress([shard["file"] for shard in index["shards"]], what="card", unit="shards")
-    found = [of(store / name) for name in files]
-    return sum(count for count, _ in found), Norms.together(norms for _, norms in found).as_json()
+def _pack_shard(path: Path) -> tuple[int, Norms]:
+    """As `_region_shard`."""
+    with open(path, "rb") as file:
+        features = [sample.regions.features for sample in read_samples(file, path)]
+    return len(features), Norms.together(map(Norms.of, features))

@@ -14,7 +14,7 @@ from typing import Any
 
 from extract.card import write_card
 from extract.settings import PackSettings
-from extract.stores.intact import INDEX
+from extract.stores.intact import INDEX, require_intact
 from extract.stores.norms import Norms
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import RegionStore
@@ -31,13 +31,15 @@ log = logging.getLogger(__name__)
 def run(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path) -> None:
     """Write the shards of `dataset`, their index, recipe and cards to the folder `out`, whole or not at all.
 
-    Images without region features are left out and named in the card. Raises InputError where the stores and the
-    manifest don't belong together.
+    Images without region features are left out and named in the card. Raises InputError where a store's files aren't
+    those of its index, or the stores and the manifest don't belong together.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", dataset, re.ASCII):
         raise InputError(
             "a data set's name becomes a file name", where=f"data set {dataset!r}", fix="use letters, digits, - _ and ."
         )
+    for store in (regions, tokens):
+        require_intact(store)
     images, region_store, token_store = read_manifest(manifest), RegionStore(regions), TokenStore(tokens)
     if token_store.image_ids != [image.id for image in images]:
         raise InputError(

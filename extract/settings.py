@@ -1,6 +1,6 @@
 """The parameters of the region and pack stages and of the demo detector's training, as `params.yaml` gives them."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -109,6 +109,11 @@ class ImportSettings(Settings):
     info: bool = Field(False, description="read classes and attributes from bua-npz's pickled info, arrays alone")
     precision: Literal["float16", "float32"] = Field("float16", description="of the features in the store")
     images_per_shard: int = Field(1024, ge=1)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is said of the files, where it is: the options of `extract.exchange.formats.open_source`."""
+        return self.model_dump(include={"boxes", "sizes", "info"}, exclude_unset=True)
 
 
 class About(Settings):

@@ -18,7 +18,8 @@ from extract.stores.hdf5 import MappedHDF5
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
 from extract.stores.regions import FAILURES, INDEX, SCHEMA
-from extract.verify_pack import verify_pack, verify_tokens
+from extract.stores.text_features import FORMAT as TEXT_FEATURES
+from extract.verify_pack import verify_pack, verify_text_features, verify_tokens
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import read_rows
@@ -62,8 +63,29 @@ class _Index(BaseModel):
     shards: list[_ShardEntry] = Field(min_length=1)
 
 
+def stores_in(folder: Path) -> list[Path]:
+    """A store itself, or the stores in a folder such as ``data/D``. Raises `InputError` where there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("there is no such folder", where=folder, fix="name the folder of a store: data/D/regions")
+    if _is_store(folder):
+        return [folder]
+    stores = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_store(path)]
+    if not stores:
+        raise InputError(
+            f"neither a store (it has no {INDEX}) nor a folder of stores",
+            where=folder,
+            fix="name the folder of a store, as data/D/regions, or of a data set, as data/D",
+        )
+    return stores
+
+
+def _is_store(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in (INDEX, RECIPE, "*.h5", "*.tar"))
+
+
 def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verification:
-    """Verify a region store, the folder of its WebDataset shards, or a token store.
+    """Verify a region store, the folder of its WebDataset shards, a token store or a text feature store.
 
     Parameters
     ----------
@@ -80,9 +102,18 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
         verify_pack(found, rows)
     elif (store / "tokens.h5").exists():
         verify_tokens(found, rows)
+    elif _recipe_format(store) == TEXT_FEATURES:
+        verify_text_features(found)
     else:
         _verify_regions(found, rows)
     return found
+
+
+def _recipe_format(store: Path) -> Any:
+    try:
+        return read_recipe(store)[0].get("format")
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 def _verify_regions(found: Verification, rows: list[ImageRow] | None) -> None:

@@ -1,4 +1,4 @@
-"""`selfalign verify` of WebDataset shards and of a token store: each file's sha256, and what lies in it.
+"""`selfalign verify` of WebDataset shards, of tokens and text features: each file's sha256, and what lies in it.
 
 Every sample of a shard is read with its arrays, and held against the manifest where there is one, as every caption of
 a token store is. Nothing that a damaged store holds raises: all of it becomes findings.
@@ -13,6 +13,8 @@ from extract.findings import Verification, read_index, reason
 from extract.stores.intact import INDEX
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
+from extract.stores.text_features import SCHEMA as TEXT_SCHEMA
+from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import SCHEMA as TOKENS_SCHEMA
 from extract.stores.tokens import TokenStore
 from extract.stores.webdataset import SCHEMA, Sample, read_samples
@@ -56,6 +58,17 @@ class _TokenIndex(BaseModel):
     shards: list[_File] = Field(min_length=1, max_length=1)
 
 
+class _TextIndex(BaseModel):
+    """``index.json``, as the text feature stage writes it."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_: int = Field(alias="schema", ge=TEXT_SCHEMA, le=TEXT_SCHEMA)
+    captions: int = Field(ge=0)
+    dim: int = Field(ge=1)
+    shards: list[_File]
+
+
 def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a folder of WebDataset shards; `rows` are the manifest's, where there is one."""
     _recipe(found)
@@ -96,6 +109,29 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
             found.add(file.file, "its captions are not the manifest's")
     except Exception as error:  # as in _read
         found.add(file.file, f"can't be read: {reason(error)}")
+
+
+def verify_text_features(found: Verification) -> None:
+    """Add all findings of a text feature store; its captions are those of a token store, not of a manifest."""
+    found.manifest = None
+    _recipe(found)
+    index = read_index(found, _TextIndex)
+    if index is None:
+        return
+    _unlisted(found, "*.h5", index.shards)
+    if (counted := sum(shard.count for shard in index.shards)) != index.captions:
+        found.add(INDEX, f"captions is {index.captions}, its shards add up to {counted}")
+    whole = [_unchanged(found, shard) for shard in progress(index.shards, what="verify", unit="shards")]
+    if not all(whole):
+        return
+    try:
+        store = TextFeatureStore(found.store)
+        for caption in range(len(store)):
+            if not np.isfinite(store.states(caption)).all():
+                found.add(INDEX, f"states of caption {caption} are NaN or infinite")
+        found.shards = len(index.shards)
+    except Exception as error:  # as in _read
+        found.add(INDEX, f"can't be read: {reason(error)}")
 
 
 def _recipe(found: Verification) -> None:

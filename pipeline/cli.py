@@ -71,11 +71,12 @@ def manifest(dataset: str) -> None:
     from extract.exchange.manifest import run as run_imported
     from manifests.manifest import run
 
-    source = read_params().dataset(dataset).source
+    settings = read_params().dataset(dataset)
+    source, out = settings.source, places.manifest_folder(dataset)
     if source.imported:
-        run_imported(**source.model_dump(exclude={"pictures", "duplicates"}), out=places.manifest_folder(dataset))
+        run_imported(**source.model_dump(exclude={"pictures", "duplicates"}), **settings.regions.told, out=out)
     else:
-        run(**source.model_dump(exclude={"pictures", "missing"}), out=places.manifest_folder(dataset))
+        run(**source.model_dump(exclude={"pictures", "missing"}), out=out)
 
 
 @main.command()
@@ -270,29 +271,31 @@ def metrics() -> None:
 @click.option("--images-per-shard", type=int)
 @click.option("--missing", help="Captions of images without regions: refuse (default) or skip.")
 def import_(format: str, images: Path, out: Path, captions: Path | None, **options: Any) -> None:
-    """Import regions and captions of FORMAT from IMAGES into OUT/manifest and OUT/regions.
+    """Import regions and captions of FORMAT from IMAGES into the new folder OUT: OUT/manifest and OUT/regions.
 
     A data set with that `source.format` in params.yaml does the same as stages: docs/exchange.md.
     """
     from extract.exchange import manifest, regions
-    from pipeline.params import check_import
+    from manifests.files import whole_folder
+    from pipeline.options import keys_as_options, read_options
 
     given = {name: value for name, value in options.items() if value is not None}
-    source, settings = check_import({"format": format, "images": images, "captions": captions or images}, given)
+    source, settings = read_options({"format": format, "images": images, "captions": captions or images}, given)
     machine = Machine.from_environment()
-    if (out / "regions").exists():
-        raise InputError("it is there already", where=out / "regions", fix="name a new folder, or remove this one")
-    manifest.run(**source.model_dump(exclude={"pictures", "duplicates"}), out=out / "manifest")
-    regions.run(
-        dataset=out.name,
-        manifest=out / "manifest" / "manifest.jsonl",
-        images=images,
-        settings=settings,
-        out=out / "regions",
-        staging=machine.staging,
-        readers=machine.readers,
-        check=False,
-    )
+    if out.exists():
+        raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
+    with keys_as_options(), whole_folder(out) as folder:
+        manifest.run(**source.model_dump(exclude={"pictures", "duplicates"}), **settings.told, out=folder / "manifest")
+        regions.run(
+            dataset=out.name,
+            manifest=folder / "manifest" / "manifest.jsonl",
+            images=images,
+            settings=settings,
+            out=folder / "regions",
+            staging=machine.staging,
+            readers=machine.readers,
+            check=False,
+        )
 
 
 @main.command()
@@ -345,12 +348,16 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
 @click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
 @click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
-    """Check a STORE (regions, tokens, pack): checksums, arrays, boxes, and every image of its manifest."""
-    from extract.verify import run
+    """Check a STORE (regions, tokens, text_features, pack), or all stores of a data set's folder: checksums, arrays,
+    boxes, and every image of its manifest."""
+    from extract.verify import run, stores_in
 
-    found = run(store=store, manifest=manifest, limit=limit)
-    click.echo(found.text())
-    sys.exit(bool(found.total))
+    unsound = 0
+    for each in stores_in(store):
+        found = run(store=each, manifest=manifest, limit=limit)
+        click.echo(found.text())
+        unsound += bool(found.total)
+    sys.exit(bool(unsound))
 
 
 @main.command()

@@ -169,18 +169,6 @@ def _check_ensembles(params: Params, path: Path) -> None:
             )
 
 
-def check_import(source: dict[str, Any], options: dict[str, Any]) -> tuple[DatasetSource, ImportSettings]:
-    """The parameters of `selfalign import`, whose options are keys of either section. InputError names the option."""
-    ours = {name: value for name, value in options.items() if name in DatasetSource.model_fields}
-    try:
-        return DatasetSource(**source, **ours), ImportSettings(
-            **{name: value for name, value in options.items() if name not in ours}
-        )
-    except ValidationError as error:
-        problems = "; ".join(f"--{item['loc'][0]}: {item['msg']}".replace("_", "-") for item in error.errors())
-        raise InputError(problems, where="selfalign import", fix="see `selfalign import --help`") from None
-
-
 def _named(items: dict[str, Any], section: str, name: str) -> Any:
     if name not in items:
         raise InputError(

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from extract.exchange import npy
 from extract.exchange.source import LABELS, Found, Record, Source, files_in
+from extract.stores import npy
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.schema import ImageRow
@@ -133,34 +133,38 @@ class _Archive:
         try:
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
-            value = _Unpickler(stream).load()
+            value = _Unpickler(stream, where).load()
         except InputError:
             raise
         except Exception as error:  # a damaged or hostile pickle raises whatever it likes
-            raise InputError(f"info can't be read ({error})", where=where, fix="set `info: false`") from None
+            raise InputError(f"info can't be read ({error})", where=where, fix="leave out `regions.info`") from None
         info = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
         if not isinstance(info, dict):
-            raise InputError("info is no dict", where=where, fix="set `info: false`")
+            raise InputError("info is no dict", where=where, fix="leave out `regions.info`")
         found = {name: np.asarray(info[name]) for name in LABELS if name in info}
         for name, values in found.items():
             if values.shape != (rows,) or values.dtype.kind not in "iuf":
                 raise InputError(
                     f"{name} is {values.dtype} {list(values.shape)}, and num_bbox is {rows}",
                     where=where,
-                    fix="set `info: false`",
+                    fix="leave out `regions.info`",
                 )
         return found
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, where: str):
+        super().__init__(stream)
+        self._where = where
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return _encode
         if (module, name) not in _ALLOWED:
             raise InputError(
                 f"its pickle asks for {module}.{name}, which arrays don't need and which could run code",
-                where="info",
-                fix="don't trust this file; set `info: false` to read its arrays alone",
+                where=self._where,
+                fix="don't trust this file; leave out `regions.info` to read its arrays alone",
             )
         return _ALLOWED[module, name]
 

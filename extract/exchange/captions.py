@@ -67,4 +67,4 @@ def _begins_with(path: Path, mark: bytes) -> bool:
         with open(path, "rb") as file:
             return file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(mark)
     except OSError as error:
-        raise InputError(f"can't be read ({error.strerror})", where=path, fix="check `captions`") from error
+        raise InputError(f"can't be read ({error.strerror})", where=path, fix="check `source.captions`") from error

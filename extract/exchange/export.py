@@ -10,6 +10,7 @@ from pathlib import Path
 from extract import pack
 from extract.exchange import bua_npz, butd_tsv, karpathy, lxmert_tsv, scan, vinvl
 from extract.settings import PackSettings
+from extract.stores.intact import require_intact
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import whole_folder
@@ -41,12 +42,19 @@ def run(
     tokens : the token store, which wds alone needs.
     drop_captions : scan alone: leave out an image's captions after the fifth instead of refusing it.
 
-    Raises InputError where `out` is there already, or the format can't hold the data: the message says what can.
+    Raises InputError where `out` is there already, a store's file has changed, or the format can't hold the data: the
+    message says what can.
     """
     out = Path(out)
     if out.exists():
         raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
     if format == "wds":
+        if not Path(tokens).exists():
+            raise InputError(
+                "wds carries the words of each caption, and there is no token store",
+                where=tokens,
+                fix="make a data set of params.yaml of it (docs/exchange.md) and run its tokens stage, or export scan",
+            )
         pack.run(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=PackSettings(), out=out)
         return
     rows = read_manifest(manifest)
@@ -54,6 +62,7 @@ def run(
         with whole_folder(out) as folder:
             karpathy.write(folder / f"dataset_{dataset}.json", dataset, rows)
         return
+    require_intact(regions)
     store = RegionStore(regions)
     kept = [row for row in rows if row.id in store]
     if not kept:

@@ -30,6 +30,9 @@ def run(
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
     missing: Literal["refuse", "skip"] = "refuse",
+    boxes: str | None = None,
+    sizes: str | None = None,
+    info: bool = False,
     out: Path,
 ) -> None:
     """Write `out`/manifest.jsonl, `out`/source.json, and `out`/coco_ids.jsonl where all captions are COCO's.
@@ -42,15 +45,23 @@ def run(
         (`extract.exchange.captions`). An image there is the one of its id, or of its file name without the suffix.
     val_fraction, test_fraction : as in `manifests.manifest.run`.
     missing : what captions of an image do that no file has regions of.
+    boxes, sizes, info : what the region stage will be told of the files (`extract.settings.ImportSettings`): what it
+        would refuse of that is refused here, and so before hours are spent on hashing.
 
     Raises
     ------
     InputError : names file, row and fix: a file that is cut off or not of its format, an image given twice, regions
         that are missing, and all that `manifests.manifest.run` refuses.
     """
-    source = open_source(format, images, captions)
-    if format not in ("scan", "wds") and Path(captions) == Path(images):
-        raise InputError(f"{format} has no captions", where=captions, fix="name a file of captions")
+    source = open_source(format, images, captions, boxes=boxes, sizes=sizes, info=info)
+    own = source.entries()
+    if own is None and Path(captions) == Path(images):
+        raise InputError(
+            f"{format} has no captions", where=captions, fix="name a file of captions with `source.captions`"
+        )
+    told = captions_files.read(captions) if own is None else own
+    later = own is not None and source.captions_in_survey
+    entries = [] if later else checked_entries(told, captions)
     found: dict[str, Found] = {}
     with progress(what="files", unit="B", total=source.size, scale=True) as bar:
         for item in source.survey(bar.update):
@@ -61,8 +72,7 @@ def run(
                     fix="give the regions of each image once",
                 )
             found[item.key] = item
-    own = source.entries()
-    entries = checked_entries(captions_files.read(captions) if own is None else own, captions)
+    entries = checked_entries(told, captions) if later else entries
     pairs, left_out = _matched(entries, found, source, captions, missing)
     files = fingerprint(source.files)
     facts = ((fingerprint([files, item.place]), *(item.size or (None, None))) for _, item in pairs)
@@ -89,32 +99,36 @@ def _matched(
     entries: list[SourceImage], found: dict[str, Found], source: Source, captions: Path, missing: str
 ) -> tuple[list[tuple[SourceImage, Found]], list[str]]:
     """Each entry with its regions, and the ids of those without any."""
-    pairs, left_out = [], []
+    pairs, lacking = [], []
     taken: dict[str, SourceImage] = {}
     for entry in entries:
         key = entry.id if entry.id in found else PurePosixPath(entry.path).stem
-        where = f"{captions} {entry.row}"
         if key in taken:
             raise InputError(
                 f"the regions {key!r} are those of image {taken[key].id!r} ({taken[key].row}) already",
-                where=where,
+                where=f"{captions} {entry.row}",
                 fix="give images ids and file names that tell them apart",
             )
         if key in found:
             taken[key] = entry
             pairs.append((entry, found[key]))
-        elif missing == "skip":
-            left_out.append(entry.id)
         else:
-            raise InputError(
-                f"there are no regions of image {entry.id!r} ({len(found)} other images have some)",
-                where=where,
-                fix=f"add them to {source.root}, remove the image, or set `source.missing: skip` to leave it out",
-            )
+            lacking.append(entry)
+    last = next(reversed(found.values()), None)
     if not pairs:
         raise InputError(
-            f"no image has regions: the captions name {entries[0].id!r}, the files {next(iter(found), None)!r}",
+            f"no image has regions: the captions name {entries[0].id!r}, the files {last and last.key!r}",
             where=source.root,
             fix="give captions whose ids or file names are those of the files",
         )
-    return pairs, left_out
+    if lacking and missing == "refuse":
+        first = lacking[0]
+        raise InputError(
+            f"the regions end here, perhaps since the file was cut off: there are those of {len(found)} images, and "
+            f"the captions name {len(entries)}; {len(lacking)} of these have none, the first is {first.id!r} "
+            f"({captions} {first.row})",
+            where=last.where,
+            fix="fetch or export the file again, if it should be longer; if it is whole, add what it lacks, remove "
+            "these images from the captions, or set `source.missing: skip` to leave them out",
+        )
+    return pairs, [entry.id for entry in lacking]

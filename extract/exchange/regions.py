@@ -6,8 +6,9 @@ all (docs/architecture.md, "Resume"). Memory holds two shards' features, three w
 regions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from extract.stores.norms import Norms
 from extract.stores.recipe import environment, write_recipe
 from extract.stores.regions import FAILURES, SCHEMA, Regions, region_index, write_shard
 from extract.stores.staging import Staging
-from manifests.errors import InputError
+from manifests.errors import DiskFull, InputError
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.imported import read_source
 from manifests.progress import progress
@@ -74,16 +75,33 @@ def run(
         other or `num_boxes`, NaN, numbers too large for the precision, boxes outside their picture; a full disk.
     """
     work = _Import(manifest=manifest, images=images, settings=settings, staging=staging)
-    work.staged.discard_unfinished()
-    found = {number: work.staged.finished(work.path(number)) for number in range(len(work))}
-    missing = [number for number, done in found.items() if not done]
-    ready = len(work.rows) - sum(len(work.part(number)) for number in missing)
-    if ready:
-        tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
-    with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
-        found |= work.make(missing, readers, bar, check=check)
-    work.finish(dataset, [found[number] for number in range(len(work))], about or About())
-    work.staged.install(out)
+    with _kept_to_continue(work.staged):
+        work.staged.discard_unfinished()
+        found = {number: work.staged.finished(work.path(number)) for number in range(len(work))}
+        missing = [number for number, done in found.items() if not done]
+        ready = len(work.rows) - sum(len(work.part(number)) for number in missing)
+        if ready:
+            tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
+        with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
+            found |= work.make(missing, readers, bar, check=check)
+        work.finish(dataset, [found[number] for number in range(len(work))], about or About())
+        work.staged.install(out)
+
+
+@contextmanager
+def _kept_to_continue(staged: Staging) -> Iterator[None]:
+    """What is staged stays, and is told of, if the same command can continue with it; else it goes with the error."""
+    told = f"finished shards wait in {staged.folder}, and the same command continues with them"
+    try:
+        yield
+    except DiskFull as error:
+        raise DiskFull(error.what, where=error.where, fix=f"{error.fix}: {told}") from error
+    except InputError:  # other files or parameters will have another staging folder
+        staged.discard()
+        raise
+    except KeyboardInterrupt:
+        tqdm.write(f"stopped: {told}")
+        raise
 
 
 class _Import:
@@ -95,9 +113,10 @@ class _Import:
         if len(self.imported.places) != len(self.rows):
             raise InputError("not as long as its source.json", where=manifest, fix="run the manifest stage again")
         self.settings = settings
-        self.source = open_source(self.imported.format, images, info=settings.info)
+        self.source = open_source(self.imported.format, images, **settings.told)
         self.source.object_names = self.imported.object_names
-        self.boxes = self._box_convention()
+        # None: there are no boxes.
+        self.boxes = settings.boxes if self.imported.format == "scan" else "xyxy"
         self.recipe = {
             "format": {"schema": SCHEMA, "features": settings.precision},
             "imported": {
@@ -114,46 +133,21 @@ class _Import:
             "images_per_shard": settings.images_per_shard,
             "code": CODE,
         }
-        self.staged = Staging(staging, key)
         self._hash = fingerprint(self.recipe)
         self._id_bytes = max(len(row.id.encode()) for row in self.rows)
         # One image tells what all others must have: the length of a feature, and which labels.
         self._first = self._first_record()
         self.dim = self._first.features.shape[1]
+        self.staged = Staging(staging, key)
 
     def _first_record(self) -> Record:
         for place in self.imported.places:
             record = self.source.read(place)
             if len(record.features):
                 return record
-        raise InputError("no image has a region", where=self.source.root, fix="check `images`, the path of the regions")
-
-    def _box_convention(self) -> str | None:
-        """What the files' boxes are; None where there are none."""
-        told = self.settings.boxes
-        if self.imported.format != "scan":
-            if told or "sizes" in self.settings.model_fields_set:
-                raise InputError(
-                    f"{self.imported.format} has its own convention of boxes and sizes",
-                    where="regions.boxes, regions.sizes",
-                    fix="leave them out",
-                )
-            return "xyxy"
-        if not self.source.has_boxes:
-            if told:
-                raise InputError(
-                    "there are no boxes ({split}_boxes.npy or {split}_ims_bbx.npy)",
-                    where=self.source.root,
-                    fix="leave out `regions.boxes`",
-                )
-            return None
-        if not told:
-            raise InputError(
-                "the layout doesn't say what its boxes mean",
-                where=self.source.root,
-                fix="set `regions.boxes` to xyxy, xywh, relative_xyxy or relative_xywh: ask whoever made them",
-            )
-        return told
+        raise InputError(
+            "no image has a region", where=self.source.root, fix="check `source.images`, the path of the regions"
+        )
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.settings.images_per_shard)
@@ -249,7 +243,8 @@ class _Import:
         record = self.source.read(place)
         self._check(record, where)
         boxes, size = self._boxes(record, where)
-        labels = {name: _label(values, name, len(boxes), where) for name, values in record.labels.items()}
+        told = record.labels if len(boxes) else dict.fromkeys(self._first.labels, np.empty(0, np.int32))
+        labels = {name: _label(values, name, len(boxes), where) for name, values in told.items()}
         return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)
 
     def _check(self, record: Record, where: str) -> None:
@@ -265,7 +260,7 @@ class _Import:
             raise InputError(
                 f"{rows} regions, its num_boxes says {self.imported.boxes}", where=where, fix="fetch the file again"
             )
-        if record.labels.keys() != self._first.labels.keys():
+        if rows and record.labels.keys() != self._first.labels.keys():
             raise InputError(
                 f"it has the labels {sorted(record.labels)}, the first image has {sorted(self._first.labels)}",
                 where=where,
@@ -278,7 +273,8 @@ class _Import:
         if out.dtype == np.float16 and values.dtype != np.float16:
             whole = to_float16(np.ascontiguousarray(values, np.float32), out)
         else:
-            np.copyto(out, values)
+            with np.errstate(over="ignore"):
+                np.copyto(out, values)
             whole = np.isfinite(out).all()
         if whole:
             return out
@@ -287,10 +283,11 @@ class _Import:
             raise InputError(
                 f"features are NaN or infinite: region {wrong[0]}", where=where, fix="extract or fetch this image again"
             )
+        more = "extract this image again" if out.dtype == np.float32 else "set `regions.precision: float32`"
         raise InputError(
-            f"a feature is {np.abs(values).max():g}, float16 ends at 65504",
+            f"a feature is {np.abs(values).max():g}, {out.dtype} ends at {np.finfo(out.dtype).max:g}",
             where=where,
-            fix="set `regions.precision: float32`",
+            fix=more,
         )
 
     def _boxes(self, record: Record, where: str) -> tuple[np.ndarray, tuple[int, int]]:

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from extract.exchange.npy import Header, read_header, write_header
 from extract.exchange.source import Bytes, Found, Record, Source, hashed
+from extract.stores.npy import Header, read_header, write_header
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import canonical_json, write_text
@@ -43,7 +43,7 @@ class ScanSource(Source):
             raise InputError(
                 f"there is none of {', '.join(f'{name}_ims.npy' for name in _SPLITS)}",
                 where=self.root,
-                fix="check `images`, the folder of the features",
+                fix="check `source.images`, the folder of the features",
             )
         self._splits = [_Split(self.root, name) for name in names]
         self.paths = [path for split in self._splits for path in split.paths]
@@ -212,22 +212,23 @@ def write(
 ) -> None:
     """Write `rows`, which `store` has, as SCAN's loaders read it: boxes absolute (x1, y1, x2, y2), sizes (w, h).
 
-    Raises InputError where images differ in their number of regions, or have another number of captions than five
-    (or than one, if all have one); with `drop_captions` those after the fifth are left out.
+    Raises InputError where a split's images differ in their number of regions, or have another number of captions than
+    five (or than one, if all have one); with `drop_captions` those after the fifth are left out.
     """
-    counts = set(store.num_boxes.tolist())
-    if len(counts) > 1:
-        raise InputError(
-            f"its images have {min(counts)} to {max(counts)} regions, scan wants the same number for all",
-            where=store.folder,
-            fix="extract with min_boxes equal to max_boxes, or export butd-tsv",
-        )
-    (regions,) = counts
+    counts = store.num_boxes
     for name, split in {name: split for name, split in _SPLITS.items() if name != "testall"}.items():
         own = [row for row in rows if row.split == split]
         if own:
+            regions = counts[[store.row(row.id) for row in own]]
+            if regions.min() < regions.max():
+                raise InputError(
+                    f"images of split {split!r} have {regions.min()} to {regions.max()} regions, scan wants the same "
+                    "number for all of a split",
+                    where=store.folder,
+                    fix="extract with min_boxes equal to max_boxes, or export butd-tsv",
+                )
             _write_captions(folder, name, own, drop_captions)
-            _write_arrays(folder, name, own, store, (len(own), regions), advance)
+            _write_arrays(folder, name, own, store, (len(own), int(regions[0])), advance)
     write_text(folder / "id_mapping.json", canonical_json({row.id: row.path for row in rows}) + "\n")
 
 

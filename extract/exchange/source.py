@@ -67,10 +67,12 @@ class Source(ABC):
     ----------
     paths : the files that hold regions.
     files : name -> sha256 of every one of them, once `survey` has ended.
+    captions_in_survey : whether a survey must come before `entries` are asked for the first one.
     object_names, attribute_names : what class numbers mean; known after `survey`, or set before `read`.
     """
 
     format: ClassVar[str]
+    captions_in_survey: ClassVar[bool] = False
     paths: list[Path]
 
     def __init__(self, root: Path, captions: Path | None = None):
@@ -102,7 +104,7 @@ class Source(ABC):
         return {path.name: hashed(path, lambda size: None) for path in self.paths}
 
     def entries(self) -> Iterator[SourceImage] | None:
-        """Ids, splits and captions where `captions` is of this format too, else None. Called after `survey`."""
+        """Ids, splits and captions where `captions` is of this format too, else None."""
         return None
 
 
@@ -149,5 +151,5 @@ def files_in(root: Path, pattern: str) -> list[Path]:
     root = Path(root)
     found = [root] if root.is_file() else sorted(path for path in root.glob(pattern) if path.is_file())
     if not found:
-        raise InputError(f"there is no {pattern}", where=root, fix="check `images`, the path of the regions")
+        raise InputError(f"there is no {pattern}", where=root, fix="check `source.images`, the path of the regions")
     return found

@@ -60,6 +60,8 @@ def text(field: bytes, name: str, where: str) -> str:
         raise InputError(f"{name} is not UTF-8", where=where, fix="save the file as UTF-8") from None
     if not value.strip():
         raise InputError(f"{name} is missing", where=where, fix="give every row its image")
+    if "\0" in value:
+        raise InputError(f"{name} has bytes of zero: the file is damaged here", where=where, fix=FIX)
     return value
 
 

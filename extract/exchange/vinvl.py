@@ -36,8 +36,8 @@ class VinvlSource(Source):
         self._features, self._predictions = (Bytes(path, tsv.FIX) for path in self.paths)
 
     def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
-        predicted = self._survey_predictions(advance)
         offsets, rows = self._line_offsets(), self._row_numbers()
+        predicted = self._survey_predictions(advance)
         seen = 0
         for line in tsv.lines(self._features.path, 3, self.files, advance):
             where = f"{self._features.path} row {line.row}"

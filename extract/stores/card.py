@@ -11,8 +11,7 @@ from manifests.schema import SPLITS
 _SHOWN_NAMES = 40
 _REGIONS = """# Region features: {dataset}
 
-{images:,} pictures, {regions} regions each, {dim} numbers a region ({layout}); {failed} pictures could not be read
-(`failures.jsonl`).
+{images:,} pictures, {regions} regions each, {dim} numbers a region ({layout}){failed}.
 
 | what | |
 |---|---|
@@ -39,7 +38,7 @@ into PyTorch:
 {torch}
 ```
 
-as WebDataset shards, which `dvc repro pack@{dataset}` makes beside it:
+as WebDataset shards, which `dvc repro pack@{dataset}` makes beside it{if_stage}:
 
 ```python
 import webdataset
@@ -116,21 +115,22 @@ print(numpy.load(io.BytesIO(shard.extractfile(name).read())).shape)
 
 def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str, failed: int) -> str:
     """The text of a region store's `README.md`, made of its index and its recipe."""
-    ragged = index["layout"] == "ragged"
+    ragged, imported = index["layout"] == "ragged", "imported" in recipe
     return _REGIONS.format(
         dataset=dataset,
         images=index["images"],
         regions=_regions(recipe, ragged),
         dim=index["dim"],
         layout=index["layout"],
-        failed=failed,
+        failed="" if imported else f"; {failed} pictures could not be read\n(`failures.jsonl`)",
+        if_stage=", where it is a data set of `params.yaml`" if imported else "",
         origin=_origin(recipe),
         precision=_precision(recipe),
         norms=_norms(index),
         boxes=_boxes(recipe),
         recipe_hash=recipe_hash,
         shards=len(index["shards"]),
-        about=_about(index),
+        about=_about(index, recipe),
         labels=_ids("objects", index["object_names"]) + _ids("attributes", index["attribute_names"]),
         numpy='(shard[name][slice(*shard["offsets"][0:2])] for name in ("features", "boxes"))'
         if ragged
@@ -159,7 +159,7 @@ def pack_card(index: Mapping[str, Any], recipe: Mapping[str, Any], recipe_hash: 
         boxes=_boxes(recipe["regions"]),
         norms=_norms(index),
         recipe_hash=recipe_hash,
-        about=_about(index),
+        about=_about(index, recipe["regions"]),
         url=patterns[0],
         first=index["shards"][0]["file"],
         dim=index["dim"],
@@ -205,11 +205,11 @@ def _norms(index: Mapping[str, Any]) -> str:
     return "from {least:.2f} to {most:.2f}, mean {mean:.2f}".format(**norms) if norms else "not measured"
 
 
-def _about(index: Mapping[str, Any]) -> str:
+def _about(index: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """The rows that people wrote: the pictures' licence, which governs their features too, and what to cite."""
-    about = index.get("about") or {}
+    about, made = index.get("about") or {}, "whoever made the files" if "imported" in recipe else "the detector"
     licence = about.get("licence") or "not told: ask whoever gave you the pictures"
-    cite = about.get("cite") or "the pictures' source, the detector and the recipe above"
+    cite = about.get("cite") or f"the pictures' source, {made} and the recipe above"
     return f"| licence of the pictures | {licence} (it governs these features too) |\n| cite | {cite} |"
 
 

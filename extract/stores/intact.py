@@ -16,7 +16,6 @@ from manifests.progress import progress
 
 INDEX = "index.json"
 _READERS = 2
-_FIX = "fetch it again (`dvc checkout --force`, `dvc pull`), or run the stage that makes this store"
 
 
 def listed_files(folder: Path) -> dict[str, str]:
@@ -25,7 +24,7 @@ def listed_files(folder: Path) -> dict[str, str]:
     try:
         return {entry["file"]: entry["sha256"] for entry in json.loads(path.read_text(encoding="utf-8"))["shards"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"no list of files with their sha256 ({error!r})", where=path, fix=_FIX) from error
+        raise InputError(f"no list of files with their sha256 ({error!r})", where=path, fix=_again(folder)) from error
 
 
 def require_intact(folder: Path) -> None:
@@ -43,12 +42,16 @@ def require_intact(folder: Path) -> None:
             raise InputError(
                 f"the file has changed: its sha256 is {digest}, {INDEX} says {files[name]}",
                 where=folder / name,
-                fix=_FIX,
+                fix=_again(folder),
             )
     try:
         write_json(kept, states)
     except OSError:  # a store on a disk that is only read
         return
+
+
+def _again(folder: Path) -> str:
+    return f"fetch it again, with `dvc checkout --force {folder}` or `dvc pull {folder}`, or make the store again"
 
 
 def _known(kept: Path) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def _state(path: Path, digest: str) -> list[Any]:
     try:
         found = path.stat()
     except OSError as error:
-        raise InputError(f"the file is missing, {INDEX} lists it", where=path, fix=_FIX) from error
+        raise InputError(f"the file is missing, {INDEX} lists it", where=path, fix=_again(path.parent)) from error
     return [digest, found.st_size, found.st_mtime_ns, found.st_ino]
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Staging:
 
     def __init__(self, root: Path, key: Any):
         self.folder = Path(root) / fingerprint(key)[:32]
+        self._root_is_new = not Path(root).exists()
         with room_for(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -35,6 +37,13 @@ class Staging:
         """Remove the files that a killed run was writing: for the one process that is about to have shards made."""
         for stale in self.folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove all that is staged under this key, and the staging folder too where it was made for it alone."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._root_is_new:
+            with suppress(OSError):
+                self.folder.parent.rmdir()
 
     def finished(self, shard: Path) -> dict[str, Any] | None:
         """The done-marker of a shard that is whole, else None; a shard that doesn't match its marker is removed."""

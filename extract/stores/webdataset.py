@@ -16,13 +16,14 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import numpy as np
 
+from extract.stores import npy
 from extract.stores.regions import Regions
 from manifests.errors import InputError
 from manifests.files import canonical_json
@@ -31,6 +32,13 @@ FORMAT = "selfalign-webdataset"
 SCHEMA = 1
 MEMBERS = ("features.npy", "boxes.npy", "json")
 _DETECTED = {"objects_id": np.int32, "objects_conf": np.float32, "attrs_id": np.int32, "attrs_conf": np.float32}
+FIX = "fetch the shard again, or pack the data set again"
+# Of a sample's JSON: type and, of numbers, the least value.
+_FACTS = {
+    **{"id": (str, 0), "split": (str, 0), "width": (int, 1), "height": (int, 1), "captions": (list, 0)},
+    "num_boxes": (int, 0),
+}
+_SHORTEST_END, _LONGEST_END = 2 * tarfile.BLOCKSIZE, 2**20  # bytes of zeros that end an archive, as far as it is read
 _ESCAPED = re.compile(r"[%./\\\x00-\x1f\x7f]")
 
 
@@ -65,49 +73,117 @@ def write_sample(shard: tarfile.TarFile, sample: Sample) -> None:
 
 
 def read_samples(stream: BinaryIO, where: object) -> Iterator[Sample]:
-    """The samples of one shard, read from its first byte to its last.
+    """The samples of one shard, a file that can be sought in, from its first byte to its last.
 
-    Raises `InputError` with `where`, the sample's number and the member for anything that isn't as it was written.
+    Raises `InputError` with `where`, the sample's row and what is wrong for anything that isn't as it was written.
     """
-    number = 0
+    for row, (key, places) in enumerate(sample_places(stream, where)):
+        contents = []
+        for offset, length in places:
+            stream.seek(offset)
+            contents.append(stream.read(length))
+        sample = parse_sample(contents, f"{where} row {row}")
+        require_key(key, sample.facts, f"{where} row {row}")
+        yield sample
+
+
+def sample_places(stream: BinaryIO, where: object) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Key of every sample, and offset and length of its `MEMBERS`, which may stand in any order; only headers are read.
+
+    Raises `InputError` for what isn't a whole tar file of samples: one without the blocks of zeros that end it was cut
+    off, be it between two members.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    row, key, places = 0, "", {}
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as shard:
-            members = ((member.name, shard.extractfile(member).read()) for member in shard)
-            for first in members:
-                yield _sample([first, *islice(members, len(MEMBERS) - 1)])
-                number += 1
+        with tarfile.open(fileobj=stream, mode="r:") as shard:
+            for member in shard:
+                _check_member(member, size, f"{where} member {member.name!r}")
+                own, _, name = member.name.partition(".")
+                if name not in MEMBERS or name in places or (places and own != key):
+                    raise InputError(
+                        f"a sample is {', '.join(MEMBERS)} under one key, one after the other, and {own}.{name} isn't",
+                        where=f"{where} row {row}",
+                        fix=FIX,
+                    )
+                key, places[name] = own, (member.offset_data, member.size)
+                if len(places) == len(MEMBERS):
+                    yield key, [places[name] for name in MEMBERS]
+                    row, places = row + 1, {}
+            end = shard.offset
     except InputError:
         raise
-    except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
+    except Exception as error:  # a damaged header leads tarfile to whatever error
+        raise InputError(f"not a whole tar file ({error})", where=f"{where} row {row}", fix=FIX) from None
+    if places:
+        raise InputError(f"its last sample has only {', '.join(places)}", where=f"{where} key {key!r}", fix=FIX)
+    stream.seek(end)
+    rest = stream.read(_LONGEST_END)
+    if len(rest) < _SHORTEST_END or any(rest):
         raise InputError(
-            f"not a shard of region features ({error})",
-            where=f"{where} sample {number}",
-            fix="fetch the shard again, or pack the data set again",
-        ) from error
+            f"no end of the archive after {row} samples, at byte {end}: it was cut off there, or is damaged",
+            where=where,
+            fix=FIX,
+        )
 
 
-def _sample(group: list[tuple[str, bytes]]) -> Sample:
-    """The sample of the members (name, content) of one key."""
-    names = [name for name, _ in group]
-    key = names[0].partition(".")[0]
-    if names != [f"{key}.{kind}" for kind in MEMBERS]:
-        raise ValueError(f"{', '.join(names)} where {key}.{{{','.join(MEMBERS)}}} were expected")
-    contents = dict(zip(MEMBERS, (content for _, content in group), strict=True))
-    facts = json.loads(contents["json"])
-    features, boxes = (_array(contents[f"{name}.npy"]) for name in ("features", "boxes"))
-    if features.dtype not in (np.float16, np.float32) or boxes.dtype != np.float32 or boxes.shape != (len(features), 4):
-        raise ValueError(f"features {features.dtype} {features.shape}, boxes {boxes.dtype} {boxes.shape}")
-    if facts["num_boxes"] != len(boxes) or sample_key(facts["id"]) != key:
-        raise ValueError(f"{names[-1]} doesn't belong to its arrays")
+def _check_member(member: tarfile.TarInfo, size: int, where: str) -> None:
+    """Raise `InputError` unless it is a plain file that lies wholly in an archive of `size` bytes."""
+    if not member.isfile() or re.search(r"^\.|[/\\]", member.name):
+        raise InputError(
+            "its name leads out of the archive" if ".." in member.name else "not a plain file of a sample",
+            where=where,
+            fix="don't trust this archive: no packing stage writes such a member",
+        )
+    if member.size < 0 or member.offset_data + member.size > size:
+        raise InputError(f"the file ends at byte {size}, inside this member", where=where, fix=FIX)
+
+
+def parse_sample(contents: Sequence[bytes], where: object) -> Sample:
+    """The sample of the bytes of its `MEMBERS`. Raises `InputError` where they don't belong together."""
+    facts = parse_facts(contents[2], where)
+    features, boxes = (npy.parse(contents[i], f"{where} {MEMBERS[i]}", fix=FIX) for i in (0, 1))
+    regions = facts["num_boxes"]
+    floats = features.dtype in (np.float16, np.float32) and boxes.dtype == np.float32
+    if not floats or features.ndim != 2 or len(features) != regions or boxes.shape != (regions, 4):
+        raise InputError(
+            f"num_boxes is {regions}, features are {features.dtype} {list(features.shape)}, "
+            f"boxes {boxes.dtype} {list(boxes.shape)}",
+            where=where,
+            fix=FIX,
+        )
     labels = {name: np.array(facts[name], dtype) for name, dtype in _DETECTED.items() if name in facts}
     return Sample(Regions(features, boxes, (facts["width"], facts["height"]), **labels), facts)
+
+
+def parse_facts(text: bytes, where: object) -> dict[str, Any]:
+    """A sample's JSON. Raises `InputError` for what lacks a key or has a value that can't be."""
+    try:
+        facts = json.loads(text)
+        for name, (kind, least) in _FACTS.items():
+            if type(facts[name]) is not kind or (kind is int and facts[name] < least):
+                raise ValueError(f"{name} is {facts[name]!r}")
+        if not all(isinstance(caption, str) for caption in facts["captions"]):
+            raise ValueError("a caption is not text")
+        for name, dtype in _DETECTED.items():
+            values, kinds = facts.get(name, []), (int,) if dtype is np.int32 else (int, float)
+            if name in facts and (len(values) != facts["num_boxes"] or not all(type(x) in kinds for x in values)):
+                raise ValueError(f"{name} is {values!r:.60}, and num_boxes is {facts['num_boxes']}")
+            np.array(values, dtype)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"not a sample's JSON ({told})", where=where, fix=FIX) from None
+    return facts
+
+
+def require_key(key: str, facts: dict[str, Any], where: object) -> None:
+    """Raise `InputError` unless these are the facts of the image that `key` stands for."""
+    if facts["id"] != unquote(key):
+        raise InputError(f"its key is {key!r}, its id {facts['id']!r}", where=where, fix=FIX)
 
 
 def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
-
-
-def _array(content: bytes) -> np.ndarray:
-    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)

@@ -66,9 +66,13 @@ class Import:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def manifest(self) -> None:
-        captions = self.captions or self.images
         manifest.run(
-            images=self.images, captions=captions, format=self.format, out=self.out / "manifest", **self.source
+            images=self.images,
+            captions=self.captions or self.images,
+            format=self.format,
+            out=self.out / "manifest",
+            **self.source,
+            **ImportSettings(**self.settings).told,
         )
 
     def regions(self, **options: Any) -> None:

@@ -19,6 +19,7 @@ from manifests.errors import InputError
 from manifests.files import write_json
 from pipeline.cli import main
 from tests.extract.region_files import Pictures, region_settings
+from tests.extract.test_intact import flip
 
 STORES = ("regions", "pack")
 
@@ -117,6 +118,23 @@ def test_a_card_that_no_longer_holds_is_told(
     write_json(index, json.loads(index.read_text()) | edit)
     said = CliRunner().invoke(main, ["card", str(data_set_copy / store)])
     assert said.exit_code == 1 and told in said.stderr
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_store_is_told_and_nothing_is_written(data_set_copy: Path, store: str, damage: str) -> None:
+    folder = data_set_copy / store
+    shard = sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".tar"))[1]
+    if damage == "flipped":
+        flip(shard, 1.0)
+    else:
+        shard.unlink()
+    (finding,) = run(folder).findings
+    assert finding.startswith(f"{shard.name}: the file {'has changed' if damage == 'flipped' else 'is missing'}")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    said = CliRunner().invoke(main, ["card", str(folder), "--licence", "CC BY 4.0"])
+    assert said.exit_code == 1 and "nothing was written" in said.stderr and shard.name in said.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_an_edited_card_is_told(data_set_copy: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 from extract import tokens
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
-from tests.extract.exchange_files import DataSet, way_back, write_data_set
+from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
+from tests.extract.test_intact import flip
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +114,25 @@ def test_tsv_rows(data: DataSet, tmp_path: Path, format: str) -> None:
     assert "row 10: image '1002' was already given at" in text and "row 2" in text
     text = refused(data, tmp_path / "c", format, change_field("regions.tsv", 1, 0, lambda field: b" "))
     assert "id is missing" in text
+    text = refused(data, tmp_path / "c2", format, change_field("regions.tsv", 1, 0, lambda field: bytes(900) + field))
+    assert "row 1: " in text and "bytes of zero" in text
     text = refused(data, tmp_path / "d", format, change_field("regions.tsv", 1, 0, lambda field: b"other"))
-    assert "no regions of image '1001'" in text
+    assert "1 of these have none, the first is '1001'" in text
     text = refused(data, tmp_path / "e", format, lambda folder: (folder / "regions.tsv").write_bytes(b""))
-    assert "no regions of image '1000'" in text
+    assert "no image has regions: the captions name '1000', the files None" in text
+
+
+@pytest.mark.parametrize("format", ["butd-tsv", "lxmert-tsv", "vinvl"])
+def test_rows_that_are_missing_are_first_of_all_a_file_that_was_cut(data: DataSet, tmp_path: Path, format: str) -> None:
+    def cut(folder: Path) -> None:
+        for path in folder.glob("*.tsv"):
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:7]))
+        for path in folder.glob("*id*"):
+            path.unlink()
+
+    text = refused(data, tmp_path, format, cut)
+    assert re.search(r"\.tsv row 6: .*cut off: there are those of 7 images, and the captions name 10; 3 of", text), text
+    assert text.index("cut off") < text.index("fetch or export the file again") < text.index("missing: skip")
 
 
 def test_a_file_of_one_tsv_format_is_not_the_other(data: DataSet, tmp_path: Path) -> None:
@@ -194,6 +211,12 @@ def test_vinvl(data: DataSet, tmp_path: Path, spoil: Callable[[Path], object], t
     assert told in refused(data, tmp_path, "vinvl", without_index)
 
 
+def test_an_image_without_objects_goes_with_any_others(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data", counts=(3, 0, *(2,) * 8), labels=False)
+    back = way_back("vinvl", data.export("vinvl", tmp_path / "exported"), tmp_path / "back").run()
+    assert back.store.num_boxes.tolist() == [3, 0, *(2,) * 8]
+
+
 class Hostile:
     """Unpickled by a plain reader, it would make a file."""
 
@@ -245,7 +268,7 @@ def test_a_hostile_pickle_in_an_npz_is_not_run(data: DataSet, tmp_path: Path, ke
     array[0] = Hostile(made)
     text = refused(data, tmp_path, "bua-npz", lambda folder: repack(folder, **{key: array}), info=True)
     assert not made.exists()
-    assert "could run code" in text or "can run code" in text
+    assert "1002.npz" in text and ("could run code" in text or "can run code" in text)
     pickle.loads(pickle.dumps(Hostile(made)))
     assert made.exists()  # so the pickle does what it says
 
@@ -264,11 +287,12 @@ def test_info_that_does_not_fit(data: DataSet, tmp_path: Path, facts: object) ->
     array = np.empty((), object)
     array[()] = facts
     text = refused(data, tmp_path, "bua-npz", lambda folder: repack(folder, info=array), info=True)
-    assert "1002.npz" in text and "info: false" in text
+    assert "1002.npz" in text and "leave out `regions.info`" in text
 
 
 def rewrite(folder: Path, change: Callable[[tarfile.TarInfo, bytes], tuple[tarfile.TarInfo, bytes] | None]) -> None:
-    """Pass every member of the train shard through `change`."""
+    """Pass every member of the train shard through `change`, and remove the index, as others have none."""
+    (folder / "index.json").unlink()
     path = next(folder.glob("*-train-*.tar"))
     with tarfile.open(path) as tar:
         members = [(member, tar.extractfile(member).read()) for member in tar]
@@ -303,9 +327,19 @@ def facts(**changes: object) -> Callable[[bytes], bytes]:
         (replaced("1001.json", facts(num_boxes=5)), "num_boxes is 5"),
         (replaced("1001.json", facts(captions=[1])), "row 1: not a sample's JSON (a caption is not text)"),
         (replaced("1001.json", facts(split="dev")), "unknown split 'dev'"),
-        (replaced("1001.json", facts(objects_id=[1, 2])), "objects_id is int64 [2] of 6 regions"),
-        (replaced("1001.json", facts(attrs_conf=[None] * 6)), "attrs_conf is object [6] of 6 regions"),
-        (replaced("1001.features.npy", lambda content: content[:-2]), "94 bytes of numbers, its shape [6, 8] needs 96"),
+        (replaced("1001.json", facts(objects_id=[1, 2])), "row 1: not a sample's JSON (objects_id is [1, 2], and num_"),
+        (
+            replaced("1001.json", facts(objects_id=[[1], [2, 3], 1, 1, 1, 1])),
+            "row 1: not a sample's JSON (objects_id is",
+        ),
+        (replaced("1001.json", facts(objects_id=[2**40] * 6)), "row 1: not a sample's JSON"),
+        (replaced("1001.json", facts(attrs_conf=[None] * 6)), "row 1: not a sample's JSON (attrs_conf is [None, None"),
+        (replaced("1001.json", facts(width=0)), "train-000000.tar row 1: not a sample's JSON (width is 0)"),
+        (replaced("1001.json", facts(num_boxes=-1)), "row 1: not a sample's JSON (num_boxes is -1)"),
+        (
+            replaced("1001.features.npy", lambda content: content[:-2]),
+            "tar row 1 features.npy: 94 bytes of numbers",
+        ),
         (replaced("1001.features.npy", lambda c: dumped(np.array([None]))), "it holds pickled Python objects"),
         (replaced("1001.features.npy", lambda c: dumped(np.full((6, 8), np.nan, "e"))), "NaN or infinite: region 0"),
         (replaced("1001.boxes.npy", lambda c: dumped(np.zeros((5, 4), "f"))), "num_boxes is 6"),
@@ -324,12 +358,68 @@ def test_wds(data: DataSet, tmp_path: Path, spoil: Callable[[Path], None], told:
     assert told in text and "train" in text
 
 
-def test_wds_that_is_cut_off(data: DataSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("place", ["inside a member", "after a member", "after a sample", "after the last sample"])
+def test_wds_that_is_cut_off(data: DataSet, tmp_path: Path, place: str, index: bool) -> None:
     def cut(folder: Path) -> None:
         path = next(folder.glob("*-train-*.tar"))
-        path.write_bytes(path.read_bytes()[:7000])
+        with tarfile.open(path) as tar:
+            starts = [member.offset for member in tar]
+        ends = {"after a member": starts[4], "after a sample": starts[6], "after the last sample": tar.offset}
+        path.write_bytes(path.read_bytes()[: ends.get(place, starts[7] + 600)])
+        if not index:
+            (folder / "index.json").unlink()
 
-    assert "-train-000000.tar" in refused(data, tmp_path, "wds", cut)
+    text = refused(data, tmp_path, "wds", cut)
+    assert "-train-000000.tar" in text and ("the file has changed" in text) == index
+
+
+@pytest.mark.parametrize("part", [0.0, 0.003, 0.2, 0.5, 0.77, 1.0])
+def test_a_flipped_byte_of_a_shard_that_an_index_lists(data: DataSet, tmp_path: Path, part: float) -> None:
+    spoil = lambda folder: flip(next(folder.glob("*-train-*.tar")), part)  # noqa: E731
+    assert "-train-000000.tar: the file has changed: its sha256 is" in refused(data, tmp_path, "wds", spoil)
+
+
+def test_a_damaged_header_does_not_end_a_shard(data: DataSet, tmp_path: Path) -> None:
+    """Python's tarfile takes it for the end of the archive, and says nothing."""
+
+    def spoil(folder: Path) -> None:
+        path = next(folder.glob("*-train-*.tar"))
+        with tarfile.open(path) as tar:
+            start = list(tar)[9].offset
+        content = bytearray(path.read_bytes())
+        content[start + 2] ^= 1
+        path.write_bytes(content)
+        (folder / "index.json").unlink()
+
+    assert "-train-000000.tar: no end of the archive after 3 samples" in refused(data, tmp_path, "wds", spoil)
+
+
+def test_shards_that_are_missing_or_not_listed(data: DataSet, tmp_path: Path) -> None:
+    text = refused(data, tmp_path / "a", "wds", lambda folder: next(folder.glob("*-val-*.tar")).unlink())
+    assert "-val-000000.tar: the file is missing, index.json lists it" in text
+    shard = lambda folder, end: next(folder.glob("*-val-000000.tar")).with_name(f"data-val-{end}.tar")  # noqa: E731
+    spoil = lambda folder: shutil.copy(shard(folder, "000000"), shard(folder, "000001"))  # noqa: E731
+    assert "data-val-000001.tar: index.json doesn't list this file" in refused(data, tmp_path / "b", "wds", spoil)
+    text = refused(data, tmp_path / "c", "wds", lambda folder: (folder / "index.json").write_text("{}"))
+    assert "index.json: no list of files" in text and "move it away" in text
+
+
+def test_shards_made_elsewhere_are_imported_without_an_index(data: DataSet, tmp_path: Path) -> None:
+    exported = data.export("wds", tmp_path / "exported")
+    for path in exported.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    for path in exported.glob("*.tar"):  # members in webdataset's own order
+        with tarfile.open(path) as tar:
+            members = [(member, tar.extractfile(member).read()) for member in tar]
+        with tarfile.open(path, "w") as tar:
+            for member, content in sorted(members, key=lambda found: found[0].name):
+                tar.addfile(member, io.BytesIO(content))
+    back = way_back("wds", exported, tmp_path / "back").run()
+    assert back.store.ids == data.store.ids
+    one = Import("wds", exported / "data-val-000000.tar", tmp_path / "one").run()
+    assert one.store.ids == ["1005", "1006"]
 
 
 @pytest.mark.parametrize("name", ["../1001.json", "/tmp/1001.json", "a/../../1001.json", "..\\1001.json"])
@@ -361,7 +451,7 @@ def test_a_link_in_a_tar_is_refused(data: DataSet, tmp_path: Path) -> None:
         ("c.json", "[1", "not valid JSON"),
         ("c.json", '{"images": 1}', "there is no list 'images'"),
         ("c.txt", "A caption.", "captions files of kind '.txt' can't be read"),
-        ("c.json", '[{"image_id": 77, "caption": "A cap."}]', "no regions of image '77'"),
+        ("c.json", '[{"image_id": 77, "caption": "A cap."}]', "the captions name '77', the files '1009'"),
     ],
 )
 def test_captions(data: DataSet, tmp_path: Path, name: str, content: str, told: str) -> None:

@@ -22,9 +22,10 @@ from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.karpathy import read as read_karpathy
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
+from tests.extract.test_intact import flip
 
 FORMATS = ("scan", "butd-tsv", "lxmert-tsv", "vinvl", "bua-npz", "wds")
-RAGGED = (6, 1, 4, 6, 3, 9, 2, 5, 4, 1)
+RAGGED = (6, 1, 4, 0, 3, 9, 2, 5, 0, 1)
 
 
 @pytest.fixture
@@ -135,6 +136,7 @@ def test_an_imported_store_has_what_every_store_has(data: DataSet, tmp_path: Pat
     )
     card = (store.folder / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in card and "They, 2020" in card and "the same number of regions each" in card
+    assert "could not be read" not in card and "where it is a data set of `params.yaml`" in card
     croissant = json.loads((store.folder / "croissant.json").read_text(encoding="utf-8"))
     assert (croissant["name"], croissant["license"]) == ("imported", "CC BY 4.0")
     shard = store.folder / store.index["shards"][0]["file"]
@@ -255,7 +257,7 @@ def test_captions_without_regions_are_refused_or_skipped(data: DataSet, tmp_path
     lines = (exported / "regions.tsv").read_bytes().splitlines(keepends=True)
     (exported / "regions.tsv").write_bytes(b"".join(lines[:3] + lines[4:]))
     work = way_back("butd-tsv", exported, tmp_path / "back")
-    with pytest.raises(InputError, match=r"no regions of image '1003'.*missing: skip"):
+    with pytest.raises(InputError, match=r"1 of these have none, the first is '1003'.*missing: skip"):
         work.manifest()
     assert not (tmp_path / "back").exists()
     skipping = Import("butd-tsv", work.images, work.out, work.captions, source={"missing": "skip"})
@@ -267,11 +269,25 @@ def test_an_export_is_new_and_whole(data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there already"):
         data.export("scan", tmp_path / "there")
     ragged = write_data_set(tmp_path / "ragged", counts=RAGGED, labels=False)
-    with pytest.raises(InputError, match="1 to 9 regions"):
+    with pytest.raises(InputError, match="split 'train' have 0 to 6 regions"):
         ragged.export("scan", tmp_path / "new")
     with pytest.raises(InputError, match="no classes and attributes"):
         ragged.export("lxmert-tsv", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "ragged", "there"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_store_that_has_changed_is_not_exported(data: DataSet, tmp_path: Path, format: str) -> None:
+    with_tokens(data)
+    flip(data.folder / "regions" / "000001.h5", 0.8)
+    with pytest.raises(InputError, match=r"000001\.h5: the file has changed"):
+        data.export(format, tmp_path / "exported")
+    assert not list(tmp_path.glob("*exported*"))
+
+
+def test_wds_needs_the_words(data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokens: wds carries the words .* run its tokens stage"):
+        data.export("wds", tmp_path / "exported")
 
 
 def test_conversion_rounds_as_numpy_does() -> None:

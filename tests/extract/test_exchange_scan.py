@@ -9,6 +9,7 @@ import pytest
 
 from extract.verify import run as verify
 from manifests.errors import InputError
+from manifests.schema import write_manifest
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
 
 BOXES = np.array([[[0, 10, 40, 30], [5, 5, 50, 100]], [[0, 0, 1, 1], [20, 30, 80, 90]]], np.float32)
@@ -200,6 +201,23 @@ def test_a_bad_file_is_named_with_its_row(tmp_path: Path, arrays: dict[str, Any]
     assert not (tmp_path / "scan imported" / "regions").exists()
 
 
+def test_a_number_too_large_for_float32_is_not_told_to_use_float32(tmp_path: Path) -> None:
+    folder = write_scan(tmp_path / "scan", ims=FEATURES.astype(np.float64) * 1e300)
+    with pytest.raises(InputError, match="float32 ends at 3.4") as caught:
+        imported(folder, precision="float32")
+    assert "float32" not in caught.value.fix
+
+
+def test_only_regions_that_are_exported_count(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data", counts=(2, 2, 2, 2, 2, 3, 3, 5, 4, 5))
+    write_manifest(data.manifest, [row for row in data.rows if row.id != "1008"])
+    exported = data.export("scan", tmp_path / "exported")
+    shapes = {split: np.load(exported / f"{split}_ims.npy", mmap_mode="r").shape for split in ("train", "dev", "test")}
+    assert shapes == {"train": (5, 2, 8), "dev": (2, 3, 8), "test": (2, 5, 8)}
+    back = way_back("scan", exported, tmp_path / "back").run()
+    assert back.store.num_boxes.tolist() == [2] * 5 + [3] * 2 + [5] * 2
+
+
 def test_an_id_without_a_file_name_is_refused(tmp_path: Path) -> None:
     folder = write_scan(tmp_path / "scan", ids=["a", "b"])
     (folder / "id_mapping.json").write_text('{"a": "a.jpg"}', encoding="utf-8")
@@ -223,6 +241,5 @@ def test_only_scan_is_told_conventions(tmp_path: Path) -> None:
     exported = data.export("butd-tsv", tmp_path / "exported")
     for settings in ({"boxes": "xyxy"}, {"sizes": "wh"}, {"info": True}):
         work = way_back("butd-tsv", exported, tmp_path / "back", **settings)
-        work.manifest()
-        with pytest.raises(InputError, match=r"leave"):
-            work.regions()
+        with pytest.raises(InputError, match=r"leave out `regions\."):
+            work.manifest()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,16 +17,15 @@ from manifests.errors import InputError
 from pipeline.cli import main
 from tests.extract.disks import Disk
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
+from tests.extract.test_exchange_bad import change_field
 
 CHECKOUT = Path(__file__).parents[2]
 RUN = """
 import re, sys
 from pathlib import Path
-from tests.extract.exchange_files import Import
+from pipeline.cli import main
 
-work = Import("scan", Path(sys.argv[1]), Path(sys.argv[2]), settings={"images_per_shard": int(sys.argv[3])})
-work.manifest()
-work.regions()
+main(["import", "scan", sys.argv[1], sys.argv[2], "--images-per-shard", sys.argv[3]], standalone_mode=False)
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # kB; of this program alone
 """
 
@@ -46,11 +46,12 @@ def command(*arguments: object) -> list[str]:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    peaks = []
+    peaks, environment = [], staged_in(tmp_path)
     for images in (300, 3000):
         folder = write_features(tmp_path / f"{images}", images)
         done = subprocess.run(
-            command(folder, tmp_path / f"out {images}", 64), cwd=CHECKOUT, capture_output=True, text=True, check=False
+            command(folder, tmp_path / f"out {images}", 64),
+            **{"cwd": CHECKOUT, "env": environment, "capture_output": True, "text": True, "check": False},
         )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split()[-1]))
@@ -58,22 +59,24 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 def test_a_killed_import_continues(tmp_path: Path) -> None:
-    folder, out = write_features(tmp_path / "scan", 600), tmp_path / "out"
-    process = subprocess.Popen(command(folder, out, 2), cwd=CHECKOUT, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not any(out.glob("staging/*/000020.json")):
+    folder, out = write_features(tmp_path / "scan", 120), tmp_path / "out"
+    where = {"cwd": CHECKOUT, "env": staged_in(tmp_path)}
+    process = subprocess.Popen(command(folder, out, 2), **where, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not any(tmp_path.glob("staging/*/000020.json")):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (out / "regions").exists()
-    staged = {path: path.stat().st_mtime_ns for path in out.glob("staging/*/*.h5")}
-    again = subprocess.run(command(folder, out, 2), cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert not out.exists()
+    staged = {path: path.stat().st_mtime_ns for path in tmp_path.glob("staging/*/*.h5")}
+    again = subprocess.run(command(folder, out, 2), **where, capture_output=True, text=True, check=True)
     assert "continuing" in again.stdout
     store = DataSet(out).store
-    assert [int(store.regions(row).features[0, 0]) for row in range(600)] == list(range(600))
+    assert [int(store.regions(row).features[0, 0]) for row in range(120)] == list(range(120))
     kept = [path.name for path, at in staged.items() if (out / "regions" / path.name).stat().st_mtime_ns == at]
     assert len(kept) >= 20
-    assert not any((out / "staging").iterdir())
+    assert not any((tmp_path / "staging").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scan", "staging"]
 
 
 def test_a_file_that_changed_since_the_manifest_is_noticed(tmp_path: Path) -> None:
@@ -103,16 +106,92 @@ def test_other_parameters_do_not_continue_an_import(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_store(tmp_path: Path, disk: Disk) -> None:
     folder = write_features(tmp_path / "scan", 40)
-    with pytest.raises(InputError, match="make room"):
+    with pytest.raises(InputError, match=r"make room.*finished shards wait in .*staging/\w+, and the same command"):
         Import("scan", folder, disk.folder / "out", settings={"images_per_shard": 8}).run()
     assert not (disk.folder / "out" / "regions").exists()
 
 
+def staged_in(tmp_path: Path) -> dict[str, str]:
+    return os.environ | {"SELFALIGN_STAGING": str(tmp_path / "staging")}
+
+
 def run(tmp_path: Path, *arguments: object, ends_with: int = 0) -> str:
-    environment = {"SELFALIGN_STAGING": str(tmp_path / "staging")}
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], env=staged_in(tmp_path))
     assert result.exit_code == ends_with, result.output
     return result.output
+
+
+@pytest.mark.parametrize("row", [0, 9])
+def test_a_failed_import_leaves_nothing_behind(tmp_path: Path, row: int) -> None:
+    exported = write_data_set(tmp_path / "data").export("butd-tsv", tmp_path / "exported")
+    change_field("regions.tsv", row, 5, lambda field: field[:-8])(exported)
+    before = sorted(tmp_path.rglob("*"))
+    files = ("butd-tsv", exported / "regions.tsv", tmp_path / "back")
+    captions = ("--captions", exported / "captions.json", "--images-per-shard", 2)
+    text = run(tmp_path, "import", *files, *captions, ends_with=1)
+    assert f"row {row} (image" in text or f"row {row}:" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_data_set(tmp_path / "data")
+    scan, butd = (data.export(format, tmp_path / format) for format in ("scan", "butd-tsv"))
+    for place in ("extract.exchange.scan.hashed", "extract.exchange.tsv.lines"):
+        monkeypatch.setattr(place, None)  # called, it would be a TypeError
+    table, captions = butd / "regions.tsv", ("--captions", butd / "captions.json")
+    (tmp_path / "empty.csv").write_text("image,caption\n", encoding="utf-8")
+    for arguments, told in (
+        (("scan", scan), "doesn't say what its boxes mean. Fix: set `--boxes` to xyxy, xywh, relative_xyxy or"),
+        (("scan", scan, "--boxes", "relative-xyxy"), "--boxes: Input should be 'xyxy', 'xywh', 'relative_xyxy' or"),
+        (("scan", scan, "--boxes", "xyxy", "--info"), "leave out `--info`"),
+        (("scan", scan, "--boxes", "xyxy", "--images-per-shard", 0), "--images-per-shard: Input should be greater"),
+        (("scan", tmp_path / "nowhere"), "check `IMAGES`"),
+        (("butd-tsv", table), "name a file of captions with `--captions`"),
+        (("butd-tsv", table, "--captions", tmp_path / "nowhere.csv"), "nowhere.csv"),
+        (("butd-tsv", table, "--captions", tmp_path / "empty.csv"), "there are no images"),
+        (("butd-tsv", table, *captions, "--boxes", "xyxy"), "leave out `--boxes` and `--sizes`"),
+        (("butd-tsv", table, *captions, "--missing", "maybe"), "--missing: Input should be 'refuse' or 'skip'"),
+    ):
+        text = run(tmp_path, "import", *arguments[:2], tmp_path / "back", *arguments[2:], ends_with=1)
+        assert told in text, text
+        assert not re.search(r"`(source|regions)\.", text)
+    text = run(tmp_path, "import", "scan", scan, data.folder, "--boxes", "xyxy", ends_with=1)
+    assert "it is there already" in text
+    assert not (tmp_path / "back").exists() and not (tmp_path / "staging").exists()
+
+
+def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_data_set(tmp_path / "data" / "demo")
+    data.export("scan", tmp_path / "files" / "f30k_precomp")
+    data.export("butd-tsv", tmp_path / "butd")
+    (tmp_path / "butd" / "regions.tsv").rename(tmp_path / "files" / "trainval_36.tsv")
+    (tmp_path / "butd" / "captions.json").rename(tmp_path / "dataset_coco.json")
+    pages = "".join((CHECKOUT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/exchange.md"))
+    lines = [line.split("#")[0] for line in re.findall(r"^selfalign (?:import|export) .+", pages, re.M)]
+    commands = {tuple(line.replace(" /data/", f" {tmp_path}/files/").split()[1:]) for line in lines}
+    assert len(commands) == 3 and len(lines) == 5
+    for words in commands:
+        run(tmp_path, *words)
+    for name in ("f30k", "coco"):
+        assert "sound" in run(tmp_path, "verify", f"data/{name}")
+    assert (tmp_path / "files" / "demo_precomp" / "train_ims.npy").exists()
+
+
+def test_options_are_named_where_a_file_asks_for_them(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data", dtype="float32")
+    exported = data.export("bua-npz", tmp_path / "exported")
+    with np.load(exported / "1003.npz", allow_pickle=True) as file:
+        arrays = dict(file)
+    np.savez(exported / "1003.npz", **arrays | {"x": arrays["x"] + 1e6, "info": np.array([7])})
+    command = ("import", "bua-npz", exported, tmp_path / "back", "--captions", exported / "captions.json")
+    assert "set `--precision float32`" in run(tmp_path, *command, ends_with=1)
+    assert "leave out `--info`" in run(tmp_path, *command, "--info", "--precision", "float32", ends_with=1)
+    (exported / "1009.npz").unlink()
+    assert "set `--missing skip`" in run(tmp_path, *command, ends_with=1)
+    run(tmp_path, *command, "--missing", "skip", "--precision", "float32")
 
 
 def test_commands_go_there_and_back(tmp_path: Path) -> None:

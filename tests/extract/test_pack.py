@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,8 +21,9 @@ from extract.stores.regions import SCHEMA, Regions, RegionStore, write_shard
 from extract.stores.webdataset import sample_key
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
-from manifests.files import write_json
+from manifests.files import sha256, write_json
 from manifests.schema import ImageRow, read_manifest, write_manifest
+from tests.extract.test_intact import flip
 
 # id -> split and captions; "gone" is in no region store
 IMAGES = {
@@ -83,7 +85,7 @@ def write_region_store(folder: Path, ids: list[str], attributes: bool = True) ->
         "dim": 8,
         "object_names": ["ring", "star"],
         "attribute_names": ["red", "blue"] if attributes else None,
-        "shards": [{"file": "000000.h5", "count": len(ids)}],
+        "shards": [{"file": "000000.h5", "count": len(ids), "sha256": sha256(folder / "000000.h5")}],
     }
     write_json(folder / "index.json", index)
     return folder
@@ -246,6 +248,16 @@ def test_tokens_of_another_manifest_are_an_error(inputs, tmp_path):
     with pytest.raises(InputError, match="image '4'"):
         Inputs(reworded, inputs.regions, inputs.tokens).pack(tmp_path / "pack")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fewer.jsonl", "reworded.jsonl"]
+
+
+def test_a_store_that_has_changed_is_not_packed(inputs, tmp_path):
+    for name, shard in (("regions", "000000.h5"), ("tokens", "tokens.h5")):
+        stores = {other: getattr(inputs, other) for other in ("regions", "tokens")}
+        stores[name] = shutil.copytree(stores[name], tmp_path / name)
+        flip(stores[name] / shard, 0.7)
+        with pytest.raises(InputError, match=rf"{name}/{shard}: the file has changed"):
+            Inputs(inputs.manifest, **stores).pack(tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
 
 
 def test_regions_of_another_data_set_are_an_error(inputs, tmp_path):

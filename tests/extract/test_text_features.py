@@ -16,9 +16,11 @@ from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from extract.text_encoder import PieceEncoder
+from extract.verify import run as verify
 from manifests.errors import InputError
 from manifests.schema import ImageRow, write_manifest
 from tests.encoders import tiny_config, write_encoder
+from tests.extract.test_intact import flip
 
 CAPTIONS = (
     ("The blue star, left of the ring.", "A ring"),
@@ -86,6 +88,17 @@ def test_states_are_the_encoders_own_without_special_tokens_and_punctuation(stor
     assert read.pieces(0).ids.tolist()[-2:] == [56, 3]  # the full stop and [SEP] are read, and not kept
     assert len(store.states(0)) == 8  # "of" is two pieces
     assert not np.allclose(store.states(0)[0], store.states(0)[6], atol=1e-2)  # the same word in two places
+
+
+def test_verify_names_what_has_changed(store, tmp_path):
+    folder = Path(shutil.copytree(store.folder, tmp_path / "features"))
+    assert verify(store=folder).text().startswith(f"sound: {folder} (")
+    flip(folder / "000001.h5", 0.9)
+    (finding,) = verify(store=folder).findings
+    assert str(finding).startswith("000001.h5: sha256 is ")
+    (folder / "000001.h5").unlink()
+    (finding,) = verify(store=folder).findings
+    assert str(finding).startswith("000001.h5: the file is missing")
 
 
 def test_a_caption_does_not_depend_on_its_batch(store, words, encoder, tmp_path):

@@ -8,13 +8,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from extract.stores.recipe import read_recipe, write_recipe
 from extract.stores.regions import FAILURES, INDEX
 from extract.verify import Verification, run
 from manifests.files import sha256, write_json, write_text
 from manifests.schema import read_manifest, write_manifest
+from pipeline.cli import main
 from tests.extract.region_files import Pictures, encoded, region_settings, scene, write_pictures
+from tests.extract.test_intact import flip
 
 
 @pytest.fixture(params=["ragged", "dense"])
@@ -69,6 +72,26 @@ def test_a_store_of_the_stage_is_sound(copy: Path) -> None:
     rows = read_manifest(copy.parent / "manifest" / "manifest.jsonl")
     assert verification.images == len(rows) and verification.shards == -(-len(rows) // 4)
     assert verification.text().startswith("sound: ") and "\n" not in verification.text()
+
+
+def test_a_folder_of_stores_is_verified_store_by_store(data_set_copy: Path) -> None:
+    said = CliRunner().invoke(main, ["verify", str(data_set_copy)])
+    assert said.exit_code == 0
+    assert [line.split(" (")[0] for line in said.stdout.splitlines()] == [
+        f"sound: {data_set_copy / store}" for store in ("pack", "regions", "tokens")
+    ]
+    (data_set_copy / "regions" / INDEX).unlink()
+    flip(data_set_copy / "tokens" / "tokens.h5", 0.5)
+    said = CliRunner().invoke(main, ["verify", str(data_set_copy)])
+    assert said.exit_code == 1
+    assert f"sound: {data_set_copy / 'pack'} (" in said.stdout and "index.json: not a store" in said.stdout
+    assert "tokens.h5: sha256 is" in said.stdout
+
+
+@pytest.mark.parametrize("folder", ["manifest", "nowhere"])
+def test_what_is_no_store_is_told_what_to_name(data_set_copy: Path, folder: str) -> None:
+    said = CliRunner().invoke(main, ["verify", str(data_set_copy / folder)])
+    assert said.exit_code == 1 and "data/D/regions" in said.stderr and said.stdout == ""
 
 
 def test_without_a_manifest_the_rest_is_verified(copy: Path) -> None:

@@ -1,0 +1,45 @@
+"""The options of `selfalign import`: they are keys of params.yaml's `source` and `regions`, named as options."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from extract.settings import ImportSettings
+from manifests.errors import InputError
+from manifests.settings import DatasetSource
+
+_KEY = re.compile(r"`(?:source|regions)\.(\w+)(?:: (\w+))?`")
+
+
+def read_options(source: dict[str, Any], options: dict[str, Any]) -> tuple[DatasetSource, ImportSettings]:
+    """Both sections, made of what the command is given. Raises InputError that names the option."""
+    ours = {name: value for name, value in options.items() if name in DatasetSource.model_fields}
+    try:
+        return DatasetSource(**source, **ours), ImportSettings(
+            **{name: value for name, value in options.items() if name not in ours}
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{_option(str(item['loc'][0]))}: {item['msg']}" for item in error.errors())
+        raise InputError(problems, where="selfalign import", fix="see `selfalign import --help`") from None
+
+
+@contextmanager
+def keys_as_options() -> Iterator[None]:
+    """An InputError of the block names the option wherever it names a key, such as `source.missing: skip`."""
+    try:
+        yield
+    except InputError as error:
+        what, where, fix = (_KEY.sub(_named, text) for text in (error.what, error.where, error.fix))
+        raise type(error)(what, where=where, fix=fix) from error
+
+
+def _named(key: re.Match[str]) -> str:
+    name, value = key.groups()
+    return f"`{_option(name)} {value}`" if value else f"`{_option(name)}`"
+
+
+def _option(name: str) -> str:
+    return "IMAGES" if name == "images" else f"--{name.replace('_', '-')}"

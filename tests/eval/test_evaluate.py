@@ -153,6 +153,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "text": {"reads": "tokens", "word_dim": 4},
         "triplet": {},
         "selfalign": {"concept": {"num_concepts": 8}, "context": {"num_negatives": 16}},
+        "aladin": {"distillation": {"weight": 10.0}},
     }
     train.run(
         name="tiny",
@@ -192,6 +193,10 @@ def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: P
     assert set(figures["unimodal"]) >= {"i2i_ndcg", "t2t_ndcg", "t2t_r1"} and "eccv" not in figures
     low, high = figures["interval"]["rsum"]
     assert low <= figures["rsum"] <= high and "folds" not in figures
+    modes = figures["modes"]
+    assert modes["student"] == {key: figures[key] for key in modes["student"]} and "t2i_r1" in modes["student"]
+    assert modes["teacher"]["rsum"] > 0
+    assert modes["reranked"] == modes["teacher"] | {"candidates": 50}  # more than there are
     assert 0 <= figures["correspondence"]["accuracy"] <= figures["correspondence"]["ceiling"] == 1
     evaluate(trained, tmp_path / "b")
     written = sorted((tmp_path / "a" / "evaluation").iterdir())

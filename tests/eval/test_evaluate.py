@@ -243,6 +243,7 @@ def test_a_diverged_run_stops_the_stage_and_is_named(trained: Path, tmp_path: Pa
 
 
 def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
+    told = evaluate(trained, tmp_path)["modes"]
     found = cost.run(
         name="tiny",
         manifest=trained / "demo" / "manifest" / "manifest.jsonl",
@@ -253,6 +254,7 @@ def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
         device="cpu",
         repeats=1,
         candidates=(1000, 20_000),
+        metrics=tmp_path / "metrics.json",
         out=tmp_path / "cost.json",
     )
     assert json.loads((tmp_path / "cost.json").read_text()) == found
@@ -260,4 +262,6 @@ def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
     for figures in (found["encode_ms"], found["search_ms"], found["cross_attention_ms"]):
         assert all(value > 0 for value in figures.values())
     text = cost.table(found)
-    assert "20,000" in text and "tiny" in text
+    assert "20,000" in text and "tiny" in text and "reranked: " in text
+    assert {mode: figures["rsum"] for mode, figures in found["modes"].items()} == {m: told[m]["rsum"] for m in told}
+    assert all(figures["query_ms"] > 0 for figures in found["modes"].values())

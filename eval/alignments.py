@@ -50,16 +50,21 @@ class Locals:
 
 
 class Alignments:
-    """`eval.scores.Scores` of N images' regions and C captions' words, of any length: cosines are taken."""
+    """`eval.scores.Scores` of N images' regions and C captions' words, of any length: cosines are taken.
+
+    Parameters
+    ----------
+    mean : over a caption's words; else their sum.
+    """
 
     views = 1
 
-    def __init__(self, regions: Locals, words: Locals):
-        self.regions, self.words = regions, words
+    def __init__(self, regions: Locals, words: Locals, mean: bool = False):
+        self.regions, self.words, self.mean = regions, words, mean
         self.num_images, self.num_captions = len(regions), len(words)
         self._most_words = int(words.count.max())
         finite = all(bool(side.vectors.isfinite().all()) for side in (regions, words))
-        self.largest = require_finite_scale(1.001 * self._most_words if finite else np.inf)
+        self.largest = require_finite_scale(1.001 * (1 if mean else self._most_words) if finite else np.inf)
 
     def tolerance(self, precision: torch.dtype) -> float:
         """The most by which a `block` is off: a caption's words' errors, added up."""
@@ -79,6 +84,8 @@ class Alignments:
             for left in range(0, len(captions), step):
                 words, word_mask = self.words.padded(np.array(captions[left : left + step]))
                 scores = alignment_scores(regions, words.to(precision), region_mask, word_mask)
+                if self.mean:
+                    scores = scores / word_mask.sum(1)
                 found[top : top + IMAGES, left : left + step] = scores.cpu().numpy()
         return found
 
@@ -97,16 +104,16 @@ class Alignments:
             cosines = (words @ regions.transpose(1, 2)).masked_fill(~region_mask.cpu()[:, None], -1)
             best = cosines.amax(2).clamp(min=0)
             found[part] = (best * word_mask.cpu()).sum(1).numpy()
-        return found
+        return found / self.words.count[captions] if self.mean else found
 
     def part(self, images: slice, captions: slice) -> "Alignments":
         """The scores of some images and captions only."""
-        return Alignments(self.regions.part(images), self.words.part(captions))
+        return Alignments(self.regions.part(images), self.words.part(captions), self.mean)
 
 
 @torch.inference_mode()
 def embed_locals(model: RetrievalModel, data: RetrievalData, batch_size: int, *, quiet: bool = False) -> Alignments:
-    """The word-region scores of `data` by a model in evaluation mode: its locals in float32, on its device."""
+    """The word-region scores of `data` by a model with ALADIN, in evaluation mode: its locals, on its device."""
     device = next(model.parameters()).device
     texts = [data.caption_text(caption) for caption in range(data.num_captions)]
 
@@ -126,4 +133,5 @@ def embed_locals(model: RetrievalModel, data: RetrievalData, batch_size: int, *,
             "images",
         ),
         locals_of(lambda rows: model.encode_captions(data.word_batch(rows).to(device)), texts, "captions"),
+        model.settings.aladin.alignment.over_words == "mean",
     )

@@ -165,6 +165,7 @@ class AlignmentSettings(Settings):
     margin: float = Field(0.2, gt=0)
     all_negatives_epochs: int = Field(1, ge=0, description="first epochs on all negatives; hardest ones afterwards")
     locals: Literal["projected", "contextual"] = Field("projected", description="before or after the base's context")
+    over_words: Literal["sum", "mean"] = Field("sum", description="the mean knows no length, which can stall the sum")
 
 
 class DistillationSettings(Settings):

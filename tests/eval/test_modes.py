@@ -13,8 +13,17 @@ from eval.ranks import retrieval_ranks
 from eval.recall import recalls
 from tests.eval.data_files import AttributeModel, draw_data_set, retrieval_data
 from train.losses import alignment_scores
+from train.settings import RunSettings
 
 DIM = 6
+TEACHING = {
+    "dataset": "demo",
+    "epochs": 1,
+    "base": {"name": "vsrn"},
+    "text": {"reads": "tokens"},
+    "triplet": {},
+    "aladin": {},
+}
 
 
 def made_locals(counts: list[int], seed: int, distinct: bool = True) -> Locals:
@@ -34,13 +43,14 @@ def one_by_one(teacher: Alignments) -> np.ndarray:
             F.normalize(side.vectors[side.first[n] : side.first[n] + side.count[n]].double(), dim=-1)
             for side, n in ((teacher.regions, image), (teacher.words, caption))
         )
-        scores[image, caption] = (words @ regions.T).amax(1).clamp(min=0).sum()
+        best = (words @ regions.T).amax(1).clamp(min=0)
+        scores[image, caption] = best.mean() if teacher.mean else best.sum()
     return scores
 
 
-@pytest.fixture
-def teacher() -> Alignments:
-    return Alignments(made_locals([3, 1, 5, 2, 4], 0), made_locals([1, 4, 2, 6, 3, 1, 2], 1))
+@pytest.fixture(params=[False, True], ids=["sum", "mean"])
+def teacher(request: pytest.FixtureRequest) -> Alignments:
+    return Alignments(made_locals([3, 1, 5, 2, 4], 0), made_locals([1, 4, 2, 6, 3, 1, 2], 1), request.param)
 
 
 @pytest.mark.parametrize(("images", "cosines"), [(64, 1 << 25), (2, 1)], ids=["all at once", "few at a time"])
@@ -111,6 +121,7 @@ def test_the_locals_of_a_split_are_the_models(tmp_path) -> None:
     folder = draw_data_set(tmp_path)
     model, data = AttributeModel(folder), retrieval_data(folder)
     model.aligned = lambda encoding: encoding.locals
+    model.settings = RunSettings(**TEACHING)
     found = embed_locals(model, data, 7, quiet=True)
     seen = model.encode_images(data.region_batch(range(len(data.images))))
     read = model.encode_captions(data.word_batch(range(data.num_captions)))

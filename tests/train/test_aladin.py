@@ -28,6 +28,7 @@ def terms(model: RetrievalModel, epoch: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("base", BASES)
 def test_the_terms_are_their_losses(base: str, mode: str, kind: str) -> None:
     alignment = {"weight": 2.0, "margin": 0.3, "all_negatives_epochs": 2, "locals": kind}
+    alignment["over_words"] = "mean" if mode == "mse" else "sum"
     distillation = {"weight": 3.0, "mode": mode, "scale": 4.0, "start_epoch": 1}
     model = model_of(base, alignment=alignment, distillation=distillation).eval()
     pairs = model(region_batch(LENGTHS, 9), word_batch(LENGTHS, 9))
@@ -44,8 +45,9 @@ def test_the_terms_are_their_losses(base: str, mode: str, kind: str) -> None:
     }
     first, second, third = (model.losses(pairs, image, epoch) for epoch in (0, 1, 2))
     assert "distillation" not in first and "distillation" in second
-    torch.testing.assert_close(first["alignment"], 2 * all_pairs_triplet(teacher, 0.3, same))
-    torch.testing.assert_close(third["alignment"], 2 * hardest_triplet(teacher, 0.3, same))
+    ranked = teacher / torch.tensor(LENGTHS) if mode == "mse" else teacher
+    torch.testing.assert_close(first["alignment"], 2 * all_pairs_triplet(ranked, 0.3, same))
+    torch.testing.assert_close(third["alignment"], 2 * hardest_triplet(ranked, 0.3, same))
     torch.testing.assert_close(second["distillation"], 3 * losses[mode]())
 
 

@@ -277,7 +277,8 @@ class RetrievalModel(nn.Module):
         terms = {}
         if not frozen:
             ranking = all_pairs_triplet if epoch < alignment.all_negatives_epochs else hardest_triplet
-            terms["alignment"] = alignment.weight * ranking(teacher, alignment.margin, same)
+            ranked = teacher / captions.mask.sum(1) if alignment.over_words == "mean" else teacher
+            terms["alignment"] = alignment.weight * ranking(ranked, alignment.margin, same)
         if distillation and epoch >= distillation.start_epoch:
             if distillation.mode == "listnet":
                 loss = listnet(teacher, student, distillation.scale)

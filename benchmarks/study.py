@@ -121,7 +121,12 @@ class Study:
                 curves=Path(folder) / "epochs.csv",
                 staging=Path(folder) / "staging",
             )
-            record, network = read_record(model), load_model(model)
+            found = self.figures(model)
+        return found | {"settings": wanted.model_dump(exclude_none=True)}
+
+    def figures(self, model: Path) -> dict[str, Any]:
+        """What a trained model reaches."""
+        record, network = read_record(model), load_model(model)
         test = RetrievalData(**self.stores, split="test")
         recalls = validate(network, test, 256)
         truth = read_grounding(self.data / "manifest/grounding.jsonl")
@@ -135,7 +140,6 @@ class Study:
             "fitting": matched["fitting"],
             "fitting_chance": matched["fitting_chance"],
             "kinds": {kind: share["fitting"] for kind, share in matched["kinds"].items()},
-            "settings": wanted.model_dump(exclude_none=True),
         }
 
 
@@ -193,8 +197,8 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             runs = [result for s, w in wanted if (result := study.result(f"{base} {name} {s}", w))]
             if not runs:
                 continue
-            rows[name] = {"seeds": len(runs)} | {key: _spread([run[key] for run in runs]) for key in KEYS}
-            rows[name]["kinds"] = {kind: _spread([run["kinds"][kind] for run in runs]) for kind in runs[0]["kinds"]}
+            rows[name] = {"seeds": len(runs)} | {key: spread([run[key] for run in runs]) for key in KEYS}
+            rows[name]["kinds"] = {kind: spread([run["kinds"][kind] for run in runs]) for kind in runs[0]["kinds"]}
             click.echo(
                 f"{base:13} {name:45} {len(runs)} seeds  val {rows[name]['val_rsum']['mean']:6.1f}  R@sum "
                 f"{rows[name]['rsum']['mean']:6.1f} ± {rows[name]['rsum']['sd']:4.1f}  correspondence "
@@ -209,7 +213,7 @@ def table(data: Path, results: Path, out: Path | None) -> None:
         write_json(out, {"command": command, "bases": found})
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.mean(values), 4), "sd": round(deviation, 4)}
 

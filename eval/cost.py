@@ -1,10 +1,11 @@
 """What retrieval costs with one model on this machine: encoding an item, searching for a query, and what scoring every
-pair by cross-attention would take. All are measured in one run, in turn.
+pair by cross-attention, or by ALADIN's teacher, would take. All are measured in one run, in turn.
 
 Timings change each time, so they are no metric of a DVC stage: `selfalign cost RUN` prints them and writes a file.
 Candidates are synthetic vectors of the model's size: what a product costs doesn't depend on what is multiplied.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 
 CANDIDATES = (1_000, 5_000, 100_000, 1_000_000)
-SCORED_BY_PAIRS = (1_000, 5_000)  # beyond, cross-attention is reckoned from these
+SCORED_BY_PAIRS = (1_000, 5_000)  # beyond, what scores pairs is reckoned from these
 BEST = 10
 HELD_BYTES = 1 << 30  # synthetic vectors held at a time; more candidates are several passes over them
 BATCH = 128
@@ -37,15 +38,22 @@ def run(
     device: str,
     repeats: int = 5,
     candidates: tuple[int, ...] = CANDIDATES,
+    rerank: int = 50,
+    metrics: Path | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the run `name`; gives the figures below, and writes them to `out`.
+
+    `rerank` candidates are scored by the teacher in mode `reranked`; `metrics` is the run's `metrics.json`, if it is
+    to be told with the times.
 
     Returns
     -------
     `encode_ms` of an image and a caption in batches of 128, and of a caption alone; `search_ms` and
     `cross_attention_ms` a query by number of candidates; `times` the second is the first; `pair_us`, what
-    cross-attention takes a pair; and the sizes: `dims`, `views`, `regions`, `words`. Medians of `repeats`.
+    cross-attention takes a pair; and the sizes: `dims`, `views`, `regions`, `words`. `modes`: for each way to search
+    (`eval.modes`; for a run without ALADIN `student` alone) `query_ms`, what one caption takes among the split's
+    images, `times` the student's, and `rsum` from `metrics`. Medians of `repeats`.
     """
     data = RetrievalData(manifest, regions, tokens, split)
     require_recipe(model, data)
@@ -74,6 +82,13 @@ def run(
             f"pairs {count}": lambda count=count: cross_attention_scores(pairs[:count], words).topk(BEST)
             for count in SCORED_BY_PAIRS
         }
+        here = len(data.images)
+        regions_here = _unit(here, num_regions, local, device=device)
+        modes = {"student": lambda: search(items, query, views, dims, here)}
+        if network.settings.aladin:
+            modes["teacher"] = lambda: word_region_scores(regions_here, words).topk(min(BEST, here))
+            modes["reranked"] = lambda: search_again(items, query, views, dims, regions_here, words, rerank)
+        jobs |= {f"mode {mode}": job for mode, job in modes.items()}
         seconds = _medians(jobs, repeats, device)
     pair = statistics.median(seconds[f"pairs {count}"] / count for count in SCORED_BY_PAIRS)
     searched = {count: seconds[f"search {count}"] for count in candidates}
@@ -96,17 +111,29 @@ def run(
         "cross_attention_reckoned": [str(count) for count in candidates if count not in SCORED_BY_PAIRS],
         "pair_us": round(1e6 * pair, 2),
         "times": {str(count): round(attended[count] / searched[count]) for count in candidates},
+        "images": here,
+        "modes": {
+            mode: {
+                "query_ms": _ms(seconds[f"mode {mode}"]),
+                "times": round(seconds[f"mode {mode}"] / seconds["mode student"], 1),
+            }
+            for mode in modes
+        },
     }
+    if metrics and metrics.exists():
+        told = json.loads(metrics.read_text(encoding="utf-8"))
+        for mode, figures in found["modes"].items():
+            figures["rsum"] = told.get("modes", {}).get(mode, told)["rsum"]
     if out:
         write_json(out, found)
     return found
 
 
 def search(
-    items: torch.Tensor, query: torch.Tensor, views: int, dims: int, count: int
+    items: torch.Tensor, query: torch.Tensor, views: int, dims: int, count: int, best_of: int = BEST
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scores and rows of a query's ten best of `count` candidates; `items [M, views·P + S]` are passed over anew
-    where there are fewer."""
+    """The scores and rows of a query's `best_of` best of `count` candidates; `items [M, views·P + S]` are passed over
+    anew where there are fewer."""
     best: list[tuple[torch.Tensor, torch.Tensor]] = []
     for first in range(0, count, len(items)):
         part = items[: min(len(items), count - first)]
@@ -115,10 +142,33 @@ def search(
         else:
             scores = (part[:, : views * dims].reshape(len(part), views, dims) @ query[:dims]).amax(dim=1)
             scores = scores + part[:, views * dims :] @ query[dims:]
-        top = scores.topk(min(BEST, len(part)))
+        top = scores.topk(min(best_of, len(part)))
         best.append((top.values, top.indices + first))
     values, rows = (torch.cat(parts) for parts in zip(*best, strict=True))
-    top = values.topk(min(BEST, len(values)))
+    top = values.topk(min(best_of, len(values)))
+    return top.values, rows[top.indices]
+
+
+def word_region_scores(regions: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """The teacher's scores `[M]` of one caption's words `[T, D]` with the regions `[M, R, D]` of M images, all of unit
+    length (`train.losses.alignment_scores`)."""
+    cosines = (regions.flatten(0, 1) @ words.T).unflatten(0, regions.shape[:2])
+    return cosines.amax(1).clamp(min=0).sum(1)
+
+
+def search_again(
+    items: torch.Tensor,
+    query: torch.Tensor,
+    views: int,
+    dims: int,
+    regions: torch.Tensor,
+    words: torch.Tensor,
+    count: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores and rows of the ten best of M candidates: a `search` for `count`, then `word_region_scores` of those;
+    `regions [M, R, D]`, `words [T, D]`."""
+    _, rows = search(items, query, views, dims, len(regions), count)
+    top = word_region_scores(regions[rows], words).topk(min(BEST, len(rows)))
     return top.values, rows[top.indices]
 
 
@@ -135,7 +185,11 @@ def table(found: dict[str, Any]) -> str:
         reckoned = "*" if count in found["cross_attention_reckoned"] else " "
         attended = f"{found['cross_attention_ms'][count]:,}{reckoned}"
         lines.append(f"{int(count):>12,}{searched:>14,}{attended:>22}{found['times'][count]:>10,}")
-    return "\n".join([*lines, "* reckoned from the time a pair"])
+    lines.append("* reckoned from the time a pair")
+    for mode, figures in found["modes"].items():
+        rsum = f", R@sum {figures['rsum']}" if "rsum" in figures else ""
+        lines.append(f"{mode}: {figures['query_ms']} ms a caption among {found['images']:,} images{rsum}")
+    return "\n".join(lines)
 
 
 def _medians(jobs: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:

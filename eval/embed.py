@@ -1,6 +1,6 @@
 """Encodes a split with a model: `eval.embeddings.Embeddings` of its images and captions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -45,15 +45,27 @@ def _encode(
     encode: Callable[[list[int]], Encoding], contents: list[str], batch_size: int, *, unit: str, quiet: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The pooled and the context part of every item, float32; those of equal contents are one's."""
-    if not contents:
-        raise InputError(f"the split has no {unit}", where="evaluation", fix="choose a split that has some")
-    first = {content: item for item, content in reversed(list(enumerate(contents)))}
-    items = sorted(first.values())
-    starts = range(0, len(items), batch_size)
-    batches = starts if quiet else progress(starts, what=f"embed {unit}", unit="batches")
-    encoded = [encode(items[start : start + batch_size]) for start in batches]
-    rows = np.searchsorted(items, [first[content] for content in contents])
+    items, rows = distinct(contents, unit)
+    encoded = list(batches(encode, items, batch_size, unit, quiet))
     return tuple(
         np.concatenate([getattr(batch, name).cpu().numpy().astype(np.float32) for batch in encoded])[rows]
         for name in ("pooled", "context")
     )
+
+
+def distinct(contents: list[str], unit: str) -> tuple[list[int], np.ndarray]:
+    """The first item of each content, and which of these every item is."""
+    if not contents:
+        raise InputError(f"the split has no {unit}", where="evaluation", fix="choose a split that has some")
+    first = {content: item for item, content in reversed(list(enumerate(contents)))}
+    items = sorted(first.values())
+    return items, np.searchsorted(items, [first[content] for content in contents])
+
+
+def batches(
+    encode: Callable[[list[int]], Encoding], items: list[int], batch_size: int, unit: str, quiet: bool
+) -> Iterator[Encoding]:
+    """The encodings of some items, a batch at a time, under a progress bar unless `quiet`."""
+    starts = range(0, len(items), batch_size)
+    for start in starts if quiet else progress(starts, what=f"embed {unit}", unit="batches"):
+        yield encode(items[start : start + batch_size])

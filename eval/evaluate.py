@@ -9,6 +9,7 @@ by five.
 import logging
 from pathlib import Path
 
+from eval.alignments import embed_locals
 from eval.arrays import save_arrays
 from eval.correspondence import accuracy, match_words
 from eval.eccv import eccv_recalls
@@ -16,6 +17,7 @@ from eval.embed import embed
 from eval.embeddings import Embeddings
 from eval.figures import recall_figures, save_ranks
 from eval.graded import likeness_ndcg, relevance_ndcg
+from eval.modes import mode_figures
 from eval.ndcg import CUTOFF
 from eval.nearest import nearest_captions, nearest_images
 from eval.rouge import RougeL
@@ -79,6 +81,9 @@ def run(
     ranks, figures = recall_figures(embeddings, data.caption_image, settings.folds)
     save_ranks(out / "ranks.npz", ranks, data.caption_image, [image.id for image in data.images])
     figures |= {"split": settings.split, "left_out": len(data.left_out)}
+    if network.settings.aladin:
+        teacher = embed_locals(network, data, batch_size)
+        figures["modes"] = mode_figures(embeddings, teacher, ranks, data.caption_image, settings.rerank)
     figures |= _graded(embeddings, data, settings.spice)
     figures |= _eccv(embeddings, data, manifest_dir / COCO_IDS)
 

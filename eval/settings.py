@@ -13,6 +13,7 @@ class EvaluationSettings(Settings):
 
     split: Literal["train", "val", "test"] = "test"
     folds: int = Field(default=1, ge=1, description="parts whose mean recalls are told too; COCO 1K: 5")
+    rerank: int = Field(default=50, ge=1, description="candidates that ALADIN's teacher puts in order once more")
     spice: Path | None = Field(default=None, description="spice-1.0.jar, for NDCG by SPICE as well")
 
 

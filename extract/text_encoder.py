@@ -4,12 +4,14 @@ The text features stage runs one once over every caption; training may run one i
 both see the same states.
 """
 
+import inspect
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from manifests.errors import InputError
@@ -135,6 +137,7 @@ class PieceEncoder(nn.Module):
         text = model.config.get_text_config()
         self.width, self.vocabulary_size = text.hidden_size, text.vocab_size
         self.most_pieces: int | None = _most_pieces(text)
+        self.first_position = text.pad_token_id + 1 if text.model_type in _SHIFTED else 0
         self.model = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None
@@ -159,10 +162,34 @@ class PieceEncoder(nn.Module):
                 where=type(self.model).__name__,
                 fix=f"set datasets.D.tokens.max_pieces to {self.most_pieces} or less (32 is usual)",
             )
-        out = self.model(
-            input_ids=pieces, attention_mask=mask.long(), output_hidden_states=self.layer is not None, return_dict=True
+        return self._states(input_ids=pieces, attention_mask=mask.long())
+
+    def of_vectors(self, vectors: Tensor, mask: Tensor, *, ordered: bool) -> Tensor:
+        """States ``[B, N, W]`` of vectors ``[B, N, W]`` in the place of the pieces' embeddings.
+
+        Those that are not `ordered` all stand at the first position, so that their order doesn't matter, where the
+        encoder is told positions (most are).
+        """
+        told = {"position_ids"} & inspect.signature(self.model.forward).parameters.keys()
+        positions = mask.new_full(mask.shape, self.first_position, dtype=torch.long)
+        return self._states(
+            inputs_embeds=vectors,
+            attention_mask=mask.long(),
+            **({"position_ids": positions} if told and not ordered else {}),
         )
+
+    def _states(self, **given: Tensor) -> Tensor:
+        out = self.model(output_hidden_states=self.layer is not None, return_dict=True, **given)
         return out.last_hidden_state if self.layer is None else out.hidden_states[self.layer]
+
+    def require_vectors(self) -> None:
+        """Raise `InputError` unless `of_vectors` works."""
+        if "inputs_embeds" not in inspect.signature(self.model.forward).parameters:
+            raise InputError(
+                "it reads word pieces alone, no vectors in their place",
+                where=f"encoder {type(self.model).__name__}",
+                fix="take another one for base transformer, for instance a BERT",
+            )
 
     def require_vocabulary(self, size: int, where: object) -> None:
         """Raise `InputError` unless the encoder knows all `size` entries of a tokenizer."""

@@ -323,7 +323,7 @@ def export(format: str, data: Path, out: Path, drop_captions: bool) -> None:
 @click.option("--repeats", default=5, show_default=True, help="Timings are the medians of these.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write all numbers there too, as JSON.")
 def cost(run: str, repeats: int, out: Path | None) -> None:
-    """Time encoding and search with RUN's model, against cross-attention on every pair."""
+    """Time encoding and search with RUN's model, against scoring every pair."""
     from eval.cost import run as measure
     from eval.cost import table
 
@@ -338,6 +338,8 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
         split=params.evaluate.split,
         device=machine.torch_device(),
         repeats=repeats,
+        rerank=params.evaluate.rerank,
+        metrics=places.metrics(run),
         out=out,
     )
     click.echo(table(found))

@@ -63,10 +63,19 @@ class Params(Settings):
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
     text_features: dict[str, TextFeatureSettings] = Field(description="by data set; those without need no entry")
     shared: dict[str, SharedSettings] = {}
+    optional: dict[str, dict[str, RunSettings]] = Field({}, description="sets of runs that `runs` may take in")
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
     ensembles: dict[str, Annotated[list[str], Field(min_length=2)]] = {}
     report: ReportSettings
+
+    @model_validator(mode="after")
+    def _optional_last(self) -> Self:
+        """YAML puts merged keys first, and the report holds runs against the first one."""
+        added = {name for runs in self.optional.values() for name in runs}
+        for name in [name for name in self.runs if name in added]:
+            self.runs[name] = self.runs.pop(name)
+        return self
 
     def dataset(self, name: str) -> DatasetSettings:
         """The data set `name`; `InputError` with the nearest name otherwise."""
@@ -84,7 +93,14 @@ class Params(Settings):
         return made | brought
 
     def run(self, name: str) -> RunSettings:
-        """The run `name`; `InputError` with the nearest name otherwise."""
+        """The run `name`; `InputError` with the nearest name, or with how to turn it on, otherwise."""
+        for key, runs in self.optional.items():
+            if name in runs and name not in self.runs:
+                raise InputError(
+                    f"run {name!r} is of the optional set {key}, which is off",
+                    where=FILE,
+                    fix=f"add *{key} to the list at `<<:` below runs",
+                )
         return _named(self.runs, "runs", name)
 
     def ensemble(self, name: str) -> list[str]:

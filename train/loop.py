@@ -63,6 +63,7 @@ class Loop:
     def epoch(self, progress: Progress) -> dict[str, float]:
         """The rest of the epoch that `progress` is in; returns the mean of every loss term over all of it."""
         self.model.train()
+        self.model.settle(progress.epoch)
         count = len(self.epochs)
         what = f"{self.name} epoch {progress.epoch + 1}/{self.settings.epochs}"
         with show_progress(

@@ -45,7 +45,27 @@ class VSEInfinitySettings(Settings):
     position_dim: int = Field(32, ge=2, multiple_of=2, description="size of the pooling operator's positions and GRU")
 
 
-BaseSettings = Annotated[VSRNSettings | CameraSettings | VSEInfinitySettings, Field(discriminator="name")]
+class TransformerSettings(Settings):
+    """`train.models.transformer`: one encoder for regions and words. `text.encoder`, if any, takes its place."""
+
+    name: Literal["transformer"]
+    dim: int = Field(768, ge=2, description="D, the joint dimension, and the width of a new encoder")
+    layers: int = Field(12, ge=1, description="of a new encoder")
+    heads: int = Field(12, ge=1, description="of attention; they share D evenly")
+    positions: int = Field(128, ge=1, description="words of the longest caption that a new encoder reads")
+    head_layers: int = Field(2, ge=0, description="of the matching head, which makes the vector to search with")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"{self.heads} heads can't share {self.dim} dimensions evenly")
+        return self
+
+
+BaseSettings = Annotated[
+    VSRNSettings | CameraSettings | VSEInfinitySettings | TransformerSettings, Field(discriminator="name")
+]
 
 
 class EncoderSettings(Settings):
@@ -138,6 +158,41 @@ class SelfAlignSettings(Settings):
     bag: ConceptBagSettings | None = None
 
 
+class AlignmentSettings(Settings):
+    """ALADIN's teacher: triplets on the all-pairs word-region score (`train.losses.alignment`)."""
+
+    weight: float = Field(1.0, gt=0)
+    margin: float = Field(0.2, gt=0)
+    all_negatives_epochs: int = Field(1, ge=0, description="first epochs on all negatives; hardest ones afterwards")
+    locals: Literal["projected", "contextual"] = Field("projected", description="before or after the base's context")
+    over_words: Literal["sum", "mean"] = Field("sum", description="the mean knows no length, which can stall the sum")
+
+
+class DistillationSettings(Settings):
+    """ALADIN's student: the teacher's scores of a batch, learned by the final embeddings (`train.losses`)."""
+
+    weight: float = Field(1.0, gt=0)
+    mode: Literal["listnet", "mse", "ordinal"] = "listnet"
+    scale: float = Field(6.0, gt=0, description="listnet: what the student's scores are multiplied by")
+    start_epoch: int = Field(0, ge=0, description="the first epoch with this loss")
+    teacher: Literal["joint", "frozen"] = Field(
+        "joint", description="frozen: from start_epoch on, nothing that makes the teacher's scores changes"
+    )
+
+
+class AladinSettings(Settings):
+    """ALADIN: align, then distil."""
+
+    alignment: AlignmentSettings = AlignmentSettings()
+    distillation: DistillationSettings | None = None
+
+    @model_validator(mode="after")
+    def _taught_before_frozen(self) -> Self:
+        if self.distillation and self.distillation.teacher == "frozen" and not self.distillation.start_epoch:
+            raise ValueError("a frozen teacher learns before distillation.start_epoch: set it to 1 or more")
+        return self
+
+
 class StreamSettings(Settings):
     """Training regions from WebDataset shards at addresses instead of the region store (`train.stream`)."""
 
@@ -166,4 +221,11 @@ class RunSettings(Settings):
     triplet: TripletSettings
     contrast: ContrastSettings | None = None
     selfalign: SelfAlignSettings | None = None
+    aladin: AladinSettings | None = None
     stream: StreamSettings | None = None
+
+    @model_validator(mode="after")
+    def _shared_encoder_runs(self) -> Self:
+        if isinstance(self.base, TransformerSettings) and self.text.reads == "text_features":
+            raise ValueError("base transformer reads regions and words with one encoder: set text.reads to tokens")
+        return self

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from eval.cost import search
+from eval.cost import search, search_again, word_region_scores
 from eval.cross_attention import cross_attention_scores
+from train.losses import alignment_scores
 
 
 def test_search_finds_the_best_in_several_passes():
@@ -42,3 +43,17 @@ def test_cross_attention_is_scans():
             attended = sum(e / sum(exponents) * region for e, region in zip(exponents, image, strict=True))
             relevances.append(float(word @ attended / attended.norm()))
         assert float(score) == pytest.approx(sum(relevances) / len(relevances), abs=1e-5)
+
+
+def test_the_teacher_that_is_timed_is_the_one_that_is_trained():
+    random = torch.Generator().manual_seed(3)
+    regions, words = (
+        torch.nn.functional.normalize(torch.randn(*n, 6, generator=random), dim=-1) for n in ((9, 4), (5,))
+    )
+    scores = word_region_scores(regions, words)
+    assert torch.allclose(scores, alignment_scores(regions, words[None])[:, 0], atol=1e-6)
+
+    items, query = torch.randn(9, 8, generator=random), torch.randn(8, generator=random)
+    best = (items @ query).topk(4).indices
+    values, rows = search_again(items, query, 1, 8, regions, words, 4)
+    assert torch.allclose(values, scores[best].sort(descending=True).values) and torch.equal(scores[rows], values)

@@ -153,6 +153,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "text": {"reads": "tokens", "word_dim": 4},
         "triplet": {},
         "selfalign": {"concept": {"num_concepts": 8}, "context": {"num_negatives": 16}},
+        "aladin": {"distillation": {"weight": 10.0}},
     }
     train.run(
         name="tiny",
@@ -192,6 +193,10 @@ def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: P
     assert set(figures["unimodal"]) >= {"i2i_ndcg", "t2t_ndcg", "t2t_r1"} and "eccv" not in figures
     low, high = figures["interval"]["rsum"]
     assert low <= figures["rsum"] <= high and "folds" not in figures
+    modes = figures["modes"]
+    assert modes["student"] == {key: figures[key] for key in modes["student"]} and "t2i_r1" in modes["student"]
+    assert modes["teacher"]["rsum"] > 0
+    assert modes["reranked"] == modes["teacher"] | {"candidates": 50}  # more than there are
     assert 0 <= figures["correspondence"]["accuracy"] <= figures["correspondence"]["ceiling"] == 1
     evaluate(trained, tmp_path / "b")
     written = sorted((tmp_path / "a" / "evaluation").iterdir())
@@ -238,6 +243,7 @@ def test_a_diverged_run_stops_the_stage_and_is_named(trained: Path, tmp_path: Pa
 
 
 def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
+    told = evaluate(trained, tmp_path)["modes"]
     found = cost.run(
         name="tiny",
         manifest=trained / "demo" / "manifest" / "manifest.jsonl",
@@ -248,6 +254,7 @@ def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
         device="cpu",
         repeats=1,
         candidates=(1000, 20_000),
+        metrics=tmp_path / "metrics.json",
         out=tmp_path / "cost.json",
     )
     assert json.loads((tmp_path / "cost.json").read_text()) == found
@@ -255,4 +262,6 @@ def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
     for figures in (found["encode_ms"], found["search_ms"], found["cross_attention_ms"]):
         assert all(value > 0 for value in figures.values())
     text = cost.table(found)
-    assert "20,000" in text and "tiny" in text
+    assert "20,000" in text and "tiny" in text and "reranked: " in text
+    assert {mode: figures["rsum"] for mode, figures in found["modes"].items()} == {m: told[m]["rsum"] for m in told}
+    assert all(figures["query_ms"] > 0 for figures in found["modes"].values())

@@ -51,6 +51,21 @@ def test_selfalign_is_compared_with_the_same_base() -> None:
     assert set(aligned["selfalign"]) == {"concept", "context"}
 
 
+def test_an_optional_set_is_turned_on_by_its_alias_and_stands_behind_the_other_runs(tmp_path: Path) -> None:
+    text = (CHECKOUT / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    usual = read_params(CHECKOUT / "params.yaml")
+    assert usual.optional
+    for key, added in usual.optional.items():
+        assert not added.keys() & usual.runs.keys()
+        path.write_text(text.replace("  <<: []", f"  <<: [*{key}]"), encoding="utf-8")
+        assert list(read_params(path).runs) == [*usual.runs, *added]
+        for name in added:
+            with pytest.raises(InputError, match=rf"optional set {key}.*add \*{key} to the list"):
+                usual.run(name)
+            assert read_params(path).run(name).dataset in usual.datasets
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [

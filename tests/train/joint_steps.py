@@ -19,8 +19,10 @@ BASES = {
     "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2, "caption_decoder": {"dim": 16}},
     "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3, "dropout": 0.0},
     "vse_infinity": {"name": "vse_infinity", "dim": 16, "position_dim": 4},
+    "transformer": {"name": "transformer", "dim": 16, "layers": 1, "heads": 2, "head_layers": 1, "dropout": 0.0},
 }
 SELFALIGN = {"concept": {"num_concepts": 8, "frozen_epochs": 0}, "context": {}, "word_region": {}, "bag": {}}
+ALADIN = {"distillation": {"mode": "mse"}}
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -48,7 +50,8 @@ def made_model(base: str, chunks: int = 1, **changes) -> RetrievalModel:
     torch.manual_seed(0)
     text = {"reads": "tokens", "word_dim": 8}
     base_settings = {**BASES[base], **changes}
-    settings = RunSettings(dataset="x", epochs=1, base=base_settings, text=text, triplet={}, selfalign=SELFALIGN)
+    added = {"selfalign": SELFALIGN, "aladin": ALADIN}
+    settings = RunSettings(dataset="x", epochs=1, base=base_settings, text=text, triplet={}, **added)
     model = build_model(settings, feature_dim=12, vocabulary_size=20).double().train()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):

@@ -13,10 +13,11 @@ BASES = {
     "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2, "caption_decoder": {"dim": 16}},
     "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3},
     "vse_infinity": {"name": "vse_infinity", "dim": 16, "position_dim": 4},
+    "transformer": {"name": "transformer", "dim": 16, "layers": 2, "heads": 2, "head_layers": 1, "positions": 40},
 }
 
 
-def settings(base: str, selfalign=None) -> RunSettings:
+def settings(base: str, selfalign=None, aladin=None) -> RunSettings:
     return RunSettings(
         dataset="x",
         epochs=1,
@@ -24,6 +25,7 @@ def settings(base: str, selfalign=None) -> RunSettings:
         text={"reads": "tokens", "word_dim": 8},
         triplet={},
         selfalign=selfalign,
+        aladin=aladin,
     )
 
 
@@ -85,14 +87,14 @@ def test_an_embedding_does_not_depend_on_its_batch(base, selfalign):
 @pytest.mark.parametrize("base", BASES)
 def test_losses_do_not_see_padding(base):
     torch.manual_seed(0)
-    model = build_model(settings(base, EVERYTHING), feature_dim=12, vocabulary_size=20).eval()
+    model = build_model(settings(base, EVERYTHING, {"distillation": {}}), feature_dim=12, vocabulary_size=20).eval()
     lengths = [5, 1, 9]
     narrow, wide = (
         model.losses(model(region_batch(lengths, width), word_batch(lengths, width)), torch.arange(3), 0)
         for width in (9, 30)
     )
-    own = {"vsrn": {"generation"}, "camera": {"diversity"}, "vse_infinity": set()}
-    assert set(narrow) == {"triplet", "lca", "cra", "word_region"} | own[base]
+    own = {"vsrn": {"generation"}, "camera": {"diversity"}, "vse_infinity": set(), "transformer": set()}
+    assert set(narrow) == {"triplet", "lca", "cra", "word_region", "alignment", "distillation"} | own[base]
     for name in narrow:
         torch.testing.assert_close(narrow[name], wide[name], rtol=1e-5, atol=1e-6)
 

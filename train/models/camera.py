@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from train.batches import RegionBatch
 from train.masking import MaskedBatchNorm, masked_mean
-from train.models.encoding import Encoded
+from train.models.encoding import Encoded, Locals
 from train.settings import CameraSettings
 
 
@@ -75,6 +75,10 @@ class CameraImages(nn.Module):
         self.summarization = Summarization(dim, settings.views)
         nn.init.xavier_uniform_(self.projection.weight)
 
+    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
+        """The parts that make an image's locals of this kind."""
+        return (self.projection,) if locals_ == "projected" else (self.projection, self.position, self.attention)
+
     def forward(self, batch: RegionBatch) -> Encoded:
         projected = F.normalize(self.projection(batch.features), dim=-1)
         positions = self.position(box_geometry(batch.boxes, batch.image_size)).sigmoid()
@@ -104,6 +108,10 @@ class CameraCaptions(nn.Module):
         self.gru = None if ordered else nn.GRU(dim, dim, batch_first=True)
         self.attention = GatedSelfAttention(dim, settings.heads, settings.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(dim, dim))
+
+    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
+        """The parts that make a caption's locals of this kind, beside the words."""
+        return (self.projection,) if locals_ == "projected" else (self.projection, self.gru, self.attention, self.mlp)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
         projected = self.projection(words)

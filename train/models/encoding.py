@@ -1,11 +1,14 @@
 """What a model makes of one side of a batch: for search, for the losses, and for looking at."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from train.precision import sum_dtype
+
+Locals = Literal["projected", "contextual"]  # `Encoded.locals` or `Encoded.contextual`
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,33 @@ from extract.text.vocabulary import MARKS
 from extract.text_encoder import load_encoder
 from manifests.errors import InputError
 from train.batches import RegionBatch, WordBatch
-from train.losses import alignment_scores, all_pairs_triplet, diversity, hardest_triplet, info_nce
+from train.losses import (
+    affine_mse,
+    alignment_scores,
+    all_pairs_triplet,
+    diversity,
+    hardest_triplet,
+    info_nce,
+    listnet,
+    ordinal,
+)
 from train.masking import masked_mean
 from train.models.camera import CameraCaptions, CameraImages
 from train.models.caption_decoder import CaptionDecoder
 from train.models.encoding import Encoded, Encoding, similarity
+from train.models.transformer import SharedTransformer, TransformerCaptions, TransformerImages
 from train.models.vse_infinity import VSEInfinityCaptions, VSEInfinityImages
 from train.models.vsrn import VSRNCaptions, VSRNImages
 from train.models.words import CachedStates, Transformer, WordEmbedding
 from train.selfalign import ConceptAlignment, ConceptBag, ContextAggregation, context_alignment_loss
-from train.settings import CameraSettings, ConceptSettings, RunSettings, VSEInfinitySettings
+from train.settings import (
+    AladinSettings,
+    CameraSettings,
+    ConceptSettings,
+    RunSettings,
+    TransformerSettings,
+    VSEInfinitySettings,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,6 +121,10 @@ class RetrievalModel(nn.Module):
         elif isinstance(base, VSEInfinitySettings):
             self.image_encoder = VSEInfinityImages(base, feature_dim)
             self.caption_encoder = VSEInfinityCaptions(base, width, ordered)
+        elif isinstance(base, TransformerSettings):
+            shared = SharedTransformer(base, words.encoder if isinstance(words, Transformer) else None)
+            self.image_encoder = TransformerImages(base, feature_dim, shared)
+            self.caption_encoder = TransformerCaptions(base, width, ordered, shared)
         else:
             self.image_encoder = VSRNImages(base, feature_dim)
             self.caption_encoder = VSRNCaptions(base, width)
@@ -134,6 +155,8 @@ class RetrievalModel(nn.Module):
         self.image_context = ContextAggregation(dim) if context else None
         self.caption_context = ContextAggregation(dim) if context else None
         self.bag = ConceptBag(dim, bag.num_concepts, bag.temperature, bag.codebook) if bag else None
+        taught = settings.aladin and settings.aladin.distillation
+        self.affine = nn.Parameter(torch.tensor([0.5, 0.5])) if taught and taught.mode == "mse" else None
 
     @property
     def text_record(self) -> dict[str, Any]:
@@ -165,6 +188,11 @@ class RetrievalModel(nn.Module):
         mean = masked_mean(context.locals, encoded.mask)
         return _encoding(encoded, context.fused, mean, bag, locals_=context.locals, guided=context.guided)
 
+    def aligned(self, encoding: Encoding) -> Tensor:
+        """The locals ``[B, N, D]`` that ALADIN's teacher compares; those before context where there is no teacher."""
+        aladin = self.settings.aladin
+        return encoding.contextual if aladin and aladin.alignment.locals == "contextual" else encoding.locals
+
     def forward(self, regions: RegionBatch, words: WordBatch) -> Pairs:
         """Encode B matching pairs for `losses`; the only part that has a batch's size in memory many times over."""
         images, captions = self.encode_images(regions), self.encode_captions(words)
@@ -192,6 +220,8 @@ class RetrievalModel(nn.Module):
             terms["diversity"] = settings.base.diversity * diversity(images.view_weights, images.mask)
         if pairs.generation is not None:
             terms["generation"] = settings.base.caption_decoder.weight * pairs.generation.mean()
+        if settings.aladin:
+            terms |= self._aladin_losses(settings.aladin, pairs, scores, same, epoch)
         aligned = settings.selfalign
         if aligned is None:
             return terms
@@ -214,11 +244,48 @@ class RetrievalModel(nn.Module):
             )  # fmt: skip
         return terms
 
+    def settle(self, epoch: int) -> None:
+        """Put a teacher that is frozen in `epoch` into evaluation mode; call it after ``train()``."""
+        for module in self._frozen(epoch):
+            module.eval()
+
     def freeze_gradients(self, epoch: int) -> None:
-        """Drop the gradients that `epoch` doesn't use yet; call it after backward, before clipping."""
+        """Drop the gradients of what `epoch` doesn't move; call it after backward, before clipping."""
         concept = self.settings.selfalign and self.settings.selfalign.concept
         if concept and epoch < concept.start_epoch + concept.frozen_epochs:
             self.concept.codebook.grad = None
+        for module in self._frozen(epoch):
+            module.zero_grad(set_to_none=True)
+
+    def _frozen(self, epoch: int) -> list[nn.Module]:
+        """All that makes the teacher's scores, where `epoch` has a frozen teacher."""
+        aladin = self.settings.aladin
+        if not (aladin and _frozen_teacher(aladin, epoch)):
+            return []
+        kind = aladin.alignment.locals
+        parts = (self.words, *self.image_encoder.makers(kind), *self.caption_encoder.makers(kind))
+        return [part for part in parts if part is not None]
+
+    def _aladin_losses(
+        self, settings: AladinSettings, pairs: Pairs, student: Tensor, same: Tensor, epoch: int
+    ) -> dict[str, Tensor]:
+        alignment, distillation = settings.alignment, settings.distillation
+        images, captions = pairs.images, pairs.captions
+        frozen = _frozen_teacher(settings, epoch)
+        with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
+            teacher = alignment_scores(self.aligned(images), self.aligned(captions), images.mask, captions.mask)
+        terms = {}
+        if not frozen:
+            ranking = all_pairs_triplet if epoch < alignment.all_negatives_epochs else hardest_triplet
+            ranked = teacher / captions.mask.sum(1) if alignment.over_words == "mean" else teacher
+            terms["alignment"] = alignment.weight * ranking(ranked, alignment.margin, same)
+        if distillation and epoch >= distillation.start_epoch:
+            if distillation.mode == "listnet":
+                loss = listnet(teacher, student, distillation.scale)
+            else:
+                loss = ordinal(teacher, student) if self.affine is None else affine_mse(teacher, student, self.affine)
+            terms["distillation"] = distillation.weight * loss
+        return terms
 
     def _concept_loss(self, settings: ConceptSettings, pairs: Pairs) -> Tensor:
         images, captions = pairs.images, pairs.captions
@@ -230,6 +297,11 @@ class RetrievalModel(nn.Module):
             tags = torch.tensor([POS_NAMES.index(tag) for tag in settings.parts_of_speech], device=words.device)
             chosen = torch.isin(pairs.pos, tags)
         return self.concept(regions, words, captions.mask, images.mask, chosen)
+
+
+def _frozen_teacher(settings: AladinSettings, epoch: int) -> bool:
+    taught = settings.distillation
+    return taught is not None and taught.teacher == "frozen" and epoch >= taught.start_epoch
 
 
 def _encoding(

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from train.batches import RegionBatch
 from train.masking import MaskedBatchNorm
-from train.models.encoding import Encoded
+from train.models.encoding import Encoded, Locals
 from train.settings import VSEInfinitySettings
 
 SHARPNESS = 0.1  # temperature of the places' weights, as in the authors' code
@@ -60,6 +60,10 @@ class VSEInfinityImages(nn.Module):
         self.pooling = GeneralizedPooling(settings.position_dim)
         nn.init.xavier_uniform_(self.projection.weight)
 
+    def makers(self, _locals: Locals) -> tuple[nn.Module | None, ...]:
+        """The parts that make an image's locals, which are the same before and after context: there is none."""
+        return self.projection, self.hidden, self.norm, self.out
+
     def forward(self, batch: RegionBatch) -> Encoded:
         hidden = self.norm(self.hidden(batch.features), batch.mask).relu()
         projected = self.projection(batch.features) + self.out(hidden)
@@ -81,6 +85,10 @@ class VSEInfinityCaptions(nn.Module):
         self.forth = None if ordered else nn.GRU(dim, dim, batch_first=True)
         self.back = None if ordered else nn.GRU(dim, dim, batch_first=True)
         self.pooling = GeneralizedPooling(settings.position_dim)
+
+    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
+        """The parts that make a caption's locals of this kind, beside the words."""
+        return (self.projection,) if locals_ == "projected" else (self.projection, self.forth, self.back)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
         projected = self.projection(words)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from train.batches import RegionBatch
 from train.masking import BatchNorm, MaskedBatchNorm
-from train.models.encoding import Encoded
+from train.models.encoding import Encoded, Locals
 from train.settings import VSRNSettings
 
 
@@ -45,6 +45,10 @@ class VSRNImages(nn.Module):
         self.norm = BatchNorm(dim)
         nn.init.xavier_uniform_(self.projection.weight)
 
+    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
+        """The parts that make an image's locals of this kind."""
+        return (self.projection,) if locals_ == "projected" else (self.projection, self.reasoning)
+
     def forward(self, batch: RegionBatch) -> Encoded:
         projected = F.normalize(self.projection(batch.features), dim=-1)
         x = projected
@@ -67,6 +71,10 @@ class VSRNCaptions(nn.Module):
         super().__init__()
         self.projection = nn.Linear(width, settings.dim)
         self.gru = nn.GRU(settings.dim, settings.dim, batch_first=True)
+
+    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
+        """The parts that make a caption's locals of this kind, beside the words."""
+        return (self.projection,) if locals_ == "projected" else (self.projection, self.gru)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
         projected = self.projection(words)

@@ -1,0 +1,137 @@
+"""ALADIN's teacher as scores to rank by: every word of a caption takes its most similar region of an image.
+
+The locals of a split are computed once, without padding; scores of all pairs are made from them, some MB at a time
+(`train.losses.alignment_scores`), and never the cosines of all words with all regions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.embed import batches, distinct
+from eval.scores import require_finite_scale, rounding
+from train.data import RetrievalData
+from train.losses import alignment_scores
+from train.models import Encoding, RetrievalModel
+
+IMAGES = 64  # scored at a time
+COSINES = 1 << 25  # made by one call, which holds a sixteenth of them
+EXACT_NUMBERS = 1 << 21  # float64 numbers of pairs scored one by one
+
+
+@dataclass(frozen=True)
+class Locals:
+    """Regions of N images, or words of N captions: item n has `vectors[first[n] : first[n] + count[n]]`.
+
+    `vectors [M, D]` float32, on any device; `first`, `count` int64 `[N]`; equal items may share their vectors.
+    """
+
+    vectors: Tensor
+    first: np.ndarray
+    count: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def padded(self, items: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """The vectors `[B, N, D]` of some items, and where there are any `[B, N]`."""
+        first, count = (torch.from_numpy(np.ascontiguousarray(column[items])) for column in (self.first, self.count))
+        place = torch.arange(int(count.max()))
+        mask = place < count[:, None]
+        rows = torch.where(mask, first[:, None] + place, 0).to(self.vectors.device)
+        mask = mask.to(self.vectors.device)
+        return self.vectors[rows] * mask[..., None], mask
+
+    def part(self, items: slice) -> "Locals":
+        return Locals(self.vectors, self.first[items], self.count[items])
+
+
+class Alignments:
+    """`eval.scores.Scores` of N images' regions and C captions' words, of any length: cosines are taken.
+
+    Parameters
+    ----------
+    mean : over a caption's words; else their sum.
+    """
+
+    views = 1
+
+    def __init__(self, regions: Locals, words: Locals, mean: bool = False):
+        self.regions, self.words, self.mean = regions, words, mean
+        self.num_images, self.num_captions = len(regions), len(words)
+        self._most_words = int(words.count.max())
+        finite = all(bool(side.vectors.isfinite().all()) for side in (regions, words))
+        self.largest = require_finite_scale(1.001 * (1 if mean else self._most_words) if finite else np.inf)
+
+    def tolerance(self, precision: torch.dtype) -> float:
+        """The most by which a `block` is off: a caption's words' errors, added up."""
+        return rounding(self.words.vectors.shape[1] + self._most_words, self.largest, precision)
+
+    @torch.inference_mode()
+    def block(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> np.ndarray:
+        """The scores `[I, C]` of some images and captions; float64 for float64, otherwise float32."""
+        images, captions = (
+            range(*part.indices(n)) for part, n in ((images, len(self.regions)), (captions, len(self.words)))
+        )
+        found = np.empty((len(images), len(captions)), np.float64 if precision == torch.float64 else np.float32)
+        for top in range(0, len(images), IMAGES):
+            regions, region_mask = self.regions.padded(np.array(images[top : top + IMAGES]))
+            regions = regions.to(precision)
+            step = max(1, COSINES // (region_mask.numel() * self._most_words))
+            for left in range(0, len(captions), step):
+                words, word_mask = self.words.padded(np.array(captions[left : left + step]))
+                scores = alignment_scores(regions, words.to(precision), region_mask, word_mask)
+                if self.mean:
+                    scores = scores / word_mask.sum(1)
+                found[top : top + IMAGES, left : left + step] = scores.cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def exact(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """The scores of M pairs in float64, `[M]`."""
+        found = np.empty(len(images))
+        each = (int(self.regions.count.max()) + self._most_words) * self.words.vectors.shape[1]
+        step = max(1, EXACT_NUMBERS // each)
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            (regions, region_mask), (words, word_mask) = (
+                side.padded(items[part]) for side, items in ((self.regions, images), (self.words, captions))
+            )
+            regions, words = (torch.nn.functional.normalize(x.cpu().double(), dim=-1) for x in (regions, words))
+            cosines = (words @ regions.transpose(1, 2)).masked_fill(~region_mask.cpu()[:, None], -1)
+            best = cosines.amax(2).clamp(min=0)
+            found[part] = (best * word_mask.cpu()).sum(1).numpy()
+        return found / self.words.count[captions] if self.mean else found
+
+    def part(self, images: slice, captions: slice) -> "Alignments":
+        """The scores of some images and captions only."""
+        return Alignments(self.regions.part(images), self.words.part(captions), self.mean)
+
+
+@torch.inference_mode()
+def embed_locals(model: RetrievalModel, data: RetrievalData, batch_size: int, *, quiet: bool = False) -> Alignments:
+    """The word-region scores of `data` by a model with ALADIN, in evaluation mode: its locals, on its device."""
+    device = next(model.parameters()).device
+    texts = [data.caption_text(caption) for caption in range(data.num_captions)]
+
+    def locals_of(encode: Callable[[list[int]], Encoding], contents: list[str], unit: str) -> Locals:
+        items, rows = distinct(contents, unit)
+        vectors, counts = [], []
+        for batch in batches(encode, items, batch_size, unit, quiet):
+            vectors.append(model.aligned(batch)[batch.mask].float())
+            counts.append(batch.mask.sum(1).cpu().numpy())
+        count = np.concatenate(counts)
+        return Locals(torch.cat(vectors), (np.cumsum(count) - count)[rows], count[rows])
+
+    return Alignments(
+        locals_of(
+            lambda rows: model.encode_images(data.region_batch(rows).to(device)),
+            [image.sha256 for image in data.images],
+            "images",
+        ),
+        locals_of(lambda rows: model.encode_captions(data.word_batch(rows).to(device)), texts, "captions"),
+        model.settings.aladin.alignment.over_words == "mean",
+    )

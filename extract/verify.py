@@ -18,7 +18,9 @@ from extract.stores.hdf5 import MappedHDF5
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
 from extract.stores.regions import FAILURES, INDEX, SCHEMA
+from extract.stores.teachers import FORMAT as TEACHERS
 from extract.verify_pack import verify_pack, verify_tokens
+from extract.verify_teachers import verify_teachers
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import read_rows
@@ -63,7 +65,7 @@ class _Index(BaseModel):
 
 
 def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verification:
-    """Verify a region store, the folder of its WebDataset shards, or a token store.
+    """Verify a region store, the folder of its WebDataset shards, a token store or a teacher store.
 
     Parameters
     ----------
@@ -80,9 +82,18 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
         verify_pack(found, rows)
     elif (store / "tokens.h5").exists():
         verify_tokens(found, rows)
+    elif _is_of_teachers(store):
+        verify_teachers(found, rows)
     else:
         _verify_regions(found, rows)
     return found
+
+
+def _is_of_teachers(store: Path) -> bool:
+    try:
+        return read_recipe(store)[0].get("format") == TEACHERS
+    except (ValueError, RecursionError, AttributeError):
+        return False
 
 
 def _verify_regions(found: Verification, rows: list[ImageRow] | None) -> None:

@@ -14,11 +14,12 @@ from extract.text.parts_of_speech import POS_NAMES
 from extract.text.vocabulary import MARKS
 from extract.text_encoder import load_encoder
 from manifests.errors import InputError
-from train.batches import RegionBatch, WordBatch
+from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.losses import alignment_scores, all_pairs_triplet, diversity, hardest_triplet, info_nce
 from train.masking import masked_mean
 from train.models.camera import CameraCaptions, CameraImages
 from train.models.caption_decoder import CaptionDecoder
+from train.models.cusa import SoftLabelAlignment
 from train.models.encoding import Encoded, Encoding, similarity
 from train.models.vse_infinity import VSEInfinityCaptions, VSEInfinityImages
 from train.models.vsrn import VSRNCaptions, VSRNImages
@@ -134,6 +135,8 @@ class RetrievalModel(nn.Module):
         self.image_context = ContextAggregation(dim) if context else None
         self.caption_context = ContextAggregation(dim) if context else None
         self.bag = ConceptBag(dim, bag.num_concepts, bag.temperature, bag.codebook) if bag else None
+        whole = dim + (2 * dim if context else 0) + (bag.num_concepts if bag else 0)
+        self.cusa = SoftLabelAlignment(settings.cusa, whole) if settings.cusa else None
 
     @property
     def text_record(self) -> dict[str, Any]:
@@ -173,13 +176,16 @@ class RetrievalModel(nn.Module):
             generation = self.caption_decoder(images.contextual, images.mask, words.words, words.mask)
         return Pairs(images, captions, words.pos, generation)
 
-    def losses(self, pairs: Pairs, image: Tensor, epoch: int) -> dict[str, Tensor]:
+    def losses(
+        self, pairs: Pairs, image: Tensor, epoch: int, teachers: TeacherBatch | None = None
+    ) -> dict[str, Tensor]:
         """The weighted loss terms of B matching pairs; their sum is the loss.
 
         Parameters
         ----------
         image : int64 ``[B]``, which image each pair is of: captions of one image are not each other's negatives.
         epoch : from 0; decides between all and hardest negatives, and which terms are on yet.
+        teachers : of the same pairs, for a run with CUSA.
         """
         settings, images, captions = self.settings, pairs.images, pairs.captions
         same = image[:, None] == image[None, :]
@@ -192,6 +198,8 @@ class RetrievalModel(nn.Module):
             terms["diversity"] = settings.base.diversity * diversity(images.view_weights, images.mask)
         if pairs.generation is not None:
             terms["generation"] = settings.base.caption_decoder.weight * pairs.generation.mean()
+        if self.cusa is not None:
+            terms |= self.cusa(images, captions, scores, same, teachers)
         aligned = settings.selfalign
         if aligned is None:
             return terms

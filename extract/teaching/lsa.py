@@ -27,7 +27,7 @@ class LatentSemantics:
     Parameters
     ----------
     texts, train : the captions, and which of them the words and the projection are learned from.
-    dim : at most; there are no more than words.
+    dim : at most; there are no more than the train split's captions say different things.
 
     Raises
     ------
@@ -48,9 +48,9 @@ class LatentSemantics:
         self._place = {word: place for place, word in enumerate(listed)}
         # Behind the words stands what is none of them, so that no train caption is empty.
         self._width = len(listed) + 1
-        self.dim = min(dim, len(listed))
+        self._idf, self._projection = self._fit(train, dim)
+        self.dim = self._projection.shape[1]
         self.recipe = {"name": LSA, "dim": self.dim, "words": WORDS, "weights": "tf-idf of the train split"}
-        self._idf, self._projection = self._fit(train)
 
     def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of consecutive rows; a caption without any known word is zeros."""
@@ -58,7 +58,7 @@ class LatentSemantics:
             batch = list(range(first, min(first + _BATCH, rows.stop)))
             yield batch, (self._weighted(batch) @ self._projection).astype(np.float32)
 
-    def _fit(self, train: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _fit(self, train: Sequence[int], dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Weights ``[V]`` of the words and the projection ``[V, W]``."""
         with_word, products = np.zeros(self._width), np.zeros((self._width, self._width))
         parts = [train[first : first + _BATCH] for first in range(0, len(train), _BATCH)]
@@ -68,10 +68,11 @@ class LatentSemantics:
         for part in progress(parts, what=f"teachers: {LSA}", unit="batches"):
             weighted = self._weighted(part)
             products += weighted.T @ weighted
-        _, vectors = np.linalg.eigh(products)
-        leading = vectors[:, ::-1][:, : self.dim]
+        squares, vectors = np.linalg.eigh(products)
+        # Beyond the captions' rank directions are arbitrary.
+        leading = vectors[:, squares > 1e-9 * squares[-1]][:, ::-1][:, :dim]
         # Their signs are free: the largest number is made positive.
-        signs = np.sign(leading[np.abs(leading).argmax(0), np.arange(self.dim)])
+        signs = np.sign(leading[np.abs(leading).argmax(0), np.arange(leading.shape[1])])
         return self._idf, leading * signs
 
     def _weighted(self, captions: Sequence[int]) -> np.ndarray:

@@ -91,7 +91,7 @@ class VisionTeacher:
         return [row for row, _ in batch], found
 
     def _read(self, row: int) -> Tensor:
-        return self._prepared(read_picture(self.images, self.rows[row]))
+        return self._prepared(read_picture(self.images, self.rows[row]).copy())
 
     def _prepared(self, rgb: np.ndarray) -> Tensor:
         return self._prepare(images=rgb, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]

@@ -5,21 +5,21 @@ the network; pictures of one shape share a batch, and which ones do depends on t
 so that equal machines give equal bytes.
 """
 
-import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from extract.detectors import load_detector
-from extract.images import UnreadableImage, decode
+from extract.images import UnreadableImage
+from extract.pictures import ahead, read_picture
 from extract.settings import RegionSettings
 from extract.stores.norms import Norms
 from extract.stores.regions import SCHEMA, Regions, write_shard
@@ -32,13 +32,11 @@ from manifests.schema import ImageRow, read_manifest
 PENDING_BATCHES = 4
 TIMES = ("read", "compute", "write")
 
-T, U = TypeVar("T"), TypeVar("U")
-
 
 def _code() -> dict[str, str]:
     here = Path(__file__).parent
     rooms = [*sorted((here / "detectors").glob("*.py")), *sorted((here / "stores").glob("*.py"))]
-    files = [Path(__file__), here / "images.py", here / "selection.py", *rooms]
+    files = [Path(__file__), here / "images.py", here / "pictures.py", here / "selection.py", *rooms]
     return {str(file.relative_to(here)): sha256(file) for file in files}
 
 
@@ -186,7 +184,7 @@ class Shards:
                 running.append(network.submit(self._detect, waiting.pop(shape), seconds))
                 collect(streams)
 
-            pictures = _ahead(readers, self._read, rows, (streams + 1) * self.batch_size)
+            pictures = ahead(readers, self._read, rows, (streams + 1) * self.batch_size)
             for number, row in enumerate(rows):
                 with _timed(seconds, "read"):
                     try:
@@ -214,22 +212,7 @@ class Shards:
         return dict(zip((number for number, *_ in batch), found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:
-        path = self.images / row.path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"image {row.id!r} is in the manifest but can't be opened ({error.strerror})",
-                where=path,
-                fix="restore the picture, or run the manifest stage again",
-            ) from error
-        if hashlib.sha256(data).hexdigest() != row.sha256:
-            raise InputError(
-                f"image {row.id!r} has changed since the manifest was made",
-                where=path,
-                fix="run the manifest stage again: `dvc repro manifest@<data set>`",
-            )
-        rgb = decode(data)
+        rgb = read_picture(self.images, row)
         return self.detector.prepare(rgb), (rgb.shape[1], rgb.shape[0])
 
     def _failure(self, row: ImageRow, error: UnreadableImage) -> dict[str, str]:
@@ -268,13 +251,3 @@ class _timed:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.what] += time.perf_counter() - self.start
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], U], items: Iterable[T], ahead: int) -> Iterator[Future[U]]:
-    """Futures of ``work(item)`` in order, never more than `ahead` of them unread."""
-    futures: deque[Future[U]] = deque()
-    for item in items:
-        futures.append(pool.submit(work, item))
-        if len(futures) == ahead:
-            yield futures.popleft()
-    yield from futures

@@ -5,8 +5,6 @@ both see the same states.
 """
 
 import inspect
-import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,95 +12,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from extract.hub import Kind, find_model, load_model, model_recipe
 from manifests.errors import InputError
-from manifests.files import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # They count positions from behind the padding's number.
 _SHIFTED = ("roberta", "xlm-roberta", "roberta-prelayernorm", "camembert", "mpnet", "data2vec-text", "longformer")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_ENCODER = Kind("encoder", "bert-base-uncased", "config.json model.safetensors tokenizer.json tokenizer_config.json")
 
 
 def find_encoder(model: str, revision: str | None = None) -> Path:
-    """The folder of an encoder: `model` itself, or what the Hugging Face cache holds of that hub name.
-
-    Raises
-    ------
-    InputError : it is in neither place, or without its config.json or safetensors weights.
-    """
-    from huggingface_hub import constants, snapshot_download
-
-    folder = Path(model)
-    if not folder.is_dir():
-        cache = Path(constants.HF_HUB_CACHE)
-        looked = f"encoder {model!r}, looked for as folder {folder.absolute()} and in the Hugging Face cache {cache}"
-        if not _HUB_NAME.fullmatch(model):
-            raise InputError("no such folder, and no name of the hub", where=looked, fix=_fetch(model))
-        try:
-            folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        except OSError as error:
-            raise InputError("it is not on this machine", where=looked, fix=_fetch(model, revision)) from error
-    else:
-        looked = f"encoder {model!r}, folder {folder.absolute()}"
-    missing = [name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))]
-    if missing:
-        raise InputError(f"it lacks {' and '.join(missing)}", where=looked, fix=_fetch(model, revision))
-    return folder
-
-
-def _fetch(model: str, revision: str | None = None) -> str:
-    """What to do about an encoder that isn't here."""
-    options = f" --revision {shlex.quote(revision)}" if revision else ""
-    if not _HUB_NAME.fullmatch(model):
-        options += f" --local-dir {shlex.quote(model)}"
-        model = "bert-base-uncased"
-    files = "config.json model.safetensors tokenizer.json tokenizer_config.json"
-    return (
-        f"fetch it beforehand, for instance `hf download {shlex.quote(model)} {files}{options}`, or name a "
-        "folder that save_pretrained wrote"
-    )
+    """The folder of an encoder (`extract.hub.find_model`)."""
+    return find_model(model, revision, _ENCODER)
 
 
 def encoder_recipe(model: str, revision: str | None = None) -> dict[str, Any]:
-    """What says which encoder it is: its name without where it lies, and sha256 of its configuration and weights."""
-    folder = find_encoder(model, revision)
-    files = sorted(folder.glob("*.safetensors"))
-    return {
-        "name": Path(model).name,
-        "config_sha256": sha256(folder / "config.json"),
-        "weights_sha256": {file.name: sha256(file) for file in files},
-    }
+    """What says which encoder it is."""
+    return model_recipe(model, find_encoder(model, revision))
 
 
-def load_encoder(model: str, revision: str | None = None) -> "PreTrainedModel":
-    """The encoder `model` in float32, in evaluation mode.
-
-    Raises
-    ------
-    InputError : it isn't there (`find_encoder`), it doesn't load, or its weights are incomplete.
-    """
-    from transformers import AutoModel
-
-    folder = find_encoder(model, revision)
-    where = f"encoder {model!r} in {folder}"
-    try:
-        loaded, info = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise InputError(f"it doesn't load ({error})", where=where, fix=_fetch(model, revision)) from error
-    random = sorted(name for name in info["missing_keys"] if "pooler" not in name.split("."))
-    if random:
-        raise InputError(
-            f"its weights lack {len(random)} tensors, the first {random[0]!r}", where=where, fix=_fetch(model, revision)
-        )
-    return loaded.float().eval()
+def load_encoder(model: str, revision: str | None = None, kind: Kind = _ENCODER) -> "PreTrainedModel":
+    """The encoder `model` (`extract.hub.load_model`); its pooler, which no state depends on, may lack weights."""
+    return load_model(model, revision, kind, spare="pooler")
 
 
 def encoder_of(config: Mapping[str, Any]) -> "PreTrainedModel":

@@ -26,10 +26,8 @@ from manifests.progress import progress
 
 _HERE = Path(__file__).parent
 # The source files that decide the bytes of a shard: shards staged by other code are not continued.
-_CODE = {
-    name: sha256(_HERE / name)
-    for name in ("text_features.py", "text_encoder.py", "stores/text_features.py", "stores/tokens.py", "stores/hdf5.py")
-}
+_STORES = ("stores/text_features.py", "stores/tokens.py", "stores/hdf5.py")
+_CODE = {name: sha256(_HERE / name) for name in ("text_features.py", "text_encoder.py", "hub.py", *_STORES)}
 
 
 def run(

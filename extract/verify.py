@@ -18,8 +18,10 @@ from extract.stores.hdf5 import MappedHDF5
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
 from extract.stores.regions import FAILURES, INDEX, SCHEMA
+from extract.stores.teachers import FORMAT as TEACHERS
 from extract.stores.text_features import FORMAT as TEXT_FEATURES
 from extract.verify_pack import verify_pack, verify_text_features, verify_tokens
+from extract.verify_teachers import verify_teachers
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import read_rows
@@ -85,7 +87,7 @@ def _is_store(folder: Path) -> bool:
 
 
 def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verification:
-    """Verify a region store, the folder of its WebDataset shards, a token store or a text feature store.
+    """Verify a region store, the folder of its WebDataset shards, or a token, text feature or teacher store.
 
     Parameters
     ----------
@@ -104,6 +106,8 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
         verify_tokens(found, rows)
     elif _recipe_format(store) == TEXT_FEATURES:
         verify_text_features(found)
+    elif _recipe_format(store) == TEACHERS:
+        verify_teachers(found, rows)
     else:
         _verify_regions(found, rows)
     return found

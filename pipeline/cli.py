@@ -149,6 +149,29 @@ def text_features(dataset: str) -> None:
 
 @main.command()
 @click.argument("dataset")
+def teachers(dataset: str) -> None:
+    """Let uni-modal teachers look once at DATASET's images and captions."""
+    from extract.teachers import run
+
+    params, machine = read_params(), Machine.from_environment()
+    settings = params.teacher(dataset)
+    run(
+        dataset=dataset,
+        manifest=places.manifest(dataset),
+        regions=places.regions(dataset),
+        images=params.image_roots[dataset],
+        settings=settings,
+        out=places.teachers(dataset),
+        staging=machine.staging,
+        device=machine.torch_device(),
+        batch_size=machine.batch,
+        caption_batch=machine.encode_batch,
+        readers=machine.readers,
+    )
+
+
+@main.command()
+@click.argument("dataset")
 def pack(dataset: str) -> None:
     """Pack DATASET's regions and captions into WebDataset shards."""
     from extract.pack import run
@@ -185,6 +208,7 @@ def train(run: str) -> None:
         out=places.model(run),
         curves=places.curves(run),
         text_features=_text_features(settings),
+        teachers=places.teachers(settings.dataset) if settings.labels == "teachers" else None,
         staging=machine.staging,
         device=machine.torch_device(),
         checkpoint_minutes=machine.checkpoint_minutes,
@@ -350,8 +374,8 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
 @click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
 @click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
-    """Check a STORE (regions, tokens, text_features, pack), or all stores of a data set's folder: checksums, arrays,
-    boxes, and every image of its manifest."""
+    """Check a STORE (regions, tokens, text_features, teachers, pack), or all stores of a data set's folder: checksums,
+    arrays, boxes, and every image of its manifest."""
     from extract.verify import run, stores_in
 
     unsound = 0

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 
 from eval.settings import EvaluationSettings, ReportSettings
 from extract.settings import About, DetectorTrainingSettings, ImportSettings, PackSettings, RegionSettings
+from extract.teaching.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.settings import DatasetSource, SceneSettings
@@ -62,6 +63,7 @@ class Params(Settings):
     detector: DetectorTrainingSettings
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
     text_features: dict[str, TextFeatureSettings] = Field(description="by data set; those without need no entry")
+    teachers: dict[str, TeacherSettings] = Field({}, description="by data set, for runs with soft labels")
     shared: dict[str, SharedSettings] = {}
     optional: dict[str, dict[str, RunSettings]] = Field({}, description="sets of runs that `runs` may take in")
     runs: dict[str, RunSettings]
@@ -84,6 +86,10 @@ class Params(Settings):
     def text_feature(self, name: str) -> TextFeatureSettings:
         """The text features of the data set `name`; `InputError` with the nearest name otherwise."""
         return _named(self.text_features, "text_features", name)
+
+    def teacher(self, name: str) -> TeacherSettings:
+        """The teachers of the data set `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.teachers, "teachers", name)
 
     @property
     def image_roots(self) -> dict[str, Path]:
@@ -136,6 +142,7 @@ def read_params(path: Path = FILE) -> Params:
                 fix=f"choose one of {', '.join(names)}",
             )
     _check_text(params, path)
+    _check_labels(params, path)
     _check_ensembles(params, path)
     return params
 
@@ -164,6 +171,36 @@ def _check_text(params: Params, path: Path) -> None:
                 f"runs.{name}.text reads text_features, and text_features has no {run.dataset!r}",
                 where=path,
                 fix=f"add `{run.dataset}: {{model: ...}}` below text_features",
+            )
+
+
+def _check_labels(params: Params, path: Path) -> None:
+    """Raise `InputError` for teachers of no data set, or without pictures, and for soft labels that no stage makes."""
+    for name, teacher in params.teachers.items():
+        if name not in params.datasets:
+            raise InputError(
+                f"teachers.{name} is none of the data sets{_nearest(name, params.datasets)}",
+                where=path,
+                fix=f"choose one of {', '.join(params.datasets)}",
+            )
+        if teacher.images.reads == "manifest" and params.datasets[name].source.imported:
+            raise InputError(
+                f"teachers.{name}.images reads pictures, and datasets.{name} was imported without checking any",
+                where=path,
+                fix="set `images: {model: regions-mean, reads: regions}` there",
+            )
+    for name, run in params.runs.items():
+        if "labels" not in run.model_fields_set:
+            raise InputError(
+                f"runs.{name}.labels: field required: DVC's stage train depends on it",
+                where=path,
+                fix="set it to manifest, or to teachers for a run with cusa",
+            )
+        if run.labels == "teachers" and run.dataset not in {*params.teachers, *params.shared}:
+            raise InputError(
+                f"runs.{name}.labels are of teachers, and teachers has no {run.dataset!r}",
+                where=path,
+                fix=f"add `{run.dataset}: {{images: ..., captions: ...}}` below teachers",
             )
 
 

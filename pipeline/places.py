@@ -31,6 +31,10 @@ def text_features(dataset: str) -> Path:
     return DATA / dataset / "text_features"
 
 
+def teachers(dataset: str) -> Path:
+    return DATA / dataset / "teachers"
+
+
 def pack(dataset: str) -> Path:
     return DATA / dataset / "pack"
 

@@ -52,6 +52,14 @@ class WordBatch(_Batch):
     place: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TeacherBatch(_Batch):
+    """What uni-modal teachers make of B pairs: images float32 ``[B, Wv]``, captions ``[B, Wt]``, of length 1."""
+
+    images: Tensor
+    captions: Tensor
+
+
 def region_batch(found: Sequence[Regions]) -> RegionBatch:
     """The regions of some images, padded to the most of them."""
     features, mask = pad([r.features for r in found])

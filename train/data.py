@@ -12,12 +12,13 @@ import torch
 
 from extract.stores.intact import require_intact
 from extract.stores.regions import Regions, RegionStore
+from extract.stores.teachers import TeacherStore
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from extract.text.vocabulary import MARKS
 from manifests.errors import InputError
 from manifests.schema import ImageRow, read_manifest
-from train.batches import RegionBatch, WordBatch, as_float32, pad
+from train.batches import RegionBatch, TeacherBatch, WordBatch, as_float32, pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class RetrievalData:
         is given too.
     vocabulary_size, marks : how many ids words or pieces have, and which of them are a caption's start and end.
     text_dim : of the text features; None without.
+    teacher_store : of soft labels, where `teachers`, the folder of one, is given; else None.
 
     Raises
     ------
@@ -61,11 +63,13 @@ class RetrievalData:
         *,
         pieces: bool = False,
         text_features: Path | None = None,
+        teachers: Path | None = None,
         elsewhere: bool = False,
     ):
         rows = read_manifest(manifest)
-        for store in (regions, tokens, *([text_features] if text_features else [])):
-            require_intact(store)
+        for store in (regions, tokens, text_features, teachers):
+            if store is not None:
+                require_intact(store)
         self.region_store, self.token_store = RegionStore(regions), TokenStore(tokens)
         if self.token_store.image_ids != [row.id for row in rows]:
             raise InputError(
@@ -90,6 +94,11 @@ class RetrievalData:
             raise InputError(f"no image of split {split!r} has regions", where=manifest, fix="give the split images")
         self.images: list[ImageRow] = [row for _, row in kept]
         self._region_rows = [] if elsewhere else [self.region_store.row(row.id) for row in self.images]
+        self.teacher_store = TeacherStore(teachers) if teachers else None
+        self._image_rows = np.array([number for number, _ in kept])
+        if self.teacher_store:
+            self.teacher_store.require_manifest(manifest)
+            self._require_taught(self.teacher_store)
         captions = [self.token_store.captions_of(number) for number, _ in kept]
         self._caption_rows = [row for own in captions for row in own]
         self.caption_image = np.repeat(np.arange(len(kept)), [len(own) for own in captions])
@@ -143,6 +152,28 @@ class RetrievalData:
         pos, _ = pad([self.token_store.pos(row) for row in rows])
         word = torch.arange(words.shape[1]).expand_as(words)
         return WordBatch(words=words.long(), pos=pos, mask=mask, word=word)
+
+    def teacher_batch(self, captions: Sequence[int]) -> TeacherBatch | None:
+        """What uni-modal teachers make of some captions and of their images; None without a teacher store."""
+        if self.teacher_store is None:
+            return None
+        images = self._image_rows[self.caption_image[np.asarray(captions)]]
+        rows = [self._caption_rows[caption] for caption in captions]
+        return TeacherBatch(
+            images=torch.from_numpy(self.teacher_store.embeddings("images", images)),
+            captions=torch.from_numpy(self.teacher_store.embeddings("captions", rows)),
+        )
+
+    def _require_taught(self, store: TeacherStore) -> None:
+        """Raise `InputError` for an image without the image teacher's vector."""
+        failures = store.failures()
+        for image in self.images:
+            if image.id in failures:
+                raise InputError(
+                    f"image {image.id!r} has regions, but no vector of its teacher: {failures[image.id]}",
+                    where=store.folder,
+                    fix="choose another image teacher (regions-mean has a vector of every image with regions)",
+                )
 
     def _piece_batch(self, rows: list[int]) -> WordBatch:
         found = [self.token_store.pieces(row) for row in rows]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.batches import RegionBatch
+from train.batches import RegionBatch, TeacherBatch
 from train.data import RetrievalData
 from train.masking import running_statistics_kept
 from train.models import Pairs, RetrievalModel
@@ -25,10 +25,11 @@ from train.processes import Processes, apart, combined, padded_to, tensors_of
 
 @dataclass(frozen=True, slots=True)
 class _Joint:
-    """Pairs with the image of each, int64 ``[B]``: what is gathered."""
+    """Pairs with the image of each, int64 ``[B]``, and what teachers make of them: what is gathered."""
 
     pairs: Pairs
     image: Tensor
+    teachers: TeacherBatch | None
 
 
 def shares(captions: np.ndarray, chunks: int, processes: int) -> list[list[np.ndarray]]:
@@ -82,13 +83,15 @@ def joint_gradients(
         with autocast():
             return model(*batch)
 
-    image = torch.from_numpy(data.caption_image[np.concatenate(mine)]).to(device)
+    share = np.concatenate(mine)
+    image = torch.from_numpy(data.caption_image[share]).to(device)
+    teachers = combined(lambda vectors: vectors.to(device), data.teacher_batch(share))
     if len(mine) == 1:
-        return _backward(model, _Joint(encoded(0), image), epoch, processes, autocast)
+        return _backward(model, _Joint(encoded(0), image, teachers), epoch, processes, autocast)
     with torch.no_grad():
         whole = combined(_joined, *(encoded(chunk) for chunk in range(len(mine))))
     leaves = combined(_leaf, whole)
-    terms = _backward(model, _Joint(leaves, image), epoch, processes, autocast)
+    terms = _backward(model, _Joint(leaves, image, teachers), epoch, processes, autocast)
     slopes = [leaf.grad for leaf in tensors_of(leaves)]
     first = 0
     with running_statistics_kept(model):
@@ -109,7 +112,7 @@ def _backward(
 ) -> dict[str, float]:
     joint = processes.gathered(mine)
     with autocast():
-        terms = model.losses(joint.pairs, joint.image, epoch)
+        terms = model.losses(joint.pairs, joint.image, epoch, joint.teachers)
     sum(terms.values()).backward()
     values = torch.stack([term.detach() for term in terms.values()]).tolist()
     return dict(zip(terms, values, strict=True))

@@ -5,7 +5,7 @@ Everything beside the base and its ranking loss is off until its key stands in `
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from manifests.typed import Settings
 
@@ -193,6 +193,37 @@ class AladinSettings(Settings):
         return self
 
 
+class CusaContrastSettings(Settings):
+    """CUSA's contrastive term; a learnt temperature starts at `temperature` and stays within its bounds."""
+
+    weight: float = Field(1.0, ge=0)
+    temperature: float = Field(0.05, gt=0)
+    bounds: tuple[PositiveFloat, PositiveFloat] = (0.01, 0.10)
+
+
+class CrossModalSettings(Settings):
+    """CUSA's CSA: the final scores learn the teachers' similarities."""
+
+    weight: float = Field(0.1, ge=0)
+    temperature: float = Field(0.45, gt=0)
+    bounds: tuple[PositiveFloat, PositiveFloat] = (0.10, 0.99)
+    teacher_temperature: float = Field(1.0, gt=0)
+
+
+class UniModalSettings(CrossModalSettings):
+    """CUSA's USA: the similarities within each modality learn the teachers'."""
+
+    weight: float = Field(0.5, ge=0)
+
+
+class CusaSettings(Settings):
+    """CUSA (`train.cusa`): soft labels from the data set's teachers. A term of weight 0 isn't computed."""
+
+    contrast: CusaContrastSettings = CusaContrastSettings()
+    cross_modal: CrossModalSettings = CrossModalSettings()
+    uni_modal: UniModalSettings = UniModalSettings()
+
+
 class StreamSettings(Settings):
     """Training regions from WebDataset shards at addresses instead of the region store (`train.stream`)."""
 
@@ -204,6 +235,10 @@ class RunSettings(Settings):
     """One training run on one data set."""
 
     dataset: str
+    labels: Literal["manifest", "teachers"] = Field(
+        "manifest",
+        description="which captions are whose; teachers: cusa's soft labels too (params.yaml must say)",
+    )
     seed: int = 0
     epochs: int = Field(ge=1)
     batch_size: int = Field(128, ge=2)
@@ -222,10 +257,17 @@ class RunSettings(Settings):
     contrast: ContrastSettings | None = None
     selfalign: SelfAlignSettings | None = None
     aladin: AladinSettings | None = None
+    cusa: CusaSettings | None = None
     stream: StreamSettings | None = None
 
     @model_validator(mode="after")
     def _shared_encoder_runs(self) -> Self:
         if isinstance(self.base, TransformerSettings) and self.text.reads == "text_features":
             raise ValueError("base transformer reads regions and words with one encoder: set text.reads to tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _soft_labels_have_a_use(self) -> Self:
+        if (self.labels == "teachers") != (self.cusa is not None):
+            raise ValueError("cusa needs `labels: teachers`, and nothing else does: set both or neither")
         return self

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from manifests.errors import InputError
 from manifests.files import sha256
 from train.checkpoint import data_recipe
 from train.curves import TensorBoard, write_curves
@@ -42,6 +43,7 @@ def run(
     curves: Path,
     staging: Path,
     text_features: Path | None = None,
+    teachers: Path | None = None,
     device: str = "cpu",
     checkpoint_minutes: float = 10.0,
     tensorboard: Path | None = None,
@@ -52,6 +54,7 @@ def run(
     ----------
     manifest, regions, tokens : the data set's manifest and stores.
     text_features : the data set's text feature store, where ``settings.text`` reads it.
+    teachers : the data set's teacher store, for a run with CUSA.
     validate : gives the recalls of a model on a split, ``rsum`` among them; the stage hands in the evaluation's own,
         which lives a floor above.
     staging : folder where the unfinished run lies, to be continued after a kill.
@@ -66,7 +69,14 @@ def run(
     processes = join(device)
     torch.manual_seed(settings.seed)
     text = {"pieces": settings.text.pieces, "text_features": text_features}
-    data = RetrievalData(manifest, regions, tokens, "train", **text, elsewhere=settings.stream is not None)
+    if settings.cusa and teachers is None:
+        raise InputError(
+            "CUSA learns from teachers, and the run was given none",
+            where=f"run {name}",
+            fix="add the data set below teachers: in params.yaml and run `dvc repro teachers@<data set>`",
+        )
+    streamed = settings.stream is not None
+    data = RetrievalData(manifest, regions, tokens, "train", **text, teachers=teachers, elsewhere=streamed)
     validation = RetrievalData(manifest, regions, tokens, "val", **text)
     dims = (data.region_store.dim, data.vocabulary_size)
     model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)
@@ -79,7 +89,9 @@ def run(
         "recipe": data_recipe(data),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    key = {"settings": record["settings"], "recipe": record["recipe"], "manifest": sha256(manifest)}
+    if data.teacher_store:
+        record["teachers"] = data.teacher_store.recipe
+    key = {name: record.get(name) for name in ("settings", "recipe", "teachers")} | {"manifest": sha256(manifest)}
     state = StateFolder(staging, name, key)
     progress = state.restore(model, optimizer, processes)
     clock = _Clock(progress.seconds)

@@ -31,6 +31,7 @@ PARAMS = {
     "regions": ["datasets.${key}.regions"],
     "tokens": ["datasets.${key}.tokens"],
     "text_features": ["text_features.${key}"],
+    "teachers": ["teachers.${key}"],
     "pack": ["datasets.${key}.pack"],
     "train": ["runs.${key}"],
     "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.train.forked import run_together
-from train.batches import RegionBatch, WordBatch, pad
+from train.batches import RegionBatch, TeacherBatch, WordBatch, pad
 from train.joint import joint_gradients
 from train.masking import share_momentum
 from train.models import RetrievalModel, build_model
@@ -22,7 +22,7 @@ BASES = {
     "transformer": {"name": "transformer", "dim": 16, "layers": 1, "heads": 2, "head_layers": 1, "dropout": 0.0},
 }
 SELFALIGN = {"concept": {"num_concepts": 8, "frozen_epochs": 0}, "context": {}, "word_region": {}, "bag": {}}
-ALADIN = {"distillation": {"mode": "mse"}}
+ADDED = {"selfalign": SELFALIGN, "aladin": {"distillation": {"mode": "mse"}}, "labels": "teachers", "cusa": {}}
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -45,13 +45,20 @@ class MadeData:
         place = torch.arange(words.shape[1]).expand_as(words)
         return WordBatch(words=words * mask, pos=torch.zeros_like(words, dtype=torch.uint8), mask=mask, word=place)
 
+    def teacher_batch(self, captions) -> TeacherBatch:
+        def vectors(numbers, width: int) -> torch.Tensor:
+            return torch.from_numpy(
+                np.stack([np.random.default_rng([width, int(n)]).standard_normal(width) for n in numbers])
+            )
+
+        return TeacherBatch(vectors(self.caption_image[np.asarray(captions)], 6), vectors(captions, 5))
+
 
 def made_model(base: str, chunks: int = 1, **changes) -> RetrievalModel:
     torch.manual_seed(0)
     text = {"reads": "tokens", "word_dim": 8}
     base_settings = {**BASES[base], **changes}
-    added = {"selfalign": SELFALIGN, "aladin": ALADIN}
-    settings = RunSettings(dataset="x", epochs=1, base=base_settings, text=text, triplet={}, **added)
+    settings = RunSettings(dataset="x", epochs=1, base=base_settings, text=text, triplet={}, **ADDED)
     model = build_model(settings, feature_dim=12, vocabulary_size=20).double().train()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):

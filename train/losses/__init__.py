@@ -3,6 +3,7 @@
 from train.losses.alignment import alignment_scores
 from train.losses.distillation import affine_mse, listnet, ordinal
 from train.losses.ranking import all_pairs_triplet, diversity, hardest_triplet, info_nce
+from train.losses.soft_labels import shared_info_nce, soft_label_kl
 
 __all__ = [
     "affine_mse",
@@ -13,4 +14,6 @@ __all__ = [
     "info_nce",
     "listnet",
     "ordinal",
+    "shared_info_nce",
+    "soft_label_kl",
 ]

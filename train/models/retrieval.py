@@ -14,7 +14,7 @@ from extract.text.parts_of_speech import POS_NAMES
 from extract.text.vocabulary import MARKS
 from extract.text_encoder import load_encoder
 from manifests.errors import InputError
-from train.batches import RegionBatch, WordBatch
+from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.losses import (
     affine_mse,
     alignment_scores,
@@ -28,6 +28,7 @@ from train.losses import (
 from train.masking import masked_mean
 from train.models.camera import CameraCaptions, CameraImages
 from train.models.caption_decoder import CaptionDecoder
+from train.models.cusa import SoftLabelAlignment
 from train.models.encoding import Encoded, Encoding, similarity
 from train.models.transformer import SharedTransformer, TransformerCaptions, TransformerImages
 from train.models.vse_infinity import VSEInfinityCaptions, VSEInfinityImages
@@ -157,6 +158,8 @@ class RetrievalModel(nn.Module):
         self.bag = ConceptBag(dim, bag.num_concepts, bag.temperature, bag.codebook) if bag else None
         taught = settings.aladin and settings.aladin.distillation
         self.affine = nn.Parameter(torch.tensor([0.5, 0.5])) if taught and taught.mode == "mse" else None
+        whole = dim + (2 * dim if context else 0) + (bag.num_concepts if bag else 0)
+        self.cusa = SoftLabelAlignment(settings.cusa, whole) if settings.cusa else None
 
     @property
     def text_record(self) -> dict[str, Any]:
@@ -201,13 +204,16 @@ class RetrievalModel(nn.Module):
             generation = self.caption_decoder(images.contextual, images.mask, words.words, words.mask)
         return Pairs(images, captions, words.pos, generation)
 
-    def losses(self, pairs: Pairs, image: Tensor, epoch: int) -> dict[str, Tensor]:
+    def losses(
+        self, pairs: Pairs, image: Tensor, epoch: int, teachers: TeacherBatch | None = None
+    ) -> dict[str, Tensor]:
         """The weighted loss terms of B matching pairs; their sum is the loss.
 
         Parameters
         ----------
         image : int64 ``[B]``, which image each pair is of: captions of one image are not each other's negatives.
         epoch : from 0; decides between all and hardest negatives, and which terms are on yet.
+        teachers : of the same pairs, for a run with CUSA.
         """
         settings, images, captions = self.settings, pairs.images, pairs.captions
         same = image[:, None] == image[None, :]
@@ -222,6 +228,8 @@ class RetrievalModel(nn.Module):
             terms["generation"] = settings.base.caption_decoder.weight * pairs.generation.mean()
         if settings.aladin:
             terms |= self._aladin_losses(settings.aladin, pairs, scores, same, epoch)
+        if self.cusa is not None:
+            terms |= self.cusa(images, captions, scores, same, teachers)
         aligned = settings.selfalign
         if aligned is None:
             return terms

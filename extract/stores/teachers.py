@@ -1,0 +1,117 @@
+"""The teacher store: what uni-modal teachers make of every image and every caption of a manifest, one vector each.
+
+One folder a data set. Shards of images in the manifest's order come first, then shards of captions in the manifest's
+order; ``index.json`` says which a shard holds. A shard has one dataset, ``embeddings`` f16 [n, W], whose rows have
+length 1. Images without a vector are rows of zeros and listed in ``failures.jsonl``; a caption of zeros has no word
+that its teacher knows.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.intact import INDEX
+from extract.stores.recipe import read_recipe
+from manifests.errors import InputError
+from manifests.files import sha256
+from manifests.jsonl import read_rows
+
+FORMAT = "selfalign-teachers"
+SCHEMA = 1
+FAILURES = "failures.jsonl"
+Side = Literal["images", "captions"]
+SIDES: tuple[Side, ...] = ("images", "captions")
+_AGAIN = "run the teachers stage of this data set again"
+
+
+def write_shard(path: Path, embeddings: np.ndarray, recipe_hash: str) -> None:
+    """Write vectors ``[n, W]`` of any length, brought to length 1 (zeros stay), atomically."""
+    lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+    unit = (embeddings / np.maximum(lengths, 1e-12)).astype(np.float16)
+    write_hdf5(path, {"embeddings": unit}, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+
+
+class TeacherStore:
+    """A teacher store, read through memory maps. Picklable, and safe under fork, spawn and forkserver.
+
+    Parameters
+    ----------
+    folder : the store's folder.
+
+    Attributes
+    ----------
+    dims : W, length of an image's and of a caption's vector.
+
+    Raises
+    ------
+    InputError : it is incomplete, or of another version of this program.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.recipe, self.recipe_hash = read_recipe(self.folder)
+        if (self.recipe.get("format"), self.recipe.get("schema")) != (FORMAT, SCHEMA):
+            raise InputError(
+                f"format {self.recipe.get('format')!r}, schema {self.recipe.get('schema')!r}; this program reads "
+                f"{FORMAT!r}, schema {SCHEMA}",
+                where=self.folder / "recipe.json",
+                fix=_AGAIN,
+            )
+        try:
+            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"no readable index ({error})", where=self.folder / INDEX, fix=_AGAIN) from error
+        self.dims: dict[Side, int] = {side: self.index["dims"][side] for side in SIDES}
+        self._listed = {side: [entry for entry in self.index["shards"] if entry["of"] == side] for side in SIDES}
+        self._shards = {side: [MappedHDF5(self.folder / e["file"]) for e in self._listed[side]] for side in SIDES}
+        self._starts = {side: np.cumsum([0, *(e["count"] for e in self._listed[side])]) for side in SIDES}
+
+    def require_manifest(self, manifest: Path) -> None:
+        """Raise `InputError` unless the vectors are those of the images and captions of `manifest`."""
+        if self.index["manifest_sha256"] != sha256(manifest):
+            raise InputError(f"made of another manifest than {manifest}", where=self.folder, fix=_AGAIN)
+
+    def failures(self) -> dict[str, str]:
+        """The reason of every image without a vector, by its id."""
+        found = read_rows(self.folder / FAILURES, fix=_AGAIN)
+        return {value["id"]: value["reason"] for _, value in found}
+
+    def count(self, side: Side) -> int:
+        """How many images, or captions, of all splits there are."""
+        return int(self._starts[side][-1])
+
+    def embeddings(self, side: Side, rows: Sequence[int]) -> np.ndarray:
+        """Vectors of length 1 (or 0) of some images, or captions, float32 ``[B, W]``; rows are the manifest's."""
+        wanted = np.asarray(rows, np.int64)
+        starts = self._starts[side]
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < starts[-1]):
+            raise IndexError(f"{self.folder} has {starts[-1]} {side}, no number {wanted.min()} or {wanted.max()}")
+        found = np.empty((len(wanted), self.dims[side]), np.float32)
+        numbers = np.searchsorted(starts, wanted, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            found[here] = self._shard(side, number)["embeddings"][wanted[here] - starts[number]]
+        # float16 holds a length of 1 to three digits only.
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
+    def _shard(self, side: Side, number: int) -> MappedHDF5:
+        shard, listed = self._shards[side][number], self._listed[side][number]["count"]
+        shape, made_by = shard["embeddings"].shape, shard.attributes.get("recipe_hash")
+        if made_by != self.recipe_hash or shape != (listed, self.dims[side]):
+            raise InputError(
+                f"vectors {list(shape)} of recipe {made_by}, {INDEX} and recipe.json say [{listed}, {self.dims[side]}] "
+                f"of {self.recipe_hash}",
+                where=shard.path,
+                fix=_AGAIN,
+            )
+        return shard
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])

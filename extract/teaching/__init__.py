@@ -1,0 +1,1 @@
+"""Uni-modal teachers: networks, or plain sums, that find images alike, and captions alike, without the other side."""

@@ -1,0 +1,115 @@
+"""`selfalign verify` of a teacher store: each file's sha256, its vectors' lengths, and what it is of.
+
+Nothing that a damaged store holds raises: all of it becomes findings.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from extract.findings import Verification, read_index, reason
+from extract.stores.hdf5 import MappedHDF5
+from extract.stores.intact import INDEX
+from extract.stores.recipe import FILE as RECIPE
+from extract.stores.recipe import read_recipe
+from extract.stores.teachers import FAILURES, SCHEMA, SIDES, Side, TeacherStore
+from manifests.errors import InputError
+from manifests.files import sha256
+from manifests.progress import progress
+from manifests.schema import ImageRow
+
+# Of float16: half a unit in the last place of every number.
+_ROUNDING = 2e-3
+
+
+class _Shard(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(pattern=r"^[^/\\]+\.h5$")
+    of: Side
+    count: int = Field(ge=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Index(BaseModel):
+    """``index.json``, as the teachers stage writes it."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
+    images: int = Field(ge=1)
+    captions: int = Field(ge=1)
+    dims: dict[Side, int]
+    manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    shards: list[_Shard] = Field(min_length=2)
+
+
+def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> None:
+    """Add all findings of a teacher store; `rows` are the manifest's, where there is one."""
+    try:
+        read_recipe(found.store)
+    except (ValueError, RecursionError) as error:
+        found.add(RECIPE, reason(error))
+        return
+    index = read_index(found, _Index)
+    if index is None:
+        return
+    listed = {shard.file for shard in index.shards}
+    for path in sorted(found.store.glob("*.h5")):
+        if path.name not in listed:
+            found.add(path.name, f"{INDEX} doesn't list this file")
+    for side, count in (("images", index.images), ("captions", index.captions)):
+        counted = sum(shard.count for shard in index.shards if shard.of == side)
+        if counted != count:
+            found.add(INDEX, f"{side} is {count}, its shards add up to {counted}")
+    failed = _failed(found)
+    with progress(what="verify", unit="vectors", total=index.images + index.captions) as bar:
+        for side in SIDES:
+            first = 0
+            for shard in (shard for shard in index.shards if shard.of == side):
+                for row, what in _wrong(found, shard, index.dims[side]):
+                    # A caption of zeros has no word that its teacher knows; an image's are told in failures.jsonl.
+                    image = rows[first + row] if rows is not None and side == "images" and row is not None else None
+                    if what != _ZERO or (side == "images" and (image is None or image.id not in failed)):
+                        found.add(shard.file, what, row, image.id if image else None)
+                first += shard.count
+                found.shards += 1
+                bar.update(shard.count)
+    found.images = index.images
+    if rows is not None and found.manifest and sha256(found.manifest) != index.manifest_sha256:
+        found.add(INDEX, f"made of another manifest than {found.manifest}")
+
+
+_ZERO = "the vector is all zeros"
+
+
+def _wrong(found: Verification, shard: _Shard, dim: int) -> Iterator[tuple[int | None, str]]:
+    """(row, what) of one shard."""
+    path = found.store / shard.file
+    try:
+        digest = sha256(path)
+        if digest != shard.sha256:
+            yield None, f"sha256 is {digest}, {INDEX} says {shard.sha256}: the file has changed"
+        vectors = MappedHDF5(path)["embeddings"]
+        if vectors.dtype != np.float16 or vectors.shape != (shard.count, dim):
+            yield None, f"embeddings are {vectors.dtype} {list(vectors.shape)}, not float16 {[shard.count, dim]}"
+            return
+    except FileNotFoundError:
+        yield None, f"the file is missing, {INDEX} lists it with {shard.count} {shard.of}"
+        return
+    except Exception as error:  # h5py raises whatever a damaged file leads it to
+        yield None, f"can't be read: {reason(error)}"
+        return
+    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    for row in np.flatnonzero(~(np.abs(lengths - 1) <= _ROUNDING)).tolist():
+        length = lengths[row]
+        yield row, _ZERO if length == 0 else f"the vector's length is {length:.4f}, not 1"
+
+
+def _failed(found: Verification) -> set[str]:
+    try:
+        return set(TeacherStore(found.store).failures())
+    except (InputError, KeyError, TypeError) as error:
+        found.add(FAILURES, reason(error))
+        return set()

@@ -1,0 +1,244 @@
+"""CUSA in training: its terms on every base, what it learns from, and what is refused."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from eval.evaluate import run as evaluate
+from eval.settings import EvaluationSettings
+from eval.validation import validate
+from extract import teachers
+from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.recipe import write_recipe
+from extract.teaching.settings import TeacherSettings
+from manifests.errors import InputError
+from manifests.files import sha256, write_json
+from manifests.schema import read_manifest
+from tests.train.joint_steps import BASES, MadeData, made_model
+from train.batches import TeacherBatch
+from train.checkpoint import load_model
+from train.data import RetrievalData
+from train.losses import shared_info_nce, soft_label_kl
+from train.models.cusa import SoftLabelAlignment, Temperature
+from train.models.encoding import similarity
+from train.settings import CusaSettings, RunSettings
+from train.train import run
+
+CAPTIONS = [0, 1, 5, 8, 14, 15, 21]
+SETTINGS = {
+    "dataset": "small",
+    "labels": "teachers",
+    "epochs": 2,
+    "batch_size": 250,
+    "learning_rate": 2e-3,
+    "accumulate": 2,
+    "base": {"name": "camera", "dim": 32, "heads": 2, "views": 2, "dropout": 0.2},
+    "text": {"reads": "tokens", "word_dim": 16},
+    "triplet": {},
+    "selfalign": {"context": {"num_negatives": 32}},
+    "cusa": {"cross_modal": {"weight": 10.0, "teacher_temperature": 0.1}},
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_terms_on_every_base(base):
+    """CAMERA's three views included: a score is the best view's, an image in USA their mean."""
+    model, data = made_model(base), MadeData()
+    pairs = model(data.region_batch(data.caption_image[CAPTIONS]), data.word_batch(CAPTIONS))
+    image, taught = torch.from_numpy(data.caption_image[CAPTIONS]), data.teacher_batch(CAPTIONS)
+    terms = model.losses(pairs, image, 0, taught)
+
+    cusa = model.cusa
+    scores = similarity(pairs.images, pairs.captions)
+    teacher = [F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in (taught.images, taught.captions)]
+    contrast = shared_info_nce(scores, 0.05, image[:, None] == image[None])
+    csa = (soft_label_kl(scores, teacher[0], 0.45, 1.0) + soft_label_kl(scores.T, teacher[1], 0.45, 1.0)) / 2
+    own = []
+    for encoding, head in ((pairs.images, cusa.image_head), (pairs.captions, cusa.caption_head)):
+        vectors = encoding.embedding.mean(1) if encoding.pooled.shape[1] > 1 else encoding.embedding
+        vectors = F.normalize(head(vectors), dim=1)
+        own.append(vectors @ vectors.T)
+    usa = sum(soft_label_kl(x, s, 0.45, 1.0) for x, s in zip(own, teacher, strict=True)) / 2
+    assert terms["cusa_contrast"].item() == pytest.approx(contrast.item(), rel=1e-6)
+    assert terms["csa"].item() == pytest.approx(0.1 * csa.item(), rel=1e-6)
+    assert terms["usa"].item() == pytest.approx(0.5 * usa.item(), rel=1e-6)
+
+    (terms["cusa_contrast"] + terms["csa"] + terms["usa"]).backward()
+    for parameter in cusa.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0
+
+
+def test_a_term_of_weight_0_is_not_there():
+    off = {"contrast": {"weight": 0}, "uni_modal": {"weight": 0}}
+    module = SoftLabelAlignment(CusaSettings(**off), 4)
+    assert [name for name, _ in module.named_parameters()] == ["cross_temperature.value"]
+
+
+def test_a_temperature_comes_back_into_its_bounds():
+    temperature = Temperature(0.05, (0.01, 0.10))
+    assert temperature().item() == pytest.approx(0.05)
+    for value, expected in ((7.0, 0.10), (-1.0, 0.01)):
+        with torch.no_grad():
+            temperature.value.fill_(value)
+        assert temperature().item() == pytest.approx(expected)
+        temperature().backward()
+        assert temperature.value.grad.item() == 1  # and can move on from there
+        temperature.value.grad = None
+
+
+def test_cusa_and_its_labels_go_together():
+    for change in ({"labels": "manifest"}, {"cusa": None}):
+        with pytest.raises(ValueError, match="cusa needs `labels: teachers`"):
+            RunSettings(**SETTINGS | change)
+
+
+def make_teachers(stores: dict[str, Path], out: Path) -> Path:
+    teachers.run(
+        dataset="small",
+        manifest=stores["manifest"],
+        regions=stores["regions"],
+        images=out,
+        settings=TeacherSettings(
+            images={"model": "regions-mean", "reads": "regions"}, captions={"model": "lsa"}, items_per_shard=500
+        ),
+        out=out / "teachers",
+        staging=out / "staging",
+    )
+    return out / "teachers"
+
+
+@pytest.fixture(scope="module")
+def taught(dataset, tmp_path_factory) -> dict[str, Path]:
+    """The small data set with its teachers."""
+    return dataset | {"teachers": make_teachers(dataset, tmp_path_factory.mktemp("taught"))}
+
+
+class Stopped(Exception):
+    pass
+
+
+def train(stores, folder: Path, settings: dict, stop_in: int | None = None) -> None:
+    """Train; stop like a killed run in the validation after epoch `stop_in`."""
+    seen = []
+
+    def recalls(model, data):
+        seen.append(model)
+        if len(seen) - 1 == stop_in:
+            raise Stopped
+        return validate(model, data, 64)
+
+    run(
+        name="test", **stores, settings=RunSettings(**settings), validate=recalls, checkpoint_minutes=0,
+        out=folder / "model", curves=folder / "epochs.csv", staging=folder / "staging",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(taught, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(taught, folder, SETTINGS)
+    return folder
+
+
+def test_a_run_learns_from_its_teachers(trained, taught):
+    with open(trained / "epochs.csv", encoding="utf-8") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert {"triplet", "cra", "cusa_contrast", "csa", "usa"} <= rows[0].keys()
+    for term in ("cusa_contrast", "csa", "usa"):
+        assert 0 < rows[1][term] < rows[0][term]
+    record = json.loads((trained / "model" / "run.json").read_text())
+    assert record["teachers"]["captions"]["name"] == "lsa" and "teachers" not in record["recipe"]
+    weights = load_file(trained / "model" / "model.safetensors")
+    start = torch.tensor([0.05, 0.45, 0.45])
+    names = [f"cusa.{name}_temperature.value" for name in ("contrast", "cross", "uni")]
+    assert (torch.stack([weights[name] for name in names]) != start).all()
+
+
+def test_a_stopped_run_ends_like_an_uninterrupted_one(trained, taught, tmp_path):
+    with pytest.raises(Stopped):
+        train(taught, tmp_path, SETTINGS, stop_in=1)  # the state is of the step before the epoch's last
+    train(taught, tmp_path, SETTINGS)
+    files = [folder / "model" / "model.safetensors" for folder in (trained, tmp_path)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_evaluation_needs_no_teachers_and_reports_uni_modal_retrieval(trained, dataset, tmp_path):
+    figures = evaluate(
+        name="test",
+        manifest_dir=dataset["manifest"].parent,
+        regions=dataset["regions"],
+        tokens=dataset["tokens"],
+        model=trained / "model",
+        settings=EvaluationSettings(split="test"),
+        device="cpu",
+        batch_size=64,
+        out=tmp_path / "evaluation",
+        metrics=tmp_path / "metrics.json",
+    )
+    assert {"t2t_r1", "t2t_ndcg", "i2i_ndcg"} <= figures["unimodal"].keys() and figures["rsum"] > 0
+    assert load_model(trained / "model").cusa is not None
+
+
+def test_the_feed_gives_each_caption_its_own_vectors(taught, tmp_path):
+    data = RetrievalData(**taught, split="val")
+    rows = read_manifest(taught["manifest"])
+    first = next(number for number, row in enumerate(rows) if row.split == "val")
+    caption = sum(len(row.captions) for row in rows[:first])
+    batch = data.teacher_batch([7, 0, 7])
+    assert isinstance(batch, TeacherBatch) and batch.images.dtype == torch.float32
+    store = data.teacher_store
+    np.testing.assert_array_equal(batch.captions, store.embeddings("captions", [caption + 7, caption, caption + 7]))
+    second = first + data.caption_image[7]
+    np.testing.assert_array_equal(batch.images, store.embeddings("images", [second, first, second]))
+    plain = {name: path for name, path in taught.items() if name != "teachers"}
+    assert RetrievalData(**plain, split="val").teacher_batch([0]) is None
+
+
+def test_teachers_that_do_not_belong_are_refused(taught, tmp_path):
+    without = {name: path for name, path in taught.items() if name != "teachers"}
+    with pytest.raises(InputError, match="CUSA learns from teachers.*dvc repro teachers@"):
+        train(without, tmp_path, SETTINGS)
+    other = Path(shutil.copytree(taught["manifest"].parent, tmp_path / "manifest")) / "manifest.jsonl"
+    other.write_text(other.read_text() + "\n")
+    with pytest.raises(InputError, match="made of another manifest than .*Fix: run the teachers stage"):
+        RetrievalData(**taught | {"manifest": other}, split="train")
+    torn = Path(shutil.copytree(taught["teachers"], tmp_path / "teachers"))
+    shard = bytearray((torn / "000001.h5").read_bytes())
+    shard[-1] ^= 1
+    (torn / "000001.h5").write_bytes(shard)
+    with pytest.raises(InputError, match=r"000001\.h5: the file has changed"):
+        RetrievalData(**taught | {"teachers": torn}, split="train")
+    failed = Path(shutil.copytree(taught["teachers"], tmp_path / "failed"))
+    image = next(row for row in read_manifest(taught["manifest"]) if row.split == "train")
+    line = {"id": image.id, "path": image.path, "reason": "the file is empty"}
+    (failed / "failures.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=f"'{image.id}' has regions, but no vector of its teacher: the file is empty"):
+        RetrievalData(**taught | {"teachers": failed}, split="train")
+
+
+def test_other_teachers_are_another_run(taught, tmp_path):
+    """A state that was saved with other soft labels isn't continued."""
+    base = {"name": "vse_infinity", "dim": 16, "position_dim": 4}
+    short = {**SETTINGS, "batch_size": 1500, "accumulate": 1, "base": base, "selfalign": None}
+    with pytest.raises(Stopped):
+        train(taught, tmp_path, short, stop_in=0)
+    changed = Path(shutil.copytree(taught["teachers"], tmp_path / "teachers"))
+    recipe = json.loads((changed / "recipe.json").read_text())
+    assert len(list((tmp_path / "staging").iterdir())) == 1
+    recipe_hash = write_recipe(changed, recipe["recipe"] | {"captions": {"name": "other"}}, {})
+    index = json.loads((changed / "index.json").read_text())
+    for entry in index["shards"]:
+        vectors = MappedHDF5(changed / entry["file"])["embeddings"].copy()
+        write_hdf5(changed / entry["file"], {"embeddings": vectors}, {"schema": 1, "recipe_hash": recipe_hash})
+        entry["sha256"] = sha256(changed / entry["file"])
+    write_json(changed / "index.json", index)
+    with pytest.raises(Stopped):
+        train(taught | {"teachers": changed}, tmp_path, short, stop_in=0)
+    assert len(list((tmp_path / "staging").iterdir())) == 2

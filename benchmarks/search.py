@@ -48,7 +48,6 @@ def made(folder: Path, count: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
 
     def unit(number: int) -> np.ndarray:
         vectors = random.standard_normal((number, LATENT), np.float32) @ spread
-        vectors += 0.5 * random.standard_normal((number, dims), np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     vectors = open_memmap(folder / "full.npy", "w+", np.float32, (count, 1, dims))

@@ -23,6 +23,7 @@ from manifests.progress import progress
 BLOCK_NUMBERS = 1 << 24  # converted at a time
 CODES = 127
 BOUNDS = "bounds.json"
+SLACK = 1.001
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,18 @@ def write_codes(folder: Path, views: np.ndarray, context: np.ndarray, *, what: s
             blocks = range(0, count if length else 0, step)
             for start in progress(blocks, what=f"{what}: 8 bits", unit="blocks", quiet=not length):
                 rows = slice(start, start + step)
-                exact = np.concatenate([array[rows] for array in full], axis=2)
-                scales[rows] = np.maximum(np.abs(exact).max(axis=2) / CODES, np.finfo(np.float32).tiny)
-                own = scales[rows, :, None]
-                codes[rows] = np.rint(exact / own).clip(-CODES, CODES)
-                longest = max(longest, _longest(exact))
-                rounding = max(rounding, _longest(exact - codes[rows].astype(np.float64) * own))
-                squares[rows] += np.square(exact.mean(axis=1, dtype=np.float64)).sum(axis=1)
+                exact = torch.from_numpy(np.concatenate([array[rows] for array in full], axis=2))
+                own = (exact.abs().amax(dim=2) / CODES).clamp_(min=torch.finfo(torch.float32).tiny)
+                near = (exact / own[..., None]).round_().clamp_(-CODES, CODES)
+                codes[rows], scales[rows] = near.to(torch.int8).numpy(), own.numpy()
+                squares[rows] += exact.mean(dim=1, dtype=torch.float64).square_().sum(dim=1).numpy()
+                longest = max(longest, float(exact.norm(dim=2).max()))
+                rounding = max(rounding, float(near.mul_(own[..., None]).sub_(exact).norm(dim=2).max()))
             codes.flush()
             del codes
         save_array(folder / f"{name}_scales.npy", scales)
-        bounds[name] = [longest * (1 + 1e-9), rounding * (1 + 1e-9)]
+        # Float32's own rounding: of the lengths, and of the products that were taken off.
+        bounds[name] = [longest * SLACK, (rounding + 2.0**-22 * longest) * SLACK]
     save_array(folder / "norms.npy", np.sqrt(squares))
     write_json(folder / BOUNDS, bounds)
 
@@ -118,7 +120,3 @@ def _parts(views: np.ndarray, context: np.ndarray) -> dict[str, tuple[np.ndarray
     if views.shape[1] == 1:
         return {"views": (views, shared) if context.shape[1] else (views,), "context": (shared[:, :, :0],)}
     return {"views": (views,), "context": (shared,)}
-
-
-def _longest(vectors: np.ndarray) -> float:
-    return float(np.sqrt(np.einsum("nkp,nkp->nk", vectors, vectors, dtype=np.float64).max()))

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from manifests.errors import InputError
+from manifests.schema import SPLITS
 from manifests.settings import EXPORTED, IMPORTED
 from pipeline import places
 from pipeline.machine import Machine
@@ -367,6 +368,70 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
         out=out,
     )
     click.echo(table(found))
+
+
+@main.command()
+@click.argument("run")
+@click.argument("dataset")
+@click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="May be given twice. Default: all.")
+@click.option(
+    "--kind",
+    type=click.Choice(("exact", "hnsw", "ivf")),
+    default="exact",
+    show_default=True,
+    help="hnsw and ivf need FAISS.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Default: indexes/RUN-DATASET.")
+def index(run: str, dataset: str, splits: tuple[str, ...], kind: str, out: Path | None) -> None:
+    """Make an index of DATASET's images and captions as RUN sees them, for `selfalign search`."""
+    from eval.search.index import run as make
+    from pipeline.searching import source
+
+    machine = Machine.from_environment()
+    told = make(
+        source=source(read_params(), run, dataset),
+        splits=splits or SPLITS,
+        kind=kind,
+        out=out or places.index(run, dataset),
+        device=machine.torch_device(),
+        batch_size=machine.encode_batch,
+    )
+    click.echo(told)
+
+
+@main.command()
+@click.argument("text", required=False)
+@click.option("--image", help="A picture, or the id of an image of the index: find captions for it.")
+@click.option("--images", is_flag=True, help="With --image: find images like it instead.")
+@click.option("--index", "folder", type=click.Path(path_type=Path), help="Default: the one below indexes/.")
+@click.option("--count", type=click.IntRange(1, 100), default=10, show_default=True, help="Answers.")
+@click.option("--page", type=click.Path(path_type=Path), help="Default: searches/QUERY.html.")
+def search(
+    text: str | None, image: str | None, images: bool, folder: Path | None, count: int, page: Path | None
+) -> None:
+    """Search an index for the images that TEXT describes, or with a picture."""
+    import shutil
+
+    from eval.search.page import write_page
+    from eval.search.search import search_image, search_text, table
+    from pipeline.searching import chosen_index, page_of, region_settings, source
+
+    if (text is None) == (image is None) or (images and image is None):
+        raise click.UsageError("give a TEXT or --image; --images goes with --image")
+    params, device = read_params(), Machine.from_environment().torch_device()
+    opened = chosen_index(folder)
+    made = source(params, opened.recipe["run"]["name"], opened.recipe["data set"]["name"])
+    if image is None:
+        answer = search_text(opened, made, text, count=count, device=device)
+    else:
+        settings = region_settings(params, made.dataset)
+        answer = search_image(opened, made, image, alike=images, count=count, device=device, settings=settings)
+    if answer.unknown:
+        click.secho(f"unknown words: {', '.join(answer.unknown)}", fg="yellow", err=True)
+    click.echo(table(answer, shutil.get_terminal_size((100, 24)).columns))
+    page = page or page_of(text or image)
+    write_page(answer, params.image_roots[made.dataset], page)
+    click.echo(f"\npage: {page.absolute()}")
 
 
 @main.command()

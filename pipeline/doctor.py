@@ -24,7 +24,7 @@ _PACKAGES = (
     "dask",
     "dvc",
 )
-_OPTIONAL = ("detectron2",)
+_OPTIONAL = ("detectron2", "faiss-cpu")
 
 
 def examine(machine: Machine) -> str:

@@ -1,8 +1,12 @@
-"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/` and `report/`."""
+"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/` and `report/`.
+
+`indexes/` and `searches/` are no stage's: `selfalign index` and `selfalign search` fill them.
+"""
 
 from pathlib import Path
 
 DATA, RUNS, ENSEMBLES, REPORT = Path("data"), Path("runs"), Path("ensembles"), Path("report")
+INDEXES, SEARCHES = Path("indexes"), Path("searches")
 SCENES = DATA / "scenes"
 DEMO_WEIGHTS = Path("extract/detectors/weights/demo.safetensors")
 
@@ -57,3 +61,7 @@ def metrics(run: str) -> Path:
 
 def ensemble(name: str) -> Path:
     return ENSEMBLES / name
+
+
+def index(run: str, dataset: str) -> Path:
+    return INDEXES / f"{run}-{dataset}"

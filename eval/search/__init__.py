@@ -1,0 +1,1 @@
+"""Search in the embeddings of a whole data set (docs/search.md)."""

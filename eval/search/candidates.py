@@ -1,0 +1,122 @@
+"""What is searched: vectors in full precision, and in 8 bits with a bound on what that did to them.
+
+A code is a whole number from -127 to 127; times its vector's scale it is nearly what it stands for. Products of codes
+are sums of whole numbers, so they are exact in any order, and processors multiply them faster than they read
+half-precision vectors (docs/search.md). Of N candidates, each of k views of length P and a part of length S that the
+views share, as in `eval.embeddings`; where there is one view, both parts are one vector: P is the whole length, S is 0.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from eval.arrays import save_array
+from manifests.errors import InputError
+from manifests.files import atomic, write_json
+from manifests.jsonl import parse_json, read_utf8
+from manifests.progress import progress
+
+BLOCK_NUMBERS = 1 << 24  # converted at a time
+CODES = 127
+BOUNDS = "bounds.json"
+SLACK = 1.001
+
+
+@dataclass(frozen=True)
+class Part:
+    """Vectors in both precisions.
+
+    full : the arrays `[N, k, P_i]`, float32, whose last axes side by side are the vectors.
+    codes, scales : `[N, k, P]` int8 and `[N, k]` float32; a vector is nearly its codes times its scale.
+    longest : no vector is longer.
+    rounding : no vector is farther from its codes times its scale.
+    """
+
+    full: tuple[np.ndarray, ...]
+    codes: torch.Tensor
+    scales: torch.Tensor
+    longest: float
+    rounding: float
+
+    @property
+    def length(self) -> int:
+        return self.codes.shape[2]
+
+    def rows(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Some vectors in full precision, `[M, k, P]`."""
+        parts = [array[rows] for array in self.full]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The N candidates of a search: `views` of k vectors each and what they share, `context` of one each (of length 0
+    where there is nothing shared). `norms [N]` float64: the length of a candidate's mean view beside its context."""
+
+    views: Part
+    context: Part
+    norms: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.norms)
+
+    @classmethod
+    def open(cls, folder: Path, views: np.ndarray, context: np.ndarray) -> Self:
+        """Map what `write_codes` wrote to `folder` for `views` and `context`."""
+        bounds = parse_json(read_utf8(folder / BOUNDS), path=folder / BOUNDS, fix="make the index again")
+        try:
+            parts = [
+                Part(
+                    full,
+                    torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")),
+                    torch.from_numpy(np.load(folder / f"{name}_scales.npy")),
+                    *bounds[name],
+                )
+                for name, full in _parts(views, context).items()
+            ]
+            norms = np.load(folder / "norms.npy")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"no readable vectors ({error})", where=folder, fix="make the index again") from error
+        return cls(*parts, norms)
+
+
+def write_codes(folder: Path, views: np.ndarray, context: np.ndarray, *, what: str) -> None:
+    """Write the codes of `views [N, k, P]` and `context [N, S]`, float32, to `folder`, a block at a time, with their
+    scales, bounds (`bounds.json`) and lengths (`norms.npy`). The progress bar says `what` they are."""
+    bounds, squares = {}, np.zeros(len(views))
+    for name, full in _parts(views, context).items():
+        count, each, length = len(views), full[0].shape[1], sum(array.shape[2] for array in full)
+        scales = np.ones((count, each), np.float32)
+        longest = rounding = 0.0
+        with atomic(folder / f"{name}.npy") as temporary:
+            codes = open_memmap(temporary, "w+", np.int8, (count, each, length))
+            step = max(1, BLOCK_NUMBERS // max(1, each * length))
+            blocks = range(0, count if length else 0, step)
+            for start in progress(blocks, what=f"{what}: 8 bits", unit="blocks", quiet=not length):
+                rows = slice(start, start + step)
+                exact = torch.from_numpy(np.concatenate([array[rows] for array in full], axis=2))
+                own = (exact.abs().amax(dim=2) / CODES).clamp_(min=torch.finfo(torch.float32).tiny)
+                near = (exact / own[..., None]).round_().clamp_(-CODES, CODES)
+                codes[rows], scales[rows] = near.to(torch.int8).numpy(), own.numpy()
+                squares[rows] += exact.mean(dim=1, dtype=torch.float64).square_().sum(dim=1).numpy()
+                longest = max(longest, float(exact.norm(dim=2).max()))
+                rounding = max(rounding, float(near.mul_(own[..., None]).sub_(exact).norm(dim=2).max()))
+            codes.flush()
+            del codes
+        save_array(folder / f"{name}_scales.npy", scales)
+        # Float32's own rounding: of the lengths, and of the products that were taken off.
+        bounds[name] = [longest * SLACK, (rounding + 2.0**-22 * longest) * SLACK]
+    save_array(folder / "norms.npy", np.sqrt(squares))
+    write_json(folder / BOUNDS, bounds)
+
+
+def _parts(views: np.ndarray, context: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+    """The arrays `[N, k, P_i]` that each part is made of."""
+    shared = context[:, None]
+    if views.shape[1] == 1:
+        return {"views": (views, shared) if context.shape[1] else (views,), "context": (shared[:, :, :0],)}
+    return {"views": (views,), "context": (shared,)}

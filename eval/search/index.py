@@ -1,0 +1,358 @@
+"""An index: the embeddings of a data set by one run, laid out for search, and what they were made of.
+
+`indexes/R-D/` holds `pooled.npy`, `context.npy` and `captions.npy` in full precision (`eval.embeddings`), the codes
+that are searched first (`images/`, `captions/`: `eval.search.candidates`), `manifest.jsonl` with the images in the
+index's order, `vocabulary.json`, the run's own, and `recipe.json`; an approximate one also has `images.faiss` and
+`captions.faiss`. Embeddings are written as they are made, so that memory doesn't grow with the data set.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from eval.arrays import save_array
+from eval.embeddings import PARTS
+from eval.search import approximate
+from eval.search.candidates import Candidates, write_codes
+from eval.search.exact import nearest
+from eval.search.words import RunWords, captioned
+from extract.stores.intact import INDEX
+from extract.stores.recipe import environment, first_difference, read_recipe, require_same_recipe, write_recipe
+from extract.stores.text_features import TextFeatureStore
+from extract.stores.tokens import TokenStore
+from manifests.errors import InputError
+from manifests.files import sha256, whole_folder
+from manifests.progress import progress
+from manifests.schema import SPLITS, ImageRow, read_manifest, write_manifest
+from train.checkpoint import WEIGHTS, load_model, read_record
+from train.data import RetrievalData
+from train.models import Encoding, RetrievalModel
+
+FORMAT = "selfalign-index"
+SCHEMA = 1
+BOXES = "x1, y1, x2, y2 in pixels of the upright picture"
+Kind = Literal["exact", "hnsw", "ivf"]
+KINDS = ("exact", "hnsw", "ivf")
+SAMPLE, BEST = 200, 10  # queries that an approximate index is tried with, and how many of their best are compared
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an index comes from: the run's model and words, and the data set's files."""
+
+    run: str
+    dataset: str
+    model: Path
+    manifest: Path
+    regions: Path
+    tokens: Path
+    text_features: Path | None
+    words: RunWords
+
+    def facts(self) -> dict[str, Any]:
+        """What an index is made of; None for what isn't on this machine."""
+        return {
+            "run": {"name": self.run, "weights_sha256": _digest(self.model / WEIGHTS)},
+            "data set": {"name": self.dataset, "manifest_sha256": _digest(self.manifest)},
+            "regions": {"files_sha256": _digest(self.regions / INDEX)},
+        }
+
+
+def run(
+    *, source: Source, splits: Sequence[str] = SPLITS, kind: Kind = "exact", out: Path, device: str, batch_size: int
+) -> str:
+    """Write the index `out`, whole or not at all; returns a sentence on it.
+
+    Parameters
+    ----------
+    splits : whose images and captions are in it; one without images is left out.
+    kind : "exact", or what FAISS is to make for approximate search.
+    device, batch_size : torch device and items a batch; they change the speed and the last bits.
+
+    Raises
+    ------
+    InputError : a run of other features, no images, embeddings that are not finite, FAISS missing.
+    """
+    if kind != "exact":
+        approximate.require_faiss()
+    record = read_record(source.model)
+    source.words.require_vocabulary()
+    here = {row.split for row in read_manifest(source.manifest)}
+    if not (splits := [split for split in splits if split in here]):
+        raise InputError("it has no image of these splits", where=source.manifest, fix="choose others")
+    with whole_folder(out) as folder:
+        parts = [_open(source, split) for split in splits]
+        store = parts[0].region_store
+        require_same_recipe(record["recipe"]["regions"], source.model, store.recipe, source.regions)
+        rows = [image for part in parts for image in part.images]
+        network = load_model(source.model, device)
+        _write_images(folder, network, parts, source.run, batch_size)
+        _write_captions(folder, network, parts, source, device, batch_size)
+        write_manifest(folder / "manifest.jsonl", rows)
+        shutil.copyfile(source.words.vocabulary, folder / "vocabulary.json")
+        pooled, context, captions = _embeddings(folder)
+        write_codes(folder / "images", pooled, context, what="images")
+        if len(captions):
+            write_codes(folder / "captions", captions[:, None], _nothing(captions), what="captions")
+        recipe = source.facts() | {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "splits": splits,
+            "kind": kind,
+            "boxes": BOXES,
+            "features": store.recipe,
+            "words": record["recipe"]["tokens"],
+        }
+        write_recipe(folder, recipe, environment("torch", "numpy", device=device.partition(":")[0]))
+        told = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
+        if kind != "exact":
+            told += "; " + _approximate(folder, kind)
+    return f"{told}: {out}"
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index at hand.
+
+    Attributes
+    ----------
+    rows : the N images, with their captions, in its order.
+    pooled, context, captions : the embeddings, mapped: `[N, k, P]`, `[N, S]`, `[C, P + S]`.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    rows: list[ImageRow]
+    pooled: np.ndarray
+    context: np.ndarray
+    captions: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open an index; InputError where there is none."""
+        if not (folder / "recipe.json").exists():
+            raise InputError("there is no index", where=folder, fix="make one: `selfalign index RUN DATASET`")
+        recipe, _ = read_recipe(folder)
+        if (recipe.get("format"), recipe.get("schema")) != (FORMAT, SCHEMA):
+            raise InputError("no index that this program reads", where=folder, fix="make it again: `selfalign index`")
+        return cls(folder, recipe, read_manifest(folder / "manifest.jsonl"), *_embeddings(folder))
+
+    def require_current(self, source: Source) -> None:
+        """Raise `InputError` with what has changed of the run or the data set since; what isn't here hasn't."""
+        made, now = ({name: facts[name] for name in source.facts()} for facts in (self.recipe, source.facts()))
+        for name, facts in now.items():
+            made[name] = {key: value for key, value in made[name].items() if facts[key] is not None}
+            now[name] = {key: value for key, value in facts.items() if value is not None}
+        changed = first_difference(made, now)
+        if changed is not None:
+            key, then, today = changed
+            raise InputError(
+                f"{key} was {then} when it was made and is {today} now", where=self.folder, fix=f"`{self.command}`"
+            )
+
+    @property
+    def command(self) -> str:
+        """What makes it again."""
+        options = "".join(f" --split {split}" for split in self.recipe["splits"])
+        return f"selfalign index {self.recipe['run']['name']} {self.recipe['data set']['name']}{options}" + (
+            "" if self.recipe["kind"] == "exact" else f" --kind {self.recipe['kind']}"
+        )
+
+    @cached_property
+    def images_to_search(self) -> Candidates:
+        return Candidates.open(self.folder / "images", self.pooled, self.context)
+
+    @cached_property
+    def captions_to_search(self) -> Candidates:
+        if not len(self.captions):
+            raise InputError("it has no captions", where=self.folder, fix="search for similar pictures: --images")
+        return Candidates.open(self.folder / "captions", self.captions[:, None], _nothing(self.captions))
+
+    @cached_property
+    def caption_image(self) -> np.ndarray:
+        """The image of every caption, int64 `[C]`."""
+        return np.repeat(np.arange(len(self.rows)), [len(row.captions) for row in self.rows])
+
+    def row_of(self, *, digest: str | None = None, id: str | None = None) -> int | None:
+        """The first image whose picture has a sha256, or whose id is this; None if there is none."""
+        return next((n for n, row in enumerate(self.rows) if row.sha256 == digest or row.id == id), None)
+
+    def images(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` best images of captions `[Q, P + S]`: rows and scores `[Q, K]`."""
+        return self._search("images", self.images_to_search, queries[:, None], count)
+
+    def texts(self, pooled: np.ndarray, context: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` best captions of images `pooled [Q, k, P]`, `context [Q, S]`: rows and scores `[Q, K]`."""
+        queries = np.concatenate([pooled, np.repeat(context[:, None], pooled.shape[1], axis=1)], axis=2)
+        return self._search("captions", self.captions_to_search, queries, count)
+
+    def alike(self, pooled: np.ndarray, context: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` images most like others, exactly: rows and cosines `[Q, K]`, of mean views beside contexts."""
+        queries = np.concatenate([pooled.mean(axis=1), context], axis=1)
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+        return nearest(self.images_to_search, queries[:, None], count, cosine=True)
+
+    def _search(
+        self, name: str, candidates: Candidates, queries: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.recipe["kind"] == "exact":
+            return nearest(candidates, queries, count)
+        return approximate.search(self.folder / f"{name}.faiss", candidates, queries, count)
+
+
+class _Arrays:
+    """Arrays of a row an item that are written as the items come, equal items once."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], contents: list[str], run: str):
+        self.folder, self.names, self.run, self.count = folder, names, run, len(contents)
+        first: dict[str, int] = {}
+        self.place = np.array([first.setdefault(content, number) for number, content in enumerate(contents)], np.int64)
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def fill(self, start: int, count: int, encode: Callable[[list[int]], Encoding], batch_size: int, unit: str) -> None:
+        """Encode the items `start` to `start + count`; `encode` counts them from 0."""
+        own = np.arange(start, start + count)
+        own = own[self.place[own] == own]
+        for at in progress(range(0, len(own), batch_size), what=f"embed {unit}", unit="batches"):
+            items = own[at : at + batch_size]
+            found = encode((items - start).tolist())
+            for name, values in zip(self.names, _values(found, self.names), strict=True):
+                if name not in self.arrays:
+                    shape = (self.count, *values.shape[1:])
+                    self.arrays[name] = open_memmap(self.folder / f"{name}.npy", "w+", np.float32, shape)
+                if not np.isfinite(values).all():
+                    raise InputError(
+                        f"embeddings of {unit} hold NaN or infinite numbers",
+                        where=f"run {self.run}",
+                        fix="train the run again with a lower learning rate or stronger gradient clipping",
+                    )
+                self.arrays[name][items] = values
+
+    def finish(self) -> None:
+        again = np.flatnonzero(self.place != np.arange(self.count))
+        for array in self.arrays.values():
+            array[again] = array[self.place[again]]
+            array.flush()
+
+
+def _values(found: Encoding, names: tuple[str, ...]) -> list[np.ndarray]:
+    parts = [found.pooled, found.context] if "pooled" in names else [found.embedding]
+    return [part.float().cpu().numpy() for part in parts]
+
+
+@torch.inference_mode()
+def _write_images(
+    folder: Path, network: RetrievalModel, parts: Sequence[RetrievalData], run: str, batch_size: int
+) -> None:
+    device = next(network.parameters()).device
+    arrays = _Arrays(folder, ("pooled", "context"), [image.sha256 for part in parts for image in part.images], run)
+    start = 0
+    for part in parts:
+
+        def encode(items: list[int], part: RetrievalData = part) -> Encoding:
+            return network.encode_images(part.region_batch(items).to(device))
+
+        arrays.fill(start, len(part.images), encode, batch_size, "images")
+        start += len(part.images)
+    arrays.finish()
+
+
+@torch.inference_mode()
+def _write_captions(
+    folder: Path,
+    network: RetrievalModel,
+    parts: Sequence[RetrievalData],
+    source: Source,
+    device: str,
+    batch_size: int,
+) -> None:
+    texts = [text for part in parts for image in part.images for text in image.captions]
+    if not texts:
+        pooled, context = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled", "context"))
+        save_array(folder / "captions.npy", np.empty((0, pooled.shape[2] + context.shape[1]), np.float32))
+        return
+    arrays = _Arrays(folder, ("captions",), texts, source.run)
+    start = 0
+    for part in parts:
+        with _read_as_the_run_does(part, source, device, batch_size) as data:
+
+            def encode(items: list[int], data: RetrievalData = data) -> Encoding:
+                return network.encode_captions(data.word_batch(items).to(device))
+
+            arrays.fill(start, data.num_captions, encode, batch_size, "captions")
+            start += data.num_captions
+    arrays.finish()
+
+
+def _open(source: Source, split: str) -> RetrievalData:
+    """A split of the data set; with the words that the run reads, where the data set's stores have them."""
+    files = source.manifest, source.regions, source.tokens, split
+    if not _has_the_words(source):
+        return RetrievalData(*files)
+    return RetrievalData(*files, pieces=source.words.pieces, text_features=source.text_features)
+
+
+def _has_the_words(source: Source) -> bool:
+    """Whether the data set's captions are stored as the run reads them."""
+    recipe = source.words.recipe
+    pairs = [(TokenStore(source.tokens).recipe, recipe["tokens"], "min_count")]
+    if source.text_features:
+        if not source.text_features.exists():
+            return False
+        pairs.append((TextFeatureStore(source.text_features).recipe, recipe["text_features"], "tokens"))
+    return all({**ours, but: None} == {**theirs, but: None} for ours, theirs, but in pairs)
+
+
+def _read_as_the_run_does(
+    part: RetrievalData, source: Source, device: str, batch_size: int
+) -> AbstractContextManager[RetrievalData]:
+    if _has_the_words(source):
+        return nullcontext(part)
+    return captioned(part.images, source.words, source.regions, device=device, batch_size=batch_size)
+
+
+def _approximate(folder: Path, kind: Kind) -> str:
+    """Make FAISS's indexes; says how many of the ten best they find, for captions and images of the index itself."""
+    index = Index.open(folder)
+    found = []
+    random = np.random.default_rng(0)
+    pick = [random.permutation(count)[:SAMPLE] for count in (len(index.rows), len(index.captions))]
+    sets = [("images", index.images_to_search, index.captions[pick[1]][:, None])]
+    if len(index.captions):
+        context = np.repeat(index.context[pick[0]][:, None], index.pooled.shape[1], axis=1)
+        sets.append(("captions", index.captions_to_search, np.concatenate([index.pooled[pick[0]], context], axis=2)))
+    for name, candidates, queries in sets:
+        path = folder / f"{name}.faiss"
+        approximate.build(path, candidates, kind)
+        if len(queries):
+            exact = nearest(candidates, queries, BEST)[0]
+            near = approximate.search(path, candidates, queries, BEST)[0]
+            shared = np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(exact, near, strict=True)])
+            found.append(f"{shared:.1%} of the {BEST} best {name}")
+    return f"{kind} finds " + " and ".join(found)
+
+
+def _embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    try:
+        pooled, context, captions = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in PARTS)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no readable embeddings ({error})", where=folder, fix="make the index again: `selfalign index`"
+        ) from error
+    return pooled, context, captions
+
+
+def _nothing(captions: np.ndarray) -> np.ndarray:
+    return np.empty((len(captions), 0), np.float32)
+
+
+def _digest(path: Path) -> str | None:
+    return sha256(path) if path.exists() else None

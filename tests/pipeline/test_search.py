@@ -1,0 +1,262 @@
+"""`selfalign index` and `selfalign search` on small trained runs over a small data set, all made by the real stages."""
+
+import copy
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from eval.embed import embed
+from eval.search import index as indexing
+from eval.search.index import Index, Source
+from eval.search.search import search_image, search_text
+from eval.search.words import RunWords
+from eval.validation import validate
+from extract import regions, text_features, tokens
+from extract.picture import extract
+from extract.stores.regions import RegionStore
+from extract.text.settings import TextFeatureSettings
+from manifests import manifest, scenes
+from manifests.errors import InputError
+from manifests.schema import read_manifest
+from pipeline import places
+from pipeline.cli import main
+from pipeline.params import Params, read_params
+from pipeline.searching import region_settings, source
+from tests.encoders import write_encoder
+from tests.eval.test_report import Page
+from tests.pipeline.project import CHECKOUT, shrink_demo
+from train import train
+from train.checkpoint import load_model
+from train.data import RetrievalData
+
+QUERY = "a striped red ring left of a star"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project's folder with `demo`, a run `vsrn-selfalign`, `camera` with three views and `encoded` on text features,
+    and an index of each."""
+    root = tmp_path_factory.mktemp("project")
+    encoder = write_encoder(root / "encoder")
+    params = shrink_demo(yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8")))
+    params["scenes"] |= {"train": 32, "val": 6, "test": 10}
+    params["ensembles"] = {}
+    demo, run = params["datasets"]["demo"], params["runs"]["vsrn-selfalign"]
+    demo["regions"]["detector"]["weights"] = str(CHECKOUT / demo["regions"]["detector"]["weights"])
+    demo["tokens"] |= {"tokenizer": str(encoder), "min_count": 1}
+    run |= {"epochs": 1, "batch_size": 16}
+    base = {"name": "camera", "dim": 32, "heads": 2, "views": 3}
+    params["runs"] = {
+        "vsrn-selfalign": run,
+        "camera": copy.deepcopy(run) | {"base": base},
+        "encoded": copy.deepcopy(run) | {"text": {"reads": "text_features"}},
+    }
+    params["text_features"] = {"demo": {"model": str(encoder)}}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        _make(read_params())
+    return root
+
+
+def _make(params: Params) -> None:
+    data = params.dataset("demo")
+    scenes.run(settings=params.scenes, out=places.SCENES)
+    manifest.run(**data.source.model_dump(exclude={"pictures", "missing"}), out=places.manifest_folder("demo"))
+    listed = places.manifest("demo")
+    regions.run(
+        dataset="demo",
+        manifest=listed,
+        images=data.source.images,
+        settings=data.regions,
+        out=places.regions("demo"),
+        staging=Path(".staging"),
+    )
+    tokens.run(manifest=listed, settings=data.tokens, out=places.tokens("demo"))
+    text_features.run(
+        dataset="demo",
+        tokens=places.tokens("demo"),
+        settings=params.text_feature("demo"),
+        out=places.text_features("demo"),
+        staging=Path(".staging"),
+    )
+    for name, settings in params.runs.items():
+        cached = settings.text.reads == "text_features"
+        train.run(
+            name=name,
+            manifest=listed,
+            regions=places.regions("demo"),
+            tokens=places.tokens("demo"),
+            settings=settings,
+            validate=lambda model, data: validate(model, data, 64),
+            out=places.model(name),
+            curves=places.curves(name),
+            staging=Path(".staging"),
+            text_features=places.text_features("demo") if cached else None,
+        )
+        own = source(params, name, "demo")
+        indexing.run(source=own, out=places.index(name, "demo"), device="cpu", batch_size=16)
+
+
+@pytest.fixture(autouse=True)
+def _here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SELFALIGN_THREADS", "1")
+
+
+def opened(run: str) -> tuple[Index, Source]:
+    return Index.open(places.index(run, "demo")), source(read_params(), run, "demo")
+
+
+def selfalign(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.parametrize("run", ["vsrn-selfalign", "camera", "encoded"])
+def test_a_caption_of_the_set_finds_what_its_embedding_scores_highest(run: str):
+    index, own = opened(run)
+    views = index.pooled.shape[1]
+    assert views == (3 if run == "camera" else 1) and len(index.rows) == 48
+    caption = 17
+    image = int(index.caption_image[caption])
+    text = index.rows[image].captions[caption - int(np.searchsorted(index.caption_image, image))]
+    query, length = index.captions[caption].astype(float), index.pooled.shape[2]
+    scores = (index.pooled.astype(float) @ query[:length]).max(axis=1) + index.context @ query[length:]
+    answer = search_text(index, own, text, count=5, device="cpu")
+    assert not answer.unknown
+    assert np.allclose([hit.score for hit in answer.hits], np.sort(scores)[::-1][:5], atol=1e-4)
+    assert all(hit.svg and "<rect" in hit.svg and "data-word" in hit.caption for hit in answer.hits)
+
+
+@pytest.mark.parametrize("run", ["vsrn-selfalign", "camera"])
+def test_a_picture_that_is_not_in_the_set_is_extracted_as_the_stage_did(run: str, tmp_path: Path):
+    index, own = opened(run)
+    row = 40
+    original = places.SCENES / "images" / index.rows[row].path
+    copied = tmp_path / "copy.bmp"  # other bytes, equal pixels
+    with Image.open(original) as picture:
+        picture.convert("RGB").save(copied)
+    settings = region_settings(read_params(), "demo")
+    found, store = extract(copied, settings, index.recipe["features"]), RegionStore(own.regions)
+    stored = store.regions(store.row(index.rows[row].id))
+    assert np.allclose(found.features.astype(float), stored.features.astype(float), rtol=2**-9, atol=2**-9)
+    assert np.allclose(found.boxes, stored.boxes, atol=0.01) and found.image_size == stored.image_size
+    kinds = {"count": 10, "device": "cpu", "settings": settings}
+    alike = search_image(index, own, str(copied), alike=True, **kinds)
+    assert alike.hits[0].image.id == index.rows[row].id and alike.hits[0].score == pytest.approx(1, abs=1e-4)
+    assert alike.asked is None
+    mine, theirs = (search_image(index, own, each, alike=False, **kinds) for each in (str(copied), str(original)))
+    assert theirs.asked == index.rows[row] and all(hit.svg for hit in theirs.hits)
+    assert np.allclose([hit.score for hit in mine.hits], [hit.score for hit in theirs.hits], atol=1e-3)
+    by_id = search_image(index, own, index.rows[row].id, alike=False, **kinds)
+    assert [hit.text for hit in by_id.hits] == [hit.text for hit in theirs.hits]
+
+
+def test_embeddings_of_an_index_are_the_evaluations(folder: Path):
+    index, own = opened("camera")
+    data = RetrievalData(own.manifest, own.regions, own.tokens, "test")
+    expected = embed(load_model(own.model), data, 16, run="camera", quiet=True)
+    assert np.allclose(index.pooled[38:], expected.pooled, atol=1e-5)
+    assert np.allclose(index.context[38:], expected.context, atol=1e-5)
+    assert np.allclose(index.captions[-expected.num_captions :], expected.captions, atol=1e-5)
+
+
+def test_captions_stored_with_other_words_are_read_again(tmp_path: Path):
+    index, own = opened("vsrn-selfalign")
+    other = read_params().dataset("demo").tokens.model_copy(update={"min_count": 3})
+    tokens.run(manifest=own.manifest, settings=other, out=tmp_path / "tokens")
+    indexing.run(source=replace(own, tokens=tmp_path / "tokens"), out=tmp_path / "i", device="cpu", batch_size=16)
+    assert np.allclose(Index.open(tmp_path / "i").captions, index.captions, atol=1e-5)
+
+
+def test_unknown_words_are_named_and_none_known_is_an_error():
+    index, own = opened("vsrn-selfalign")
+    answer = search_text(index, own, "a zebra left of a star", count=3, device="cpu")
+    assert answer.unknown == ["zebra"] and len(answer.hits) == 3
+    with pytest.raises(InputError, match="knows none of its words: zebra, quagga"):
+        search_text(index, own, "zebra quagga", count=3, device="cpu")
+    for nothing in ("?!", " "):
+        with pytest.raises(InputError, match="it has no word"):
+            search_text(index, own, nothing, count=3, device="cpu")
+
+
+def test_an_encoder_that_is_gone_or_another_is_named(tmp_path: Path):
+    index, own = opened("encoded")
+    gone = replace(own.words, encoder=TextFeatureSettings(model=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match="encoder .*nowhere.*hf download"):
+        search_text(index, replace(own, words=gone), QUERY, count=3, device="cpu")
+    another = write_encoder(tmp_path / "encoder", seed=5)
+    words: RunWords = replace(own.words, encoder=TextFeatureSettings(model=str(another)))
+    with pytest.raises(InputError, match="weights_sha256"):
+        search_text(index, replace(own, words=words), QUERY, count=3, device="cpu")
+
+
+def test_what_has_changed_since_is_named_with_the_command(tmp_path: Path):
+    index, own = opened("vsrn-selfalign")
+    trained = replace(own, model=Path("runs/camera/model"))
+    with pytest.raises(InputError, match=r"run\.weights_sha256 was .*`selfalign index vsrn-selfalign demo"):
+        search_text(index, trained, QUERY, count=3, device="cpu")
+    shutil.copytree(own.regions, tmp_path / "regions")
+    (tmp_path / "regions" / "index.json").write_text(
+        json.dumps(json.loads((own.regions / "index.json").read_text()) | {"more": 1})
+    )
+    with pytest.raises(InputError, match=r"regions\.files_sha256"):
+        index.require_current(replace(own, regions=tmp_path / "regions"))
+
+
+def test_the_command_prints_a_table_and_writes_a_page():
+    answer = selfalign("search", QUERY + " zebra", "--index", "indexes/camera-demo", "--count", "4")
+    assert answer.exit_code == 0, answer.output
+    assert "unknown words: zebra" in answer.output
+    lines = answer.stdout.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.split()[:3] == ["rank", "image", "score"])
+    assert [line.split()[0] for line in lines[head + 2 : head + 6]] == ["1", "2", "3", "4"]
+    path = Path(re.search(r"page: (.*)", answer.stdout)[1])
+    assert path == Path.cwd() / "searches" / "a-striped-red-ring-left-of-a-star-zebra.html"
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert QUERY in page.text and not re.findall(r"https?://|url\((?!data:)|@import", html)
+    assert html.count('<article class="example') == html.count('<svg class="regions"') == 4
+    assert len(re.findall(r"^\.p\d+\{background-image:url\(data:", html, re.M)) == 4
+
+
+def test_mistakes_are_one_line(tmp_path: Path):
+    assert "there are several: indexes/camera-demo" in selfalign("search", QUERY).output
+    assert "give a TEXT or --image" in selfalign("search").output
+    assert (
+        "neither a file nor the id" in selfalign("search", "--image", "nobody", "--index", "indexes/camera-demo").output
+    )
+    assert "runs has no 'camra' (did you mean 'camera'?)" in selfalign("index", "camra", "demo").output
+    assert "there is no index" in selfalign("search", QUERY, "--index", str(tmp_path)).output
+    (tmp_path / "text.png").write_text("no picture")
+    broken = selfalign("search", "--image", str(tmp_path / "text.png"), "--index", "indexes/camera-demo")
+    assert broken.exit_code == 1 and "the picture can't be read" in broken.output
+
+
+def test_an_index_of_some_splits_and_by_the_command(tmp_path: Path):
+    made = selfalign("index", "camera", "demo", "--split", "test", "--out", str(tmp_path / "i"))
+    assert made.exit_code == 0 and "10 images and 50 captions of demo, as camera sees them" in made.output
+    index = Index.open(tmp_path / "i")
+    assert [row.id for row in index.rows] == [row.id for row in read_manifest(places.manifest("demo"))[-10:]]
+    found = selfalign("search", "--image", index.rows[3].id, "--images", "--index", str(tmp_path / "i"))
+    assert found.exit_code == 0 and re.search(rf"^ +1  {re.escape(index.rows[3].id)} +1\.0000", found.stdout, re.M)
+
+
+def test_an_approximate_index_says_what_it_finds(tmp_path: Path):
+    pytest.importorskip("faiss", reason="FAISS isn't installed")
+    made = selfalign("index", "camera", "demo", "--kind", "hnsw", "--out", str(tmp_path / "i"))
+    assert re.search(r"hnsw finds [\d.]+% of the 10 best images and [\d.]+% of the 10 best captions", made.output)
+    found = selfalign("search", QUERY, "--index", str(tmp_path / "i"))
+    exact = selfalign("search", QUERY, "--index", "indexes/camera-demo")
+    assert found.exit_code == 0
+    assert found.stdout.splitlines()[2].split()[:2] == exact.stdout.splitlines()[2].split()[:2]

@@ -1,16 +1,17 @@
 """The evaluation stage: how well one trained run finds images by caption and captions by image.
 
-Writes `runs/R/metrics.json` (the figures, docs/evaluation.md) and `runs/R/evaluation/`: the embeddings (`pooled.npy`,
-`context.npy`, `captions.npy`), `ranks.npz` (every query's rank, with the ids of the split) and `matches.npz` (the
-region that each word matches). Which captions belong to an image comes from the manifest, never from an index divided
-by five.
+Writes `runs/R/metrics.json` and `runs/R/correspondence.json` (the figures, docs/evaluation.md), and
+`runs/R/evaluation/`: the embeddings (`pooled.npy`, `context.npy`, `captions.npy`), `ranks.npz` (every query's rank,
+with the ids of the split), `matches.npz` (the region that each word matches), `concepts.npz` (of every region, for a
+model with a codebook) and the matches as JSON, `correspondence.jsonl`, one caption a line. Which captions belong to an
+image comes from the manifest, never from an index divided by five.
 """
 
 import logging
 from pathlib import Path
 
 from eval.arrays import save_arrays
-from eval.correspondence import accuracy, match_words
+from eval.correspondence import summary
 from eval.eccv import eccv_recalls
 from eval.embed import embed
 from eval.embeddings import Embeddings
@@ -18,12 +19,14 @@ from eval.figures import recall_figures, save_ranks
 from eval.graded import likeness_ndcg, relevance_ndcg
 from eval.ndcg import CUTOFF
 from eval.nearest import nearest_captions, nearest_images
+from eval.pairs import match_pairs
 from eval.rouge import RougeL
 from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
+from eval.word_statistics import correspondence_figures
 from manifests.coco_ids import COCO_IDS, read_coco_ids
-from manifests.files import write_json
+from manifests.files import canonical_json, write_json, write_text
 from manifests.grounding import read_grounding
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
@@ -43,6 +46,7 @@ def run(
     batch_size: int,
     out: Path,
     metrics: Path,
+    correspondence: Path,
     pieces: bool = False,
     text_features: Path | None = None,
 ) -> dict:
@@ -55,7 +59,8 @@ def run(
     regions, tokens : the data set's stores.
     model : `runs/R/model`.
     batch_size : items encoded at a time; it changes the speed only.
-    out, metrics : the folder `runs/R/evaluation` and the file `runs/R/metrics.json`.
+    out, metrics, correspondence : the folder `runs/R/evaluation`, the files `runs/R/metrics.json` and
+        `runs/R/correspondence.json`.
     pieces, text_features : whether the run reads word pieces, and the text feature store that it reads, if any.
 
     Raises
@@ -82,12 +87,16 @@ def run(
     figures |= _graded(embeddings, data, settings.spice)
     figures |= _eccv(embeddings, data, manifest_dir / COCO_IDS)
 
-    matches = match_words(network, data, batch_size)
-    save_arrays(out / "matches.npz", matches.arrays())
     truth = manifest_dir / "grounding.jsonl"
-    correspondence = accuracy(matches, data, read_grounding(truth)) if truth.exists() else None
-    if correspondence is not None:
-        figures["correspondence"] = correspondence
+    pairs = match_pairs(network, data, batch_size, read_grounding(truth) if truth.exists() else {})
+    save_arrays(out / "matches.npz", pairs.matches.arrays())
+    if pairs.concepts is not None:
+        pairs.concepts.save(out / "concepts.npz")
+    rows = (canonical_json(pairs.row(caption)) for caption in range(data.num_captions))
+    write_text(out / "correspondence.jsonl", "".join(f"{row}\n" for row in rows))
+    write_json(correspondence, correspondence_figures(pairs))
+    if (known := summary(pairs.judged)) is not None:
+        figures["correspondence"] = known
     write_json(metrics, figures)
     return figures
 

@@ -5,6 +5,7 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from extract.images import UnreadableImage, decode
@@ -33,7 +34,7 @@ class Pictures:
             else:
                 image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
                 name = f"p{len(self._uris)}"
-                self._names[path], self._uris[name] = name, _data_uri(image)
+                self._names[path], self._uris[name] = name, data_uri(np.asarray(image), self.side)
         return self._names[path]
 
     def css(self) -> str:
@@ -41,8 +42,10 @@ class Pictures:
         return "\n".join(f".{name}{{background-image:url({uri})}}" for name, uri in self._uris.items())
 
 
-def _data_uri(image: Image.Image) -> str:
-    """A JPEG, or a PNG where that is smaller (drawn scenes)."""
+def data_uri(picture: np.ndarray, side: int) -> str:
+    """A picture `uint8 [H, W, 3]`, reduced to `side` pixels at most: a JPEG, or a PNG where that is smaller."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     best = None
     for kind, options in (("jpeg", {"quality": 85, "subsampling": 0, "optimize": True}), ("png", {"optimize": True})):
         buffer = io.BytesIO()

@@ -211,6 +211,7 @@ def evaluate(run: str) -> None:
         batch_size=machine.encode_batch,
         out=places.evaluation(run),
         metrics=places.metrics(run),
+        correspondence=places.correspondence(run),
         pieces=settings.text.pieces,
         text_features=_text_features(settings),
     )
@@ -338,6 +339,39 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
         out=out,
     )
     click.echo(table(found))
+
+
+@main.command()
+@click.argument("run")
+@click.argument("image")
+@click.option("--caption", type=int, help="Which of the image's captions, from 1. Default: all.")
+@click.option("--out", type=click.Path(path_type=Path), help="A .html or .png file. Default: RUN-IMAGE.html.")
+def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None:
+    """Draw which regions RUN matches with the words of IMAGE's captions, with their concepts.
+
+    IMAGE is an id of the manifest of RUN's data set, in any split.
+    """
+    from eval.inspection import run as inspect_run
+
+    params, machine = read_params(), Machine.from_environment()
+    settings = params.run(run)
+    dataset = settings.dataset
+    out = out or Path(f"{run}-{image.replace('/', '-')}.html")
+    found = inspect_run(
+        name=run,
+        image=image,
+        caption=caption,
+        manifest_dir=places.manifest_folder(dataset),
+        image_root=params.image_roots[dataset],
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        model=places.model(run),
+        device=machine.torch_device(),
+        out=out,
+        pieces=settings.text.pieces,
+        text_features=_text_features(settings),
+    )
+    click.echo(f"{found}\n\ndrawn: {out.absolute()}")
 
 
 @main.command()

@@ -51,5 +51,9 @@ def metrics(run: str) -> Path:
     return RUNS / run / "metrics.json"
 
 
+def correspondence(run: str) -> Path:
+    return RUNS / run / "correspondence.json"
+
+
 def ensemble(name: str) -> Path:
     return ENSEMBLES / name

@@ -10,7 +10,6 @@ image comes from the manifest, never from an index divided by five.
 import logging
 from pathlib import Path
 
-from eval.arrays import save_arrays
 from eval.correspondence import summary
 from eval.eccv import eccv_recalls
 from eval.embed import embed
@@ -26,7 +25,7 @@ from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
 from eval.word_statistics import correspondence_figures
 from manifests.coco_ids import COCO_IDS, read_coco_ids
-from manifests.files import canonical_json, write_json, write_text
+from manifests.files import write_json
 from manifests.grounding import read_grounding
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
@@ -89,11 +88,7 @@ def run(
 
     truth = manifest_dir / "grounding.jsonl"
     pairs = match_pairs(network, data, batch_size, read_grounding(truth) if truth.exists() else {})
-    save_arrays(out / "matches.npz", pairs.matches.arrays())
-    if pairs.concepts is not None:
-        pairs.concepts.save(out / "concepts.npz")
-    rows = (canonical_json(pairs.row(caption)) for caption in range(data.num_captions))
-    write_text(out / "correspondence.jsonl", "".join(f"{row}\n" for row in rows))
+    pairs.save(out)
     write_json(correspondence, correspondence_figures(pairs))
     if (known := summary(pairs.judged)) is not None:
         figures["correspondence"] = known

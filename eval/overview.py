@@ -11,13 +11,16 @@ from eval.drawing import marks, place
 from eval.examples import Example, choose
 from eval.interval import interval
 from eval.matched_picture import INK, SOFT, draw_regions, write_caption
-from eval.page import DataSet
+from eval.page import DataSet, compared
 from eval.results import RunResult
 from extract.images import UnreadableImage, decode
 from manifests.files import atomic
 
 TRACK = "#e9edf1"
-RUN_COLOURS = ("#74808c", "#2f6fde", "#d9560b", "#0b8f79", "#9a45c9", "#b58900")
+RUN_COLOURS = (
+    *("#74808c", "#2f6fde", "#d9560b", "#0b8f79", "#9a45c9"),
+    *("#b58900", "#c2185b", "#5b6b00", "#0277a8", "#7a5230"),
+)
 
 WHY = {
     "better": "The caption whose rank improved most.",
@@ -28,7 +31,7 @@ WHY = {
 
 
 def draw_overview(source: DataSet, path: Path) -> None:
-    """Write the figure of one data set as PNG: its bars, and the first example with the first and the last run."""
+    """Write the figure of one data set as PNG: its bars, and the first example with the runs that are compared."""
     with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 12, "text.color": INK}):
         figure = Figure(figsize=(14, 5.6), dpi=110, facecolor="white")
         known = [run for run in source.runs if "correspondence" in run.metrics]
@@ -39,7 +42,7 @@ def draw_overview(source: DataSet, path: Path) -> None:
         _rsum(figure.add_axes((0.13, 0.47 if known else 0.12, 0.28, 0.28 if known else 0.6)), source.runs)
         if known:
             _correspondence(figure.add_axes((0.13, 0.07, 0.28, 0.25)), source.runs)
-        if examples := choose(source.runs, 1):
+        if examples := choose(compared(source.runs), 1):
             _example(figure, source, examples[0])
         with atomic(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -88,8 +91,7 @@ def _example(figure: Figure, source: DataSet, example: Example) -> None:
     except (OSError, UnreadableImage):
         return
     below = write_caption(figure, source.data.caption_text(caption), words, left=0.5, top=0.93)
-    shown = [source.runs[0], source.runs[-1]] if len(source.runs) > 1 else [source.runs[0]]
-    for column, run in enumerate(shown):
+    for column, run in enumerate(compared(source.runs)):
         axes = figure.add_axes((0.5 + column * 0.245, 0.09, 0.235, below - 0.2))
         draw_regions(axes, picture, place(source.data, caption, words, run.matches, truth))
         rank = int(run.ranks["t2i"][caption]) + 1

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
+from eval.arrays import save_arrays
 from eval.concepts import RegionConcepts, region_concepts
 from eval.correspondence import Judged, Matches, judge, match_words, row_words
+from manifests.files import canonical_json, write_text
 from manifests.grounding import Grounding
 from train.data import RetrievalData, Word
 
@@ -52,6 +55,14 @@ class Pairs:
             "text": self.data.caption_text(caption),
             "words": sorted(found, key=lambda own: (-own["cosine"], own["start"])),
         }
+
+    def save(self, folder: Path) -> None:
+        """Write `matches.npz`, `correspondence.jsonl` (a `row` a line) and, with a codebook, `concepts.npz`."""
+        save_arrays(folder / "matches.npz", self.matches.arrays())
+        rows = (canonical_json(self.row(caption)) for caption in range(self.data.num_captions))
+        write_text(folder / "correspondence.jsonl", "".join(f"{row}\n" for row in rows))
+        if self.concepts is not None:
+            self.concepts.save(folder / "concepts.npz")
 
 
 def match_pairs(

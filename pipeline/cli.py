@@ -234,9 +234,48 @@ def ensemble(ensemble: str) -> None:
 
 
 @main.command()
+@click.argument("study")
+def study(study: str) -> None:
+    """Train and evaluate all points of STUDY."""
+    from eval.study import run
+
+    params, machine = read_params(), Machine.from_environment()
+    settings = params.study(study)
+    base = params.run(settings.run)
+    dataset = settings.dataset
+    run(
+        name=study,
+        settings=settings,
+        base=base,
+        manifest_dir=places.manifest_folder(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        text_features=_text_features(base),
+        split=params.evaluate.split,
+        device=machine.torch_device(),
+        batch_size=machine.encode_batch,
+        staging=machine.staging,
+        out=places.study(study),
+    )
+
+
+@main.command()
+@click.argument("study")
+def collect(study: str) -> None:
+    """Collect the points of STUDY that DVC's queue has made, for the report."""
+    from pipeline.experiments import run
+
+    params = read_params()
+    settings = params.study(study)
+    count = run(settings=settings, base=params.run(settings.run), out=places.queued(study))
+    click.echo(f"{count} points: {places.queued(study)}")
+
+
+@main.command()
 def report() -> None:
-    """Draw the page that compares all runs."""
+    """Draw the pages that compare all runs."""
     from eval.report import run
+    from pipeline.commit import current_commit
 
     params = read_params()
     run(
@@ -244,6 +283,10 @@ def report() -> None:
         runs_dir=places.RUNS,
         data_dir=places.DATA,
         image_roots=params.image_roots,
+        studies=params.studies,
+        studies_dir=places.STUDIES,
+        benchmarks=places.BENCHMARKS,
+        commit=current_commit(),
         settings=params.report,
         out=places.REPORT,
     )

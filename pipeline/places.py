@@ -1,8 +1,9 @@
-"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/` and `report/`."""
+"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/`, `studies/` and `report/`."""
 
 from pathlib import Path
 
-DATA, RUNS, ENSEMBLES, REPORT = Path("data"), Path("runs"), Path("ensembles"), Path("report")
+DATA, RUNS, ENSEMBLES, STUDIES = Path("data"), Path("runs"), Path("ensembles"), Path("studies")
+REPORT, BENCHMARKS = Path("report"), Path("benchmarks")
 SCENES = DATA / "scenes"
 DEMO_WEIGHTS = Path("extract/detectors/weights/demo.safetensors")
 
@@ -57,3 +58,11 @@ def correspondence(run: str) -> Path:
 
 def ensemble(name: str) -> Path:
     return ENSEMBLES / name
+
+
+def study(name: str) -> Path:
+    return STUDIES / name / "points.csv"
+
+
+def queued(study: str) -> Path:
+    return STUDIES / study / "queued.csv"

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from eval.concepts import RegionConcepts, region_concepts
 from eval.correspondence import accuracy
@@ -13,9 +12,8 @@ from eval.pairs import Pairs, match_pairs
 from eval.word_statistics import correspondence_figures, usage
 from manifests.describing import WORDS
 from manifests.grounding import Grounding, read_grounding
-from tests.eval.data_files import ATTRIBUTES, AttributeModel, draw_data_set, retrieval_data
+from tests.eval.data_files import ATTRIBUTES, AttributeModel, draw_data_set, give_codebook, retrieval_data
 from train.data import RetrievalData
-from train.selfalign import ConceptBag
 
 MEANING = {word: value for words in WORDS.values() for word, value in words.items()}
 
@@ -38,10 +36,7 @@ def truth(folder: Path) -> dict[str, Grounding]:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> AttributeModel:
     """Its concept of a word is the attribute that the word means; a region's is one that it has."""
-    model = AttributeModel(folder)
-    model.bag = ConceptBag(len(ATTRIBUTES), len(ATTRIBUTES), 0.1)
-    model.bag.codebook.data = torch.eye(len(ATTRIBUTES)) * 3
-    return model
+    return give_codebook(AttributeModel(folder))
 
 
 @pytest.fixture(scope="module")

@@ -164,10 +164,10 @@ def test_it_draws_the_matched_regions_over_every_picture(html: str, page: Page):
 
 
 def test_every_coloured_word_has_a_region_in_every_picture(html: str):
-    for example in re.findall(r"<article class=\"example.*?</article>", html, re.S):
+    for example in re.findall(r'<article class="example.*?</article>', html, re.S):
         words = re.findall(r'data-word="(\d+)"', example)
         assert words
-        for view in re.findall(r"<svg class=\"regions.*?</svg>", example, re.S):
+        for view in re.findall(r'<svg class="regions.*?</svg>', example, re.S):
             matched = " ".join(re.findall(r'class="k\d (?:right|wrong)" data-words="([\d ]+)"', view)).split()
             assert sorted(matched, key=int) == words
 

@@ -6,19 +6,23 @@ and regions as projected, before they see their context): the correspondence tha
 matches none. Where the data set says which object a word means (`manifests.grounding`), the match is
 right if, of all true objects, that one overlaps the region most and by an IoU of at least 0.5. Chance is the expected
 accuracy of picking a region of the image uniformly; the ceiling is the share of words with any right region.
+
+Where the model has a codebook, each word also has its concept (`eval.concepts`), from its pieces in the same way.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from eval.concepts import codebook_of
 from manifests.grounding import Grounding, Phrase
 from manifests.progress import progress
-from train.data import RetrievalData
+from train.data import RetrievalData, Word
 
 RIGHT_IOU = 0.5
 
@@ -28,7 +32,7 @@ class Matches:
     """Every word of every caption of a split that has a region, one row a word, captions in order.
 
     `caption [W]` index in the split, `start [W]`, `end [W]` characters in the caption's text, `region [W]` row in the
-    image's regions, `cosine [W]` float32.
+    image's regions, `cosine [W]` float32, `concept [W]` nearest entry of the codebook, −1 where there is none.
     """
 
     caption: np.ndarray
@@ -36,10 +40,11 @@ class Matches:
     end: np.ndarray
     region: np.ndarray
     cosine: np.ndarray
+    concept: np.ndarray
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The columns by name, as they are stored in `matches.npz`."""
-        return {name: getattr(self, name) for name in ("caption", "start", "end", "region", "cosine")}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def rows(self, caption: int) -> range:
         """The rows of one caption."""
@@ -50,7 +55,7 @@ class Matches:
 def read_matches(path: Path) -> Matches:
     """Read a `matches.npz`."""
     with np.load(path) as stored:
-        return Matches(**{name: stored[name] for name in ("caption", "start", "end", "region", "cosine")})
+        return Matches(**{field.name: stored[field.name] for field in fields(Matches)})
 
 
 def word_regions(
@@ -66,43 +71,63 @@ def word_regions(
     `[B, R]` and `[B, T]` are true for what is real. `words` may be pieces: `word i64 [B, T]` says of which of the W
     words each is. The cosine of a word without pieces is NaN.
     """
-    cosine = words @ regions.transpose(1, 2)
-    count = int(word.max()) + 1
-    word = torch.where(word_mask, word, count)  # padding is a word of its own, which is dropped
-    sums = cosine.new_zeros(len(word), count + 1, cosine.shape[2])
-    sums.scatter_add_(1, word[..., None].expand_as(cosine), cosine)
-    pieces = torch.zeros_like(sums[..., 0]).scatter_add_(1, word, torch.ones_like(cosine[..., 0]))
-    cosine = (sums / pieces[..., None])[:, :count]
+    cosine = by_word(words @ regions.transpose(1, 2), word_mask, word)
     cosine = cosine.masked_fill(~region_mask[:, None, :], float("-inf"))
     best = cosine.amax(dim=-1)
     return (cosine == best[..., None]).to(torch.uint8).argmax(dim=-1), best
 
 
+def by_word(pieces: torch.Tensor, mask: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
+    """The mean over each word's pieces: `[B, T, X]` to `[B, W, X]`, NaN for a word without any."""
+    count = int(word.max()) + 1
+    word = torch.where(mask, word, count)  # padding is a word of its own, which is dropped
+    sums = pieces.new_zeros(len(word), count + 1, pieces.shape[2])
+    sums.scatter_add_(1, word[..., None].expand_as(pieces), pieces)
+    counts = torch.zeros_like(sums[..., 0]).scatter_add_(1, word, torch.ones_like(pieces[..., 0]))
+    return (sums / counts[..., None])[:, :count]
+
+
 @torch.inference_mode()
-def match_words(model: nn.Module, data: RetrievalData, batch_size: int) -> Matches:
-    """Match every word of every caption in `data` with a region of the caption's own image."""
+def match_words(
+    model: nn.Module, data: RetrievalData, batch_size: int, captions: Sequence[int] | None = None
+) -> Matches:
+    """Match every word of every caption in `data`, or of some `captions` (rising), with a region of its own image."""
     device = next(model.parameters()).device
     model.eval()
-    columns: list[tuple[int, int, int, int, float]] = []
-    for first in progress(range(0, data.num_captions, batch_size), what="match words", unit="batches"):
-        captions = range(first, min(first + batch_size, data.num_captions))
-        images, place = np.unique(data.caption_image[captions.start : captions.stop], return_inverse=True)
+    codebook = codebook_of(model)
+    columns: list[tuple[int, int, int, int, float, int]] = []
+    every = range(data.num_captions) if captions is None else captions
+    for first in progress(range(0, len(every), batch_size), what="match words", unit="batches"):
+        captions = every[first : first + batch_size]
+        images, place = np.unique(data.caption_image[list(captions)], return_inverse=True)
         seen = model.encode_images(data.region_batch([int(image) for image in images]).to(device))
         batch = data.word_batch(list(captions)).to(device)
         read = model.encode_captions(batch)
         place = torch.as_tensor(place, device=device)
         regions, cosines = word_regions(seen.locals[place], seen.mask[place], read.locals, batch.mask, batch.word)
         regions, cosines = regions.cpu().numpy(), cosines.float().cpu().numpy()
+        concepts = np.full_like(regions, -1)
+        if codebook is not None:
+            concepts = by_word(codebook.cosines(read), batch.mask, batch.word).argmax(dim=-1).cpu().numpy()
         for row, caption in enumerate(captions):
             here = np.flatnonzero(~np.isnan(cosines[row]))
             words = data.caption_words(caption)
             for number in here:
                 word = words[number]
-                columns.append((caption, word.start, word.end, regions[row, number], cosines[row, number]))
-    caption, start, end, region, cosine = zip(*columns, strict=True) if columns else ((),) * 5
-    return Matches(
-        *(np.array(column, np.int32) for column in (caption, start, end, region)), np.array(cosine, np.float32)
-    )
+                found = regions[row, number], cosines[row, number], concepts[row, number]
+                columns.append((caption, word.start, word.end, *found))
+    caption, start, end, region, cosine, concept = zip(*columns, strict=True) if columns else ((),) * 6
+    whole = (np.array(column, np.int32) for column in (caption, start, end, region))
+    return Matches(*whole, np.array(cosine, np.float32), np.array(concept, np.int32))
+
+
+def row_words(matches: Matches, data: RetrievalData) -> list[Word]:
+    """The word of every row of `matches`."""
+    found: list[Word] = []
+    for caption in np.unique(matches.caption).tolist():
+        words = {word.start: word for word in data.caption_words(caption)}
+        found += [words[int(matches.start[row])] for row in matches.rows(caption)]
+    return found
 
 
 def phrase_of(start: int, end: int, phrases: Sequence[Phrase]) -> Phrase | None:
@@ -132,16 +157,32 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return shared / np.maximum(areas - shared, 1e-12)
 
 
-def accuracy(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grounding]) -> dict | None:
-    """How often words match the object that they mean, over all and for each kind of phrase.
+FIGURES = ("accuracy", "chance", "ceiling", "fitting", "fitting_chance")
 
-    Returns `{accuracy, chance, ceiling, fitting, fitting_chance, words, kinds: {kind: {the same six}}}`, shares rounded
-    to four places; None if no word of the split has a known object. `fitting` is the share of words whose region shows
-    any object that the word is true of: of two red objects a word without its context can't tell which one is meant.
+
+@dataclass(frozen=True)
+class Judged:
+    """What the truth says of every row of some matches.
+
+    `kind [W]` the kind of phrase that the word belongs to, "" where none is known; `figures [W, 5]`, for those with a
+    kind, the columns of `FIGURES`: whether the region shows the object meant, the share of the image's regions that
+    do, whether any does; whether it shows any object that the word is true of, and the share of regions that do.
     """
-    scored: dict[str, list[tuple[float, ...]]] = {}
+
+    kind: np.ndarray
+    figures: np.ndarray
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """The rows with a kind, bool `[W]`."""
+        return self.kind != ""
+
+
+def judge(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grounding]) -> Judged:
+    """Hold every match against the truth."""
+    kinds, figures = np.full(len(matches.caption), "", "U16"), np.zeros((len(matches.caption), len(FIGURES)))
     objects: dict[int, np.ndarray] = {}
-    for caption in range(data.num_captions):
+    for caption in np.unique(matches.caption).tolist():
         image = int(data.caption_image[caption])
         truth = grounding.get(data.images[image].id)
         if truth is None:
@@ -155,13 +196,34 @@ def accuracy(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grou
                 right = objects[image] == phrase.object
                 fitting = np.isin(objects[image], _alike(truth, phrase))
                 region = matches.region[row]
-                scored.setdefault(phrase.kind, []).append(
-                    (right[region], right.mean(), right.any(), fitting[region], fitting.mean())
-                )
-    if not scored:
+                kinds[row] = phrase.kind
+                figures[row] = right[region], right.mean(), right.any(), fitting[region], fitting.mean()
+    return Judged(kinds, figures)
+
+
+def accuracy(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grounding]) -> dict | None:
+    """`summary` of what `judge` says."""
+    return summary(judge(matches, data, grounding))
+
+
+def summary(judged: Judged) -> dict | None:
+    """How often words match the object that they mean, over all and for each kind of phrase.
+
+    Returns `{accuracy, chance, ceiling, fitting, fitting_chance, words, kinds: {kind: {the same six}}}`, shares rounded
+    to four places; None if no word of the split has a known object. `fitting` is the share of words whose region shows
+    any object that the word is true of: of two red objects a word without its context can't tell which one is meant.
+    """
+    if not judged.known.any():
         return None
-    every = [word for words in scored.values() for word in words]
-    return _shares(every) | {"kinds": {kind: _shares(words) for kind, words in sorted(scored.items())}}
+    kinds = sorted(set(judged.kind[judged.known].tolist()))
+    return shares(judged, judged.known) | {"kinds": {kind: shares(judged, judged.kind == kind) for kind in kinds}}
+
+
+def shares(judged: Judged, rows: np.ndarray) -> dict[str, float | int]:
+    """`FIGURES` over some rows, bool `[W]`, all of them known, and how many `words` they are."""
+    means = judged.figures[rows].mean(axis=0)
+    found = {name: round(float(mean), 4) for name, mean in zip(FIGURES, means, strict=True)}
+    return found | {"words": int(rows.sum())}
 
 
 def _alike(truth: Grounding, phrase: Phrase) -> list[int]:
@@ -170,9 +232,3 @@ def _alike(truth: Grounding, phrase: Phrase) -> list[int]:
         return [phrase.object]
     label = truth.labels[phrase.object][phrase.kind]
     return [number for number, labels in enumerate(truth.labels) if labels.get(phrase.kind) == label]
-
-
-def _shares(words: list[tuple[float, ...]]) -> dict[str, float | int]:
-    names = ("accuracy", "chance", "ceiling", "fitting", "fitting_chance")
-    means = np.array(words, float).mean(axis=0)
-    return {name: round(float(mean), 4) for name, mean in zip(names, means, strict=True)} | {"words": len(words)}

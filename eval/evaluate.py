@@ -1,17 +1,17 @@
 """The evaluation stage: how well one trained run finds images by caption and captions by image.
 
-Writes `runs/R/metrics.json` (the figures, docs/evaluation.md) and `runs/R/evaluation/`: the embeddings (`pooled.npy`,
-`context.npy`, `captions.npy`), `ranks.npz` (every query's rank, with the ids of the split) and `matches.npz` (the
-region that each word matches). Which captions belong to an image comes from the manifest, never from an index divided
-by five.
+Writes `runs/R/metrics.json` and `runs/R/correspondence.json` (the figures, docs/evaluation.md), and
+`runs/R/evaluation/`: the embeddings (`pooled.npy`, `context.npy`, `captions.npy`), `ranks.npz` (every query's rank,
+with the ids of the split), `matches.npz` (the region that each word matches), `concepts.npz` (of every region, for a
+model with a codebook) and the matches as JSON, `correspondence.jsonl`, one caption a line. Which captions belong to an
+image comes from the manifest, never from an index divided by five.
 """
 
 import logging
 from pathlib import Path
 
 from eval.alignments import embed_locals
-from eval.arrays import save_arrays
-from eval.correspondence import accuracy, match_words
+from eval.correspondence import summary
 from eval.eccv import eccv_recalls
 from eval.embed import embed
 from eval.embeddings import Embeddings
@@ -20,10 +20,12 @@ from eval.graded import likeness_ndcg, relevance_ndcg
 from eval.modes import mode_figures
 from eval.ndcg import CUTOFF
 from eval.nearest import nearest_captions, nearest_images
+from eval.pairs import match_pairs
 from eval.rouge import RougeL
 from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
+from eval.word_statistics import correspondence_figures
 from manifests.coco_ids import COCO_IDS, read_coco_ids
 from manifests.files import write_json
 from manifests.grounding import read_grounding
@@ -45,6 +47,7 @@ def run(
     batch_size: int,
     out: Path,
     metrics: Path,
+    correspondence: Path,
     pieces: bool = False,
     text_features: Path | None = None,
 ) -> dict:
@@ -57,7 +60,8 @@ def run(
     regions, tokens : the data set's stores.
     model : `runs/R/model`.
     batch_size : items encoded at a time; it changes the speed only.
-    out, metrics : the folder `runs/R/evaluation` and the file `runs/R/metrics.json`.
+    out, metrics, correspondence : the folder `runs/R/evaluation`, the files `runs/R/metrics.json` and
+        `runs/R/correspondence.json`.
     pieces, text_features : whether the run reads word pieces, and the text feature store that it reads, if any.
 
     Raises
@@ -87,12 +91,12 @@ def run(
     figures |= _graded(embeddings, data, settings.spice)
     figures |= _eccv(embeddings, data, manifest_dir / COCO_IDS)
 
-    matches = match_words(network, data, batch_size)
-    save_arrays(out / "matches.npz", matches.arrays())
     truth = manifest_dir / "grounding.jsonl"
-    correspondence = accuracy(matches, data, read_grounding(truth)) if truth.exists() else None
-    if correspondence is not None:
-        figures["correspondence"] = correspondence
+    pairs = match_pairs(network, data, batch_size, read_grounding(truth) if truth.exists() else {})
+    pairs.save(out)
+    write_json(correspondence, correspondence_figures(pairs))
+    if (known := summary(pairs.judged)) is not None:
+        figures["correspondence"] = known
     write_json(metrics, figures)
     return figures
 

@@ -6,21 +6,21 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
-from eval.drawing import Mark, marks, place
+from eval.drawing import marks, place
 from eval.examples import Example, choose
 from eval.interval import interval
-from eval.page import DataSet
+from eval.matched_picture import INK, SOFT, draw_regions, write_caption
+from eval.page import DataSet, compared
 from eval.results import RunResult
 from extract.images import UnreadableImage, decode
 from manifests.files import atomic
 
-INK, SOFT, TRACK = "#15202b", "#566472", "#e9edf1"
-RUN_COLOURS = ("#74808c", "#2f6fde", "#d9560b", "#0b8f79", "#9a45c9", "#b58900")
-WORD_COLOURS = ("#f0329b", "#00a5bd", "#84a800", "#b9722e", "#6f7bea", "#f0691e", "#6b8496", "#b04fe0")
-CHARACTER = 0.0079  # width of a caption's character, as a share of the figure's
+TRACK = "#e9edf1"
+RUN_COLOURS = (
+    *("#74808c", "#2f6fde", "#d9560b", "#0b8f79", "#9a45c9"),
+    *("#b58900", "#c2185b", "#5b6b00", "#0277a8", "#7a5230"),
+)
 
 WHY = {
     "better": "The caption whose rank improved most.",
@@ -31,7 +31,7 @@ WHY = {
 
 
 def draw_overview(source: DataSet, path: Path) -> None:
-    """Write the figure of one data set as PNG: its bars, and the first example with the first and the last run."""
+    """Write the figure of one data set as PNG: its bars, and the first example with the runs that are compared."""
     with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 12, "text.color": INK}):
         figure = Figure(figsize=(14, 5.6), dpi=110, facecolor="white")
         known = [run for run in source.runs if "correspondence" in run.metrics]
@@ -42,7 +42,7 @@ def draw_overview(source: DataSet, path: Path) -> None:
         _rsum(figure.add_axes((0.13, 0.47 if known else 0.12, 0.28, 0.28 if known else 0.6)), source.runs)
         if known:
             _correspondence(figure.add_axes((0.13, 0.07, 0.28, 0.25)), source.runs)
-        if examples := choose(source.runs, 1):
+        if examples := choose(compared(source.runs), 1):
             _example(figure, source, examples[0])
         with atomic(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -90,49 +90,12 @@ def _example(figure: Figure, source: DataSet, example: Example) -> None:
         picture = decode((source.image_root / row.path).read_bytes())
     except (OSError, UnreadableImage):
         return
-    below = _caption(figure, source.data.caption_text(caption), words)
-    shown = [source.runs[0], source.runs[-1]] if len(source.runs) > 1 else [source.runs[0]]
-    for column, run in enumerate(shown):
+    below = write_caption(figure, source.data.caption_text(caption), words, left=0.5, top=0.93)
+    for column, run in enumerate(compared(source.runs)):
         axes = figure.add_axes((0.5 + column * 0.245, 0.09, 0.235, below - 0.2))
-        axes.imshow(picture, interpolation="lanczos")
-        axes.axis("off")
-        axes.set_anchor("NW")
-        insets: dict[int, int] = {}
-        for match in place(source.data, caption, words, run.matches, truth):
-            step = insets[match.region] = insets.get(match.region, -1) + 1
-            inset = step * max(picture.shape[:2]) / 90
-            x1, y1, x2, y2 = match.box
-            axes.add_patch(
-                Rectangle(
-                    (x1 + inset, y1 + inset),
-                    max(1, x2 - x1 - 2 * inset),
-                    max(1, y2 - y1 - 2 * inset),
-                    fill=False,
-                    edgecolor=WORD_COLOURS[match.words[0].colour],
-                    linewidth=2.4,
-                    linestyle="--" if match.right is False else "-",
-                    path_effects=[withStroke(linewidth=5, foreground="#ffffffe0")],
-                )
-            )
+        draw_regions(axes, picture, place(source.data, caption, words, run.matches, truth))
         rank = int(run.ranks["t2i"][caption]) + 1
         title = f"{run.name}: ranked {rank} of {len(source.data.images):,}"
         axes.set_title(title, fontsize=11.5, loc="left", color=INK, pad=6)
     note = WHY[example.kind] + ("" if truth is None else " Solid: the object that the word means. Dashed: another.")
     figure.text(0.5, 0.035, note, color=SOFT, fontsize=10)
-
-
-def _caption(figure: Figure, text: str, words: list[Mark]) -> float:
-    """Write the caption with coloured words, wrapped; gives the height below it, as a share of the figure's."""
-    colours = {}
-    for mark in words:
-        colours |= dict.fromkeys(range(mark.start, mark.end), WORD_COLOURS[mark.colour])
-    x, y, at = 0.5, 0.93, 0
-    for word in text.split(" "):
-        width = CHARACTER * (len(word) + 1)
-        if x + width > 0.985:
-            x, y = 0.5, y - 0.06
-        colour = next((colours[index] for index in range(at, at + len(word)) if index in colours), INK)
-        weight = "bold" if colour != INK else "normal"
-        figure.text(x, y, word, fontsize=13, color=colour, fontweight=weight, va="center", family="monospace")
-        x, at = x + width, at + len(word) + 1
-    return y

@@ -1,6 +1,5 @@
 """The report's contents: everything that the templates in `eval/pages/` show of one data set, as plain values."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,21 @@ from eval.drawing import caption_html, draw, marks
 from eval.examples import Example, choose
 from eval.interval import interval
 from eval.pictures import Pictures
+from eval.provenance import provenance
 from eval.recall import CUTOFFS, DIRECTIONS
 from eval.results import RunResult
 from eval.settings import ReportSettings
+from eval.speed import cost_tables, mode_name, ranking_benchmark, trade_off
+from eval.studies import study_panels
+from eval.study_settings import StudySettings
 from eval.verdict import difference, signed, verdict
-from extract.stores.regions import RegionStore
+from eval.vocabulary_page import codebooks, speech_rows
 from manifests.errors import InputError
 from manifests.grounding import Grounding, read_grounding
-from manifests.schema import read_manifest
 from train.data import RetrievalData
 
-RUN_COLOURS = 6
+RUN_COLOURS = 10
+PICTURE_SIDE, FOUND_SIDE = 360, 160
 KIND_ORDER = ("shape", "colour", "texture", "size", "phrase")
 
 
@@ -52,24 +55,51 @@ def open_data_set(name: str, folder: Path, image_root: Path, runs: Sequence[RunR
     return DataSet(name, folder, image_root, runs, data, read_grounding(truth) if truth.exists() else {})
 
 
-def section(source: DataSet, settings: ReportSettings, pictures: Pictures) -> dict:
-    """What the templates show of one data set; adds the photographs it needs to `pictures`."""
+def section(
+    source: DataSet,
+    settings: ReportSettings,
+    *,
+    studies: Mapping[str, StudySettings],
+    studies_dir: Path,
+    benchmarks: Path,
+    commit: str | None,
+) -> dict:
+    """What the templates show of one data set. `studies` are those of its runs, `benchmarks` the project's folder."""
     runs, metrics = source.runs, source.runs[0].metrics
+    colours = [colour(place) for place in range(len(runs))]
+    pictures = Pictures()
+    shown = compared(runs)
     return {
         "name": source.name,
         "split": metrics["split"],
         "images": metrics["images"],
         "captions": metrics["captions"],
         "verdict": verdict(runs),
-        "runs": [run.name for run in runs],
+        "runs": [{"name": run.name, "colour": colour} for run, colour in zip(runs, colours, strict=True)],
         "rsum": _rsum_bars(runs),
         "correspondence": _correspondence_bars(runs),
-        "table": recall_rows(runs),
+        "table": [*recall_rows(runs), *_mode_rows(runs)],
+        "chance": metrics["chance"],
+        "timed": any(run.modes for run in runs),
         "cutoffs": CUTOFFS,
         "curves": _curves(runs),
-        "examples": [_example(source, example, settings, pictures) for example in choose(runs, settings.examples)],
-        "provenance": _provenance(source),
+        "compared": [run.name for run in shown],
+        "examples": [
+            _example(source, example, shown, settings, pictures) for example in choose(shown, settings.examples)
+        ],
+        "speech": speech_rows(runs),
+        "codebooks": codebooks(runs, colours, source.data, source.image_root, pictures),
+        "studies": study_panels(studies, studies_dir),
+        "trade_off": trade_off(runs, colours),
+        "costs": cost_tables(runs, benchmarks),
+        "ranking": ranking_benchmark(benchmarks),
+        "provenance": provenance(source.folder, source.image_root, runs, source.data.left_out, commit),
     }
+
+
+def compared(runs: Sequence[RunResult]) -> list[RunResult]:
+    """The runs whose answers are shown side by side: the first, and of the others the one of the highest R@sum."""
+    return [runs[0], *sorted(runs[1:], key=lambda run: -run.metrics["rsum"])[:1]]
 
 
 def colour(index: int) -> str:
@@ -87,6 +117,7 @@ def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
         row = {"name": run.name, "colour": colour(place), "correspondence": run.metrics.get("correspondence")}
         row["values"] = {column: run.metrics[column] for column in columns}
         row["medians"] = {direction: run.metrics[f"{direction}_median_rank"] for direction in DIRECTIONS}
+        row["query_ms"] = next(iter(run.modes.values())).get("query_ms") if len(run.modes) == 1 else None
         row["best"] = {column for column in columns if len(runs) > 1 and run.metrics[column] == top[column]}
         if place:
             change, low, high = difference(run, runs[0])
@@ -94,6 +125,24 @@ def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
             row["certain"] = low > 0 or high < 0
         rows.append(row)
     return rows
+
+
+def _mode_rows(runs: Sequence[RunResult]) -> list[dict]:
+    """A row for each way to search with a run that has several: its recalls as far as they are known, and its time."""
+    columns = [f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS] + ["rsum"]
+    return [
+        {
+            "name": mode_name(run, mode),
+            "colour": colour(place),
+            "correspondence": None,
+            "values": {column: figures.get(column) for column in columns},
+            "best": set(),
+            "query_ms": figures.get("query_ms"),
+        }
+        for place, run in enumerate(runs)
+        if len(run.modes) > 1
+        for mode, figures in run.modes.items()
+    ]
 
 
 def _rsum_bars(runs: Sequence[RunResult]) -> dict:
@@ -156,101 +205,38 @@ def _curves(runs: Sequence[RunResult]) -> list[dict]:
     return [chart for chart in charts if chart["svg"]]
 
 
-def _example(source: DataSet, example: Example, settings: ReportSettings, pictures: Pictures) -> dict:
+def _example(
+    source: DataSet, example: Example, runs: Sequence[RunResult], settings: ReportSettings, pictures: Pictures
+) -> dict:
     data, caption = source.data, example.caption
     right_image = int(data.caption_image[caption])
     truth = source.truth.get(data.images[right_image].id)
     words = marks(data, caption, truth)
 
-    def picture(image: int) -> str:
-        return pictures.name(source.image_root / data.images[image].path)
+    def picture(image: int, side: int) -> str | None:
+        return pictures.whole(source.image_root / data.images[image].path, side)
 
-    views = []
-    for place, run in enumerate(source.runs):
-        drawing = draw(data, caption, words, run.matches, truth)
-        views.append({
+    whole = picture(right_image, PICTURE_SIDE)
+    views = [
+        {
             "name": run.name,
-            "colour": colour(place),
+            "colour": colour(source.runs.index(run)),
             "rank": int(run.ranks["t2i"][caption]) + 1,
-            "picture": picture(right_image),
-            "drawing": drawing,
+            "drawing": draw(data, caption, words, run.matches, truth),
+            "words": run.pair(caption)["words"],
             "found": [
-                {"picture": picture(image), "right": image == right_image, "id": data.images[image].id}
+                {"picture": picture(image, FOUND_SIDE), "right": image == right_image, "id": data.images[image].id}
                 for image in run.found(caption, settings.retrieved)
             ],
-        })  # fmt: skip
+        }
+        for run in runs
+    ]
     return {
         "kind": example.kind,
         "caption": caption_html(data.caption_text(caption), words),
         "text": data.caption_text(caption),
         "known": truth is not None,
+        "picture": whole,
         "runs": views,
         "images": len(data.images),
     }
-
-
-def _provenance(source: DataSet) -> dict:
-    store = RegionStore(source.folder / "regions")
-    rows = read_manifest(source.folder / "manifest" / "manifest.jsonl")
-    flat = [_flat(run.settings) for run in source.runs]
-    keys = sorted({key for settings in flat for key, value in settings.items() if value is not None})
-    differing = [key for key in keys if len({_shown(settings.get(key)) for settings in flat}) > 1]
-    return {
-        "recipe_hash": store.recipe_hash,
-        "recipe": json.dumps(store.recipe, indent=2, sort_keys=True, ensure_ascii=False),
-        "detector": _detector(store.recipe),
-        "dimensions": store.dim,
-        "splits": [
-            {
-                "name": split,
-                "images": sum(row.split == split for row in rows),
-                "captions": sum(len(row.captions) for row in rows if row.split == split),
-            }
-            for split in ("train", "val", "test")
-        ],
-        "left_out": source.data.left_out,
-        "records": [
-            {
-                "name": run.name,
-                "colour": colour(place),
-                "parameters": run.record["parameters"],
-                "best_epoch": run.record["best_epoch"],
-                "seconds": run.epochs["seconds"][-1],
-            }
-            for place, run in enumerate(source.runs)
-        ],
-        "settings": {
-            "differing": [(key, [_shown(settings.get(key)) for settings in flat]) for key in differing],
-            "same": [(key, _shown(flat[0].get(key))) for key in keys if key not in differing],
-        },
-        "credits": _credits(source),
-    }
-
-
-def _credits(source: DataSet) -> str | None:
-    """The licence text that lies beside the photographs, without its table; None if there is none."""
-    path = source.image_root / "ATTRIBUTION.md"
-    if not path.exists():
-        return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return " ".join(line for line in lines if line.strip() and not line.startswith(("#", "|")))
-
-
-def _detector(recipe: dict) -> str:
-    detector = recipe.get("detector", "unknown")
-    return detector if isinstance(detector, str) else str(detector.get("name", detector))
-
-
-def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
-    """Nested settings as one level of dotted keys."""
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _shown(value: object) -> str:
-    return "–" if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

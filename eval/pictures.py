@@ -1,10 +1,11 @@
-"""The photographs of a report, each embedded once: a style sheet of data URIs that any element can wear as a class."""
+"""The photographs of a page, embedded in it as data URIs."""
 
 import base64
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from extract.images import UnreadableImage, decode
@@ -12,39 +13,40 @@ from extract.images import UnreadableImage, decode
 
 @dataclass
 class Pictures:
-    """Collects pictures while a page is written, then gives the style sheet that holds them.
+    """Decodes a page's pictures once each. Where one isn't at hand (shared features, no photographs), it gives None."""
 
-    Attributes
-    ----------
-    side : the longest side in pixels that a picture is reduced to.
-    """
+    _decoded: dict[Path, np.ndarray | None] = field(default_factory=dict)
 
-    side: int = 320
-    _names: dict[Path, str] = field(default_factory=dict)
-    _uris: dict[str, str] = field(default_factory=dict)
+    def whole(self, path: Path, side: int) -> str | None:
+        """The picture at `path`, reduced to `side` pixels at most."""
+        picture = self._read(path)
+        return None if picture is None else data_uri(picture, side)
 
-    def name(self, path: Path) -> str:
-        """The class of the picture at `path`; `missing` if it can't be read here (shared features, no photographs)."""
-        if path not in self._names:
+    def crop(self, path: Path, box: np.ndarray, side: int) -> str | None:
+        """The part of a picture in a box (x1, y1, x2, y2) in its pixels."""
+        picture = self._read(path)
+        if picture is None:
+            return None
+        height, width = picture.shape[:2]
+        left, top = (int(np.clip(value, 0, size - 1)) for value, size in zip(box[:2], (width, height), strict=True))
+        right, bottom = (int(np.ceil(value)) for value in box[2:])
+        return data_uri(picture[top : max(bottom, top + 1), left : max(right, left + 1)], side)
+
+    def _read(self, path: Path) -> np.ndarray | None:
+        if path not in self._decoded:
             try:
-                image = Image.fromarray(decode(path.read_bytes()))
+                self._decoded[path] = decode(path.read_bytes())
             except (OSError, UnreadableImage):
-                self._names[path] = "missing"
-            else:
-                image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
-                name = f"p{len(self._uris)}"
-                self._names[path], self._uris[name] = name, _data_uri(image)
-        return self._names[path]
-
-    def css(self) -> str:
-        """One rule a picture."""
-        return "\n".join(f".{name}{{background-image:url({uri})}}" for name, uri in self._uris.items())
+                self._decoded[path] = None
+        return self._decoded[path]
 
 
-def _data_uri(image: Image.Image) -> str:
-    """A JPEG, or a PNG where that is smaller (drawn scenes)."""
+def data_uri(picture: np.ndarray, side: int) -> str:
+    """A picture `uint8 [H, W, 3]`, reduced to `side` pixels at most: a JPEG, or a PNG where that is smaller."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     best = None
-    for kind, options in (("jpeg", {"quality": 85, "subsampling": 0, "optimize": True}), ("png", {"optimize": True})):
+    for kind, options in (("jpeg", {"quality": 82, "optimize": True}), ("png", {"optimize": True})):
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
         if best is None or len(buffer.getvalue()) < len(best[1]):

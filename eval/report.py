@@ -1,27 +1,26 @@
-"""The report stage: one HTML page that compares the runs, and one figure for a README.
+"""The report stage: a page for each comparison, that is each data set with its runs, and one figure for a README.
 
-`index.html` holds everything it needs (style, script, photographs, charts) and asks no network for anything.
-`overview.png` shows R@sum and one matched picture of the first data set.
+`index.html` is the page of the first data set, `D.html` that of each other one; every page holds all it needs (style,
+script, photographs, charts) and asks no network for anything. `overview.png` shows R@sum and one matched picture of
+the first data set. `tradeoff.csv` has the ways to search, where their times were measured, for `dvc plots`.
 """
 
-import re
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
-
 from eval.overview import draw_overview
 from eval.page import open_data_set, recall_rows, section
-from eval.pictures import Pictures
 from eval.recall import CUTOFFS
 from eval.results import RunResult
 from eval.settings import ReportSettings
+from eval.speed import mode_name
+from eval.study_settings import StudySettings
+from eval.templates import render
 from eval.verdict import verdict
 from manifests.errors import InputError
 from manifests.files import write_text
-
-PAGES = Path(__file__).parent / "pages"
 
 
 def run(
@@ -30,36 +29,47 @@ def run(
     runs_dir: Path,
     data_dir: Path,
     image_roots: Mapping[str, Path],
+    studies: Mapping[str, StudySettings],
+    studies_dir: Path,
+    benchmarks: Path,
+    commit: str | None,
     settings: ReportSettings,
     out: Path,
 ) -> None:
-    """Write `out/index.html` and `out/overview.png`.
+    """Write the pages and `overview.png` to `out`.
 
     Parameters
     ----------
     runs : each run's settings in the order of `params.yaml`; `dataset` names its data set. The first run of a data set
         is the one that the others are measured against.
-    runs_dir, data_dir : the folders that hold `R/` and `D/`.
+    runs_dir, data_dir, studies_dir : the folders that hold `R/`, `D/` and `S/`.
     image_roots : each data set's folder of pictures. Pictures that aren't there are shown as empty tiles.
+    benchmarks : the project's folder of measured figures; what isn't there isn't shown.
+    commit : of the code, if it is known.
     """
     groups = results(runs, runs_dir)
     if not groups:
         raise InputError("there is no run to report", where="params.yaml, runs", fix="add a run")
     sources = [open_data_set(name, data_dir / name, image_roots[name], group) for name, group in groups.items()]
-    pictures = Pictures()
-    environment = Environment(
-        loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["names"] = _names
-    environment.filters["plain"] = lambda text: Markup(text)  # HTML of our own making: charts, drawings, captions
-    page = environment.get_template("index.html").render(
-        sections=[section(source, settings, pictures) for source in sources],
-        style=(PAGES / "style.css").read_text(encoding="utf-8"),
-        script=(PAGES / "page.js").read_text(encoding="utf-8"),
-        pictures=pictures,
-    )
-    write_text(out / "index.html", page)
+    files = {source.name: f"{source.name}.html" if place else "index.html" for place, source in enumerate(sources)}
+    for source in sources:
+        own = {name: study for name, study in studies.items() if study.dataset == source.name}
+        shown = section(source, settings, studies=own, studies_dir=studies_dir, benchmarks=benchmarks, commit=commit)
+        write_text(out / files[source.name], render("comparison.html", s=shown, pages=files))
     draw_overview(sources[0], out / "overview.png")
+    write_text(out / "tradeoff.csv", _trade_off([run for source in sources for run in source.runs]))
+
+
+def _trade_off(runs: Sequence[RunResult]) -> str:
+    """Name, ms a query and R@sum of every way to search whose time is known, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "query_ms", "rsum"])
+    for run in runs:
+        for mode, figures in run.modes.items():
+            if figures.get("query_ms"):
+                writer.writerow([mode_name(run, mode), figures["query_ms"], figures["rsum"]])
+    return text.getvalue()
 
 
 def results(runs: Mapping[str, dict], runs_dir: Path) -> dict[str, list[RunResult]]:
@@ -95,8 +105,3 @@ def _plain_table(data_set: str, runs: Sequence[RunResult]) -> str:
     told = [sentence.replace("`", "") for sentence in verdict(runs)]
     body = [line.rstrip() for line in text]
     return "\n".join([title, rule, body[0], rule, *body[1:-1], rule, body[-1], rule, *told])
-
-
-def _names(text: str) -> Markup:
-    """Sentences with run names between backticks, as HTML."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.concepts import RegionConcepts
 from eval.correspondence import Matches, read_matches
 from eval.embeddings import Embeddings
 from eval.interval import rsum_draws
@@ -63,6 +64,37 @@ class RunResult:
         """`evaluation/ranks.npz` by name."""
         with np.load(self._file("evaluation/ranks.npz", stage="evaluate")) as stored:
             return dict(stored)
+
+    @cached_property
+    def correspondence(self) -> dict:
+        """`correspondence.json`: figures of words, regions and concepts."""
+        return self._json("correspondence.json", stage="evaluate")
+
+    @cached_property
+    def cost(self) -> dict | None:
+        """`cost.json`, which `selfalign cost` writes where it is told to; None where there is none."""
+        path = self.folder / "cost.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @property
+    def modes(self) -> dict[str, dict]:
+        """Ways to search with this run, each with its `rsum` and `query_ms`, where they were measured."""
+        return self.metrics.get("modes", {})
+
+    @cached_property
+    def concepts(self) -> RegionConcepts | None:
+        """The concept of every region; None without a codebook."""
+        path = self.folder / "evaluation" / "concepts.npz"
+        return RegionConcepts.read(path) if path.exists() else None
+
+    def pair(self, caption: int) -> dict:
+        """A caption with its image, word by word (`eval.pairs.Pairs.row`)."""
+        return json.loads(self._pairs[caption])
+
+    @cached_property
+    def _pairs(self) -> list[str]:
+        path = self._file("evaluation/correspondence.jsonl", stage="evaluate")
+        return path.read_text(encoding="utf-8").splitlines()
 
     @cached_property
     def matches(self) -> Matches:

@@ -237,6 +237,7 @@ def evaluate(run: str) -> None:
         batch_size=machine.encode_batch,
         out=places.evaluation(run),
         metrics=places.metrics(run),
+        correspondence=places.correspondence(run),
         pieces=settings.text.pieces,
         text_features=_text_features(settings),
     )
@@ -259,9 +260,48 @@ def ensemble(ensemble: str) -> None:
 
 
 @main.command()
+@click.argument("study")
+def study(study: str) -> None:
+    """Train and evaluate all points of STUDY."""
+    from eval.study import run
+
+    params, machine = read_params(), Machine.from_environment()
+    settings = params.study(study)
+    base = params.run(settings.run)
+    dataset = settings.dataset
+    run(
+        name=study,
+        settings=settings,
+        base=base,
+        manifest_dir=places.manifest_folder(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        text_features=_text_features(base),
+        split=params.evaluate.split,
+        device=machine.torch_device(),
+        batch_size=machine.encode_batch,
+        staging=machine.staging,
+        out=places.study(study),
+    )
+
+
+@main.command()
+@click.argument("study")
+def collect(study: str) -> None:
+    """Collect the points of STUDY that DVC's queue has made, for the report."""
+    from pipeline.experiments import run
+
+    params = read_params()
+    settings = params.study(study)
+    count = run(settings=settings, base=params.run(settings.run), out=places.queued(study))
+    click.echo(f"{count} points: {places.queued(study)}")
+
+
+@main.command()
 def report() -> None:
-    """Draw the page that compares all runs."""
+    """Draw the pages that compare all runs."""
     from eval.report import run
+    from pipeline.commit import current_commit
 
     params = read_params()
     run(
@@ -269,6 +309,10 @@ def report() -> None:
         runs_dir=places.RUNS,
         data_dir=places.DATA,
         image_roots=params.image_roots,
+        studies=params.studies,
+        studies_dir=places.STUDIES,
+        benchmarks=places.BENCHMARKS,
+        commit=current_commit(),
         settings=params.report,
         out=places.REPORT,
     )
@@ -432,6 +476,39 @@ def search(
     page = page or page_of(text or image)
     write_page(answer, params.image_roots[made.dataset], page)
     click.echo(f"\npage: {page.absolute()}")
+
+
+@main.command()
+@click.argument("run")
+@click.argument("image")
+@click.option("--caption", type=int, help="Which of the image's captions, from 1. Default: all.")
+@click.option("--out", type=click.Path(path_type=Path), help="A .html or .png file. Default: RUN-IMAGE.html.")
+def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None:
+    """Draw which regions RUN matches with the words of IMAGE's captions, with their concepts.
+
+    IMAGE is an id of the manifest of RUN's data set, in any split.
+    """
+    from eval.inspection import run as inspect_run
+
+    params, machine = read_params(), Machine.from_environment()
+    settings = params.run(run)
+    dataset = settings.dataset
+    out = out or Path(f"{run}-{image.replace('/', '-')}.html")
+    found = inspect_run(
+        name=run,
+        image=image,
+        caption=caption,
+        manifest_dir=places.manifest_folder(dataset),
+        image_root=params.image_roots[dataset],
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        model=places.model(run),
+        device=machine.torch_device(),
+        out=out,
+        pieces=settings.text.pieces,
+        text_features=_text_features(settings),
+    )
+    click.echo(f"{found}\n\ndrawn: {out.absolute()}")
 
 
 @main.command()

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from eval.settings import EvaluationSettings, ReportSettings
+from eval.study_settings import StudySettings, varied
 from extract.settings import About, DetectorTrainingSettings, ImportSettings, PackSettings, RegionSettings
 from extract.teaching.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
@@ -69,6 +70,7 @@ class Params(Settings):
     runs: dict[str, RunSettings]
     evaluate: EvaluationSettings
     ensembles: dict[str, Annotated[list[str], Field(min_length=2)]] = {}
+    studies: dict[str, StudySettings] = {}
     report: ReportSettings
 
     @model_validator(mode="after")
@@ -113,6 +115,10 @@ class Params(Settings):
         """The runs of the ensemble `name`; `InputError` with the nearest name otherwise."""
         return _named(self.ensembles, "ensembles", name)
 
+    def study(self, name: str) -> StudySettings:
+        """The study `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.studies, "studies", name)
+
 
 def read_params(path: Path = FILE) -> Params:
     """Read and check `params.yaml`. Every problem is named by its key, unknown keys with the nearest known one."""
@@ -144,6 +150,7 @@ def read_params(path: Path = FILE) -> Params:
     _check_text(params, path)
     _check_labels(params, path)
     _check_ensembles(params, path)
+    _check_studies(params, path)
     return params
 
 
@@ -220,6 +227,30 @@ def _check_ensembles(params: Params, path: Path) -> None:
                 where=path,
                 fix="combine runs of one data set",
             )
+
+
+def _check_studies(params: Params, path: Path) -> None:
+    """Raise `InputError` for a study of an unknown run, of other data than the run's, or of a value that can't be."""
+    for name, study in params.studies.items():
+        if study.run not in params.runs:
+            raise InputError(
+                f"studies.{name}.run is {study.run!r}, which is none of the runs{_nearest(study.run, params.runs)}",
+                where=path,
+                fix=f"choose one of {', '.join(params.runs)}",
+            )
+        run = params.runs[study.run]
+        if (study.dataset, study.reads) != (run.dataset, run.text.reads):
+            raise InputError(
+                f"studies.{name} says dataset {study.dataset!r} and reads {study.reads!r}, which aren't the run's",
+                where=path,
+                fix=f"write dataset: {run.dataset} and reads: {run.text.reads}",
+            )
+        for value in study.values or [None]:
+            try:
+                varied(run, study, value)
+            except InputError as error:
+                if study.values:
+                    raise InputError(f"studies.{name}: {error}", where=path, fix=error.fix) from None
 
 
 def _named(items: dict[str, Any], section: str, name: str) -> Any:

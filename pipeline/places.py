@@ -1,11 +1,12 @@
-"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/` and `report/`.
+"""Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/`, `studies/` and `report/`.
 
 `indexes/` and `searches/` are no stage's: `selfalign index` and `selfalign search` fill them.
 """
 
 from pathlib import Path
 
-DATA, RUNS, ENSEMBLES, REPORT = Path("data"), Path("runs"), Path("ensembles"), Path("report")
+DATA, RUNS, ENSEMBLES, STUDIES = Path("data"), Path("runs"), Path("ensembles"), Path("studies")
+REPORT, BENCHMARKS = Path("report"), Path("benchmarks")
 INDEXES, SEARCHES = Path("indexes"), Path("searches")
 SCENES = DATA / "scenes"
 DEMO_WEIGHTS = Path("extract/detectors/weights/demo.safetensors")
@@ -59,9 +60,21 @@ def metrics(run: str) -> Path:
     return RUNS / run / "metrics.json"
 
 
+def correspondence(run: str) -> Path:
+    return RUNS / run / "correspondence.json"
+
+
 def ensemble(name: str) -> Path:
     return ENSEMBLES / name
 
 
 def index(run: str, dataset: str) -> Path:
     return INDEXES / f"{run}-{dataset}"
+
+
+def study(name: str) -> Path:
+    return STUDIES / name / "points.csv"
+
+
+def queued(study: str) -> Path:
+    return STUDIES / study / "queued.csv"

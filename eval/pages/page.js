@@ -14,3 +14,25 @@ for (const example of document.querySelectorAll(".example")) {
     word.addEventListener("click", () => show((held = held === number ? null : number)));
   }
 }
+
+for (const button of document.querySelectorAll("[data-show]"))
+  button.addEventListener("click", () => {
+    for (const other of document.querySelectorAll("[data-show]"))
+      other.setAttribute("aria-pressed", other === button);
+    for (const example of document.querySelectorAll(".example"))
+      example.hidden = button.dataset.show !== "all" && !example.classList.contains(button.dataset.show);
+  });
+
+const links = new Map([...document.querySelectorAll(".parts a")].map((link) => [link.hash.slice(1), link]));
+const seen = new Set();
+const watch = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) seen[entry.isIntersecting ? "add" : "delete"](entry.target.id);
+    const current = [...links.keys()].find((id) => seen.has(id));
+    for (const [id, link] of links)
+      if (id === current) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+  },
+  { rootMargin: "-25% 0px -60% 0px" },
+);
+for (const id of links.keys()) watch.observe(document.getElementById(id));

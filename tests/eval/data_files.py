@@ -20,6 +20,7 @@ from manifests.grounding import read_grounding
 from manifests.schema import read_manifest
 from manifests.settings import SceneSettings
 from train.data import RetrievalData
+from train.selfalign import ConceptBag
 
 ATTRIBUTES = sorted({value for words in WORDS.values() for value in words.values()})
 SIDE = 96
@@ -72,6 +73,13 @@ def write_regions(folder: Path, ids: list[str], features: np.ndarray, boxes: np.
 def retrieval_data(folder: Path, split: str = "test") -> RetrievalData:
     """Open one split of a data set's folder."""
     return RetrievalData(folder / "manifest" / "manifest.jsonl", folder / "regions", folder / "tokens", split)
+
+
+def give_codebook(model: nn.Module) -> nn.Module:
+    """Give an `AttributeModel` a codebook whose entry k is `ATTRIBUTES[k]`."""
+    model.bag = ConceptBag(len(ATTRIBUTES), len(ATTRIBUTES), temperature=0.1)
+    model.bag.codebook.data = torch.eye(len(ATTRIBUTES))
+    return model
 
 
 @dataclass

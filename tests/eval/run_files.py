@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.arrays import save_arrays
-from eval.correspondence import Matches
+from eval.correspondence import summary
 from eval.embeddings import Embeddings
 from eval.figures import recall_figures, save_ranks
+from eval.pairs import Pairs
 from eval.results import RunResult
+from eval.word_statistics import correspondence_figures
 from manifests.files import write_json, write_text
 
 
@@ -20,8 +21,8 @@ def write_run(
     image_of: np.ndarray,
     ids: list[str],
     losses: tuple[str, ...] = ("triplet",),
-    matches: Matches | None = None,
-    correspondence: dict | None = None,
+    pairs: Pairs | None = None,
+    modes: dict | None = None,
     settings: dict | None = None,
 ) -> RunResult:
     """Write everything that the report reads of a run; its figures follow from the embeddings."""
@@ -30,10 +31,12 @@ def write_run(
     out = folder / "evaluation"
     embeddings.save(out)
     save_ranks(out / "ranks.npz", ranks, image_of, ids)
-    if matches is not None:
-        save_arrays(out / "matches.npz", matches.arrays())
-    figures |= {"split": "test", "left_out": 0}
-    write_json(folder / "metrics.json", figures | ({"correspondence": correspondence} if correspondence else {}))
+    figures |= {"split": "test", "left_out": 0} | ({"modes": modes} if modes else {})
+    if pairs is not None:
+        pairs.save(out)
+        write_json(folder / "correspondence.json", correspondence_figures(pairs))
+        figures |= {"correspondence": known} if (known := summary(pairs.judged)) else {}
+    write_json(folder / "metrics.json", figures)
     write_json(
         folder / "model" / "run.json",
         {"settings": settings or {}, "parameters": 1234, "best_epoch": 2, "val_rsum": 100.0, "seconds": 3.5},

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from eval.charts import Line, line_chart, ticks
+from eval.charts import Line, Spot, line_chart, scatter_chart, ticks
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 3.3), (-5, 612), (7, 7), (0, 0), (1e-5, 3e-5)])
@@ -28,3 +28,22 @@ def test_one_epoch_is_a_dot():
 
 def test_no_values_no_chart():
     assert line_chart([Line("a", "red", [1], [None])], label="x") == ""
+
+
+def test_factors_are_evenly_apart_with_a_dot_and_a_range_each():
+    chart = line_chart([Line("a", "red", [1, 10, 100], [5.0, 6, 7], ranges=[(4, 6)] * 3)], label="x", log=True)
+    dots = [float(spot.get("cx")) for spot in ElementTree.fromstring(chart).iter("circle")]
+    assert len(dots) == 3 and dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=0.2)
+    assert chart.count("whisker") == 3
+
+
+def test_names_beside_spots_do_not_meet():
+    spots = [Spot(f"run <{n}>", "red", 0.01 * 10**n, 300.0) for n in range(4)]
+    svg = ElementTree.fromstring(scatter_chart(spots, label="x", x_name="ms"))
+    names = [float(text.get("y")) for text in svg.iter("text") if text.get("class") == "name"]
+    assert len(names) == 4 and all(abs(a - b) >= 12 for a in names for b in names if a is not b)
+
+
+def test_a_single_spot_is_drawn():
+    svg = ElementTree.fromstring(scatter_chart([Spot("a", "red", 0.5, 300.0)], label="x", x_name="ms"))
+    assert sum(1 for _ in svg.iter("circle")) == 1

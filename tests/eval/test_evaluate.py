@@ -1,12 +1,14 @@
 """Embeddings, validation and matches with a model whose answers are known, and the whole stage on a trained one."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from eval import cost
@@ -14,6 +16,7 @@ from eval.arrays import save_arrays
 from eval.correspondence import accuracy, match_words, read_matches, region_objects
 from eval.embed import embed
 from eval.evaluate import run
+from eval.inspection import run as inspect
 from eval.settings import EvaluationSettings
 from eval.validation import validate
 from manifests.describing import WORDS
@@ -181,6 +184,7 @@ def evaluate(folder: Path, out: Path, batch_size: int = 16, model: Path | None =
         batch_size=batch_size,
         out=out / "evaluation",
         metrics=out / "metrics.json",
+        correspondence=out / "correspondence.json",
     )
 
 
@@ -201,9 +205,15 @@ def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: P
     evaluate(trained, tmp_path / "b")
     written = sorted((tmp_path / "a" / "evaluation").iterdir())
     assert [path.name for path in written] == [
-        *("captions.npy", "context.npy", "matches.npz", "pooled.npy", "ranks.npz")
+        *("captions.npy", "concepts.npz", "context.npy", "correspondence.jsonl", "matches.npz", "pooled.npy"),
+        "ranks.npz",
     ]
-    for path in [*written, tmp_path / "a" / "metrics.json"]:
+    told = json.loads((tmp_path / "a" / "correspondence.json").read_text())
+    assert told["concepts"]["size"] == 8 and told["parts_of_speech"]["NOUN"]["words"] > 30
+    pairs = [json.loads(line) for line in (tmp_path / "a" / "evaluation" / "correspondence.jsonl").open()]
+    assert len(pairs) == 30 and {"word", "region", "box", "concept", "region_concept"} <= set(pairs[0]["words"][0])
+    assert sum(len(pair["words"]) for pair in pairs) == sum(own["words"] for own in told["parts_of_speech"].values())
+    for path in [*written, tmp_path / "a" / "metrics.json", tmp_path / "a" / "correspondence.json"]:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
@@ -240,6 +250,60 @@ def test_a_diverged_run_stops_the_stage_and_is_named(trained: Path, tmp_path: Pa
     with pytest.raises(InputError, match="run tiny, caption 0"):
         evaluate(trained, tmp_path / "out", model=broken)
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("caption", "suffix"), [(None, ".html"), (2, ".html"), (2, ".png")])
+def test_inspect_draws_and_tells_what_a_word_matched(trained: Path, tmp_path: Path, caption: int | None, suffix: str):
+    image = retrieval_data(trained / "demo").images[1]
+    text = look(trained, tmp_path / f"seen{suffix}", image.id, caption)
+    evaluate(trained, tmp_path)
+    pairs = [json.loads(line) for line in (tmp_path / "evaluation" / "correspondence.jsonl").open()]
+    wanted = [pair for pair in pairs if pair["image"] == image.id and pair["number"] in (caption or pair["number"],)]
+    assert text.count(f"{image.id}, caption") == len(wanted) == (5 if caption is None else 1)
+    rows = [line.split()[:4] for line in text.splitlines()]
+    for pair in wanted:
+        for word in pair["words"]:
+            assert [word["word"], word["pos"], str(word["region"]), f"{word['cosine']:.2f}"] in [
+                row[:4] for row in rows
+            ]
+    if suffix == ".png":
+        with Image.open(tmp_path / "seen.png") as drawn:
+            assert drawn.width == 1200 and len(np.unique(np.asarray(drawn.convert("L")))) > 50
+    else:
+        page = (tmp_path / "seen.html").read_text()
+        assert page.count("<article") == len(wanted) and page.count('<img src="data:image/') == len(wanted)
+        assert "truth" in page and not re.findall(r"https?://|url\((?!data:)", page)
+
+
+@pytest.mark.parametrize(
+    ("image", "caption", "out", "said"),
+    [
+        ("nothing", None, "a.html", "there is no image 'nothing'"),
+        ("", 6, "a.html", "has 5 captions, there is no caption 6"),
+        ("", 1, "a.pdf", "can't draw to '.pdf'"),
+    ],
+)
+def test_inspect_names_a_mistake(trained: Path, tmp_path: Path, image: str, caption: int | None, out: str, said: str):
+    image = image or retrieval_data(trained / "demo").images[0].id
+    with pytest.raises(InputError, match=said):
+        look(trained, tmp_path / out, image, caption)
+    assert not any(tmp_path.iterdir())
+
+
+def look(trained: Path, out: Path, image: str, caption: int | None) -> str:
+    """`selfalign inspect` on the run of `trained`."""
+    return inspect(
+        name="tiny",
+        image=image,
+        caption=caption,
+        manifest_dir=trained / "demo" / "manifest",
+        image_root=trained / "scenes" / "images",
+        regions=trained / "demo" / "regions",
+        tokens=trained / "demo" / "tokens",
+        model=trained / "run" / "model",
+        device="cpu",
+        out=out,
+    )
 
 
 def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):

@@ -10,19 +10,26 @@ import pytest
 from PIL import Image
 
 from eval import report
-from eval.correspondence import Matches, accuracy, match_words
+from eval.correspondence import judge
 from eval.embed import embed
+from eval.pairs import match_pairs
 from eval.settings import ReportSettings
+from eval.study import COLUMNS, write_points
+from eval.study_settings import StudySettings
 from manifests.errors import InputError
 from manifests.grounding import read_grounding
-from tests.eval.data_files import AttributeModel, draw_data_set, retrieval_data
+from tests.eval.data_files import AttributeModel, draw_data_set, give_codebook, retrieval_data
 from tests.eval.run_files import write_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 RUNS = {
     "base": {"dataset": "demo", "epochs": 2, "model": {"dim": 8}},
     "self&align": {"dataset": "demo", "epochs": 2, "model": {"dim": 8}, "selfalign": {"codebook": 64}},
+    "vsrn-selfalign": {"dataset": "demo", "epochs": 2, "model": {"dim": 8}},
 }
+
+
+SHOWN = 2  # runs in an example: the first, and the best of the others
 
 
 class Page(HTMLParser):
@@ -53,21 +60,32 @@ class Page(HTMLParser):
             self.text += data
 
 
+STUDIES = {
+    "size": {"title": "Codebook size", "key": "selfalign.codebook", "values": [8, 64]},
+    "speech": {"title": "Part of speech", "key": "parts", "values": [["NOUN"], None]},
+    "not-made": {"title": "Nothing", "key": "epochs", "values": [1]},
+}
+MODES = {"student": {"rsum": 300.5, "query_ms": 0.2}, "teacher": {"rsum": 333.3, "query_ms": 41.5}}
+
+
 def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> Path:
-    """Draw scenes, write runs (the first sees noise, the others the truth) and the report; gives its folder."""
+    """Draw scenes, write runs (the first sees noise, the others the truth, with a codebook) and the report; gives its
+    folder. A third run has two ways to search."""
     demo = draw_data_set(folder / "data", test=test)
     data = retrieval_data(demo)
     truth = read_grounding(demo / "manifest" / "grounding.jsonl")
     model = AttributeModel(demo)
     found = embed(model, data, 64, run="r", quiet=True)
     images, captions = found.images, found.captions
-    matches = match_words(model, data, 64)
+    plain = match_pairs(model, data, 64, truth)
+    aligned = match_pairs(give_codebook(model), data, 64, truth)
     random = np.random.default_rng(0)
     for place, name in enumerate(runs):
-        seen: Matches = matches
-        noise = 0.0
+        seen, noise = aligned, 0.0
         if place == 0:
-            noise, seen = 1.0, replace(matches, region=random.integers(0, 8, len(matches.region)))
+            noise = 1.0
+            guessed = replace(plain.matches, region=random.integers(0, 8, len(plain.matches.region)).astype(np.int32))
+            seen = replace(plain, matches=guessed, judged=judge(guessed, data, truth))
         write_run(
             folder / "runs" / name,
             images=images,
@@ -75,14 +93,24 @@ def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> P
             image_of=np.asarray(data.caption_image),
             ids=[image.id for image in data.images],
             losses=("triplet",) if place == 0 else ("triplet", "cra"),
-            matches=seen,
-            correspondence=accuracy(seen, data, truth),
+            pairs=seen,
+            modes=MODES if place == 2 else None,
         )
+    studies = folder / "studies"
+    points = [dict.fromkeys(COLUMNS) | {"rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}] * 3
+    write_points(studies / "size" / "points.csv", [points[0] | {"value": 64}, points[0] | {"value": 8, "in_use": 7}])
+    write_points(studies / "size" / "queued.csv", [points[0] | {"value": 4096, "rsum": 77.7}])
+    write_points(studies / "speech" / "points.csv", [points[0] | {"value": "NOUN"}, points[1] | {"value": "all"}])
+    named = {"run": "base", "dataset": "demo"}
     arguments = {
         "runs": runs,
         "runs_dir": folder / "runs",
         "data_dir": folder / "data",
         "image_roots": {"demo": folder / "data" / "scenes" / "images"},
+        "studies": {name: StudySettings(**study, **named) for name, study in STUDIES.items()},
+        "studies_dir": studies,
+        "benchmarks": Path(__file__).parents[2] / "benchmarks",
+        "commit": "0123456789ab, changed since",
         "settings": ReportSettings(),
         "out": folder / "report",
     }
@@ -107,7 +135,9 @@ def page(html: str) -> Page:
 
 def test_the_page_is_whole_and_needs_no_network(html: str, page: Page):
     assert not re.findall(r"https?://|url\((?!data:)|@import", html)
-    assert not [tag for tag, attributes in page.tags if "src" in attributes]
+    sources = [attributes["src"] or "" for _, attributes in page.tags if "src" in attributes]
+    assert len(sources) > 50 and all(source.startswith("data:image/") for source in sources)
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     assert len(html) < 1_000_000
 
 
@@ -125,33 +155,63 @@ def test_it_draws_the_matched_regions_over_every_picture(html: str, page: Page):
     examples = html.count('<article class="example')
     assert examples == 6
     views = [attributes for tag, attributes in page.tags if attributes.get("class") == "regions"]
-    assert len(views) == examples * len(RUNS)
+    assert len(views) == examples * SHOWN
     boxes = [attributes for tag, attributes in page.tags if tag == "g" and "data-words" in attributes]
     kinds = [attributes["class"].split()[1] for attributes in boxes]
     assert {"right", "wrong", "truth"} <= set(kinds)
     assert sum(tag == "rect" for tag, _ in page.tags) == 2 * len(kinds)
+    assert html.count('<table class="words">') == examples * SHOWN
 
 
 def test_every_coloured_word_has_a_region_in_every_picture(html: str):
-    for example in re.findall(r"<article.*?</article>", html, re.S):
+    for example in re.findall(r'<article class="example.*?</article>', html, re.S):
         words = re.findall(r'data-word="(\d+)"', example)
         assert words
-        for view in re.findall(r"<svg.*?</svg>", example, re.S):
+        for view in re.findall(r'<svg class="regions.*?</svg>', example, re.S):
             matched = " ".join(re.findall(r'class="k\d (?:right|wrong)" data-words="([\d ]+)"', view)).split()
             assert sorted(matched, key=int) == words
 
 
-def test_each_picture_is_embedded_once_and_each_used_one_is_there(html: str, page: Page):
-    embedded = re.findall(r"^\.(p\d+)\{background-image:url\((data:image/\w+;base64,\S+)\)\}$", html, re.M)
-    assert len({uri for _, uri in embedded}) == len(embedded) <= 8
-    worn = {name for _, attributes in page.tags for name in (attributes.get("class") or "").split()}
-    assert {name for name in worn if re.fullmatch(r"p\d+", name)} == {name for name, _ in embedded}
+def test_modes_are_rows_and_spots(html: str, page: Page):
+    rows = re.findall(r"<tr><th scope=\"row\"><i class=\"chip\".*?</tr>", html, re.S)
+    student, teacher = (next(row for row in rows if f"vsrn-selfalign, {mode}" in row) for mode in MODES)
+    assert "300.5" in student and "0.2" in student and "333.3" in teacher and "41.5" in teacher
+    chart = next(
+        attributes for tag, attributes in page.tags if "against search time" in (attributes.get("aria-label") or "")
+    )
+    assert "vsrn-selfalign, teacher 333.3 in 41.5 ms" in chart["aria-label"]
+
+
+def test_the_ways_to_search_are_a_table_for_dvc(written: Path):
+    lines = (written / "tradeoff.csv").read_text().splitlines()
+    assert lines == ["run,query_ms,rsum", '"vsrn-selfalign, student",0.2,300.5', '"vsrn-selfalign, teacher",41.5,333.3']
+
+
+def test_studies_are_told_with_the_points_of_the_queue(html: str):
+    studies = html[html.index('id="studies"') : html.index('id="speed"')]
+    assert "Codebook size" in studies and "Part of speech" in studies and "Nothing" not in studies
+    assert "77.7" in studies and studies.count('class="chart"') == 1 and studies.count('class="bar"') == 2
+    values = re.findall(r'<th scope="row">([^<]+)</th>', studies)
+    assert values == ["8", "64", "4096", "NOUN", "all"]
+
+
+def test_concepts_are_shown_with_their_words_and_regions(html: str):
+    concepts = html[html.index('id="concepts"') : html.index('id="studies"')]
+    cards = re.findall(r'<article class="card">.*?</article>', concepts, re.S)
+    assert len(cards) >= 10 and '<h3><i class="chip" style="background:var(--run0)"' not in concepts
+    assert sum('alt="A region of concept' in card for card in cards) >= 10
+
+
+def test_speed_and_provenance_are_told(html: str):
+    speed = html[html.index('id="speed"') : html.index('id="training"')]
+    assert "1,000,000" in speed and "reckoned from a pair" in speed and "Sorting" in speed
+    assert "0123456789ab, changed since" in html and "regions " in html[html.index("On disk") :][:200]
 
 
 def test_the_right_picture_is_marked_where_it_was_found(page: Page):
     tiles = [attributes["class"] or "" for tag, attributes in page.tags if tag == "li"]
-    assert len(tiles) == 6 * 2 * 5
-    assert 6 <= sum(tile.endswith(" right") for tile in tiles) <= 12
+    assert len(tiles) == 6 * SHOWN * 5
+    assert 6 <= sum("right" in tile for tile in tiles) <= 12
 
 
 def test_equal_runs_make_an_equal_page(html: str, tmp_path: Path):
@@ -180,6 +240,10 @@ def test_runs_of_other_images_are_refused(written: Path, tmp_path: Path):
             runs_dir=written.parent / "runs",
             data_dir=tmp_path / "data",
             image_roots={"demo": tmp_path},
+            studies={},
+            studies_dir=tmp_path,
+            benchmarks=tmp_path,
+            commit=None,
             settings=ReportSettings(),
             out=tmp_path / "report",
         )
@@ -188,6 +252,6 @@ def test_runs_of_other_images_are_refused(written: Path, tmp_path: Path):
 def test_the_table_for_the_terminal_lines_up(written: Path):
     lines = report.metrics_table(RUNS, written.parent / "runs").splitlines()
     assert lines[0] == "demo: 8 test images, 40 captions"
-    rows = [line for line in lines[:9] if line.startswith(("run ", "base ", "self&align ", "chance "))]
+    rows = [line for line in lines[:9] if line.startswith(("run ", *RUNS, "chance "))]
     assert len({len(row) for row in rows}) == 1
     assert all(row.endswith("%") for row in rows[1:])

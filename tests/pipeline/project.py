@@ -26,7 +26,15 @@ from manifests.describing import describe
 from manifests.drawing import draw_scene
 
 CHECKOUT = Path(__file__).parents[2]
-ARTIFACTS = ("data", "runs", "ensembles", "report", "dvc.lock", ".staging")  # of a checkout in use, and not its code
+ARTIFACTS = (
+    "data",
+    "runs",
+    "ensembles",
+    "studies",
+    "report",
+    "dvc.lock",
+    ".staging",
+)  # of a checkout in use, and not its code
 # (width, height), split and number of captions of each picture
 PICTURES = (
     ((200, 120), "train", 5),
@@ -162,6 +170,8 @@ def shrink_demo(params: dict[str, Any]) -> dict[str, Any]:
         run |= {"epochs": 2, "batch_size": 32}
         run["base"]["dim"], run["text"]["word_dim"] = 32, 16
     small["runs"]["vsrn-selfalign"]["selfalign"]["concept"]["num_concepts"] = 32
+    small["studies"]["codebook-size"]["values"] = [4, 8]
+    small["studies"]["part-of-speech"]["values"] = [["NOUN"], None]
     return small
 
 

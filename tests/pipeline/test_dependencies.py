@@ -36,7 +36,8 @@ PARAMS = {
     "train": ["runs.${key}"],
     "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],
     "ensemble": ["ensembles.${key}", "evaluate"],
-    "report": ["report", "runs"],
+    "study": ["studies.${key}", "runs.${item.run}", "evaluate.split"],
+    "report": ["report", "runs", "studies"],
 }
 
 GRAPH = import_graph(CHECKOUT)
@@ -56,7 +57,9 @@ def used(stage: str) -> set[str]:
 
 def code_deps(stage: str) -> list[str]:
     """The declared dependencies that are committed, not made or brought along."""
-    return [dep for dep in STAGES[stage]["deps"] if not dep.startswith(("data/", "runs", "${"))]
+    return [
+        dep for dep in STAGES[stage]["deps"] if not dep.startswith(("data/", "runs", "studies", "benchmarks/", "${"))
+    ]
 
 
 def covers(dep: str, file: str) -> bool:

@@ -15,6 +15,7 @@ from tests.pipeline.project import CHECKOUT, PICTURES, Project, Result
 DATASETS = ("demo", "pictures")
 RUNS = ("vsrn", "vsrn-selfalign", "on-pictures")
 ENSEMBLE = "ensemble@vsrn-both"
+STUDIES = {"study@codebook-size", "study@part-of-speech"}
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
 WEIGHTS = "extract/detectors/weights/demo.safetensors"
 
@@ -25,7 +26,9 @@ def test_a_killed_repro_is_continued(killed: int, repeated: Result) -> None:
     fanned = [f"{stage}@{name}" for stage in ("regions", "tokens", "pack") for name in DATASETS]
     fanned += [f"{stage}@{name}" for stage in ("train", "evaluate") for name in RUNS]
     fanned += ["text_features@pictures"]
-    assert sorted(repeated.stages) == sorted([*fanned, ENSEMBLE, "report"])  # scenes and manifest had been finished
+    assert sorted(repeated.stages) == sorted(
+        [*fanned, *STUDIES, ENSEMBLE, "report"]
+    )  # scenes and manifest had been finished
     assert 2 <= killed < 5
     assert f"continuing: {16 * killed} of 80 pictures" in repeated.text
 
@@ -48,12 +51,36 @@ def test_the_frozen_detector_is_left_alone(project: Project, repeated: Result) -
 
 
 def test_report_and_table_name_the_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (project.root / "report" / "index.html").read_text(encoding="utf-8")
+    page = "".join((project.root / "report" / f"{name}.html").read_text("utf-8") for name in ("index", "pictures"))
     monkeypatch.chdir(project.root)
     table = CliRunner().invoke(main, ["metrics"], catch_exceptions=False).output
     for name in (*RUNS, *DATASETS):
         assert name in page and name in table
     assert str(project.root / "report" / "index.html") in table
+
+
+@pytest.mark.parametrize(("study", "values"), [("codebook-size", ["4", "8"]), ("part-of-speech", ["NOUN", "all"])])
+def test_a_study_has_a_point_for_each_value(project: Project, study: str, values: list[str]) -> None:
+    with open(project.root / "studies" / study / "points.csv", encoding="utf-8", newline="") as file:
+        points = list(csv.DictReader(file))
+    assert [point["value"] for point in points] == values
+    for point, size in zip(points, (4, 8) if study == "codebook-size" else (32, 32), strict=True):
+        assert float(point["low"]) <= float(point["rsum"]) <= float(point["high"])
+        assert 1 <= int(point["in_use"]) <= size
+
+
+def test_one_more_value_reruns_one_study(project: Project) -> None:
+    with project.restored() as params:
+        params["studies"]["codebook-size"]["values"].append(16)
+        project.write_params(params)
+        assert would_run(project) == {"study@codebook-size", "report"}
+
+
+def test_plots_are_drawn_by_dvc(project: Project) -> None:
+    project.command("dvc", "plots", "show", "--out", "plots")
+    page = (project.root / "plots" / "index.html").read_text(encoding="utf-8")
+    for name in ("R@sum on the validation split", "Codebook size", "Part of speech"):
+        assert name in page
 
 
 def test_an_ensemble_has_figures_of_its_own(project: Project) -> None:
@@ -107,7 +134,7 @@ def test_another_detector_parameter_reruns_one_data_set_from_regions_on(project:
         params["datasets"]["demo"]["regions"]["detector"]["shortest"] = 128
         project.write_params(params)
         demo_runs = {f"{stage}@{run}" for stage in ("train", "evaluate") for run in ("vsrn", "vsrn-selfalign")}
-        assert would_run(project) == {"regions@demo", "pack@demo", ENSEMBLE, "report"} | demo_runs
+        assert would_run(project) == {"regions@demo", "pack@demo", ENSEMBLE, "report"} | STUDIES | demo_runs
 
 
 def test_a_new_run_runs_alone(project: Project) -> None:

@@ -1,0 +1,95 @@
+"""Which concept, an entry of a codebook, each word and each region is nearest to.
+
+The codebook is that of concept alignment (`train.selfalign.concept`) or, without it, of the concept bag. In training a
+region's assignment is spread by Sinkhorn-Knopp over the batch that it is in; here it is the entry of the highest
+cosine, which depends on nothing but the region.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eval.arrays import save_arrays
+from train.data import RetrievalData
+
+
+class Encoded(Protocol):
+    """What is read of `train.models.Encoding`."""
+
+    locals: Tensor
+    contextual: Tensor
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The entries `[K, D]`, of unit length; `contextual` says whether they were trained on locals after context."""
+
+    entries: Tensor
+    contextual: bool
+
+    def cosines(self, encoded: Encoded) -> Tensor:
+        """Of every region or word of a batch with every entry: `[B, N, K]`."""
+        locals_ = F.normalize(encoded.contextual, dim=-1) if self.contextual else encoded.locals
+        return locals_ @ self.entries.T
+
+
+def codebook_of(model: nn.Module) -> Codebook | None:
+    """The codebook of a model; None where it has none, or only the bag's control without one."""
+    concept, bag = (getattr(model, name, None) for name in ("concept", "bag"))
+    if concept is not None:
+        contextual = model.settings.selfalign.concept.locals == "contextual"
+        return Codebook(F.normalize(concept.codebook.detach(), dim=-1), contextual)
+    if bag is not None and bag.codebook is not None:
+        return Codebook(F.normalize(bag.codebook.detach(), dim=-1), contextual=False)
+    return None
+
+
+@dataclass(frozen=True)
+class RegionConcepts:
+    """The concept of every region of a split: `concept [sum of R]`, image i's at `first[i]` to `first[i + 1] - 1`;
+    `size` is K."""
+
+    concept: np.ndarray
+    first: np.ndarray
+    size: int
+
+    def of(self, image: int) -> np.ndarray:
+        """The concepts `[R]` of one image's regions."""
+        return self.concept[self.first[image] : self.first[image + 1]]
+
+    def save(self, path: Path) -> None:
+        """Write one `.npz` file."""
+        save_arrays(path, {"concept": self.concept, "first": self.first, "size": np.array(self.size)})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `save` wrote."""
+        with np.load(path) as stored:
+            return cls(stored["concept"], stored["first"], int(stored["size"]))
+
+
+@torch.inference_mode()
+def region_concepts(
+    model: nn.Module, data: RetrievalData, batch_size: int, images: Sequence[int] | None = None
+) -> RegionConcepts | None:
+    """The nearest entry of every region of `data`, or of some images' (rising); None for a model without a codebook."""
+    codebook = codebook_of(model)
+    if codebook is None:
+        return None
+    device = next(model.parameters()).device
+    model.eval()
+    every = range(len(data.images)) if images is None else images
+    found, counts = [], np.zeros(len(data.images), np.int64)
+    for first in range(0, len(every), batch_size):
+        batch = list(every[first : first + batch_size])
+        seen = model.encode_images(data.region_batch(batch).to(device))
+        nearest = codebook.cosines(seen).argmax(dim=-1)
+        found.append(nearest[seen.mask].cpu().numpy().astype(np.int32))
+        counts[batch] = seen.mask.sum(1).cpu().numpy()
+    return RegionConcepts(np.concatenate(found), np.cumsum([0, *counts]), len(codebook.entries))

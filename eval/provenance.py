@@ -1,0 +1,91 @@
+"""Where a comparison's figures come from: recipes, data and their sizes, commit, settings of each run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eval.results import RunResult
+from extract.stores.regions import RegionStore
+from manifests.schema import read_manifest
+
+STORES = ("regions", "tokens", "text_features", "pack")
+
+
+def provenance(
+    folder: Path, image_root: Path, runs: Sequence[RunResult], left_out: Sequence[str], commit: str | None
+) -> dict:
+    """What the templates show of it; `folder` is the data set's, `commit` the project's if that is known."""
+    store = RegionStore(folder / "regions")
+    rows = read_manifest(folder / "manifest" / "manifest.jsonl")
+    flat = [_flat(run.settings) for run in runs]
+    keys = sorted({key for settings in flat for key, value in settings.items() if value is not None})
+    differing = [key for key in keys if len({_shown(settings.get(key)) for settings in flat}) > 1]
+    return {
+        "commit": commit,
+        "recipe_hash": store.recipe_hash,
+        "recipe": json.dumps(store.recipe, indent=2, sort_keys=True, ensure_ascii=False),
+        "detector": _detector(store.recipe),
+        "dimensions": store.dim,
+        "splits": [
+            {
+                "name": split,
+                "images": sum(row.split == split for row in rows),
+                "captions": sum(len(row.captions) for row in rows if row.split == split),
+            }
+            for split in ("train", "val", "test")
+        ],
+        "stores": [
+            {"name": name, "size": _size(folder / name)} for name in STORES if (folder / name / "index.json").exists()
+        ],
+        "left_out": list(left_out),
+        "records": [
+            {
+                "parameters": run.record["parameters"],
+                "best_epoch": run.record["best_epoch"],
+                "seconds": run.epochs["seconds"][-1],
+            }
+            for run in runs
+        ],
+        "differing": [(key, [_shown(settings.get(key)) for settings in flat]) for key in differing],
+        "same": [(key, _shown(flat[0].get(key))) for key in keys if key not in differing],
+        "credits": _credits(image_root),
+    }
+
+
+def _size(folder: Path) -> str:
+    """The bytes of a folder's files in decimal units."""
+    size = float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}"
+
+
+def _credits(image_root: Path) -> str | None:
+    """The licence text that lies beside the photographs, without its table; None if there is none."""
+    path = image_root / "ATTRIBUTION.md"
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line for line in lines if line.strip() and not line.startswith(("#", "|")))
+
+
+def _detector(recipe: dict) -> str:
+    detector = recipe.get("detector", "unknown")
+    return detector if isinstance(detector, str) else str(detector.get("name", detector))
+
+
+def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested settings as one level of dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(value: object) -> str:
+    return "–" if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

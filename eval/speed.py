@@ -1,0 +1,56 @@
+"""What the report shows of cost: time of encoding and search, and accuracy against the time of a search."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.charts import Spot, scatter_chart
+from eval.results import RunResult
+
+
+def cost_tables(runs: Sequence[RunResult], benchmarks: Path) -> list[dict]:
+    """What `selfalign cost` measured of these runs: in their folders, or of one in `benchmarks/search_cost.json`."""
+    kept = benchmarks / "search_cost.json"
+    benchmark = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    found = []
+    for run in runs:
+        told = run.cost or (benchmark if benchmark.get("run") == run.name else None)
+        if told is not None:
+            counts = [
+                {
+                    "candidates": int(count),
+                    "search": searched,
+                    "attention": told["cross_attention_ms"][count],
+                    "reckoned": count in told["cross_attention_reckoned"],
+                    "times": told["times"][count],
+                }
+                for count, searched in told["search_ms"].items()
+            ]
+            found.append(told | {"name": run.name, "rows": sorted(counts, key=lambda row: row["candidates"])})
+    return found
+
+
+def ranking_benchmark(benchmarks: Path) -> list[dict]:
+    """How much faster ranks are counted than sorted, from `benchmarks/eval.json`."""
+    path = benchmarks / "eval.json"
+    if not path.exists():
+        return []
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return [{"name": name, **figures} for name, figures in sorted(told["results"].items())]
+
+
+def trade_off(runs: Sequence[RunResult], colours: Sequence[str]) -> str:
+    """R@sum against the time of a query, a spot for each way to search; nothing where no time is known."""
+    spots = [
+        Spot(mode_name(run, mode), colour, figures["query_ms"], figures["rsum"])
+        for run, colour in zip(runs, colours, strict=True)
+        for mode, figures in run.modes.items()
+        if figures.get("query_ms")
+    ]
+    label = "R@sum against search time: " + "; ".join(f"{s.name} {s.y:.1f} in {s.x:.3g} ms" for s in spots)
+    return scatter_chart(spots, label=label, x_name="ms a query") if spots else ""
+
+
+def mode_name(run: RunResult, mode: str) -> str:
+    """The name of one way to search: the run's, and the mode's where there are several."""
+    return f"{run.name}, {mode}" if len(run.modes) > 1 else run.name

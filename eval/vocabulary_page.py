@@ -1,0 +1,53 @@
+"""What the report shows of words and concepts: figures by part of speech, entries of each codebook with pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.pictures import Pictures
+from eval.results import RunResult
+from train.data import RetrievalData
+
+FEWEST_WORDS = 20
+CARDS, CROPS, CROP_SIDE = 12, 6, 72
+
+
+def speech_rows(runs: Sequence[RunResult]) -> list[dict]:
+    """The parts of speech of at least `FEWEST_WORDS` words, most frequent first, with each run's figures."""
+    every = [run.correspondence["parts_of_speech"] for run in runs]
+    tags = [tag for tag, own in every[0].items() if own["words"] >= FEWEST_WORDS]
+    return [
+        {"tag": tag, "words": every[0][tag]["words"], "runs": [own.get(tag, {}) for own in every]}
+        for tag in sorted(tags, key=lambda tag: -every[0][tag]["words"])
+    ]
+
+
+def codebooks(
+    runs: Sequence[RunResult], colours: Sequence[str], data: RetrievalData, image_root: Path, pictures: Pictures
+) -> list[dict]:
+    """Each run's codebook: how it is used, and its entries with the most of both words and regions as cards."""
+    found = []
+    for run, colour in zip(runs, colours, strict=True):
+        told = run.correspondence.get("concepts")
+        if told is None or run.concepts is None:
+            continue
+        entries = sorted(told["entries"], key=lambda entry: (-min(entry["words"], entry["regions"]), -entry["words"]))
+        cards = [
+            entry | {"crops": _crops(run, entry["concept"], data, image_root, pictures)} for entry in entries[:CARDS]
+        ]
+        found.append({"name": run.name, "colour": colour, "told": told, "cards": cards, "entries": len(entries)})
+    return found
+
+
+def _crops(run: RunResult, concept: int, data: RetrievalData, image_root: Path, pictures: Pictures) -> list[str]:
+    """Some regions of a concept as pictures, spread over the split, one an image."""
+    rows = np.flatnonzero(run.concepts.concept == concept)
+    images, places = np.unique(np.searchsorted(run.concepts.first, rows, side="right") - 1, return_index=True)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(CROPS, len(images))).astype(int)) if len(images) else []
+    found = []
+    for number in chosen:
+        image = int(images[number])
+        box = data.regions(image).boxes[rows[places[number]] - run.concepts.first[image]]
+        found.append(pictures.crop(image_root / data.images[image].path, box, CROP_SIDE))
+    return [crop for crop in found if crop is not None]

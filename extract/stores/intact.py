@@ -20,7 +20,8 @@ _READERS = 2
 
 def listed_files(folder: Path) -> dict[str, str]:
     """File name -> sha256 of all that the index of a store lists. Raises `InputError` where there is no such list."""
-    path = Path(folder) / INDEX
+    folder = Path(folder)
+    path = folder / INDEX
     try:
         return {entry["file"]: entry["sha256"] for entry in json.loads(path.read_text(encoding="utf-8"))["shards"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -51,7 +52,10 @@ def require_intact(folder: Path) -> None:
 
 
 def _again(folder: Path) -> str:
-    return f"fetch it again, with `dvc checkout --force {folder}` or `dvc pull {folder}`, or make the store again"
+    """What to do, with DVC's name of the store: that of its .dvc file where it was imported."""
+    imported = folder.with_name(f"{folder.name}.dvc")
+    target = imported if imported.is_file() else folder
+    return f"fetch it again, with `dvc checkout --force {target}` or `dvc pull {target}`, or make the store again"
 
 
 def _known(kept: Path) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from manifests.errors import InputError
 from tests.encoders import tiny_config
 from tests.train.test_models import BASES, region_batch, settings, word_batch
 from train.batches import WordBatch
 from train.losses import affine_mse, alignment_scores, all_pairs_triplet, hardest_triplet, listnet, ordinal
 from train.models import RetrievalModel, build_model, similarity
+from train.settings import RunSettings
 
 LENGTHS = [5, 1, 9, 3]
 
@@ -158,6 +160,29 @@ def test_a_checkpoints_encoder_reads_words_and_regions(architecture: str) -> Non
     model.eval(), again.eval()
     for encode, batch in (("encode_images", region_batch(LENGTHS, 9)), ("encode_captions", piece_batch())):
         torch.testing.assert_close(getattr(again, encode)(batch).embedding, getattr(model, encode)(batch).embedding)
+
+
+def test_a_checkpoint_that_is_not_here_is_named_with_how_to_fetch_it() -> None:
+    chosen = settings("transformer")
+    text = chosen.text.model_validate({"reads": "tokens", "encoder": {"model": "nobody/no-such-bert"}})
+    with pytest.raises(InputError, match=r"'nobody/no-such-bert'.*Hugging Face cache.*hf download nobody/no-such-bert"):
+        build_model(chosen.model_copy(update={"text": text}), feature_dim=12, vocabulary_size=20)
+
+
+def test_a_shared_encoder_must_read_vectors() -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    chosen = settings("transformer")
+    text = chosen.text.model_validate({"reads": "tokens", "encoder": {"model": "x"}})
+    shape = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16}
+    encoder = CLIPTextModel(CLIPTextConfig(**shape, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(InputError, match="word pieces alone"):
+        build_model(chosen.model_copy(update={"text": text}), feature_dim=12, vocabulary_size=20, encoder=encoder)
+
+
+def test_cached_states_have_no_encoder_to_share() -> None:
+    with pytest.raises(ValueError, match="set text.reads to tokens"):
+        RunSettings(dataset="x", epochs=1, base=BASES["transformer"], text={"reads": "text_features"}, triplet={})
 
 
 def test_the_order_of_regions_does_not_matter_and_that_of_words_does() -> None:

@@ -26,6 +26,8 @@ BASES = {
     "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3},
     "vse_infinity": {"name": "vse_infinity", "dim": 32, "position_dim": 4},
 }
+# One encoder for both sides: it has no cached states.
+SHARED = {"transformer": {"name": "transformer", "dim": 32, "layers": 1, "heads": 2, "head_layers": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def pieces(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def settings(text: dict, base: str = "camera", **changes) -> RunSettings:
-    values = {"dataset": "small", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3, "base": BASES[base]}
+    values = {"dataset": "small", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3, "base": (BASES | SHARED)[base]}
     return RunSettings(**{**values, "triplet": {}, "text": {"word_dim": 16, **text}, **changes})
 
 
@@ -123,10 +125,18 @@ def test_cached_states_are_those_of_the_frozen_encoder_in_the_loop(pieces: dict[
     assert losses["cached"][3] < losses["cached"][1]
 
 
-@pytest.mark.parametrize("kind", ["words", "cached", "frozen", "tuned"])
-def test_every_kind_trains_and_its_checkpoint_needs_no_encoder(pieces, tmp_path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        *((kind, "camera") for kind in ("words", "cached", "frozen", "tuned")),
+        *((kind, "transformer") for kind in ("words", "frozen", "tuned")),
+    ],
+)
+def test_every_kind_trains_and_its_checkpoint_needs_no_encoder(pieces, tmp_path, kind: str, base: str) -> None:
     folder = Path(shutil.copytree(pieces["encoder"], tmp_path / "encoder"))
-    chosen = settings(kinds({**pieces, "encoder": folder})[kind], epochs=2, triplet={"all_negatives_epochs": 2})
+    changes = {"epochs": 2, "triplet": {"all_negatives_epochs": 2}}
+    changes["aladin"] = {"distillation": {}} if base == "transformer" else None
+    chosen = settings(kinds({**pieces, "encoder": folder})[kind], base, **changes)
     curve = train(pieces, chosen, tmp_path)
     assert curve[1]["loss"] < curve[0]["loss"]
     start = model_of(data_of(pieces, chosen), chosen).words

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 # They count positions from behind the padding's number.
 _SHIFTED = ("roberta", "xlm-roberta", "roberta-prelayernorm", "camembert", "mpnet", "data2vec-text", "longformer")
-_ENCODER = Kind("encoder", "bert-base-uncased", "config.json model.safetensors tokenizer.json tokenizer_config.json")
+ENCODER = Kind("encoder", "bert-base-uncased", "config.json model.safetensors tokenizer.json tokenizer_config.json")
 
 
 def find_encoder(model: str, revision: str | None = None) -> Path:
     """The folder of an encoder (`extract.hub.find_model`)."""
-    return find_model(model, revision, _ENCODER)
+    return find_model(model, revision, ENCODER)
 
 
 def encoder_recipe(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def encoder_recipe(model: str, revision: str | None = None) -> dict[str, Any]:
     return model_recipe(model, find_encoder(model, revision))
 
 
-def load_encoder(model: str, revision: str | None = None, kind: Kind = _ENCODER) -> "PreTrainedModel":
+def load_encoder(model: str, revision: str | None = None, kind: Kind = ENCODER) -> "PreTrainedModel":
     """The encoder `model` (`extract.hub.load_model`); its pooler, which no state depends on, may lack weights."""
     return load_model(model, revision, kind, spare="pooler")
 

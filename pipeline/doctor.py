@@ -6,7 +6,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from extract.text_encoder import find_encoder
+from extract.hub import find_model
+from extract.teaching.settings import LSA, REGIONS_MEAN
+from extract.text_encoder import ENCODER
 from manifests.errors import InputError
 from pipeline import places
 from pipeline.machine import PREFIX, Machine
@@ -73,15 +75,17 @@ def _inputs() -> str:
 
 
 def _encoders(params: Params, dataset: str) -> list[tuple[str, str | None]]:
-    """The text encoders of a data set's text features and of its runs, with their revisions."""
+    """The encoders of a data set's text features, of its runs and of its teachers, with their revisions."""
     named = [params.text_features[dataset]] if dataset in params.text_features else []
     named += [run.text.encoder for run in params.runs.values() if run.dataset == dataset and run.text.encoder]
+    if teachers := params.teachers.get(dataset):
+        named += [each for each in (teachers.images, teachers.captions) if each.model not in (REGIONS_MEAN, LSA)]
     return [(encoder.model, encoder.revision) for encoder in named]
 
 
 def _is_here(model: str, revision: str | None) -> bool:
     try:
-        find_encoder(model, revision)
+        find_model(model, revision, ENCODER, needs=())
     except InputError:
         return False
     return True

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from extract.hub import Kind, find_model, load_model, model_recipe
@@ -91,10 +92,10 @@ class VisionTeacher:
         return [row for row, _ in batch], found
 
     def _read(self, row: int) -> Tensor:
-        return self._prepared(read_picture(self.images, self.rows[row]).copy())
+        return self._prepared(read_picture(self.images, self.rows[row]))
 
     def _prepared(self, rgb: np.ndarray) -> Tensor:
-        return self._prepare(images=rgb, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
+        return self._prepare(images=Image.fromarray(rgb), return_tensors="pt")["pixel_values"][0]
 
     @torch.inference_mode()
     def _pooled(self, pictures: Tensor) -> Tensor:

@@ -198,7 +198,10 @@ def write_sentence_transformer(folder: Path, bert: Path, pooling: str, *modules:
     shutil.copytree(bert, folder / "0_Transformer")
     write_json(folder / "0_Transformer" / "sentence_bert_config.json", facts)
     kinds = {"Transformer": "0_Transformer", "Pooling": "1_Pooling", **dict.fromkeys(modules, "2_More")}
-    listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in kinds.items()]
+    listed = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (kind, path) in enumerate(kinds.items())
+    ]
     write_json(folder / "modules.json", listed)
     modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, **modes})

@@ -176,7 +176,7 @@ def shrink_demo(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, Any]:
-    """The committed demo made small, with the data set `pictures`, a folder, and a run on its text features added."""
+    """The committed demo made small, with the data set `pictures`, a folder, and a run on what encoders made of it."""
     small = shrink_demo(params)
     demo, aligned = small["datasets"]["demo"], small["runs"]["vsrn-selfalign"]
     small["datasets"]["pictures"] = copy.deepcopy(demo) | {
@@ -186,8 +186,11 @@ def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, A
     small["datasets"]["pictures"]["regions"]["images_per_shard"] = 4
     small["datasets"]["pictures"]["tokens"]["tokenizer"] = str(encoder)
     small["text_features"] = {"pictures": {"model": str(encoder)}}
-    text = {"reads": "text_features"}
-    small["runs"]["on-pictures"] = copy.deepcopy(aligned) | {"dataset": "pictures", "text": text}
+    small["teachers"] = {
+        "pictures": {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa"}}
+    }
+    changed = {"dataset": "pictures", "labels": "teachers", "text": {"reads": "text_features"}, "cusa": {}}
+    small["runs"]["on-pictures"] = copy.deepcopy(aligned) | changed
     return small
 
 

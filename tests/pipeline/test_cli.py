@@ -98,9 +98,12 @@ def test_doctor_names_encoders_that_are_missing(folder: Project, monkeypatch: py
     params["datasets"]["demo"]["tokens"]["tokenizer"] = str(folder.root)
     params["text_features"] = {"demo": {"model": "nobody/first"}}
     params["runs"]["vsrn"]["text"] = {"reads": "tokens", "encoder": {"model": "nobody/second"}}
+    params["teachers"] = {
+        "demo": {"images": {"model": "nobody/third", "reads": "manifest"}, "captions": {"model": "lsa"}}
+    }
     folder.write_params(params)
     monkeypatch.chdir(folder.root)
-    assert "nobody/first, nobody/second" in examine(Machine(threads=torch.get_num_threads()))
+    assert "nobody/first, nobody/second, nobody/third" in examine(Machine(threads=torch.get_num_threads()))
 
 
 def test_doctor_still_answers_with_broken_parameters(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:

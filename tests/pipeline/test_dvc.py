@@ -25,10 +25,9 @@ pytestmark = pytest.mark.usefixtures("repeated")
 def test_a_killed_repro_is_continued(killed: int, repeated: Result) -> None:
     fanned = [f"{stage}@{name}" for stage in ("regions", "tokens", "pack") for name in DATASETS]
     fanned += [f"{stage}@{name}" for stage in ("train", "evaluate") for name in RUNS]
-    fanned += ["text_features@pictures"]
-    assert sorted(repeated.stages) == sorted(
-        [*fanned, *STUDIES, ENSEMBLE, "report"]
-    )  # scenes and manifest had been finished
+    fanned += ["text_features@pictures", "teachers@pictures"]
+    expected = [*fanned, *STUDIES, ENSEMBLE, "report"]
+    assert sorted(repeated.stages) == sorted(expected)  # scenes and manifest had been finished
     assert 2 <= killed < 5
     assert f"continuing: {16 * killed} of 80 pictures" in repeated.text
 
@@ -110,7 +109,7 @@ def test_correspondence_is_told_where_the_truth_is_known(project: Project) -> No
 
 
 def test_curves_have_a_row_an_epoch(project: Project) -> None:
-    for run, terms in (("vsrn", {"triplet"}), ("on-pictures", {"triplet", "lca", "cra"})):
+    for run, terms in (("vsrn", {"triplet"}), ("on-pictures", {"triplet", "lca", "cra", "csa", "usa"})):
         with open(project.root / "runs" / run / "epochs.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["epoch"] for row in rows] == ["0", "1"]
@@ -149,6 +148,14 @@ def test_another_layer_reruns_the_text_features_and_what_reads_them(project: Pro
         params["text_features"]["pictures"]["layer"] = 1
         project.write_params(params)
         stale = {"text_features@pictures", "train@on-pictures", "evaluate@on-pictures", ENSEMBLE, "report"}
+        assert would_run(project) == stale
+
+
+def test_another_teacher_reruns_what_learns_from_it(project: Project) -> None:
+    with project.restored() as params:
+        params["teachers"]["pictures"]["captions"]["dim"] = 4
+        project.write_params(params)
+        stale = {"teachers@pictures", "train@on-pictures", "evaluate@on-pictures", ENSEMBLE, "report"}
         assert would_run(project) == stale
 
 

@@ -194,6 +194,57 @@ def test_a_run_needs_the_text_features_that_it_reads(tmp_path: Path) -> None:
     assert read_params(path).text_feature("demo").layer == -1
 
 
+BUILT_IN = {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa"}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("teachers", {"demos": BUILT_IN}, "teachers.demos is none of the data sets (did you mean 'demo'?)"),
+        ("teachers", {"demo": BUILT_IN | {"image": {}}}, "teachers.demo.image: unknown key (did you mean 'images'?)"),
+        (
+            "teachers",
+            {"demo": BUILT_IN | {"images": {"model": "a/vit", "reads": "regions"}}},
+            "the teacher a/vit reads manifest: set reads to that",
+        ),
+        ("runs.vsrn.labels", None, "runs.vsrn.labels: field required"),
+        ("runs.vsrn.labels", "teachers", "cusa needs `labels: teachers`, and nothing else does"),
+        ("runs.vsrn.cusa", {}, "cusa needs `labels: teachers`, and nothing else does"),
+        ("runs.vsrn.cusa", {"contrast": {"wait": 1}}, "runs.vsrn.cusa.contrast.wait: unknown key"),
+    ],
+)
+def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    assert told in message(changed(tmp_path, key, value))
+
+
+def test_a_run_needs_the_teachers_that_it_learns_from(tmp_path: Path) -> None:
+    params = copy.deepcopy(COMMITTED)
+    params["runs"]["vsrn"] |= {"labels": "teachers", "cusa": {}}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert "runs.vsrn.labels are of teachers, and teachers has no 'demo'" in message(path)
+    params["teachers"] = {"demo": BUILT_IN}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert read_params(path).teacher("demo").captions.dim == 128
+    params["teachers"]["demo"] = BUILT_IN | {"images": {"model": "a/vit", "reads": "manifest"}}
+    params["datasets"]["demo"] |= {"source": IMPORTED, "regions": {"boxes": "xyxy"}}
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert "teachers.demo.images reads pictures, and datasets.demo was imported" in message(path)
+
+
+def test_the_demos_runs_with_cusa_add_it_and_nothing_else(tmp_path: Path) -> None:
+    added = yaml.safe_load((CHECKOUT / "presets" / "demo" / "cusa.yaml").read_text(encoding="utf-8"))
+    params = copy.deepcopy(COMMITTED) | {"teachers": added["teachers"]}
+    params["runs"] |= added["runs"]
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    runs = read_params(path).runs
+    for base in ("vsrn", "vsrn-selfalign"):
+        ours = runs[f"{base}-cusa"]
+        assert ours.cusa and ours.labels == "teachers"
+        assert ours.model_copy(update={"cusa": None, "labels": "manifest"}) == runs[base]
+
+
 @pytest.mark.parametrize("content", [b"scenes: [1\nrest: 2", b"scenes: \xff\xfe"], ids=["broken", "not UTF-8"])
 def test_what_is_not_yaml_is_told_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "params.yaml"

@@ -1,4 +1,4 @@
-"""SelfAlign, ALADIN and their combinations on one base and one set of features, searched in three modes.
+"""SelfAlign, ALADIN, CUSA and their combinations on one base and one set of features, searched in three modes.
 
     python -m benchmarks.comparison run   --results /tmp/comparison      # every run once; a killed one goes on
     python -m benchmarks.comparison table --results /tmp/comparison --out benchmarks/comparison.json
@@ -33,12 +33,24 @@ ALADIN = {
     "alignment": {"all_negatives_epochs": 6, "over_words": "mean"},
     "distillation": {"weight": 100.0, "start_epoch": 2},
 }
+CUSA = {
+    "labels": "teachers",
+    "cusa": {
+        "contrast": {"weight": 100.0},
+        "cross_modal": {"weight": 10.0, "teacher_temperature": 0.1},
+        "uni_modal": {"weight": 50.0, "teacher_temperature": 0.1},
+    },
+}
 # What is added to the base, as keys of a run.
 ADDED: dict[str, dict[str, Any]] = {
     "base": {},
     "SelfAlign": {"selfalign": SELFALIGN},
     "ALADIN": {"aladin": ALADIN},
+    "CUSA": CUSA,
     "SelfAlign + ALADIN": {"selfalign": SELFALIGN, "aladin": ALADIN},
+    "SelfAlign + CUSA": {"selfalign": SELFALIGN} | CUSA,
+    "ALADIN + CUSA": {"aladin": ALADIN} | CUSA,
+    "all three": {"selfalign": SELFALIGN, "aladin": ALADIN} | CUSA,
 }
 
 

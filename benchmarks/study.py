@@ -115,6 +115,7 @@ class Study:
             train(
                 name=name,
                 **self.stores,
+                teachers=self.data / "teachers" if wanted.cusa else None,
                 settings=wanted,
                 validate=lambda model, data: validate(model, data, 256),
                 out=model,

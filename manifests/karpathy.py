@@ -13,7 +13,7 @@ from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
 from manifests.source import SourceCaption, SourceImage
 
-_FIX = "give Karpathy's JSON, as published, or set source: folder for another kind of captions file"
+_FIX = "give Karpathy's JSON, as published; docs/parameters.md has other kinds of captions files"
 
 
 def read(path: Path) -> Iterator[SourceImage]:

@@ -1,7 +1,8 @@
 """`selfalign export`: a region store and its manifest in a layout that other people's code reads.
 
-The folder appears whole or not at all. Formats without captions of their own get `captions.json` beside them, in
-Karpathy's layout. Images of the manifest that the store lacks are left out, and counted.
+The folder appears whole or not at all; a killed export is begun anew, since to check what is there would take as long
+as to write it. Formats without captions of their own get `captions.json` beside them, in Karpathy's layout. Images of
+the manifest that the store lacks are left out, and counted.
 """
 
 import logging

@@ -220,6 +220,7 @@ def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, t
 def test_a_run_needs_the_teachers_that_it_learns_from(tmp_path: Path) -> None:
     params = copy.deepcopy(COMMITTED)
     params["runs"]["vsrn"] |= {"labels": "teachers", "cusa": {}}
+    params["teachers"] = {}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
     assert "runs.vsrn.labels are of teachers, and teachers has no 'demo'" in message(path)
@@ -232,17 +233,12 @@ def test_a_run_needs_the_teachers_that_it_learns_from(tmp_path: Path) -> None:
     assert "teachers.demo.images reads pictures, and datasets.demo was imported" in message(path)
 
 
-def test_the_demos_runs_with_cusa_add_it_and_nothing_else(tmp_path: Path) -> None:
-    added = yaml.safe_load((CHECKOUT / "presets" / "demo" / "cusa.yaml").read_text(encoding="utf-8"))
-    params = copy.deepcopy(COMMITTED) | {"teachers": added["teachers"]}
-    params["runs"] |= added["runs"]
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(params), encoding="utf-8")
-    runs = read_params(path).runs
+def test_the_demos_runs_with_cusa_add_it_and_nothing_else() -> None:
+    params = read_params(CHECKOUT / "params.yaml")
     for base in ("vsrn", "vsrn-selfalign"):
-        ours = runs[f"{base}-cusa"]
+        ours = params.optional["cusa"][f"{base}-cusa"]
         assert ours.cusa and ours.labels == "teachers"
-        assert ours.model_copy(update={"cusa": None, "labels": "manifest"}) == runs[base]
+        assert ours.model_copy(update={"cusa": None, "labels": "manifest"}) == params.runs[base]
 
 
 @pytest.mark.parametrize("content", [b"scenes: [1\nrest: 2", b"scenes: \xff\xfe"], ids=["broken", "not UTF-8"])

@@ -43,7 +43,7 @@ def build(path: Path, candidates: Candidates, kind: Literal["hnsw", "ivf"]) -> N
     else:
         lists = max(1, min(round(4 * total**0.5), total // 40))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(length), length, lists, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = max(1, lists // 16)
+        index.nprobe = min(lists, max(8, lists // 16))
         picked = np.sort(np.random.default_rng(0).permutation(len(candidates))[: max(1, MOST_TRAINED_ON // each)])
         index.train(_vectors(candidates, picked))
     for start in range(0, len(candidates), BLOCK):

@@ -55,11 +55,11 @@ class Scores(Protocol):
 def rounding(dims: int, largest: float, precision: torch.dtype) -> float:
     """The most by which dot products over `dims` numbers are off whose factors' lengths multiply to `largest`.
 
-    bfloat16: half a unit of the 8th bit of each factor and of the product, and a tenth more. float32: the errors of a
+    bfloat16: half a unit of the last of 8 bits of each factor and of the product, and a tenth more. float32: the errors of a
     sum add up like a random walk; eight times that is more than any product shows. float64: less than a tie.
     """
     if precision == torch.bfloat16:
-        return 1.1 * (2 * 2.0**-9 + 2.0**-9) * largest
+        return 1.1 * 3 * 2.0**-8 * largest
     return (8 * dims**0.5 * 2.0**-24 if precision == torch.float32 else TIE) * largest
 
 

@@ -9,7 +9,7 @@ import torch
 from eval.embeddings import Embeddings
 from eval.nearest import nearest_captions, nearest_images
 from eval.ranks import Ranks, ranks, retrieval_ranks
-from eval.scores import Ensemble, Siblings
+from eval.scores import Ensemble, Siblings, rounding
 from manifests.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "losses.npz"
@@ -217,3 +217,13 @@ def test_embeddings_survive_their_files(tmp_path: Path):
     assert same(retrieval_ranks(stored, *pairs), retrieval_ranks(embeddings, *pairs))
     with pytest.raises(InputError, match="run r .*Fix: dvc repro evaluate@r"):
         Embeddings.open(tmp_path / "none", run="r")
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_no_product_is_off_by_more_than_its_precision_allows(precision: torch.dtype) -> None:
+    worst = 1 + (2.0**-8 if precision == torch.bfloat16 else 2.0**-24)  # halfway: rounds to 1
+    vectors = torch.full((1, 64), worst, dtype=torch.float64)
+    largest = float(vectors.norm()) ** 2
+    product = (vectors.to(precision) @ vectors.to(precision).T).double()
+    off = float((product - vectors @ vectors.T).abs())
+    assert 0 < off <= rounding(64, largest, precision)

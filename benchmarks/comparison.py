@@ -30,7 +30,7 @@ SEEDS = (0, 1, 2)
 RERANK = 50
 SELFALIGN = {"concept": {"num_concepts": 256}, "context": {"weight": 60.0, "temperature": 0.1}}
 ALADIN = {
-    "alignment": {"all_negatives_epochs": 6, "over_words": "mean"},
+    "alignment": {"all_negatives_epochs": 6, "over_words": "mean", "locals": "contextual"},
     "distillation": {"weight": 100.0, "start_epoch": 2},
 }
 CUSA = {

@@ -37,8 +37,8 @@ CUSA = {
     "labels": "teachers",
     "cusa": {
         "contrast": {"weight": 100.0},
-        "cross_modal": {"weight": 10.0, "teacher_temperature": 0.1},
-        "uni_modal": {"weight": 50.0, "teacher_temperature": 0.1},
+        "cross_modal": {"weight": 100.0, "teacher_temperature": 0.1},
+        "uni_modal": {"weight": 100.0, "teacher_temperature": 0.1},
     },
 }
 # What is added to the base, as keys of a run.

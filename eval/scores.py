@@ -55,8 +55,8 @@ class Scores(Protocol):
 def rounding(dims: int, largest: float, precision: torch.dtype) -> float:
     """The most by which dot products over `dims` numbers are off whose factors' lengths multiply to `largest`.
 
-    bfloat16: half a unit of the last of 8 bits of each factor and of the product, and a tenth more. float32: the errors of a
-    sum add up like a random walk; eight times that is more than any product shows. float64: less than a tie.
+    bfloat16: half a unit of the last of 8 bits of each factor and of the product, and a tenth more. float32: the errors
+    of a sum add up like a random walk; eight times that is more than any product shows. float64: less than a tie.
     """
     if precision == torch.bfloat16:
         return 1.1 * 3 * 2.0**-8 * largest

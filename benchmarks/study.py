@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 
-from eval.correspondence import accuracy, match_words
+from eval.matching.correspondence import accuracy, match_words
 from eval.validation import validate
 from manifests.files import write_json
 from manifests.grounding import read_grounding

@@ -11,21 +11,21 @@ import logging
 from pathlib import Path
 
 from eval.alignments import embed_locals
-from eval.correspondence import summary
 from eval.eccv import eccv_recalls
 from eval.embed import embed
 from eval.embeddings import Embeddings
 from eval.figures import recall_figures, save_ranks
 from eval.graded import likeness_ndcg, relevance_ndcg
+from eval.matching.correspondence import summary
+from eval.matching.pairs import match_pairs
+from eval.matching.word_statistics import correspondence_figures
 from eval.modes import mode_figures
 from eval.ndcg import CUTOFF
 from eval.nearest import nearest_captions, nearest_images
-from eval.pairs import match_pairs
 from eval.rouge import RougeL
 from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
-from eval.word_statistics import correspondence_figures
 from manifests.coco_ids import COCO_IDS, read_coco_ids
 from manifests.files import write_json
 from manifests.grounding import read_grounding

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.correspondence import summary
 from eval.embed import embed
 from eval.figures import recall_figures
-from eval.pairs import match_pairs
+from eval.matching.correspondence import summary
+from eval.matching.pairs import match_pairs
+from eval.matching.word_statistics import correspondence_figures
 from eval.study_settings import StudySettings, label, varied
 from eval.validation import validate
-from eval.word_statistics import correspondence_figures
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.grounding import read_grounding
 from train.checkpoint import data_recipe, load_model, read_record

@@ -300,7 +300,7 @@ def collect(study: str) -> None:
 @main.command()
 def report() -> None:
     """Draw the pages that compare all runs."""
-    from eval.report import run
+    from eval.report.report import run
     from pipeline.commit import current_commit
 
     params = read_params()
@@ -321,7 +321,7 @@ def report() -> None:
 @main.command()
 def metrics() -> None:
     """Print the headline table of all runs and where their report is."""
-    from eval.report import metrics_table
+    from eval.report.report import metrics_table
 
     runs = {name: settings.model_dump() for name, settings in read_params().runs.items()}
     click.echo(metrics_table(runs, places.RUNS))
@@ -488,7 +488,7 @@ def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None
 
     IMAGE is an id of the manifest of RUN's data set, in any split.
     """
-    from eval.inspection import run as inspect_run
+    from eval.report.inspection import run as inspect_run
 
     params, machine = read_params(), Machine.from_environment()
     settings = params.run(run)

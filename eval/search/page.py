@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.pictures import Pictures
+from eval.report.pictures import Pictures
 from eval.search.search import Answer
 from manifests.files import write_text
 

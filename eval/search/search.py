@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval.correspondence import match_words
-from eval.drawing import caption_html, draw, marks
+from eval.matching.correspondence import match_words
+from eval.report.drawing import caption_html, draw, marks
 from eval.search.index import Index, Source
 from eval.search.words import RunWords, captioned, unknown_words
 from extract.picture import extract

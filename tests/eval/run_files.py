@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.correspondence import summary
 from eval.embeddings import Embeddings
 from eval.figures import recall_figures, save_ranks
-from eval.pairs import Pairs
-from eval.results import RunResult
-from eval.word_statistics import correspondence_figures
+from eval.matching.correspondence import summary
+from eval.matching.pairs import Pairs
+from eval.matching.word_statistics import correspondence_figures
+from eval.report.results import RunResult
 from manifests.files import write_json, write_text
 
 

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from eval.charts import Line, Spot, line_chart, scatter_chart, ticks
+from eval.report.charts import Line, Spot, line_chart, scatter_chart, ticks
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 3.3), (-5, 612), (7, 7), (0, 0), (1e-5, 3e-5)])

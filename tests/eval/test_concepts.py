@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.concepts import RegionConcepts, region_concepts
-from eval.correspondence import accuracy
-from eval.inspection import table
-from eval.pairs import Pairs, match_pairs
-from eval.word_statistics import correspondence_figures, usage
+from eval.matching.concepts import RegionConcepts, region_concepts
+from eval.matching.correspondence import accuracy
+from eval.matching.pairs import Pairs, match_pairs
+from eval.matching.word_statistics import correspondence_figures, usage
+from eval.report.inspection import table
 from manifests.describing import WORDS
 from manifests.grounding import Grounding, read_grounding
 from tests.eval.data_files import ATTRIBUTES, AttributeModel, draw_data_set, give_codebook, retrieval_data

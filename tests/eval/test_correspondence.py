@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.correspondence import iou, phrase_of, region_objects, word_regions
+from eval.matching.correspondence import iou, phrase_of, region_objects, word_regions
 from manifests.grounding import Phrase
 
 OBJECTS = np.array([[0, 0, 10, 10], [20, 20, 40, 40]], float)

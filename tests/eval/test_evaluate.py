@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from eval import cost
 from eval.arrays import save_arrays
-from eval.correspondence import accuracy, match_words, read_matches, region_objects
 from eval.embed import embed
 from eval.evaluate import run
-from eval.inspection import run as inspect
+from eval.matching.correspondence import accuracy, match_words, read_matches, region_objects
+from eval.report.inspection import run as inspect
 from eval.settings import EvaluationSettings
 from eval.validation import validate
 from manifests.describing import WORDS

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import report
-from eval.correspondence import judge
 from eval.embed import embed
-from eval.pairs import match_pairs
+from eval.matching.correspondence import judge
+from eval.matching.pairs import match_pairs
+from eval.report import report
 from eval.settings import ReportSettings
 from eval.study import COLUMNS, write_points
 from eval.study_settings import StudySettings

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.examples import choose
-from eval.results import RunResult
-from eval.verdict import signed, verdict
+from eval.report.examples import choose
+from eval.report.results import RunResult
+from eval.report.verdict import signed, verdict
 from manifests.errors import InputError
 from tests.eval.run_files import write_run
 

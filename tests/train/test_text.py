@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.correspondence import match_words
+from eval.matching.correspondence import match_words
 from eval.validation import validate
 from extract import text_features, tokens
 from extract.text.settings import TextFeatureSettings, TokenSettings

@@ -1,4 +1,4 @@
-"""Pages from the templates of `eval/pages/`: one file each, with style and script inside, that asks for no network."""
+"""Pages from the templates of `pages/`: one file each, with style and script inside, that asks for no network."""
 
 import re
 from pathlib import Path

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from eval.arrays import save_arrays
-from eval.concepts import RegionConcepts, region_concepts
-from eval.correspondence import Judged, Matches, judge, match_words, row_words
+from eval.matching.concepts import RegionConcepts, region_concepts
+from eval.matching.correspondence import Judged, Matches, judge, match_words, row_words
 from manifests.files import canonical_json, write_text
 from manifests.grounding import Grounding
 from train.data import RetrievalData, Word

@@ -7,7 +7,7 @@ matches none. Where the data set says which object a word means (`manifests.grou
 right if, of all true objects, that one overlaps the region most and by an IoU of at least 0.5. Chance is the expected
 accuracy of picking a region of the image uniformly; the ceiling is the share of words with any right region.
 
-Where the model has a codebook, each word also has its concept (`eval.concepts`), from its pieces in the same way.
+Where the model has a codebook, each word also has its concept (`eval.matching.concepts`), from its pieces likewise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.concepts import codebook_of
+from eval.matching.concepts import codebook_of
 from manifests.grounding import Grounding, Phrase
 from manifests.progress import progress
 from train.data import RetrievalData, Word

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.charts import Spot, scatter_chart
-from eval.results import RunResult
+from eval.report.charts import Spot, scatter_chart
+from eval.report.results import RunResult
 
 
 def cost_tables(runs: Sequence[RunResult], benchmarks: Path) -> list[dict]:

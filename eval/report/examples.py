@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.results import RunResult
+from eval.report.results import RunResult
 
 
 @dataclass(frozen=True)

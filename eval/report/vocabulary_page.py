@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.pictures import Pictures
-from eval.results import RunResult
+from eval.report.pictures import Pictures
+from eval.report.results import RunResult
 from train.data import RetrievalData
 
 FEWEST_WORDS = 20

@@ -6,7 +6,7 @@ Run names stand between backticks. The first run of a data set is the one that t
 from collections.abc import Sequence
 
 from eval.interval import interval
-from eval.results import RunResult
+from eval.report.results import RunResult
 
 FEW_IMAGES = 100
 NEAR_CHANCE = 0.05

@@ -7,11 +7,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.drawing import caption_html, draw, marks, place
-from eval.matched_picture import SOFT, draw_regions, write_caption
-from eval.pairs import Pairs, match_pairs
-from eval.pictures import data_uri
-from eval.templates import render
+from eval.matching.pairs import Pairs, match_pairs
+from eval.report.drawing import caption_html, draw, marks, place
+from eval.report.matched_picture import SOFT, draw_regions, write_caption
+from eval.report.pictures import data_uri
+from eval.report.templates import render
 from extract.images import UnreadableImage, decode
 from manifests.errors import InputError
 from manifests.files import atomic, write_text

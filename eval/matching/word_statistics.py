@@ -9,8 +9,8 @@ from collections import Counter
 
 import numpy as np
 
-from eval.correspondence import shares
-from eval.pairs import Pairs, region_labels
+from eval.matching.correspondence import shares
+from eval.matching.pairs import Pairs, region_labels
 
 MOST_FREQUENT = 5
 

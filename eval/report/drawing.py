@@ -12,7 +12,7 @@ from html import escape
 
 import numpy as np
 
-from eval.correspondence import Matches, phrase_of, region_objects
+from eval.matching.correspondence import Matches, phrase_of, region_objects
 from manifests.grounding import Grounding
 from train.data import RetrievalData
 

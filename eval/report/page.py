@@ -1,23 +1,23 @@
-"""The report's contents: everything that the templates in `eval/pages/` show of one data set, as plain values."""
+"""The report's contents: everything that the templates in `pages/` show of one data set, as plain values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.charts import Line, line_chart
-from eval.drawing import caption_html, draw, marks
-from eval.examples import Example, choose
 from eval.interval import interval
-from eval.pictures import Pictures
-from eval.provenance import provenance
 from eval.recall import CUTOFFS, DIRECTIONS
-from eval.results import RunResult
+from eval.report.charts import Line, line_chart
+from eval.report.drawing import caption_html, draw, marks
+from eval.report.examples import Example, choose
+from eval.report.pictures import Pictures
+from eval.report.provenance import provenance
+from eval.report.results import RunResult
+from eval.report.speed import cost_tables, mode_name, ranking_benchmark, trade_off
+from eval.report.study_pages import study_panels
+from eval.report.verdict import difference, signed, verdict
+from eval.report.vocabulary_page import codebooks, speech_rows
 from eval.settings import ReportSettings
-from eval.speed import cost_tables, mode_name, ranking_benchmark, trade_off
-from eval.studies import study_panels
 from eval.study_settings import StudySettings
-from eval.verdict import difference, signed, verdict
-from eval.vocabulary_page import codebooks, speech_rows
 from manifests.errors import InputError
 from manifests.grounding import Grounding, read_grounding
 from train.data import RetrievalData

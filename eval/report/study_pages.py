@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.charts import Line, line_chart
+from eval.report.charts import Line, line_chart
 from eval.study_settings import StudySettings
 
 

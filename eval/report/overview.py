@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.drawing import marks, place
-from eval.examples import Example, choose
 from eval.interval import interval
-from eval.matched_picture import INK, SOFT, draw_regions, write_caption
-from eval.page import DataSet, compared
-from eval.results import RunResult
+from eval.report.drawing import marks, place
+from eval.report.examples import Example, choose
+from eval.report.matched_picture import INK, SOFT, draw_regions, write_caption
+from eval.report.page import DataSet, compared
+from eval.report.results import RunResult
 from extract.images import UnreadableImage, decode
 from manifests.files import atomic
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from eval.drawing import Mark, Placed
+from eval.report.drawing import Mark, Placed
 
 INK, SOFT = "#15202b", "#566472"
 WORD_COLOURS = ("#f0329b", "#00a5bd", "#84a800", "#b9722e", "#6f7bea", "#f0691e", "#6b8496", "#b04fe0")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.concepts import RegionConcepts
-from eval.correspondence import Matches, read_matches
 from eval.embeddings import Embeddings
 from eval.interval import rsum_draws
+from eval.matching.concepts import RegionConcepts
+from eval.matching.correspondence import Matches, read_matches
 from eval.nearest import nearest_images
 from manifests.errors import InputError
 
@@ -88,7 +88,7 @@ class RunResult:
         return RegionConcepts.read(path) if path.exists() else None
 
     def pair(self, caption: int) -> dict:
-        """A caption with its image, word by word (`eval.pairs.Pairs.row`)."""
+        """A caption with its image, word by word (`eval.matching.pairs.Pairs.row`)."""
         return json.loads(self._pairs[caption])
 
     @cached_property

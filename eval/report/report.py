@@ -10,15 +10,15 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.overview import draw_overview
-from eval.page import open_data_set, recall_rows, section
 from eval.recall import CUTOFFS
-from eval.results import RunResult
+from eval.report.overview import draw_overview
+from eval.report.page import open_data_set, recall_rows, section
+from eval.report.results import RunResult
+from eval.report.speed import mode_name
+from eval.report.templates import render
+from eval.report.verdict import verdict
 from eval.settings import ReportSettings
-from eval.speed import mode_name
 from eval.study_settings import StudySettings
-from eval.templates import render
-from eval.verdict import verdict
 from manifests.errors import InputError
 from manifests.files import write_text
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.results import RunResult
+from eval.report.results import RunResult
 from extract.stores.regions import RegionStore
 from manifests.schema import read_manifest
 

@@ -45,22 +45,29 @@ def run(*, settings: StudySettings, base: RunSettings, out: Path) -> int:
 
 
 def _experiments(run: str) -> Iterator[tuple[Mapping, Mapping, Mapping]]:
-    """Parameters, figures and concepts of every experiment that evaluated `run`, the latest first."""
-    done = subprocess.run(
-        ["dvc", "exp", "show", "--json", "--all-commits"], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    """Parameters, figures and concepts of HEAD's experiments that evaluated `run`, the latest first."""
+    done = subprocess.run(["dvc", "exp", "show", "--json"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise InputError(
             " ".join(done.stderr.split())[-300:], where="dvc exp show", fix="run from the project's folder, in git"
         )
     for commit in json.loads(done.stdout):
         for experiment in commit["experiments"] or []:
+            if (experiment["executor"] or {}).get("state", "success") != "success":
+                continue  # what is queued, running or failed has the figures of the commit that it started from
             for state in experiment["revs"]:
-                data = state["data"] or {}
-                params = ((data.get("params") or {}).get("params.yaml") or {}).get("data")
-                metrics = ((data.get("metrics") or {}).get(str(places.metrics(run))) or {}).get("data")
+                params = (((state["data"] or {}).get("params") or {}).get("params.yaml") or {}).get("data")
+                metrics = _committed(state["rev"], places.metrics(run))
                 if params and metrics:
-                    yield params, metrics, {}
+                    yield params, metrics, _committed(state["rev"], places.correspondence(run)).get("concepts", {})
+
+
+def _committed(revision: str, path: Path) -> dict:
+    """A JSON file of an experiment's commit; DVC's own list of figures leaves intervals out. Empty where it isn't."""
+    done = subprocess.run(
+        ["git", "show", f"{revision}:{path.as_posix()}"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else {}
 
 
 def _take(values: dict, key: str) -> Any:

@@ -51,8 +51,20 @@ GRID: dict[str, list[Any]] = {
     "word_region": [{"weight": weight} for weight in (100.0, 1000.0)],
 }
 BAG = {"num_concepts": 256}
-# Correspondence: the region of the very object meant; fitting: of any object that the word is true of (`kinds` too).
-KEYS = ("val_rsum", "rsum", "t2i_r1", "correspondence", "chance", "fitting", "fitting_chance")
+# Correspondence: the region of the very object meant; fitting: of any object that the word is true of; pointing: with
+# its centre in one. `kinds` and `pointing_kinds` are shares of the latter two.
+KEYS = (
+    "val_rsum",
+    "rsum",
+    "t2i_r1",
+    "correspondence",
+    "chance",
+    "fitting",
+    "fitting_chance",
+    "pointing",
+    "pointing_chance",
+)
+KINDS = ("kinds", "pointing_kinds")
 # What is trained on top of each base: the chosen losses, and what is taken as it is.
 ADDED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "base": ((), {}),
@@ -140,7 +152,10 @@ class Study:
             "chance": matched["chance"],
             "fitting": matched["fitting"],
             "fitting_chance": matched["fitting_chance"],
+            "pointing": matched["pointing"],
+            "pointing_chance": matched["pointing_chance"],
             "kinds": {kind: share["fitting"] for kind, share in matched["kinds"].items()},
+            "pointing_kinds": {kind: share["pointing"] for kind, share in matched["kinds"].items()},
         }
 
 
@@ -199,12 +214,13 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             if not runs:
                 continue
             rows[name] = {"seeds": len(runs)} | {key: spread([run[key] for run in runs]) for key in KEYS}
-            rows[name]["kinds"] = {kind: spread([run["kinds"][kind] for run in runs]) for kind in runs[0]["kinds"]}
+            for key in KINDS:
+                rows[name][key] = {kind: spread([run[key][kind] for run in runs]) for kind in runs[0][key]}
             click.echo(
                 f"{base:13} {name:45} {len(runs)} seeds  val {rows[name]['val_rsum']['mean']:6.1f}  R@sum "
                 f"{rows[name]['rsum']['mean']:6.1f} ± {rows[name]['rsum']['sd']:4.1f}  correspondence "
-                f"{rows[name]['correspondence']['mean']:.3f} fitting {rows[name]['fitting']['mean']:.3f} "
-                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in rows[name]["kinds"].items())
+                f"{rows[name]['correspondence']['mean']:.3f} fitting {rows[name]['fitting']['mean']:.3f} pointing "
+                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in rows[name]["pointing_kinds"].items())
             )
         found[base] = {"chosen": best, "settings": COMMON | {"base": BASES[base]}, "rows": rows}
     if out:

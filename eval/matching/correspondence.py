@@ -6,6 +6,8 @@ and regions as projected, before they see their context): the correspondence tha
 matches none. Where the data set says which object a word means (`manifests.grounding`), the match is
 right if, of all true objects, that one overlaps the region most and by an IoU of at least 0.5. Chance is the expected
 accuracy of picking a region of the image uniformly; the ceiling is the share of words with any right region.
+A colour shows in a part of an object as well as in all of it: the pointing game (Zhang et al., ECCV 2016) asks only
+that the region's centre lie in the box of an object that the word is true of.
 
 Where the model has a codebook, each word also has its concept (`eval.matching.concepts`), from its pieces likewise.
 """
@@ -157,16 +159,24 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return shared / np.maximum(areas - shared, 1e-12)
 
 
-FIGURES = ("accuracy", "chance", "ceiling", "fitting", "fitting_chance")
+def centred(regions: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Whether the centres of boxes `[A, 4]` lie in boxes `[B, 4]`: bool `[A, B]`."""
+    regions, objects = np.asarray(regions, float), np.asarray(objects, float)
+    centres = (regions[:, None, :2] + regions[:, None, 2:]) / 2
+    return ((objects[None, :, :2] <= centres) & (centres <= objects[None, :, 2:])).all(axis=-1)
+
+
+FIGURES = ("accuracy", "chance", "ceiling", "fitting", "fitting_chance", "pointing", "pointing_chance")
 
 
 @dataclass(frozen=True)
 class Judged:
     """What the truth says of every row of some matches.
 
-    `kind [W]` the kind of phrase that the word belongs to, "" where none is known; `figures [W, 5]`, for those with a
+    `kind [W]` the kind of phrase that the word belongs to, "" where none is known; `figures [W, 7]`, for those with a
     kind, the columns of `FIGURES`: whether the region shows the object meant, the share of the image's regions that
-    do, whether any does; whether it shows any object that the word is true of, and the share of regions that do.
+    do, whether any does; whether it shows any object that the word is true of, and the share of regions that do;
+    whether its centre lies in such an object, and the share of regions of which that holds.
     """
 
     kind: np.ndarray
@@ -181,23 +191,26 @@ class Judged:
 def judge(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grounding]) -> Judged:
     """Hold every match against the truth."""
     kinds, figures = np.full(len(matches.caption), "", "U16"), np.zeros((len(matches.caption), len(FIGURES)))
-    objects: dict[int, np.ndarray] = {}
+    places: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for caption in np.unique(matches.caption).tolist():
         image = int(data.caption_image[caption])
         truth = grounding.get(data.images[image].id)
         if truth is None:
             continue
-        if image not in objects:
-            objects[image] = region_objects(data.regions(image).boxes, np.array(truth.boxes, float).reshape(-1, 4))
+        if image not in places:
+            boxes, true = data.regions(image).boxes, np.array(truth.boxes, float).reshape(-1, 4)
+            places[image] = region_objects(boxes, true), centred(boxes, true)
+        objects, centres = places[image]
         phrases = truth.phrases[data.captions_of(image).index(caption)]
         for row in matches.rows(caption):
             phrase = phrase_of(int(matches.start[row]), int(matches.end[row]), phrases)
             if phrase is not None:
-                right = objects[image] == phrase.object
-                fitting = np.isin(objects[image], _alike(truth, phrase))
-                region = matches.region[row]
+                alike, region = _alike(truth, phrase), matches.region[row]
+                right, fitting = objects == phrase.object, np.isin(objects, alike)
+                pointing = centres[:, alike].any(axis=1)
                 kinds[row] = phrase.kind
-                figures[row] = right[region], right.mean(), right.any(), fitting[region], fitting.mean()
+                figures[row, :3] = right[region], right.mean(), right.any()
+                figures[row, 3:] = fitting[region], fitting.mean(), pointing[region], pointing.mean()
     return Judged(kinds, figures)
 
 
@@ -209,9 +222,9 @@ def accuracy(matches: Matches, data: RetrievalData, grounding: Mapping[str, Grou
 def summary(judged: Judged) -> dict | None:
     """How often words match the object that they mean, over all and for each kind of phrase.
 
-    Returns `{accuracy, chance, ceiling, fitting, fitting_chance, words, kinds: {kind: {the same six}}}`, shares rounded
-    to four places; None if no word of the split has a known object. `fitting` is the share of words whose region shows
-    any object that the word is true of: of two red objects a word without its context can't tell which one is meant.
+    Returns `{**FIGURES, words, kinds: {kind: {the same}}}`, shares rounded to four places; None if no word of the split
+    has a known object. `fitting` is the share of words whose region shows any object that the word is true of: of two
+    red objects a word without its context can't tell which one is meant; `pointing` lets parts of an object count.
     """
     if not judged.known.any():
         return None

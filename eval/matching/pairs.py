@@ -43,7 +43,7 @@ class Pairs:
             own |= {"cosine": round(float(self.matches.cosine[row]), 4), "region": region}
             own |= {"box": [round(float(side), 1) for side in boxes[region]], "labels": labels[region]}
             if self.judged.known[row]:
-                right, _, _, fitting, _ = self.judged.figures[row]
+                right, _, _, fitting, *_ = self.judged.figures[row]
                 own |= {"kind": str(self.judged.kind[row]), "right": bool(right), "fitting": bool(fitting)}
             if self.concepts is not None:
                 own |= {"concept": int(self.matches.concept[row])}

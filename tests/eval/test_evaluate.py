@@ -15,7 +15,7 @@ from eval import cost
 from eval.arrays import save_arrays
 from eval.embed import embed
 from eval.evaluate import run
-from eval.matching.correspondence import accuracy, match_words, read_matches, region_objects
+from eval.matching.correspondence import accuracy, centred, match_words, read_matches, region_objects
 from eval.report.inspection import run as inspect
 from eval.settings import EvaluationSettings
 from eval.validation import validate
@@ -119,14 +119,22 @@ def test_accuracy_of_the_truth_and_of_the_background(data: RetrievalData, folder
             if phrase.start < found.end[row] and found.start[row] < phrase.end:
                 right[row] = phrase.object
     perfect = accuracy(replace(found, region=right), data, truth)
-    assert perfect["accuracy"] == perfect["fitting"] == 1
+    assert perfect["accuracy"] == perfect["fitting"] == perfect["pointing"] == 1
     assert set(perfect["kinds"]) == {"shape", "colour", "texture", "size"}
     assert sum(kind["words"] for kind in perfect["kinds"].values()) == perfect["words"]
-    assert accuracy(replace(found, region=wrong), data, truth)["accuracy"] == 0
+    background = accuracy(replace(found, region=wrong), data, truth)
+    assert background["accuracy"] == background["pointing"] == 0
+
     # Chance: exactly one of the eight regions is each object.
     assert perfect["chance"] == pytest.approx(1 / 8)
     boxes = np.array(truth[data.images[0].id].boxes)
     assert region_objects(data.regions(0).boxes, boxes)[: len(boxes)].tolist() == list(range(len(boxes)))
+
+
+def test_centres_point_at_boxes():
+    objects = np.array([[10, 10, 30, 30], [40, 0, 60, 20]])
+    part, whole, beside = [12, 12, 18, 18], [0, 0, 40, 40], [30, 10, 42, 30]
+    assert centred(np.array([part, whole, beside]), objects).tolist() == [[True, False], [True, False], [False, False]]
 
 
 def test_no_known_object_gives_no_figure(model: AttributeModel, data: RetrievalData):

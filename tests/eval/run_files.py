@@ -22,6 +22,7 @@ def write_run(
     ids: list[str],
     losses: tuple[str, ...] = ("triplet",),
     pairs: Pairs | None = None,
+    correspondence: dict | None = None,
     modes: dict | None = None,
     settings: dict | None = None,
 ) -> RunResult:
@@ -32,6 +33,7 @@ def write_run(
     embeddings.save(out)
     save_ranks(out / "ranks.npz", ranks, image_of, ids)
     figures |= {"split": "test", "left_out": 0} | ({"modes": modes} if modes else {})
+    figures |= {"correspondence": correspondence} if correspondence else {}
     if pairs is not None:
         pairs.save(out)
         write_json(folder / "correspondence.json", correspondence_figures(pairs))

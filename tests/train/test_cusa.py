@@ -181,6 +181,7 @@ def test_evaluation_needs_no_teachers_and_reports_uni_modal_retrieval(trained, d
         batch_size=64,
         out=tmp_path / "evaluation",
         metrics=tmp_path / "metrics.json",
+        correspondence=tmp_path / "correspondence.json",
     )
     assert {"t2t_r1", "t2t_ndcg", "i2i_ndcg"} <= figures["unimodal"].keys() and figures["rsum"] > 0
     assert load_model(trained / "model").cusa is not None

@@ -2,44 +2,31 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from eval.report.pictures import Pictures
+from eval.report.templates import render
 from eval.search.search import Answer
 from manifests.files import write_text
 
-HERE = Path(__file__).parent
-REPORT = HERE.parent / "pages"
+SIDE = 320
 
 
 def write_page(answer: Answer, image_root: Path, out: Path) -> None:
     """Write the page of an answer to the file `out`; pictures that aren't below `image_root` are empty tiles."""
-    pictures = Pictures()
+    pictures, asked = Pictures(), None
+    if answer.kind != "images":
+        asked = pictures.whole(image_root / answer.asked.path if answer.asked else Path(answer.query), SIDE)
+    of_asked = answer.kind == "captions" and answer.asked  # its captions: all of the one picture
     hits = [
-        {"rank": rank, "hit": hit, "picture": pictures.name(image_root / hit.image.path)}
+        {"rank": rank, "hit": hit, "picture": asked if of_asked else pictures.whole(image_root / hit.image.path, SIDE)}
         for rank, hit in enumerate(answer.hits, 1)
     ]
-    asked = None
-    if answer.kind != "images":
-        path = image_root / answer.asked.path if answer.asked else Path(answer.query)
-        asked = pictures.name(path)
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["plain"] = lambda text: Markup(text)  # HTML of our own making: drawings, captions
-    text = environment.get_template("search.html").render(
+    recipe = answer.index.recipe
+    page = render(
+        "search.html",
         answer=answer,
         hits=hits,
         asked=asked,
-        run=answer.index.recipe["run"]["name"],
-        dataset=answer.index.recipe["data set"]["name"],
-        style=(REPORT / "style.css").read_text(encoding="utf-8"),
-        script=(REPORT / "page.js").read_text(encoding="utf-8"),
-        pictures=pictures,
+        run=recipe["run"]["name"],
+        dataset=recipe["data set"]["name"],
     )
-    write_text(out, text)
+    write_text(out, page)

@@ -22,7 +22,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     params = shrink(project.params, pictures=nothing, encoder=nothing)
     del params["datasets"]["pictures"]
     params["runs"] = {"on-scan": params["runs"]["vsrn"]}
-    params["text_features"] = params["teachers"] = params["ensembles"] = {}
+    params["text_features"] = params["teachers"] = params["ensembles"] = params["studies"] = {}
     project.write_params(params)
     project.repro("-s", "scenes", "manifest@demo", "regions@demo", "tokens@demo")
     files = tmp_path_factory.mktemp("files")

@@ -83,7 +83,7 @@ def small_project(world: World, name: str) -> Project:
     project = world.project(name)
     project.root.mkdir()
     copy_checkout(project)
-    params = shrink_demo(project.params) | {"ensembles": {}}
+    params = shrink_demo(project.params) | {"ensembles": {}, "studies": {}}
     del params["runs"]["vsrn-selfalign"]
     params["scenes"] |= {"train": 24, "val": 8, "test": 8}
     params["datasets"]["demo"]["regions"]["images_per_shard"] = 8

@@ -42,6 +42,7 @@ def run(
     regions: Path,
     tokens: Path,
     text_features: Path | None,
+    teachers: Path | None,
     split: str,
     device: str,
     batch_size: int,
@@ -73,6 +74,7 @@ def run(
                 train(
                     name=f"{name}-{label(value)}",
                     **stores,
+                    teachers=teachers,
                     settings=wanted,
                     validate=lambda network, validation: validate(network, validation, batch_size),
                     out=model,

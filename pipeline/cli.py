@@ -209,7 +209,7 @@ def train(run: str) -> None:
         out=places.model(run),
         curves=places.curves(run),
         text_features=_text_features(settings),
-        teachers=places.teachers(settings.dataset) if settings.labels == "teachers" else None,
+        teachers=_teachers(settings),
         staging=machine.staging,
         device=machine.torch_device(),
         checkpoint_minutes=machine.checkpoint_minutes,
@@ -277,6 +277,7 @@ def study(study: str) -> None:
         regions=places.regions(dataset),
         tokens=places.tokens(dataset),
         text_features=_text_features(base),
+        teachers=_teachers(base),
         split=params.evaluate.split,
         device=machine.torch_device(),
         batch_size=machine.encode_batch,
@@ -576,6 +577,11 @@ def doctor() -> None:
 def _text_features(settings: RunSettings) -> Path | None:
     """The text feature store that a run reads, if it does."""
     return places.text_features(settings.dataset) if settings.text.reads == "text_features" else None
+
+
+def _teachers(settings: RunSettings) -> Path | None:
+    """The teacher store that a run learns from, if it does."""
+    return places.teachers(settings.dataset) if settings.labels == "teachers" else None
 
 
 if __name__ == "__main__":

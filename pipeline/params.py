@@ -239,11 +239,12 @@ def _check_studies(params: Params, path: Path) -> None:
                 fix=f"choose one of {', '.join(params.runs)}",
             )
         run = params.runs[study.run]
-        if (study.dataset, study.reads) != (run.dataset, run.text.reads):
+        if (study.dataset, study.reads, study.labels) != (run.dataset, run.text.reads, run.labels):
             raise InputError(
-                f"studies.{name} says dataset {study.dataset!r} and reads {study.reads!r}, which aren't the run's",
+                f"studies.{name} says dataset {study.dataset!r}, reads {study.reads!r} and labels {study.labels!r}, which "
+                "aren't all the run's",
                 where=path,
-                fix=f"write dataset: {run.dataset} and reads: {run.text.reads}",
+                fix=f"write dataset: {run.dataset}, reads: {run.text.reads} and labels: {run.labels}",
             )
         for value in study.values or [None]:
             try:

@@ -241,8 +241,8 @@ def _check_studies(params: Params, path: Path) -> None:
         run = params.runs[study.run]
         if (study.dataset, study.reads, study.labels) != (run.dataset, run.text.reads, run.labels):
             raise InputError(
-                f"studies.{name} says dataset {study.dataset!r}, reads {study.reads!r} and labels {study.labels!r}, which "
-                "aren't all the run's",
+                f"studies.{name} has dataset {study.dataset!r}, reads {study.reads!r} and labels {study.labels!r}, "
+                "which aren't the run's",
                 where=path,
                 fix=f"write dataset: {run.dataset}, reads: {run.text.reads} and labels: {run.labels}",
             )

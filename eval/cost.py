@@ -41,11 +41,13 @@ def run(
     rerank: int = 50,
     metrics: Path | None = None,
     out: Path | None = None,
+    pieces: bool = False,
+    text_features: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the run `name`; gives the figures below, and writes them to `out`.
 
     `rerank` candidates are scored by the teacher in mode `reranked`; `metrics` is the run's `metrics.json`, if it is
-    to be told with the times.
+    to be told with the times; `pieces` and `text_features` are as in `eval.evaluate.run`.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def run(
     (`eval.modes`; for a run without ALADIN `student` alone) `query_ms`, what one caption takes among the split's
     images, `times` the student's, and `rsum` from `metrics`. Medians of `repeats`.
     """
-    data = RetrievalData(manifest, regions, tokens, split)
+    data = RetrievalData(manifest, regions, tokens, split, pieces=pieces, text_features=text_features)
     require_recipe(model, data)
     network = load_model(model, device)
     images = data.region_batch(range(min(BATCH, len(data.images)))).to(device)

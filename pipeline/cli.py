@@ -391,14 +391,15 @@ def export(format: str, data: Path, out: Path, drop_captions: bool) -> None:
 @main.command()
 @click.argument("run")
 @click.option("--repeats", default=5, show_default=True, help="Timings are the medians of these.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write all numbers there too, as JSON.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/RUN/cost.json, which the report shows.")
 def cost(run: str, repeats: int, out: Path | None) -> None:
-    """Time encoding and search with RUN's model, against scoring every pair."""
+    """Time encoding and search with RUN's model, against scoring every pair; written as JSON too."""
     from eval.cost import run as measure
     from eval.cost import table
 
     params, machine = read_params(), Machine.from_environment()
-    dataset = params.run(run).dataset
+    settings = params.run(run)
+    dataset = settings.dataset
     found = measure(
         name=run,
         manifest=places.manifest(dataset),
@@ -410,7 +411,9 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
         repeats=repeats,
         rerank=params.evaluate.rerank,
         metrics=places.metrics(run),
-        out=out,
+        out=out or places.cost(run),
+        pieces=settings.text.pieces,
+        text_features=_text_features(settings),
     )
     click.echo(table(found))
 

@@ -60,6 +60,10 @@ def metrics(run: str) -> Path:
     return RUNS / run / "metrics.json"
 
 
+def cost(run: str) -> Path:
+    return RUNS / run / "cost.json"
+
+
 def correspondence(run: str) -> Path:
     return RUNS / run / "correspondence.json"
 

@@ -2,7 +2,7 @@
 
 `index.html` is the page of the first data set, `D.html` that of each other one; every page holds all it needs (style,
 script, photographs, charts) and asks no network for anything. `overview.png` shows R@sum and one matched picture of
-the first data set. `tradeoff.csv` has the ways to search, where their times were measured, for `dvc plots`.
+the first data set. `tradeoff.csv` has the ways to search whose times were measured.
 """
 
 import csv

@@ -72,14 +72,16 @@ class RunResult:
 
     @cached_property
     def cost(self) -> dict | None:
-        """`cost.json`, which `selfalign cost` writes where it is told to; None where there is none."""
+        """`cost.json`, which `selfalign cost` writes; None where there is none."""
         path = self.folder / "cost.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     @property
     def modes(self) -> dict[str, dict]:
-        """Ways to search with this run, each with its `rsum` and `query_ms`, where they were measured."""
-        return self.metrics.get("modes", {})
+        """Ways to search with this run: each one's `rsum`, and its `query_ms` where `selfalign cost` measured it."""
+        timed = (self.cost or {}).get("modes", {})
+        known = self.metrics.get("modes") or ({"student": {"rsum": self.metrics["rsum"]}} if timed else {})
+        return {mode: figures | {"query_ms": timed.get(mode, {}).get("query_ms")} for mode, figures in known.items()}
 
     @cached_property
     def concepts(self) -> RegionConcepts | None:

@@ -1,5 +1,6 @@
 """Writes run folders in the pipeline's layout from embeddings that a test makes up."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from eval.matching.pairs import Pairs
 from eval.matching.word_statistics import correspondence_figures
 from eval.report.results import RunResult
 from manifests.files import write_json, write_text
+
+
+COST = Path(__file__).parents[2] / "benchmarks" / "search_cost.json"
 
 
 def write_run(
@@ -32,7 +36,10 @@ def write_run(
     out = folder / "evaluation"
     embeddings.save(out)
     save_ranks(out / "ranks.npz", ranks, image_of, ids)
-    figures |= {"split": "test", "left_out": 0} | ({"modes": modes} if modes else {})
+    figures |= {"split": "test", "left_out": 0}
+    if modes:
+        figures["modes"] = {mode: {"rsum": told["rsum"]} for mode, told in modes.items()}
+        write_json(folder / "cost.json", json.loads(COST.read_text()) | {"run": folder.name, "modes": modes})
     figures |= {"correspondence": correspondence} if correspondence else {}
     if pairs is not None:
         pairs.save(out)

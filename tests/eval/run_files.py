@@ -13,7 +13,6 @@ from eval.matching.word_statistics import correspondence_figures
 from eval.report.results import RunResult
 from manifests.files import write_json, write_text
 
-
 COST = Path(__file__).parents[2] / "benchmarks" / "search_cost.json"
 
 

@@ -44,6 +44,7 @@ CUSA = {
 # What is added to the base, as keys of a run.
 ADDED: dict[str, dict[str, Any]] = {
     "base": {},
+    "InfoNCE (control)": {"contrast": {"weight": 100.0, "temperature": 0.1}},
     "SelfAlign": {"selfalign": SELFALIGN},
     "ALADIN": {"aladin": ALADIN},
     "CUSA": CUSA,

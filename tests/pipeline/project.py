@@ -89,7 +89,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == ends_with, f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}"
         return Result(done.stdout)

@@ -151,7 +151,7 @@ def copy_checkout(project: Project) -> None:
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
         source, target = CHECKOUT / name, project.root / name
-        if source.is_file() and Path(name).parts[0] not in ARTIFACTS:
+        if source.is_file() and (source.name == "README.md" or Path(name).parts[0] not in ARTIFACTS):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     author = ("-c", "user.name=Test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")

@@ -1,7 +1,8 @@
 """What describes a store to whoever receives it: ``README.md`` for people, ``croissant.json`` for programs.
 
 The stages write both with `write_card`; `selfalign card` prints the card, says what in it no longer holds, and puts a
-licence or a citation into the card of a store that is finished.
+licence or a citation into the card of a store that is finished. Tokens, text features and teachers have a card of their
+stage's own, and no ``croissant.json``: it is printed as it stands.
 """
 
 import json
@@ -24,7 +25,7 @@ from manifests.jsonl import read_rows
 from manifests.progress import progress
 
 CARD = "README.md"
-_FIX = "choose the folder of a region store or of its WebDataset shards (`data/D/regions`, `data/D/pack`)"
+_FIX = "choose the folder of a store, for instance `data/D/regions` or `data/D/pack`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,24 @@ def run(store: Path, *, licence: str | None = None, cite: str | None = None) -> 
 
     Parameters
     ----------
-    store : a region store, or the folder of its WebDataset shards.
+    store : a region store, the folder of its WebDataset shards, or another store that has a card.
     licence, cite : of the pictures; written into the index and the card where given, after everything else was found
-        to hold.
+        to hold. Region stores and shards alone have them.
 
-    Raises `InputError` where the folder is neither, or where nothing can be written since the store is damaged.
+    Raises `InputError` where the folder is none, or where nothing can be written since the store is damaged.
     """
     store = Path(store)
-    index, (recipe, recipe_hash) = _index(store), read_recipe(store)
+    _index(store, "shards")
+    recipe, recipe_hash = read_recipe(store)
+    if _has_its_own_card(recipe):
+        if licence or cite:
+            raise InputError(
+                "the card of this store has no licence and no citation",
+                where=store,
+                fix="write them into the cards of `data/D/regions` and `data/D/pack`",
+            )
+        return _as_it_stands(store)
+    index = _index(store)
     findings = _damage(store, index, recipe)
     given = {key: value for key, value in (("licence", licence), ("cite", cite)) if value}
     if given and findings:
@@ -78,6 +89,16 @@ def write_card(folder: Path) -> None:
     write_json(folder / CROISSANT, metadata)
 
 
+def _as_it_stands(store: Path) -> Card:
+    """The card that a stage wrote beside files which are all there and unchanged, or else findings."""
+    changed = (_changed(store / name, listed) for name, listed in listed_files(store).items())
+    findings = [finding for finding in changed if finding]
+    try:
+        return Card((store / CARD).read_text(encoding="utf-8"), {}, findings)
+    except (OSError, ValueError) as error:
+        return Card("", {}, [*findings, f"{CARD}: can't be read ({error})"])
+
+
 def _described(
     folder: Path, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str
 ) -> tuple[str, dict[str, Any]]:
@@ -90,15 +111,21 @@ def _described(
     return text, croissant(folder, dataset, index, recipe_hash)
 
 
+def _has_its_own_card(recipe: dict[str, Any]) -> bool:
+    """Whether a recipe is that of tokens, text features or teachers: these name their format, region stores don't."""
+    return isinstance(recipe.get("format"), str) and not _is_pack(recipe)
+
+
 def _is_pack(recipe: dict[str, Any]) -> bool:
     return recipe.get("format") == FORMAT
 
 
-def _index(store: Path) -> dict[str, Any]:
+def _index(store: Path, *keys: str) -> dict[str, Any]:
     path = store / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        index["dim"], index["images"], index["shards"]
+        for key in keys or ("dim", "images", "shards"):
+            index[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"no store that has a card ({error!r})", where=path, fix=_FIX) from error
     return index
@@ -116,12 +143,10 @@ def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[
     """Which shards are missing or have changed; if none, what the index counts otherwise than they do."""
     findings, found, of = [], [], _pack_shard if _is_pack(recipe) else _region_shard
     for name, listed in progress(listed_files(store).items(), what="card", unit="shards"):
-        path = store / name
-        digest = sha256(path) if path.is_file() else None
-        if digest != listed:
-            findings.append(f"{name}: the file {'has changed' if digest else 'is missing'}, {INDEX} lists it")
+        if finding := _changed(store / name, listed):
+            findings.append(finding)
         elif not findings:
-            found.append(of(path))
+            found.append(of(store / name))
     if findings:
         return findings
     images, norms = sum(count for count, _ in found), Norms.together(norms for _, norms in found).as_json()
@@ -130,6 +155,14 @@ def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[
     if "norms" in index and norms != index["norms"]:
         findings.append(f"{INDEX} says norms {index['norms']}, those of the features are {norms}")
     return findings
+
+
+def _changed(path: Path, listed: str) -> str | None:
+    """What is wrong with a file whose sha256 the index lists, if anything is."""
+    digest = sha256(path) if path.is_file() else None
+    if digest == listed:
+        return None
+    return f"{path.name}: the file {'has changed' if digest else 'is missing'}, {INDEX} lists it"
 
 
 def _region_shard(path: Path) -> tuple[int, Norms]:

@@ -40,7 +40,11 @@ class Verification:
     total: int = 0
     images: int = 0
     regions: int = 0
+    captions: int = 0
+    vectors: int = 0
     shards: int = 0
+    # Which of these counts the store is made of.
+    holds: tuple[str, ...] = ("images", "regions")
 
     def add(self, file: str, what: str, row: int | None = None, image_id: str | None = None) -> None:
         """Count a finding, and keep it if there is room."""
@@ -50,7 +54,7 @@ class Verification:
 
     def text(self) -> str:
         """The findings a line each, and a last line that sums up."""
-        facts = f"{self.images:,} images, {self.regions:,} regions, {self.shards:,} shards"
+        facts = ", ".join(f"{getattr(self, what):,} {what}" for what in (*self.holds, "shards"))
         against = f"every image of {self.manifest} accounted for" if self.manifest else "no manifest to compare with"
         if not self.total:
             return f"sound: {self.store} ({facts}; {against})"

@@ -5,7 +5,7 @@ A model that isn't there is an error that says where it was looked for and which
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +35,13 @@ class Kind:
     def how_to_get(self, model: str, revision: str | None = None) -> str:
         """What to do about a model that isn't here."""
         options = f" --revision {shlex.quote(revision)}" if revision else ""
-        if not _HUB_NAME.fullmatch(model):
-            options += f" --local-dir {shlex.quote(model)}"
-            model = self.example
-        return (
-            f"fetch it beforehand, for instance `hf download {shlex.quote(model)} {self.fetch}{options}`, or name a "
-            "folder that save_pretrained wrote"
-        )
+        named = f"`hf download {shlex.quote(model)} {self.fetch}{options}`"
+        placed = f"`hf download {self.example} {self.fetch} --local-dir {shlex.quote(model)}`"
+        if Path(model).is_dir() or not _HUB_NAME.fullmatch(model):
+            told = f"fetch it beforehand, for instance {placed}"
+        else:
+            told = f"fetch it beforehand: if that is a name of the hub, {named}; if a folder, for instance {placed}"
+        return f"{told}; or name a folder that save_pretrained wrote"
 
 
 def find_model(
@@ -77,12 +77,15 @@ def find_model(
     return folder
 
 
-def load_model(model: str, revision: str | None, kind: Kind, spare: str | None = None) -> "PreTrainedModel":
+def load_model(
+    model: str, revision: str | None, kind: Kind, spare: str | None = None, fixes: Mapping[str, str] | None = None
+) -> "PreTrainedModel":
     """The model in float32, in evaluation mode.
 
     Parameters
     ----------
     spare : name of a module that may lack weights, since it isn't used.
+    fixes : what to do where a module of that name is all that lacks weights, if not fetching the model.
 
     Raises
     ------
@@ -105,11 +108,11 @@ def load_model(model: str, revision: str | None, kind: Kind, spare: str | None =
         raise InputError(f"it doesn't load ({error})", where=where, fix=fix) from error
     random = sorted(name for name in info["missing_keys"] if spare not in name.split("."))
     if random:
-        raise InputError(
-            f"its weights lack {len(random)} tensors, the first {random[0]!r}",
-            where=where,
-            fix=kind.how_to_get(model, revision),
-        )
+        fix = kind.how_to_get(model, revision)
+        for module, instead in (fixes or {}).items():
+            if all(module in name.split(".") for name in random):
+                fix = instead
+        raise InputError(f"its weights lack {len(random)} tensors, the first {random[0]!r}", where=where, fix=fix)
     return loaded.float().eval()
 
 

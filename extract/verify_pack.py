@@ -89,6 +89,7 @@ def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
 
 def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a token store; `rows` are the manifest's, where there is one."""
+    found.holds = ("images", "captions")
     _recipe(found)
     index = read_index(found, _TokenIndex)
     if index is None:
@@ -100,7 +101,7 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     try:
         store = TokenStore(found.store)
         captions = tuple(store.text(number) for number in range(store.num_captions))
-        found.images, found.shards = len(store.image_ids), 1
+        found.images, found.captions, found.shards = len(store.image_ids), len(captions), 1
         if len(captions) != file.count:
             found.add(file.file, f"holds {len(captions)} captions, {INDEX} says {file.count}")
         if rows is not None and store.image_ids != [row.id for row in rows]:
@@ -113,7 +114,7 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
 
 def verify_text_features(found: Verification) -> None:
     """Add all findings of a text feature store; its captions are those of a token store, not of a manifest."""
-    found.manifest = None
+    found.manifest, found.holds = None, ("captions",)
     _recipe(found)
     index = read_index(found, _TextIndex)
     if index is None:
@@ -129,7 +130,7 @@ def verify_text_features(found: Verification) -> None:
         for caption in range(len(store)):
             if not np.isfinite(store.states(caption)).all():
                 found.add(INDEX, f"states of caption {caption} are NaN or infinite")
-        found.shards = len(index.shards)
+        found.captions, found.shards = len(store), len(index.shards)
     except Exception as error:  # as in _read
         found.add(INDEX, f"can't be read: {reason(error)}")
 

@@ -47,6 +47,7 @@ class _Index(BaseModel):
 
 def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a teacher store; `rows` are the manifest's, where there is one."""
+    found.holds = ("images", "captions", "vectors")
     try:
         read_recipe(found.store)
     except (ValueError, RecursionError) as error:
@@ -76,7 +77,8 @@ def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> Non
                 first += shard.count
                 found.shards += 1
                 bar.update(shard.count)
-    found.images = index.images
+    found.images, found.captions = index.images, index.captions
+    found.vectors = index.images + index.captions
     if rows is not None and found.manifest and sha256(found.manifest) != index.manifest_sha256:
         found.add(INDEX, f"made of another manifest than {found.manifest}")
 

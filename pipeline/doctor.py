@@ -3,12 +3,15 @@
 import os
 import platform
 import shutil
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from extract.hub import find_model
+from extract.teaching.sentences import read_modules
 from extract.teaching.settings import LSA, REGIONS_MEAN
-from extract.text_encoder import ENCODER
+from extract.teaching.vision import find_vision_model
+from extract.text_encoder import find_encoder
 from manifests.errors import InputError
 from pipeline import places
 from pipeline.machine import PREFIX, Machine
@@ -67,25 +70,30 @@ def _inputs() -> str:
         return "\n".join([*lines, f"  {error}"])
     for name, dataset in params.datasets.items():
         needed = [dataset.source.images, dataset.source.captions, *_files(dataset)]
-        absent = [model for model, revision in _encoders(params, name) if not _is_here(model, revision)]
+        absent = [model for model, find in _models(params, name) if not _is_here(find)]
         lines.append(_missing(name, needed, absent))
     for name in params.shared:
         lines.append(_missing(name, [places.manifest(name), places.regions(name), places.tokens(name)]))
     return "\n".join(lines)
 
 
-def _encoders(params: Params, dataset: str) -> list[tuple[str, str | None]]:
-    """The encoders of a data set's text features, of its runs and of its teachers, with their revisions."""
+def _models(params: Params, dataset: str) -> list[tuple[str, Callable[[], object]]]:
+    """The models of a data set's text features, of its runs and of its teachers, each with what looks for it."""
     named = [params.text_features[dataset]] if dataset in params.text_features else []
     named += [run.text.encoder for run in params.runs.values() if run.dataset == dataset and run.text.encoder]
+    found = [(each.model, partial(find_encoder, each.model, each.revision)) for each in named]
     if teachers := params.teachers.get(dataset):
-        named += [each for each in (teachers.images, teachers.captions) if each.model not in (REGIONS_MEAN, LSA)]
-    return [(encoder.model, encoder.revision) for encoder in named]
+        for each, built_in, find in (
+            (teachers.images, REGIONS_MEAN, find_vision_model),
+            (teachers.captions, LSA, read_modules),
+        ):
+            found += [(each.model, partial(find, each))] if each.model != built_in else []
+    return found
 
 
-def _is_here(model: str, revision: str | None) -> bool:
+def _is_here(find: Callable[[], object]) -> bool:
     try:
-        find_model(model, revision, ENCODER, needs=())
+        find()
     except InputError:
         return False
     return True

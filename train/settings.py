@@ -193,15 +193,31 @@ class AladinSettings(Settings):
         return self
 
 
-class CusaContrastSettings(Settings):
-    """CUSA's contrastive term; a learnt temperature starts at `temperature` and stays within its bounds."""
+class LearntTemperatureSettings(Settings):
+    """A learnt temperature: it starts at `temperature` and stays within `bounds`."""
+
+    temperature: float = Field(gt=0)
+    bounds: tuple[PositiveFloat, PositiveFloat]
+
+    @model_validator(mode="after")
+    def _starts_within_bounds(self) -> Self:
+        low, high = self.bounds
+        if low >= high:
+            raise ValueError(f"bounds are [{low:g}, {high:g}]: the first must be below the second")
+        if not low <= self.temperature <= high:
+            raise ValueError(f"temperature {self.temperature:g} must lie within bounds, [{low:g}, {high:g}]")
+        return self
+
+
+class CusaContrastSettings(LearntTemperatureSettings):
+    """CUSA's contrastive term."""
 
     weight: float = Field(1.0, ge=0)
     temperature: float = Field(0.05, gt=0)
     bounds: tuple[PositiveFloat, PositiveFloat] = (0.01, 0.10)
 
 
-class CrossModalSettings(Settings):
+class CrossModalSettings(LearntTemperatureSettings):
     """CUSA's CSA: the final scores learn the teachers' similarities."""
 
     weight: float = Field(0.1, ge=0)

@@ -146,10 +146,12 @@ def hashed(path: Path, advance: Callable[[int], object]) -> str:
     return whole.hexdigest()
 
 
-def files_in(root: Path, pattern: str) -> list[Path]:
-    """`root` itself if it is a file, else the files in it of that pattern, by name. InputError where there is none."""
+def files_in(root: Path, *patterns: str) -> list[Path]:
+    """`root` itself if it is a file, else the files in it of those patterns, by name. InputError where none is."""
     root = Path(root)
-    found = [root] if root.is_file() else sorted(path for path in root.glob(pattern) if path.is_file())
+    listed = (path for pattern in patterns for path in root.glob(pattern) if path.is_file())
+    found = [root] if root.is_file() else sorted(listed)
     if not found:
-        raise InputError(f"there is no {pattern}", where=root, fix="check `source.images`, the path of the regions")
+        told = " or ".join(patterns)
+        raise InputError(f"there is no {told}", where=root, fix="check `source.images`, the path of the regions")
     return found

@@ -5,6 +5,7 @@ Files are read line by line; fields are far beyond what the csv module accepts.
 
 import binascii
 import hashlib
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from extract.exchange.source import Bytes, Found, Record, Source, files_in
 from manifests.errors import InputError
 
 FIX = "fetch or export the file again: it may have been cut off"
+# Python's own syntax of whole numbers takes 1_2 for 12. No array has a count of more digits than these.
+_WHOLE = re.compile(rb"-?[0-9]{1,18}")
+# bottom-up-attention's adaptive features are published in parts: NAME.tsv.0, NAME.tsv.1, ...
+_TABLES = ("*.tsv", "*.tsv.[0-9]", "*.tsv.[0-9][0-9]")
 
 
 class Line(NamedTuple):
@@ -66,11 +71,10 @@ def text(field: bytes, name: str, where: str) -> str:
 
 
 def count(field: bytes, name: str, where: str, *, least: int = 0) -> int:
-    """A field that is a whole number."""
-    try:
-        value = int(field)
-    except ValueError:
-        raise InputError(f"{name} must be a whole number, not {_shown(field)}", where=where, fix=FIX) from None
+    """A field that is a whole number in decimal digits."""
+    if not _WHOLE.fullmatch(field):
+        raise InputError(f"{name} must be a whole number, not {_shown(field)}", where=where, fix=FIX)
+    value = int(field)
     if value < least:
         raise InputError(f"{name} is {value}, below {least}", where=where, fix=FIX)
     return value
@@ -116,12 +120,20 @@ def id_field(image_id: str, where: object) -> str:
     return image_id
 
 
+def _by_number(path: Path) -> list[tuple[str, int]]:
+    """The parts of a name and its numbers, for an order in which 2 comes before 10."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True)]
+
+
 def _shown(field: bytes) -> str:
     return repr(field[:40].decode("utf-8", "backslashreplace"))
 
 
 class TsvSource(Source):
-    """Reads one file, or all `*.tsv` of a folder, with a row an image; a place is (file, row, offset, length).
+    """Reads one file, or all `*.tsv` and `*.tsv.N` of a folder, with a row an image.
+
+    A place is (file, row, offset, length).
 
     fields : how many a row has. A format says what they hold in `head` and `record`.
     """
@@ -130,7 +142,7 @@ class TsvSource(Source):
 
     def __init__(self, root: Path, captions: Path | None = None):
         super().__init__(root, captions)
-        self.paths = files_in(root, "*.tsv")
+        self.paths = sorted(files_in(root, *_TABLES), key=_by_number)
         self._files = [Bytes(path, FIX) for path in self.paths]
 
     @abstractmethod

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.progress import progress
@@ -52,10 +53,31 @@ def require_intact(folder: Path) -> None:
 
 
 def _again(folder: Path) -> str:
-    """What to do, with DVC's name of the store: that of its .dvc file where it was imported."""
-    imported = folder.with_name(f"{folder.name}.dvc")
-    target = imported if imported.is_file() else folder
+    """What to do, with DVC's name of the store: that of its .dvc file where it came from elsewhere through DVC."""
+    tracked = folder.with_name(f"{folder.name}.dvc")
+    if not tracked.is_file() and (format := _imported(folder)) and not _locked(folder):
+        out = folder.parent
+        return f"import it again: move {out} away, then `selfalign import {format} IMAGES {out}` with its options"
+    target = tracked if tracked.is_file() else folder
     return f"fetch it again, with `dvc checkout --force {target}` or `dvc pull {target}`, or make the store again"
+
+
+def _imported(folder: Path) -> str | None:
+    """The format of the files that a store was made of, where the recipe says so."""
+    try:
+        return read_recipe(folder)[0]["imported"]["format"]
+    except (InputError, KeyError, TypeError):
+        return None
+
+
+def _locked(folder: Path) -> bool:
+    """Whether a stage of DVC made it: the ``dvc.lock`` of the project that it lies in lists it."""
+    path = folder.absolute()
+    project = next((root for root in path.parents if (root / "dvc.lock").is_file()), None)
+    if project is None:
+        return False
+    lines = (project / "dvc.lock").read_text(encoding="utf-8").splitlines()
+    return f"path: {path.relative_to(project).as_posix()}" in [line.strip(" -") for line in lines]
 
 
 def _known(kept: Path) -> dict[str, Any]:

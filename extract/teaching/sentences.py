@@ -27,7 +27,7 @@ _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class Made:
     """How a teacher is put together: the encoder's folder, and what comes before and after it."""
 
     encoder: Path
@@ -52,7 +52,7 @@ class SentenceTeacher:
     def __init__(self, settings: CaptionTeacherSettings, texts: Sequence[str], *, device: str, batch_size: int):
         self.texts, self.device, self.batch_size = texts, device, batch_size
         self.failures: dict[int, str] = {}
-        made = _read_modules(settings)
+        made = read_modules(settings)
         self.pooling = settings.pooling or made.pooling
         self._encoder = PieceEncoder(load_encoder(str(made.encoder), kind=KIND))
         bounds = [bound for bound in (made.most_pieces, self._encoder.most_pieces) if bound]
@@ -90,10 +90,11 @@ class SentenceTeacher:
         return (states * mask[..., None]).sum(1) / lengths[:, None]
 
 
-def _read_modules(settings: CaptionTeacherSettings) -> _Made:
+def read_modules(settings: CaptionTeacherSettings) -> Made:
+    """How the teacher of that name is put together. Raises InputError as `SentenceTeacher` does."""
     folder = find_model(settings.model, settings.revision, KIND, needs=())
     if not (folder / _MODULES).is_file():
-        return _Made(find_model(settings.model, settings.revision, KIND))
+        return Made(find_model(settings.model, settings.revision, KIND))
     where = f"{KIND.role} {settings.model!r}, {folder / _MODULES}"
     modules = {module["type"].rpartition(".")[2]: folder / module["path"] for module in _json(folder / _MODULES, where)}
     unknown = [name for name in modules if name not in ("Transformer", "Pooling", "Normalize")]
@@ -117,7 +118,7 @@ def _read_modules(settings: CaptionTeacherSettings) -> _Made:
     facts = encoder / "sentence_bert_config.json"
     told = _json(facts, where) if facts.is_file() else {}
     find_model(str(encoder), None, KIND)
-    return _Made(encoder, pooling, told.get("max_seq_length"), bool(told.get("do_lower_case")))
+    return Made(encoder, pooling, told.get("max_seq_length"), bool(told.get("do_lower_case")))
 
 
 def _json(path: Path, where: str) -> Any:

@@ -23,8 +23,22 @@ from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.schema import ImageRow
 
-KIND = Kind("image teacher", "google/vit-base-patch16-224", "--include '*.json' --include '*.safetensors'")
+KIND = Kind("image teacher", "google/vit-base-patch16-224-in21k", "--include '*.json' --include '*.safetensors'")
 _PREPROCESSING = "preprocessor_config.json"
+_OTHER_POOLING = "set teachers.D.images.pooling to cls or mean"
+
+
+def find_vision_model(settings: ImageTeacherSettings) -> tuple[Path, bool]:
+    """The folder of a vision model and whether it is timm's. Raises InputError where files are missing."""
+    folder = find_model(settings.model, settings.revision, KIND)
+    timm = '"architecture"' in (folder / "config.json").read_text(encoding="utf-8")
+    if not timm and not (folder / _PREPROCESSING).is_file():
+        raise InputError(
+            f"it lacks {_PREPROCESSING}",
+            where=f"{KIND.role} {settings.model!r} in {folder}",
+            fix=KIND.how_to_get(settings.model, settings.revision),
+        )
+    return folder, timm
 
 
 class VisionTeacher:
@@ -57,11 +71,10 @@ class VisionTeacher:
         self.batch_size, self.readers, self.pooling = batch_size, readers, settings.pooling
         self.failures: dict[int, str] = {}
         self.where = f"{KIND.role} {settings.model!r}"
-        folder = find_model(settings.model, settings.revision, KIND)
-        timm = '"architecture"' in (folder / "config.json").read_text(encoding="utf-8")
+        folder, timm = find_vision_model(settings)
         self._prepare = _preprocessing(folder, settings, timm)
         spare = None if settings.pooling == "pooler" else "pooler"
-        model = load_model(settings.model, settings.revision, KIND, spare)
+        model = load_model(settings.model, settings.revision, KIND, spare, {"pooler": _OTHER_POOLING})
         self._model = getattr(model, "vision_model", model).requires_grad_(False).to(device)
         self.recipe = {
             **model_recipe(settings.model, folder),
@@ -104,9 +117,7 @@ class VisionTeacher:
         if self.pooling == "pooler":
             pooled = getattr(out, "pooler_output", None)
             if pooled is None:
-                raise InputError(
-                    "it has no pooled output", where=self.where, fix="set teachers.D.images.pooling to cls or mean"
-                )
+                raise InputError("it has no pooled output", where=self.where, fix=_OTHER_POOLING)
             return pooled.flatten(1)
         states = out.last_hidden_state
         if states.dim() == 4:  # a convolutional network's [B, W, H, W]
@@ -133,8 +144,6 @@ def _preprocessing(folder: Path, settings: ImageTeacherSettings, timm: bool) -> 
             import timm as _  # noqa: F401
         except ImportError as error:
             raise InputError("timm's models need the package timm", where=where, fix="pip install timm") from error
-    elif not (folder / _PREPROCESSING).is_file():
-        raise InputError(f"it lacks {_PREPROCESSING}", where=where, fix=fix)
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -83,6 +83,7 @@ def swapped(field: bytes) -> bytes:
         ("n", lambda field: b"5", r"row 3"),
         ("n", lambda field: b"six", r"row 3: num_boxes must be a whole number, not 'six'"),
         ("n", lambda field: b"-1", r"row 3: num_boxes is -1"),
+        ("n", lambda field: b"0_6", r"row 3: num_boxes must be a whole number, not '0_6'"),
     ],
 )
 def test_tsv_fields(

@@ -11,6 +11,7 @@ import pytest
 
 from extract import tokens
 from extract.card import run as describe
+from extract.exchange.butd_tsv import ButdSource
 from extract.exchange.half import to_float16
 from extract.settings import About
 from extract.stores.intact import require_intact
@@ -309,3 +310,16 @@ def test_conversion_tells_of_what_float16_cannot_hold(value: float) -> None:
     values[3] = value
     assert not to_float16(values, np.empty(5, np.float16))
     assert to_float16(np.full(5, 65519, np.float32), np.empty(5, np.float16))
+
+
+@pytest.mark.parametrize("parts", [("a.tsv.0", "a.tsv.2", "a.tsv.10"), ("a2.tsv", "a10.tsv", "b.tsv.0")])
+def test_a_folder_may_hold_a_table_in_parts(data: DataSet, tmp_path: Path, parts: tuple[str, ...]) -> None:
+    exported = data.export("butd-tsv", tmp_path / "exported")
+    lines = (exported / "regions.tsv").read_bytes().splitlines(keepends=True)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name, part in zip(parts, (lines[:3], lines[3:4], lines[4:]), strict=True):
+        (folder / name).write_bytes(b"".join(part))
+    (folder / "a.tsv.0.gz").write_bytes(b"no table")
+    assert [path.name for path in ButdSource(folder).paths] == list(parts)
+    assert_equal(Import("butd-tsv", folder, tmp_path / "back", exported / "captions.json").run(), data)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from extract.stores.intact import require_intact
 from manifests.errors import InputError
 from pipeline.cli import main
 from tests.extract.disks import Disk
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
 from tests.extract.test_exchange_bad import change_field
+from tests.extract.test_intact import flip
 
 CHECKOUT = Path(__file__).parents[2]
 RUN = """
@@ -210,3 +212,15 @@ def test_commands_go_there_and_back(tmp_path: Path) -> None:
     captions = ("--captions", tmp_path / "vinvl" / "captions.json")
     run(tmp_path, "import", "vinvl", tmp_path / "vinvl", tmp_path / "again", *captions)
     assert "identical" in run(tmp_path, "compare", tmp_path / "back" / "regions", tmp_path / "again" / "regions")
+
+
+def test_a_damaged_import_is_to_be_imported_again(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "data")
+    back = way_back("scan", data.export("scan", tmp_path / "scan"), tmp_path / "back").run().folder / "regions"
+    flip(back / "000000.h5", 0.5)
+    with pytest.raises(InputError) as error:
+        require_intact(back)
+    assert f"`selfalign import scan IMAGES {tmp_path / 'back'}`" in error.value.fix and "dvc" not in error.value.fix
+    (tmp_path / "dvc.lock").write_text("stages:\n  regions@back:\n    outs:\n    - path: back/regions\n")
+    with pytest.raises(InputError, match=f"dvc checkout --force {back}"):
+        require_intact(back)

@@ -12,11 +12,13 @@ from PIL import Image
 from transformers import AutoTokenizer, BertModel, ViTModel
 
 from extract import teachers, verify
+from extract.card import run as run_card
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, SCHEMA, Regions, write_shard
 from extract.stores.staging import Staging
 from extract.stores.teachers import TeacherStore
-from extract.teaching.settings import TeacherSettings
+from extract.teaching.settings import ImageTeacherSettings, TeacherSettings
+from extract.teaching.vision import find_vision_model
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.schema import ImageRow, write_manifest
@@ -331,6 +333,11 @@ def test_other_weights_are_another_recipe_and_a_moved_folder_is_not(world, vit, 
             "hf download google/none --include",
         ),
         (
+            {"images": {"model": "models/vit", "reads": "manifest"}},
+            "image teacher",
+            r"if a folder, .*`hf download google/vit-base-patch16-224-in21k [^`]* --local-dir models/vit`",
+        ),
+        (
             {"captions": {"model": "nobody/none"}},
             "caption teacher",
             r"hf download nobody/none --include '\*\.json' --include",
@@ -361,8 +368,9 @@ def test_a_hub_name_is_found_in_the_cache(world, vit, tmp_path, monkeypatch):
 
 def test_what_does_not_fit_is_told(world, vit, bert, tmp_path):
     plain = write_vit(tmp_path / "plain", pooler=False)
-    with pytest.raises(InputError, match="its weights lack 2 tensors, the first 'pooler"):
+    with pytest.raises(InputError, match="its weights lack 2 tensors, the first 'pooler") as error:
         make(world, tmp_path, **pictures(plain))
+    assert error.value.fix == "set teachers.D.images.pooling to cls or mean"
     make(world, tmp_path, **pictures(plain, "cls"))
     (plain / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match=r"lacks preprocessor_config\.json"):
@@ -413,3 +421,26 @@ def test_verify_names_what_is_wrong(store, world, tmp_path):
     other = Path(shutil.copytree(world / "manifest", tmp_path / "manifest")) / "manifest.jsonl"
     other.write_text(other.read_text().replace("Zebra!", "Zebras!"))
     assert any("made of another manifest" in str(f) for f in verify.run(store=store.folder, manifest=other).findings)
+
+
+def test_a_folder_that_lacks_files_is_not_taken_for_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("models/vit").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"lacks config\.json.*--local-dir models/vit`") as error:
+        find_vision_model(ImageTeacherSettings(model="models/vit", reads="manifest"))
+    assert "name of the hub" not in error.value.fix
+
+
+def test_card_and_verify_say_what_the_store_holds(store, world, tmp_path):
+    manifest = world / "manifest" / "manifest.jsonl"
+    told = verify.run(store=store.folder, manifest=manifest).text()
+    assert "(5 images, 7 captions, 12 vectors, 5 shards; " in told
+    copy = Path(shutil.copytree(store.folder, tmp_path / "copy"))
+    card = run_card(copy)
+    assert card.text == (store.folder / "README.md").read_text() and card.findings == []
+    with pytest.raises(InputError, match="no licence and no citation"):
+        run_card(copy, licence="CC BY 4.0")
+    (copy / "000001.h5").unlink()
+    (copy / "README.md").unlink()
+    shard, readme = run_card(copy).findings
+    assert shard.startswith("000001.h5: the file is missing") and readme.startswith("README.md: can't be read")

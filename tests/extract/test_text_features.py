@@ -92,7 +92,7 @@ def test_states_are_the_encoders_own_without_special_tokens_and_punctuation(stor
 
 def test_verify_names_what_has_changed(store, tmp_path):
     folder = Path(shutil.copytree(store.folder, tmp_path / "features"))
-    assert verify(store=folder).text().startswith(f"sound: {folder} (")
+    assert verify(store=folder).text().startswith(f"sound: {folder} (6 captions, 2 shards; ")
     flip(folder / "000001.h5", 0.9)
     (finding,) = verify(store=folder).findings
     assert str(finding).startswith("000001.h5: sha256 is ")

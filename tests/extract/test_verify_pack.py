@@ -44,6 +44,7 @@ def test_what_the_stages_make_is_sound(data_set: Path) -> None:
     assert pack.findings == [] and (pack.images, pack.regions, pack.shards) == (15, 180, 3)
     tokens = run(store=data_set / "tokens")
     assert tokens.findings == [] and (tokens.images, tokens.shards) == (15, 1)
+    assert f"(15 images, {tokens.captions} captions, 1 shards; " in tokens.text() and tokens.captions >= 15
     assert "every image of" in pack.text() and pack.text().startswith("sound: ")
 
 

@@ -110,3 +110,25 @@ def test_doctor_still_answers_with_broken_parameters(folder: Project, monkeypatc
     (folder.root / "params.yaml").write_text("scenes: {tran: 1}", encoding="utf-8")
     monkeypatch.chdir(folder.root)
     assert "scenes.tran: unknown key (did you mean 'train'?)" in examine(Machine(threads=torch.get_num_threads()))
+
+
+def test_doctor_names_models_that_are_incomplete(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = folder.params
+    params["datasets"]["demo"]["tokens"]["tokenizer"] = str(folder.root)
+    params["text_features"] = {"demo": {"model": "models/bert"}}
+    params["teachers"] = {
+        "demo": {"images": {"model": "models/vit", "reads": "manifest"}, "captions": {"model": "models/minilm"}}
+    }
+    folder.write_params(params)
+    monkeypatch.chdir(folder.root)
+    for model in ("bert", "vit", "minilm"):
+        (Path("models") / model).mkdir(parents=True)
+        (Path("models") / model / "config.json").write_text("{}")
+    machine = Machine(threads=torch.get_num_threads())
+    assert "models/bert, models/vit, models/minilm" in examine(machine)
+    for model in ("bert", "vit", "minilm"):
+        (Path("models") / model / "model.safetensors").write_bytes(b"")
+    told = examine(machine)
+    assert "models/vit" in told and "models/bert" not in told and "models/minilm" not in told
+    Path("models/vit/preprocessor_config.json").write_text("{}")
+    assert "models/" not in examine(machine)

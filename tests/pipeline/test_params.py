@@ -211,6 +211,17 @@ BUILT_IN = {"images": {"model": "regions-mean", "reads": "regions"}, "captions":
         ("runs.vsrn.labels", "teachers", "cusa needs `labels: teachers`, and nothing else does"),
         ("runs.vsrn.cusa", {}, "cusa needs `labels: teachers`, and nothing else does"),
         ("runs.vsrn.cusa", {"contrast": {"wait": 1}}, "runs.vsrn.cusa.contrast.wait: unknown key"),
+        (
+            "runs.vsrn.cusa",
+            {"contrast": {"temperature": 0.2}},
+            "contrast: value error, temperature 0.2 must lie within",
+        ),
+        ("runs.vsrn.cusa", {"uni_modal": {"bounds": [0.9, 0.1]}}, "uni_modal: value error, bounds are [0.9, 0.1]"),
+        (
+            "runs.vsrn.cusa",
+            {"cross_modal": {"bounds": [0.5, 0.5]}},
+            "modal: value error, bounds are [0.5, 0.5]",
+        ),
     ],
 )
 def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, told: str) -> None:

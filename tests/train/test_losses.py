@@ -338,3 +338,13 @@ def test_autocast_and_compile_change_little(call: str, device: str) -> None:
         rough, rough_gradient = run(function)
     torch.testing.assert_close(rough, exact, rtol=0.01, atol=0)
     assert F.cosine_similarity(rough_gradient.flatten(), gradient.flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize(("images", "captions"), [(0, 3), (2, 0), (0, 0)])
+def test_alignment_scores_of_nothing_are_empty(images: int, captions: int) -> None:
+    regions = torch.ones(images, 4, 5, requires_grad=True)
+    words = torch.ones(captions, 6, 5, requires_grad=True)
+    scores = alignment_scores(regions, words)
+    assert scores.shape == (images, captions)
+    scores.sum().backward()
+    assert not regions.grad.any() and not words.grad.any()

@@ -29,8 +29,12 @@ def alignment_scores(
     regions ``[I, R, D]``, words ``[C, T, D]`` : vectors of any length, since cosines are taken.
     region_mask ``[I, R]``, word_mask ``[C, T]`` : true where there is a region or a word; None means everywhere.
 
-    Where several regions are equally similar to a word, the gradient goes to one of them.
+    Where several regions are equally similar to a word, the gradient goes to one of them. Without images, or without
+    captions, there are no scores: ``[0, C]``, ``[I, 0]``.
     """
+    if not (len(regions) and len(words)):
+        both = (x.sum((1, 2), dtype=sum_dtype(x)) for x in (regions, words))
+        return torch.outer(*both)
     return _AlignmentScores.apply(
         regions, words, _inverse_lengths(regions, region_mask), _inverse_lengths(words, word_mask)
     )

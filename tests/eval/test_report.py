@@ -14,7 +14,7 @@ from eval.matching.correspondence import judge
 from eval.matching.pairs import match_pairs
 from eval.report import report
 from eval.settings import ReportSettings
-from eval.study import COLUMNS, write_points
+from eval.study import COLUMNS, QUEUED_COLUMNS, write_points
 from eval.study_settings import StudySettings
 from manifests.errors import InputError
 from manifests.grounding import read_grounding
@@ -63,6 +63,7 @@ class Page(HTMLParser):
 STUDIES = {
     "size": {"title": "Codebook size", "key": "selfalign.codebook", "values": [8, 64]},
     "speech": {"title": "Part of speech", "key": "parts", "values": [["NOUN"], None]},
+    "changed": {"title": "Small", "key": "selfalign.codebook", "values": [8], "changes": {"epochs": 1, "x.y": None}},
     "not-made": {"title": "Nothing", "key": "epochs", "values": [1]},
 }
 MODES = {"student": {"rsum": 300.5, "query_ms": 0.2}, "teacher": {"rsum": 333.3, "query_ms": 41.5}}
@@ -100,6 +101,9 @@ def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> P
     points = [dict.fromkeys(COLUMNS) | {"rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}] * 3
     write_points(studies / "size" / "points.csv", [points[0] | {"value": 64}, points[0] | {"value": 8, "in_use": 7}])
     write_points(studies / "size" / "queued.csv", [points[0] | {"value": 4096, "rsum": 77.7}])
+    write_points(studies / "changed" / "points.csv", [points[0] | {"value": 8}, points[0] | {"value": 16}])
+    queued = [{"value": 8, "of": "run", "rsum": 300.5}, {"value": 16, "of": "study"}, {"value": 32, "of": "study"}]
+    write_points(studies / "changed" / "queued.csv", [points[0] | row for row in queued], QUEUED_COLUMNS)
     write_points(studies / "speech" / "points.csv", [points[0] | {"value": "NOUN"}, points[1] | {"value": "all"}])
     named = {"run": "base", "dataset": "demo"}
     arguments = {
@@ -190,9 +194,16 @@ def test_the_ways_to_search_are_a_table_for_dvc(written: Path):
 def test_studies_are_told_with_the_points_of_the_queue(html: str):
     studies = html[html.index('id="studies"') : html.index('id="speed"')]
     assert "Codebook size" in studies and "Part of speech" in studies and "Nothing" not in studies
-    assert "77.7" in studies and studies.count('class="chart"') == 1 and studies.count('class="bar"') == 2
+    assert "77.7" in studies and studies.count('class="chart"') == 2 and studies.count('class="bar"') == 3
     values = re.findall(r'<th scope="row">([^<]+)</th>', studies)
-    assert values == ["8", "64", "4096", "NOUN", "all"]
+    assert values == ["8", "64", "4096", "NOUN", "all", "8", "8", "16", "32"]
+
+
+def test_points_with_changes_and_the_run_as_it_is_are_apart(html: str):
+    studies = html[html.index('id="studies"') : html.index('id="speed"')]
+    whole, small = (part for part in studies.split("<article>") if "<h3>Small</h3>" in part)
+    assert "the run as it is" in whole and "300.5" in whole and "60.5" not in whole
+    assert "<code>epochs</code>&nbsp;1, <code>x.y</code>&nbsp;null" in small and "300.5" not in small
 
 
 def test_concepts_are_shown_with_their_words_and_regions(html: str):

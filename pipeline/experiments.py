@@ -5,7 +5,8 @@ Each is an experiment (`dvc exp run --queue -S ...`) with its own parameters and
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def run(*, settings: StudySettings, base: RunSettings, out: Path) -> int:
 
 def _experiments(run: str) -> Iterator[tuple[Mapping, Mapping, Mapping]]:
     """Parameters, figures and concepts of HEAD's experiments that evaluated `run`, the latest first."""
-    done = subprocess.run(["dvc", "exp", "show", "--json"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = _ask([sys.executable, "-m", "dvc", "exp", "show", "--json"])
     if done.returncode:
         raise InputError(
             " ".join(done.stderr.split())[-300:], where="dvc exp show", fix="run from the project's folder, in git"
@@ -68,10 +69,16 @@ def _experiments(run: str) -> Iterator[tuple[Mapping, Mapping, Mapping]]:
 
 def _committed(revision: str, path: Path) -> dict:
     """A JSON file of an experiment's commit; DVC's own list of figures leaves intervals out. Empty where it isn't."""
-    done = subprocess.run(
-        ["git", "show", f"{revision}:{path.as_posix()}"], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    done = _ask(["git", "show", f"{revision}:{path.as_posix()}"])
     return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def _ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """What a command says; InputError where there is no such program."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise InputError(f"there is no program {command[0]}", where="PATH", fix=f"install {command[0]}") from None
 
 
 def _value(values: Any, key: str) -> Any:

@@ -1,5 +1,6 @@
 """The report on small runs over drawn scenes: one page that parses, needs no network and shows what it should."""
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval import ensemble
 from eval.embed import embed
 from eval.matching.correspondence import judge
 from eval.matching.pairs import match_pairs
 from eval.report import report
-from eval.settings import ReportSettings
+from eval.report.recall_table import recall_rows
+from eval.settings import EvaluationSettings, ReportSettings
 from eval.study import COLUMNS, QUEUED_COLUMNS, write_points
 from eval.study_settings import StudySettings
 from manifests.errors import InputError
@@ -106,7 +109,18 @@ def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> P
     write_points(studies / "changed" / "queued.csv", [points[0] | row for row in queued], QUEUED_COLUMNS)
     write_points(studies / "speech" / "points.csv", [points[0] | {"value": "NOUN"}, points[1] | {"value": "all"}])
     named = {"run": "base", "dataset": "demo"}
+    ensembles = {"both": list(runs)[:2]} if len(runs) > 1 else {}
+    for name, members in ensembles.items():
+        ensemble.run(
+            name=name,
+            runs=members,
+            runs_dir=folder / "runs",
+            settings=EvaluationSettings(split="test"),
+            out=folder / "ensembles" / name,
+        )
     arguments = {
+        "ensembles": ensembles | ({"not-made": list(runs)[:2]} if ensembles else {}),
+        "ensembles_dir": folder / "ensembles",
         "runs": runs,
         "runs_dir": folder / "runs",
         "data_dir": folder / "data",
@@ -186,6 +200,25 @@ def test_modes_are_rows_and_spots(html: str, page: Page):
     assert "vsrn-selfalign, teacher 333.3 in 41.5 ms" in chart["aria-label"]
 
 
+def test_an_ensemble_is_a_row_with_its_difference(html: str, written: Path):
+    metrics = json.loads((written.parent / "ensembles" / "both" / "metrics.json").read_text())
+    row = next(row for row in re.findall(r'<tr><th scope="row">.*?</tr>', html, re.S) if "averaged" in row)
+    low, high = metrics["interval"]["rsum"]
+    assert row.startswith('<tr><th scope="row">both<small>scores of base, self&amp;align averaged')
+    assert f"<td>{metrics['rsum']:.1f}<small>{low:.0f} to {high:.0f}</small></td>" in row
+    assert 'class="change"><b' in row and "not-made" not in html
+    assert f"<td>{metrics['t2i_mean_rank']:.1f}</td>" in html
+
+
+def test_the_best_is_marked_where_the_interval_is_above_every_other(written: Path):
+    results = report.results(RUNS, written.parent / "runs")["demo"]
+    base, good, other = recall_rows(results)
+    assert base["best"] == good["best"] == other["best"] == set()  # two runs are equal
+    base, good = recall_rows(results[:2])
+    assert "rsum" in good["best"] and not base["best"]
+    assert all(good["intervals"][key][0] > base["values"][key] for key in good["best"])
+
+
 def test_the_ways_to_search_are_a_table_for_dvc(written: Path):
     lines = (written / "tradeoff.csv").read_text().splitlines()
     assert lines == ["run,query_ms,rsum", '"vsrn-selfalign, student",0.2,300.5', '"vsrn-selfalign, teacher",41.5,333.3']
@@ -251,6 +284,8 @@ def test_runs_of_other_images_are_refused(written: Path, tmp_path: Path):
             runs_dir=written.parent / "runs",
             data_dir=tmp_path / "data",
             image_roots={"demo": tmp_path},
+            ensembles={},
+            ensembles_dir=tmp_path,
             studies={},
             studies_dir=tmp_path,
             benchmarks=tmp_path,

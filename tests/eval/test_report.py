@@ -202,9 +202,9 @@ def test_modes_are_rows_and_spots(html: str, page: Page):
 
 def test_an_ensemble_is_a_row_with_its_difference(html: str, written: Path):
     metrics = json.loads((written.parent / "ensembles" / "both" / "metrics.json").read_text())
-    row = next(row for row in re.findall(r'<tr><th scope="row">.*?</tr>', html, re.S) if "averaged" in row)
+    row = next(row for row in re.findall(r'<tr><th scope="row">.*?</tr>', html, re.S) if "mean scores" in row)
     low, high = metrics["interval"]["rsum"]
-    assert row.startswith('<tr><th scope="row">both<small>scores of base, self&amp;align averaged')
+    assert row.startswith('<tr><th scope="row">both<small>mean scores of 2 runs')
     assert f"<td>{metrics['rsum']:.1f}<small>{low:.0f} to {high:.0f}</small></td>" in row
     assert 'class="change"><b' in row and "not-made" not in html
     assert f"<td>{metrics['t2i_mean_rank']:.1f}</td>" in html

@@ -95,7 +95,7 @@ def section(
         "codebooks": codebooks(runs, colours, source.data, source.image_root, pictures),
         "studies": study_panels(studies, studies_dir),
         "trade_off": trade_off(runs, colours),
-        "costs": cost_tables(runs, benchmarks),
+        "costs": cost_tables(runs, benchmarks, source.data),
         "ranking": ranking_benchmark(benchmarks),
         "provenance": provenance(source.folder, source.image_root, runs, source.data.left_out, commit),
     }

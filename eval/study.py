@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ COLUMNS = (
     *("value", "rsum", "low", "high", "val_rsum", "i2t_r1", "t2i_r1"),
     *("fitting", "chance", "agreement", "agreement_chance", "in_use", "effective"),
 )
+QUEUED_COLUMNS = (*COLUMNS, "of")
 
 
 def run(
@@ -105,10 +106,13 @@ def point(value: Any, figures: Mapping, val_rsum: float | None, concepts: Mappin
     return row | {key: concepts.get("words", {}).get(key) for key in ("in_use", "effective")}
 
 
-def write_points(path: Path, points: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows of `COLUMNS` as CSV, atomically; None is an empty cell."""
+def write_points(path: Path, points: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+    """Write rows of `columns` as CSV, atomically; None is an empty cell.
+
+    `QUEUED_COLUMNS` has one more, `of`: `study` for a point with the study's changes, `run` for one without them.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(points)
     write_text(path, text.getvalue())

@@ -310,6 +310,8 @@ def report() -> None:
         runs_dir=places.RUNS,
         data_dir=places.DATA,
         image_roots=params.image_roots,
+        ensembles=params.ensembles,
+        ensembles_dir=places.ENSEMBLES,
         studies=params.studies,
         studies_dir=places.STUDIES,
         benchmarks=places.BENCHMARKS,

@@ -5,12 +5,13 @@ Each is an experiment (`dvc exp run --queue -S ...`) with its own parameters and
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.study import point, write_points
-from eval.study_settings import StudySettings, label
+from eval.study import QUEUED_COLUMNS, point, write_points
+from eval.study_settings import StudySettings, label, varied
 from manifests.errors import InputError
 from pipeline import places
 from train.settings import RunSettings
@@ -19,34 +20,38 @@ from train.settings import RunSettings
 def run(*, settings: StudySettings, base: RunSettings, out: Path) -> int:
     """Write the experiments of a study to `out` as `eval.study` writes points, and give how many they are.
 
-    An experiment belongs to the study if its run differs from `base` in the study's key alone; of several with one
-    value the latest counts. Raises InputError where there is none.
+    An experiment belongs to the study if its run is `base` with one value of the study's key, as it is or with the
+    study's changes; the column `of` says which. Of several with one value the latest counts. Raises InputError where
+    there is none.
     """
-    found: dict[str, dict[str, Any]] = {}
+    plain = settings.model_copy(update={"changes": {}})
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for params, metrics, concepts in _experiments(settings.run):
         try:
-            values = RunSettings.model_validate(params["runs"][settings.run]).model_dump()
+            tried = RunSettings.model_validate(params["runs"][settings.run]).model_dump()
         except (KeyError, ValueError):
             continue  # of a time when the run wasn't there, or had other parameters
-        value = _take(values, settings.key)
-        expected = base.model_dump()
-        _take(expected, settings.key)
-        if values == expected:
-            found.setdefault(label(value), point(value, metrics, None, concepts))
+        value = _value(tried, settings.key)
+        for of, wanted in (("run", plain), ("study", settings)):
+            if tried == varied(base, wanted, value).model_dump():
+                found.setdefault((of, label(value)), point(value, metrics, None, concepts) | {"of": of})
+                break
     if not found:
         raise InputError(
-            f"no experiment has figures of run {settings.run} that differs in {settings.key} alone",
+            f"no experiment has figures of run {settings.run} that differs in {settings.key} alone, with or without "
+            "the study's changes",
             where="dvc exp show",
             fix=f"dvc exp run --queue -S 'runs.{settings.run}.{settings.key}=...' evaluate@{settings.run}, "
             "then dvc queue start",
         )
-    write_points(out, sorted(found.values(), key=lambda row: _order(row["value"])))
-    return len(found)
+    points = sorted(found.values(), key=lambda row: (row["of"], _order(row["value"])))
+    write_points(out, points, QUEUED_COLUMNS)
+    return len(points)
 
 
 def _experiments(run: str) -> Iterator[tuple[Mapping, Mapping, Mapping]]:
     """Parameters, figures and concepts of HEAD's experiments that evaluated `run`, the latest first."""
-    done = subprocess.run(["dvc", "exp", "show", "--json"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = _ask([sys.executable, "-m", "dvc", "exp", "show", "--json"])
     if done.returncode:
         raise InputError(
             " ".join(done.stderr.split())[-300:], where="dvc exp show", fix="run from the project's folder, in git"
@@ -64,18 +69,23 @@ def _experiments(run: str) -> Iterator[tuple[Mapping, Mapping, Mapping]]:
 
 def _committed(revision: str, path: Path) -> dict:
     """A JSON file of an experiment's commit; DVC's own list of figures leaves intervals out. Empty where it isn't."""
-    done = subprocess.run(
-        ["git", "show", f"{revision}:{path.as_posix()}"], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    done = _ask(["git", "show", f"{revision}:{path.as_posix()}"])
     return json.loads(done.stdout) if done.returncode == 0 else {}
 
 
-def _take(values: dict, key: str) -> Any:
-    """Remove the value at a dotted key and give it."""
-    *sections, last = key.split(".")
-    for section in sections:
-        values = values.get(section) or {}
-    return values.pop(last, None)
+def _ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """What a command says; InputError where there is no such program."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise InputError(f"there is no program {command[0]}", where="PATH", fix=f"install {command[0]}") from None
+
+
+def _value(values: Any, key: str) -> Any:
+    """The value at a dotted key; None where it isn't."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def _order(value: str) -> tuple[float, str]:

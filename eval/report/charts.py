@@ -7,6 +7,12 @@ from math import floor, log10
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 10, 34
+RUN_COLOURS = 10
+
+
+def colour(index: int) -> str:
+    """The style-sheet colour of the run at this place of its data set."""
+    return f"var(--run{index % RUN_COLOURS})"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The captions that a report shows: the largest gains, the largest losses and some on which the runs agree.
 
-The choice is a rule, not a taste: the first run of a data set is compared with the last, a change is the ratio of
-their ranks, and no image is shown twice. The extremes are extreme by construction, which the report says.
+The choice is a rule, not a taste: the first run of a data set is compared with the best of the others by R@sum, a
+change is the ratio of their ranks, and no image is shown twice. The extremes are extreme by construction, which the
+report says.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from eval.report.results import RunResult
 
 @dataclass(frozen=True)
 class Example:
-    """A caption to show and why: `kind` is "better", "same", "worse" (last run against first) or "alone"."""
+    """A caption to show and why: `kind` is "better", "same", "worse" (best other run against first) or "alone"."""
 
     caption: int
     kind: str
@@ -22,6 +23,8 @@ class Example:
 
 def choose(runs: Sequence[RunResult], count: int) -> list[Example]:
     """Choose up to `count` captions of the split; fewer where the split has fewer images with captions.
+
+    `runs` are those that are compared (`eval.report.page.compared`): two, or one that is alone.
 
     A run that is alone shows its best captions, its worst and some between.
     """

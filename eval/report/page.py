@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.interval import interval
-from eval.recall import CUTOFFS, DIRECTIONS
-from eval.report.charts import Line, line_chart
+from eval.recall import CUTOFFS
+from eval.report.charts import Line, colour, line_chart
 from eval.report.drawing import caption_html, draw, marks
 from eval.report.examples import Example, choose
 from eval.report.pictures import Pictures
 from eval.report.provenance import provenance
+from eval.report.recall_table import COLUMNS, ensemble_rows, mode_rows, recall_rows
 from eval.report.results import RunResult
-from eval.report.speed import cost_tables, mode_name, ranking_benchmark, trade_off
+from eval.report.speed import cost_tables, ranking_benchmark, trade_off
 from eval.report.study_pages import study_panels
-from eval.report.verdict import difference, signed, verdict
+from eval.report.verdict import verdict
 from eval.report.vocabulary_page import codebooks, speech_rows
 from eval.settings import ReportSettings
 from eval.study_settings import StudySettings
@@ -22,7 +23,6 @@ from manifests.errors import InputError
 from manifests.grounding import Grounding, read_grounding
 from train.data import RetrievalData
 
-RUN_COLOURS = 10
 PICTURE_SIDE, FOUND_SIDE = 360, 160
 KIND_ORDER = ("shape", "colour", "texture", "size", "phrase")
 
@@ -59,12 +59,15 @@ def section(
     source: DataSet,
     settings: ReportSettings,
     *,
+    ensembles: Sequence[str],
+    ensembles_dir: Path,
     studies: Mapping[str, StudySettings],
     studies_dir: Path,
     benchmarks: Path,
     commit: str | None,
 ) -> dict:
-    """What the templates show of one data set. `studies` are those of its runs, `benchmarks` the project's folder."""
+    """What the templates show of one data set. `ensembles` and `studies` are those of its runs, `benchmarks` the
+    project's folder."""
     runs, metrics = source.runs, source.runs[0].metrics
     colours = [colour(place) for place in range(len(runs))]
     pictures = Pictures()
@@ -78,7 +81,8 @@ def section(
         "runs": [{"name": run.name, "colour": colour} for run, colour in zip(runs, colours, strict=True)],
         "rsum": _rsum_bars(runs),
         "correspondence": _correspondence_bars(runs),
-        "table": [*recall_rows(runs), *_mode_rows(runs)],
+        "table": [*recall_rows(runs), *mode_rows(runs), *ensemble_rows(ensembles, ensembles_dir, runs[0])],
+        "columns": COLUMNS,
         "chance": metrics["chance"],
         "timed": any(run.modes for run in runs),
         "cutoffs": CUTOFFS,
@@ -91,7 +95,7 @@ def section(
         "codebooks": codebooks(runs, colours, source.data, source.image_root, pictures),
         "studies": study_panels(studies, studies_dir),
         "trade_off": trade_off(runs, colours),
-        "costs": cost_tables(runs, benchmarks),
+        "costs": cost_tables(runs, benchmarks, source.data),
         "ranking": ranking_benchmark(benchmarks),
         "provenance": provenance(source.folder, source.image_root, runs, source.data.left_out, commit),
     }
@@ -100,49 +104,6 @@ def section(
 def compared(runs: Sequence[RunResult]) -> list[RunResult]:
     """The runs whose answers are shown side by side: the first, and of the others the one of the highest R@sum."""
     return [runs[0], *sorted(runs[1:], key=lambda run: -run.metrics["rsum"])[:1]]
-
-
-def colour(index: int) -> str:
-    """The style-sheet colour of the run at this place of its data set."""
-    return f"var(--run{index % RUN_COLOURS})"
-
-
-def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
-    """The headline table: every run's recalls, its R@sum with the difference to the first run, and correspondence;
-    `best` names the columns where a run is the highest of several."""
-    columns = [f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS] + ["rsum"]
-    top = {column: max(run.metrics[column] for run in runs) for column in columns}
-    rows = []
-    for place, run in enumerate(runs):
-        row = {"name": run.name, "colour": colour(place), "correspondence": run.metrics.get("correspondence")}
-        row["values"] = {column: run.metrics[column] for column in columns}
-        row["medians"] = {direction: run.metrics[f"{direction}_median_rank"] for direction in DIRECTIONS}
-        row["query_ms"] = next(iter(run.modes.values())).get("query_ms") if len(run.modes) == 1 else None
-        row["best"] = {column for column in columns if len(runs) > 1 and run.metrics[column] == top[column]}
-        if place:
-            change, low, high = difference(run, runs[0])
-            row["change"], row["range"] = signed(change), f"{signed(low)} to {signed(high)}"
-            row["certain"] = low > 0 or high < 0
-        rows.append(row)
-    return rows
-
-
-def _mode_rows(runs: Sequence[RunResult]) -> list[dict]:
-    """A row for each way to search with a run that has several: its recalls as far as they are known, and its time."""
-    columns = [f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS] + ["rsum"]
-    return [
-        {
-            "name": mode_name(run, mode),
-            "colour": colour(place),
-            "correspondence": None,
-            "values": {column: figures.get(column) for column in columns},
-            "best": set(),
-            "query_ms": figures.get("query_ms"),
-        }
-        for place, run in enumerate(runs)
-        if len(run.modes) > 1
-        for mode, figures in run.modes.items()
-    ]
 
 
 def _rsum_bars(runs: Sequence[RunResult]) -> dict:

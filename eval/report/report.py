@@ -12,7 +12,8 @@ from pathlib import Path
 
 from eval.recall import CUTOFFS
 from eval.report.overview import draw_overview
-from eval.report.page import open_data_set, recall_rows, section
+from eval.report.page import open_data_set, section
+from eval.report.recall_table import RECALLS, recall_rows
 from eval.report.results import RunResult
 from eval.report.speed import mode_name
 from eval.report.templates import render
@@ -29,6 +30,8 @@ def run(
     runs_dir: Path,
     data_dir: Path,
     image_roots: Mapping[str, Path],
+    ensembles: Mapping[str, Sequence[str]],
+    ensembles_dir: Path,
     studies: Mapping[str, StudySettings],
     studies_dir: Path,
     benchmarks: Path,
@@ -42,7 +45,8 @@ def run(
     ----------
     runs : each run's settings in the order of `params.yaml`; `dataset` names its data set. The first run of a data set
         is the one that the others are measured against.
-    runs_dir, data_dir, studies_dir : the folders that hold `R/`, `D/` and `S/`.
+    runs_dir, data_dir, ensembles_dir, studies_dir : the folders that hold `R/`, `D/`, `E/` and `S/`.
+    ensembles : the runs of each. One that isn't made isn't shown.
     image_roots : each data set's folder of pictures. Pictures that aren't there are shown as empty tiles.
     benchmarks : the project's folder of measured figures; what isn't there isn't shown.
     commit : of the code, if it is known.
@@ -53,8 +57,16 @@ def run(
     sources = [open_data_set(name, data_dir / name, image_roots[name], group) for name, group in groups.items()]
     files = {source.name: f"{source.name}.html" if place else "index.html" for place, source in enumerate(sources)}
     for source in sources:
-        own = {name: study for name, study in studies.items() if study.dataset == source.name}
-        shown = section(source, settings, studies=own, studies_dir=studies_dir, benchmarks=benchmarks, commit=commit)
+        shown = section(
+            source,
+            settings,
+            ensembles=[name for name, members in ensembles.items() if runs[members[0]]["dataset"] == source.name],
+            ensembles_dir=ensembles_dir,
+            studies={name: study for name, study in studies.items() if study.dataset == source.name},
+            studies_dir=studies_dir,
+            benchmarks=benchmarks,
+            commit=commit,
+        )
         write_text(out / files[source.name], render("comparison.html", s=shown, pages=files))
     draw_overview(sources[0], out / "overview.png")
     write_text(out / "tradeoff.csv", _trade_off([run for source in sources for run in source.runs]))
@@ -89,13 +101,14 @@ def _plain_table(data_set: str, runs: Sequence[RunResult]) -> str:
     metrics = runs[0].metrics
     header = ["run", *(f"i→t R@{k}" for k in CUTOFFS), *(f"t→i R@{k}" for k in CUTOFFS), "R@sum", "change", "words"]
     chance = metrics["chance"]
+    columns = [*RECALLS, "rsum"]
     lines = [header]
     for row in recall_rows(runs):
         share = row["correspondence"]
-        values = [f"{value:.1f}" for value in row["values"].values()]
+        values = [f"{row['values'][column]:.1f}" for column in columns]
         lines.append([row["name"], *values, row.get("change", ""), f"{share['accuracy']:.0%}" if share else "–"])
     share = metrics.get("correspondence")
-    values = [f"{chance[key]:.1f}" for key in recall_rows(runs)[0]["values"]]
+    values = [f"{chance[column]:.1f}" for column in columns]
     lines.append(["chance", *values, "", f"{share['chance']:.0%}" if share else "–"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     cells = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]

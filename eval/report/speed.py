@@ -6,15 +6,24 @@ from pathlib import Path
 
 from eval.report.charts import Spot, scatter_chart
 from eval.report.results import RunResult
+from train.data import RetrievalData
+
+MEASURED_IMAGES = 128  # one batch of eval.cost, whose regions it counts
 
 
-def cost_tables(runs: Sequence[RunResult], benchmarks: Path) -> list[dict]:
-    """What `selfalign cost` measured of these runs: in their folders, or of one in `benchmarks/search_cost.json`."""
+def cost_tables(runs: Sequence[RunResult], benchmarks: Path, data: RetrievalData) -> list[dict]:
+    """What `selfalign cost` measured of these runs: in their folders, or of one in `benchmarks/search_cost.json`.
+
+    The benchmark is shown where its run has that name, as many numbers an image, and as many regions an image in
+    `data`, the split that was evaluated.
+    """
     kept = benchmarks / "search_cost.json"
     benchmark = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     found = []
     for run in runs:
-        told = run.cost or (benchmark if benchmark.get("run") == run.name else None)
+        told = run.cost
+        if told is None and benchmark.get("run") == run.name:
+            told = benchmark if (benchmark["dims"], benchmark["regions"]) == _sizes(run, data) else None
         if told is not None:
             counts = [
                 {
@@ -28,6 +37,13 @@ def cost_tables(runs: Sequence[RunResult], benchmarks: Path) -> list[dict]:
             ]
             found.append(told | {"name": run.name, "rows": sorted(counts, key=lambda row: row["candidates"])})
     return found
+
+
+def _sizes(run: RunResult, data: RetrievalData) -> tuple[int, int]:
+    """Numbers and regions an image, as `eval.cost` counts them."""
+    parts, images = run.embeddings, range(min(MEASURED_IMAGES, len(data.images)))
+    dims = parts.pooled.shape[1] * parts.pooled.shape[2] + parts.context.shape[1]
+    return dims, round(sum(len(data.regions(image).boxes) for image in images) / len(images))
 
 
 def ranking_benchmark(benchmarks: Path) -> list[dict]:

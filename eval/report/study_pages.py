@@ -3,34 +3,43 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.report.charts import Line, line_chart
-from eval.study_settings import StudySettings
+from eval.study_settings import StudySettings, label
 
 
 def study_panels(studies: Mapping[str, StudySettings], folder: Path) -> list[dict]:
-    """Each study that has points: from the stage (`points.csv`) and from DVC's queue (`queued.csv`)."""
+    """Each study that has points, from the stage (`points.csv`) and from DVC's queue (`queued.csv`).
+
+    Points with the study's changes and points of the run as it is are not comparable: each is a series of its own.
+    """
     panels = []
     for name, settings in studies.items():
-        points = [point for file in ("points.csv", "queued.csv") for point in _read(folder / name / file)]
-        if not points:
-            continue
-        numbers = all(_is_number(point["value"]) for point in points)
-        if numbers:
-            points.sort(key=lambda point: float(point["value"]))
-        panels.append(
-            {
-                "name": name,
-                "title": settings.title,
-                "key": settings.key,
-                "run": settings.run,
-                "epochs": settings.changes.get("epochs"),
-                "points": points,
-                "chart": _chart(settings, points) if numbers and len(points) > 1 else None,
-                "full": max(float(point["high"]) for point in points) * 1.02 or 1.0,
-            }
-        )
+        made = [point | {"of": "study"} for point in _read(folder / name / "points.csv")]
+        queued = _read(folder / name / "queued.csv")
+        series = []
+        for of in ("run", "study"):
+            own = [p for p in made + queued if not settings.changes or p.get("of", "run") == of]
+            if own and not (series and not settings.changes):
+                series.append(_series(settings, own, settings.changes if of == "study" else {}))
+        if series:
+            panels.append({"title": settings.title, "key": settings.key, "run": settings.run, "series": series})
     return panels
+
+
+def _series(settings: StudySettings, points: Sequence[Mapping], changes: Mapping[str, Any]) -> dict:
+    """Comparable points, each value once (the first of several), as a chart or bars and a table."""
+    rows = list({point["value"]: point for point in reversed(points)}.values())[::-1]
+    numbers = all(_is_number(row["value"]) for row in rows)
+    if numbers:
+        rows.sort(key=lambda row: float(row["value"]))
+    return {
+        "changes": {key: label(value) if value is not None else "null" for key, value in changes.items()},
+        "points": rows,
+        "chart": _chart(settings, rows) if numbers and len(rows) > 1 else None,
+        "full": max(float(row["high"]) for row in rows) * 1.02 or 1.0,
+    }
 
 
 def _chart(settings: StudySettings, points: Sequence[Mapping]) -> str:
@@ -50,7 +59,7 @@ def _read(path: Path) -> list[dict]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return [
-            {key: value if key == "value" else float(value) if value else None for key, value in row.items()}
+            {key: value if key in ("value", "of") else float(value) if value else None for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
 

@@ -82,18 +82,45 @@ def _alignment(runs: Sequence[RunResult]) -> list[str]:
     if known:
         chance = known[0].metrics["correspondence"]["chance"]
         shares = ", ".join(f"{run.metrics['correspondence']['accuracy']:.0%} with `{run.name}`" for run in known)
-        near = [run for run in known if run.metrics["correspondence"]["accuracy"] - chance < NEAR_CHANCE]
-        remark = ""
-        if len(near) == len(known):
-            remark = " No run has learnt which region a word means."
+        told = f"Words find the object that they mean in {shares}; a random region would be right in {chance:.0%}."
+        sentences.append(" ".join([told, *_by_kind(known)]))
+    return sentences
+
+
+def _by_kind(runs: Sequence[RunResult]) -> list[str]:
+    """Which kinds of words carry a run's share: a sentence for the runs that have the same ones clearly above chance.
+
+    A run without kinds, or without one above chance, has learnt as much as all its words together show.
+    """
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[RunResult]] = {}
+    for run in runs:
+        found = run.metrics["correspondence"]
+        kinds = found["kinds"] or {"": found}
+        above = {kind: told["accuracy"] - told["chance"] >= NEAR_CHANCE for kind, told in kinds.items()}
+        carrying = tuple(kind for kind, clear in above.items() if clear)
+        near = tuple(kind for kind, clear in above.items() if not clear)
+        alike.setdefault((carrying, near), []).append(run)
+    sentences = []
+    for (carrying, near), group in alike.items():
+        names, everyone = _names(group), len(group) == len(runs)
+        if not carrying and everyone:
+            sentences.append("No run has learnt which region a word means.")
+        elif not carrying:
+            sentences.append(f"{names} {'has' if len(group) == 1 else 'have'} not learnt which region a word means.")
         elif near:
-            remark = f" {_names(near)} {'has' if len(near) == 1 else 'have'} not learnt which region a word means."
-        sentences.append(
-            f"Words find the object that they mean in {shares}; a random region would be right in {chance:.0%}.{remark}"
-        )
+            clear, rest = (_listed(kinds) for kinds in (carrying, near))
+            sentences.append(
+                f"With {names}, {clear} words are clearly above chance, by {NEAR_CHANCE:.0%} of the words or more; "
+                f"{rest} words are not."
+            )
+        elif carrying != ("",):
+            sentences.append(f"With {names}, every kind of word is clearly above chance.")
     return sentences
 
 
 def _names(runs: Sequence[RunResult]) -> str:
-    names = [f"`{run.name}`" for run in runs]
+    return _listed([f"`{run.name}`" for run in runs])
+
+
+def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

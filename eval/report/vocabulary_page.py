@@ -26,17 +26,31 @@ def speech_rows(runs: Sequence[RunResult]) -> list[dict]:
 def codebooks(
     runs: Sequence[RunResult], colours: Sequence[str], data: RetrievalData, image_root: Path, pictures: Pictures
 ) -> list[dict]:
-    """Each run's codebook: how it is used, and its entries with the most of both words and regions as cards."""
+    """Each run's codebook: how it is used, and its entries with the most of both words and regions as cards.
+
+    An entry without words or without regions has no card; `others` counts those that have one of the two.
+    """
     found = []
     for run, colour in zip(runs, colours, strict=True):
         told = run.correspondence.get("concepts")
         if told is None or run.concepts is None:
             continue
-        entries = sorted(told["entries"], key=lambda entry: (-min(entry["words"], entry["regions"]), -entry["words"]))
+        used = [entry for entry in told["entries"] if entry["words"] or entry["regions"]]
+        both = [entry for entry in used if entry["words"] and entry["regions"]]
+        entries = sorted(both, key=lambda entry: (-min(entry["words"], entry["regions"]), -entry["words"]))
         cards = [
             entry | {"crops": _crops(run, entry["concept"], data, image_root, pictures)} for entry in entries[:CARDS]
         ]
-        found.append({"name": run.name, "colour": colour, "told": told, "cards": cards, "entries": len(entries)})
+        found.append(
+            {
+                "name": run.name,
+                "colour": colour,
+                "told": told,
+                "cards": cards,
+                "both": len(both),
+                "others": len(used) - len(both),
+            }
+        )
     return found
 
 

@@ -1,5 +1,6 @@
 """The report on small runs over drawn scenes: one page that parses, needs no network and shows what it should."""
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval import ensemble
 from eval.embed import embed
 from eval.matching.correspondence import judge
 from eval.matching.pairs import match_pairs
 from eval.report import report
-from eval.settings import ReportSettings
-from eval.study import COLUMNS, write_points
+from eval.report.recall_table import recall_rows
+from eval.settings import EvaluationSettings, ReportSettings
+from eval.study import COLUMNS, QUEUED_COLUMNS, write_points
 from eval.study_settings import StudySettings
 from manifests.errors import InputError
 from manifests.grounding import read_grounding
@@ -63,6 +66,7 @@ class Page(HTMLParser):
 STUDIES = {
     "size": {"title": "Codebook size", "key": "selfalign.codebook", "values": [8, 64]},
     "speech": {"title": "Part of speech", "key": "parts", "values": [["NOUN"], None]},
+    "changed": {"title": "Small", "key": "selfalign.codebook", "values": [8], "changes": {"epochs": 1, "x.y": None}},
     "not-made": {"title": "Nothing", "key": "epochs", "values": [1]},
 }
 MODES = {"student": {"rsum": 300.5, "query_ms": 0.2}, "teacher": {"rsum": 333.3, "query_ms": 41.5}}
@@ -100,9 +104,23 @@ def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> P
     points = [dict.fromkeys(COLUMNS) | {"rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}] * 3
     write_points(studies / "size" / "points.csv", [points[0] | {"value": 64}, points[0] | {"value": 8, "in_use": 7}])
     write_points(studies / "size" / "queued.csv", [points[0] | {"value": 4096, "rsum": 77.7}])
+    write_points(studies / "changed" / "points.csv", [points[0] | {"value": 8}, points[0] | {"value": 16}])
+    queued = [{"value": 8, "of": "run", "rsum": 300.5}, {"value": 16, "of": "study"}, {"value": 32, "of": "study"}]
+    write_points(studies / "changed" / "queued.csv", [points[0] | row for row in queued], QUEUED_COLUMNS)
     write_points(studies / "speech" / "points.csv", [points[0] | {"value": "NOUN"}, points[1] | {"value": "all"}])
     named = {"run": "base", "dataset": "demo"}
+    ensembles = {"both": list(runs)[:2]} if len(runs) > 1 else {}
+    for name, members in ensembles.items():
+        ensemble.run(
+            name=name,
+            runs=members,
+            runs_dir=folder / "runs",
+            settings=EvaluationSettings(split="test"),
+            out=folder / "ensembles" / name,
+        )
     arguments = {
+        "ensembles": ensembles | ({"not-made": list(runs)[:2]} if ensembles else {}),
+        "ensembles_dir": folder / "ensembles",
         "runs": runs,
         "runs_dir": folder / "runs",
         "data_dir": folder / "data",
@@ -182,6 +200,25 @@ def test_modes_are_rows_and_spots(html: str, page: Page):
     assert "vsrn-selfalign, teacher 333.3 in 41.5 ms" in chart["aria-label"]
 
 
+def test_an_ensemble_is_a_row_with_its_difference(html: str, written: Path):
+    metrics = json.loads((written.parent / "ensembles" / "both" / "metrics.json").read_text())
+    row = next(row for row in re.findall(r'<tr><th scope="row">.*?</tr>', html, re.S) if "mean scores" in row)
+    low, high = metrics["interval"]["rsum"]
+    assert row.startswith('<tr><th scope="row">both<small>mean scores of 2 runs')
+    assert f"<td>{metrics['rsum']:.1f}<small>{low:.0f} to {high:.0f}</small></td>" in row
+    assert 'class="change"><b' in row and "not-made" not in html
+    assert f"<td>{metrics['t2i_mean_rank']:.1f}</td>" in html
+
+
+def test_the_best_is_marked_where_the_interval_is_above_every_other(written: Path):
+    results = report.results(RUNS, written.parent / "runs")["demo"]
+    base, good, other = recall_rows(results)
+    assert base["best"] == good["best"] == other["best"] == set()  # two runs are equal
+    base, good = recall_rows(results[:2])
+    assert "rsum" in good["best"] and not base["best"]
+    assert all(good["intervals"][key][0] > base["values"][key] for key in good["best"])
+
+
 def test_the_ways_to_search_are_a_table_for_dvc(written: Path):
     lines = (written / "tradeoff.csv").read_text().splitlines()
     assert lines == ["run,query_ms,rsum", '"vsrn-selfalign, student",0.2,300.5', '"vsrn-selfalign, teacher",41.5,333.3']
@@ -190,9 +227,16 @@ def test_the_ways_to_search_are_a_table_for_dvc(written: Path):
 def test_studies_are_told_with_the_points_of_the_queue(html: str):
     studies = html[html.index('id="studies"') : html.index('id="speed"')]
     assert "Codebook size" in studies and "Part of speech" in studies and "Nothing" not in studies
-    assert "77.7" in studies and studies.count('class="chart"') == 1 and studies.count('class="bar"') == 2
+    assert "77.7" in studies and studies.count('class="chart"') == 2 and studies.count('class="bar"') == 3
     values = re.findall(r'<th scope="row">([^<]+)</th>', studies)
-    assert values == ["8", "64", "4096", "NOUN", "all"]
+    assert values == ["8", "64", "4096", "NOUN", "all", "8", "8", "16", "32"]
+
+
+def test_points_with_changes_and_the_run_as_it_is_are_apart(html: str):
+    studies = html[html.index('id="studies"') : html.index('id="speed"')]
+    whole, small = (part for part in studies.split("<article>") if "<h3>Small</h3>" in part)
+    assert "the run as it is" in whole and "300.5" in whole and "60.5" not in whole
+    assert "<code>epochs</code>&nbsp;1, <code>x.y</code>&nbsp;null" in small and "300.5" not in small
 
 
 def test_concepts_are_shown_with_their_words_and_regions(html: str):
@@ -240,6 +284,8 @@ def test_runs_of_other_images_are_refused(written: Path, tmp_path: Path):
             runs_dir=written.parent / "runs",
             data_dir=tmp_path / "data",
             image_roots={"demo": tmp_path},
+            ensembles={},
+            ensembles_dir=tmp_path,
             studies={},
             studies_dir=tmp_path,
             benchmarks=tmp_path,

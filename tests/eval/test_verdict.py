@@ -70,6 +70,24 @@ def test_words_near_chance_are_called_so(tmp_path: Path):
     assert "`base` has not learnt which region a word means" in told
 
 
+def test_the_kinds_of_words_that_carry_a_share_are_named(tmp_path: Path):
+    def told(**kinds: float) -> dict:
+        shares = {kind: {"accuracy": share, "chance": 0.17, "words": 100} for kind, share in kinds.items()}
+        return {"accuracy": 0.24, "chance": 0.17, "ceiling": 1.0, "words": 300, "kinds": shares}
+
+    runs = [
+        make(tmp_path, "none", 1, correspondence=told(colour=0.2, shape=0.17, size=0.18)),
+        make(tmp_path, "some", 1, correspondence=told(colour=0.3, shape=0.17, size=0.18)),
+        make(tmp_path, "most", 1, correspondence=told(colour=0.3, shape=0.17, size=0.18)),
+        make(tmp_path, "all", 1, correspondence=told(colour=0.9, shape=0.9, size=0.9)),
+    ]
+    sentences = " ".join(verdict(runs))
+    assert "`none` has not learnt which region a word means." in sentences
+    assert "With `some` and `most`, colour words are clearly above chance" in sentences
+    assert "shape and size words are not." in sentences
+    assert "With `all`, every kind of word is clearly above chance." in sentences
+
+
 @pytest.mark.parametrize(("value", "text"), [(1.25, "+1.2"), (-3.0, "−3.0"), (0.04, "0.0"), (-0.01, "0.0")])
 def test_signed(value: float, text: str):
     assert signed(value) == text

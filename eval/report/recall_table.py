@@ -1,0 +1,87 @@
+"""The headline table: the recalls of runs, of ways to search with a run, and of ensembles, with their intervals."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.interval import interval, rsum_draws
+from eval.recall import CUTOFFS, DIRECTIONS
+from eval.report.charts import colour
+from eval.report.results import RunResult
+from eval.report.speed import mode_name
+from eval.report.verdict import difference, signed
+
+RECALLS = [f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS]
+COLUMNS = ["rsum", *RECALLS]
+
+
+def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
+    """Every run's R@sum and recalls with their intervals, the difference to the first run, and correspondence; `best`
+    names the columns where a run's interval lies above what every other run reaches."""
+    rows = []
+    for place, run in enumerate(runs):
+        row = _row(run.name, run.metrics) | {"colour": colour(place)}
+        row["correspondence"] = run.metrics.get("correspondence")
+        row["query_ms"] = next(iter(run.modes.values())).get("query_ms") if len(run.modes) == 1 else None
+        others = [other.metrics for other in runs if other is not run]
+        row["best"] = {
+            column
+            for column, (low, _) in row["intervals"].items()
+            if others and low > max(metrics[column] for metrics in others)
+        }
+        if place:
+            row |= _change(*difference(run, runs[0]))
+        rows.append(row)
+    return rows
+
+
+def mode_rows(runs: Sequence[RunResult]) -> list[dict]:
+    """A row for each way to search with a run that has several: its recalls as far as they are known, and its time."""
+    return [
+        _row(mode_name(run, mode), figures) | {"colour": colour(place), "query_ms": figures.get("query_ms")}
+        for place, run in enumerate(runs)
+        if len(run.modes) > 1
+        for mode, figures in run.modes.items()
+    ]
+
+
+def ensemble_rows(names: Sequence[str], folder: Path, base: RunResult) -> list[dict]:
+    """A row for each ensemble that is made, with its difference to `base`; `folder` holds `E/`."""
+    rows = []
+    for name in names:
+        if not (folder / name / "metrics.json").exists():
+            continue
+        metrics = json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
+        with np.load(folder / name / "ranks.npz") as ranks:
+            columns = (ranks[key] for key in ("i2t", "i2t_images", "t2i", "caption_image"))
+            draws = rsum_draws(*columns, num_images=len(ranks["image_ids"]))
+        change = metrics["rsum"] - base.metrics["rsum"], *interval(draws - base.draws)
+        rows.append(_row(name, metrics) | _change(*change) | {"members": metrics["runs"]})
+    return rows
+
+
+def _row(name: str, figures: Mapping) -> dict:
+    intervals = figures.get("interval", {})
+    ranks = {key: figures[key] for way in DIRECTIONS if (key := f"{way}_median_rank") in figures}
+    ranks |= {key: figures[key] for way in DIRECTIONS if (key := f"{way}_mean_rank") in figures}
+    return {
+        "name": name,
+        "values": {column: figures.get(column) for column in COLUMNS},
+        "intervals": {column: intervals[column] for column in COLUMNS if column in intervals},
+        "ranks": ranks,
+        "best": set(),
+        "colour": None,
+        "members": [],
+        "correspondence": None,
+        "query_ms": None,
+    }
+
+
+def _change(change: float, low: float, high: float) -> dict:
+    return {
+        "change": signed(change),
+        "range": f"{signed(low)} to {signed(high)}",
+        "certain": low > 0 or high < 0,
+    }

@@ -37,7 +37,7 @@ PARAMS = {
     "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],
     "ensemble": ["ensembles.${key}", "evaluate"],
     "study": ["studies.${key}", "runs.${item.run}", "evaluate.split"],
-    "report": ["report", "runs", "studies"],
+    "report": ["report", "runs", "ensembles", "studies"],
 }
 
 GRAPH = import_graph(CHECKOUT)
@@ -57,9 +57,8 @@ def used(stage: str) -> set[str]:
 
 def code_deps(stage: str) -> list[str]:
     """The declared dependencies that are committed, not made or brought along."""
-    return [
-        dep for dep in STAGES[stage]["deps"] if not dep.startswith(("data/", "runs", "studies", "benchmarks/", "${"))
-    ]
+    made = ("data/", "runs", "ensembles", "studies", "benchmarks/", "${")
+    return [dep for dep in STAGES[stage]["deps"] if not dep.startswith(made)]
 
 
 def covers(dep: str, file: str) -> bool:

@@ -540,11 +540,13 @@ def verify(store: Path, manifest: Path | None, limit: int) -> None:
 @click.option("--licence", help="Licence of the pictures: write it into the store's card.")
 @click.option("--cite", help="What to cite: write it into the store's card.")
 def card(store: Path, croissant: bool, licence: str | None, cite: str | None) -> None:
-    """Print the card of a STORE (regions, pack), and check that all it says holds."""
+    """Print the card of a STORE (regions, tokens, text_features, teachers, pack), and check that all it says holds."""
     from extract.card import run
     from manifests.files import json_text
 
     found = run(store, licence=licence, cite=cite)
+    if croissant and not found.croissant:
+        raise InputError("it has no Croissant metadata", where=store, fix="name regions, or the shards of pack")
     click.echo(json_text(found.croissant) if croissant else found.text, nl=False)
     for finding in found.findings:
         click.secho(finding, fg="red", err=True)

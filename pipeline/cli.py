@@ -202,13 +202,11 @@ def train(run: str) -> None:
     train_run(
         name=run,
         manifest=places.manifest(settings.dataset),
-        regions=places.regions(settings.dataset),
-        tokens=places.tokens(settings.dataset),
+        **_features(settings),
         settings=settings,
         validate=lambda model, data: validate(model, data, machine.encode_batch),
         out=places.model(run),
         curves=places.curves(run),
-        text_features=_text_features(settings),
         teachers=_teachers(settings),
         staging=machine.staging,
         device=machine.torch_device(),
@@ -229,8 +227,7 @@ def evaluate(run: str) -> None:
     evaluate_run(
         name=run,
         manifest_dir=places.manifest_folder(dataset),
-        regions=places.regions(dataset),
-        tokens=places.tokens(dataset),
+        **_features(settings),
         model=places.model(run),
         settings=params.evaluate,
         device=machine.torch_device(),
@@ -239,7 +236,6 @@ def evaluate(run: str) -> None:
         metrics=places.metrics(run),
         correspondence=places.correspondence(run),
         pieces=settings.text.pieces,
-        text_features=_text_features(settings),
     )
 
 
@@ -268,15 +264,12 @@ def study(study: str) -> None:
     params, machine = read_params(), Machine.from_environment()
     settings = params.study(study)
     base = params.run(settings.run)
-    dataset = settings.dataset
     run(
         name=study,
         settings=settings,
         base=base,
-        manifest_dir=places.manifest_folder(dataset),
-        regions=places.regions(dataset),
-        tokens=places.tokens(dataset),
-        text_features=_text_features(base),
+        manifest_dir=places.manifest_folder(settings.dataset),
+        **_features(base),
         teachers=_teachers(base),
         split=params.evaluate.split,
         device=machine.torch_device(),
@@ -405,8 +398,7 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
     found = measure(
         name=run,
         manifest=places.manifest(dataset),
-        regions=places.regions(dataset),
-        tokens=places.tokens(dataset),
+        **_features(settings),
         model=places.model(run),
         split=params.evaluate.split,
         device=machine.torch_device(),
@@ -415,7 +407,6 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
         metrics=places.metrics(run),
         out=out or places.cost(run),
         pieces=settings.text.pieces,
-        text_features=_text_features(settings),
     )
     click.echo(table(found))
 
@@ -506,13 +497,11 @@ def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None
         caption=caption,
         manifest_dir=places.manifest_folder(dataset),
         image_root=params.image_roots[dataset],
-        regions=places.regions(dataset),
-        tokens=places.tokens(dataset),
+        **_features(settings),
         model=places.model(run),
         device=machine.torch_device(),
         out=out,
         pieces=settings.text.pieces,
-        text_features=_text_features(settings),
     )
     click.echo(f"{found}\n\ndrawn: {out.absolute()}")
 
@@ -581,9 +570,14 @@ def doctor() -> None:
     click.echo(examine(Machine.from_environment()))
 
 
-def _text_features(settings: RunSettings) -> Path | None:
-    """The text feature store that a run reads, if it does."""
-    return places.text_features(settings.dataset) if settings.text.reads == "text_features" else None
+def _features(settings: RunSettings) -> dict[str, Path | None]:
+    """The stores that a run reads, by the names that stages take: text features are None where it reads words."""
+    dataset, cached = settings.dataset, settings.text.reads == "text_features"
+    return {
+        "regions": places.regions(dataset),
+        "tokens": places.tokens(dataset),
+        "text_features": places.text_features(dataset) if cached else None,
+    }
 
 
 def _teachers(settings: RunSettings) -> Path | None:

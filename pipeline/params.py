@@ -4,6 +4,7 @@ Each floor describes its own parameters; here they are put together. What only c
 """
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
 
@@ -141,12 +142,9 @@ def read_params(path: Path = FILE) -> Params:
         )
     names = list(params.image_roots)
     for name, run in params.runs.items():
-        if run.dataset not in names:
-            raise InputError(
-                f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets{_nearest(run.dataset, names)}",
-                where=path,
-                fix=f"choose one of {', '.join(names)}",
-            )
+        _require_known(
+            run.dataset, names, f"runs.{name}.dataset is {run.dataset!r}, which is none of the data sets", path
+        )
     _check_text(params, path)
     _check_labels(params, path)
     _check_ensembles(params, path)
@@ -157,12 +155,7 @@ def read_params(path: Path = FILE) -> Params:
 def _check_text(params: Params, path: Path) -> None:
     """Raise `InputError` for a text encoder without word pieces, and for text features that no stage makes."""
     for name in params.text_features:
-        if name not in params.datasets:
-            raise InputError(
-                f"text_features.{name} is none of the data sets{_nearest(name, params.datasets)}",
-                where=path,
-                fix=f"choose one of {', '.join(params.datasets)}",
-            )
+        _require_known(name, params.datasets, f"text_features.{name} is none of the data sets", path)
     needing = {f"text_features.{name}": name for name in params.text_features}
     needing |= {f"runs.{name}.text": run.dataset for name, run in params.runs.items() if run.text.pieces}
     for key, name in needing.items():
@@ -184,12 +177,7 @@ def _check_text(params: Params, path: Path) -> None:
 def _check_labels(params: Params, path: Path) -> None:
     """Raise `InputError` for teachers of no data set, or without pictures, and for soft labels that no stage makes."""
     for name, teacher in params.teachers.items():
-        if name not in params.datasets:
-            raise InputError(
-                f"teachers.{name} is none of the data sets{_nearest(name, params.datasets)}",
-                where=path,
-                fix=f"choose one of {', '.join(params.datasets)}",
-            )
+        _require_known(name, params.datasets, f"teachers.{name} is none of the data sets", path)
         if teacher.images.reads == "manifest" and params.datasets[name].source.imported:
             raise InputError(
                 f"teachers.{name}.images reads pictures, and datasets.{name} was imported without checking any",
@@ -215,12 +203,7 @@ def _check_ensembles(params: Params, path: Path) -> None:
     """Raise `InputError` for an ensemble of unknown runs, or of runs on several data sets."""
     for name, members in params.ensembles.items():
         for member in members:
-            if member not in params.runs:
-                raise InputError(
-                    f"ensembles.{name} has {member!r}, which is none of the runs{_nearest(member, params.runs)}",
-                    where=path,
-                    fix=f"choose of {', '.join(params.runs)}",
-                )
+            _require_known(member, params.runs, f"ensembles.{name} has {member!r}, which is none of the runs", path)
         if len(datasets := {params.runs[member].dataset for member in members}) > 1:
             raise InputError(
                 f"ensembles.{name} has runs on several data sets ({', '.join(sorted(datasets))})",
@@ -232,12 +215,7 @@ def _check_ensembles(params: Params, path: Path) -> None:
 def _check_studies(params: Params, path: Path) -> None:
     """Raise `InputError` for a study of an unknown run, of other data than the run's, or of a value that can't be."""
     for name, study in params.studies.items():
-        if study.run not in params.runs:
-            raise InputError(
-                f"studies.{name}.run is {study.run!r}, which is none of the runs{_nearest(study.run, params.runs)}",
-                where=path,
-                fix=f"choose one of {', '.join(params.runs)}",
-            )
+        _require_known(study.run, params.runs, f"studies.{name}.run is {study.run!r}, which is none of the runs", path)
         run = params.runs[study.run]
         if (study.dataset, study.reads, study.labels) != (run.dataset, run.text.reads, run.labels):
             raise InputError(
@@ -255,11 +233,14 @@ def _check_studies(params: Params, path: Path) -> None:
 
 
 def _named(items: dict[str, Any], section: str, name: str) -> Any:
-    if name not in items:
-        raise InputError(
-            f"{section} has no {name!r}{_nearest(name, items)}", where=FILE, fix=f"choose one of {', '.join(items)}"
-        )
+    _require_known(name, items, f"{section} has no {name!r}", FILE)
     return items[name]
+
+
+def _require_known(name: str, known: Collection[str], told: str, where: Path) -> None:
+    """Raise `InputError` with what is `told` of a name, the nearest known one, and all of them, unless it is known."""
+    if name not in known:
+        raise InputError(f"{told}{_nearest(name, known)}", where=where, fix=f"choose one of {', '.join(known)}")
 
 
 def _problem(place: tuple[int | str, ...], message: str, kind: str) -> str:

@@ -1,5 +1,6 @@
 """What `selfalign verify` found in a store: each finding with its file, the picture's row and id, and what is wrong."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -7,6 +8,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from extract.stores.intact import INDEX
+from extract.stores.recipe import FILE as RECIPE
+from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
 
@@ -80,3 +83,21 @@ def read_index(found: Verification, model: type[Index]) -> Index | None:
     except InputError as error:
         found.add(INDEX, f"not a store: {reason(error)}")
     return None
+
+
+def recipe_holds(found: Verification) -> bool:
+    """Whether the store's recipe can be read and matches its hash; a finding where not."""
+    try:
+        read_recipe(found.store)
+    except (ValueError, RecursionError) as error:
+        found.add(RECIPE, reason(error))
+        return False
+    return True
+
+
+def add_unlisted(found: Verification, pattern: str, listed: Iterable[str]) -> None:
+    """A finding for every file of a pattern that the index doesn't list."""
+    known = set(listed)
+    for path in sorted(found.store.glob(pattern)):
+        if path.name not in known:
+            found.add(path.name, f"{INDEX} doesn't list this file")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from extract.stores.intact import INDEX
 from extract.stores.recipe import environment, write_recipe
 from extract.stores.staging import Staging
-from extract.stores.text_features import FORMAT, INDEX, SCHEMA, write_shard
+from extract.stores.text_features import FORMAT, SCHEMA, write_shard
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TextFeatureSettings
 from extract.text_encoder import PieceEncoder, encoder_recipe, load_encoder

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from extract.findings import Verification, read_index, reason
+from extract.findings import Verification, add_unlisted, read_index, reason, recipe_holds
 from extract.stores.intact import INDEX
-from extract.stores.recipe import FILE as RECIPE
-from extract.stores.recipe import read_recipe
 from extract.stores.text_features import SCHEMA as TEXT_SCHEMA
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import SCHEMA as TOKENS_SCHEMA
@@ -71,11 +69,11 @@ class _TextIndex(BaseModel):
 
 def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a folder of WebDataset shards; `rows` are the manifest's, where there is one."""
-    _recipe(found)
+    recipe_holds(found)
     index = read_index(found, _PackIndex)
     if index is None:
         return
-    _unlisted(found, "*.tar", index.shards)
+    add_unlisted(found, "*.tar", (shard.file for shard in index.shards))
     if (counted := sum(shard.count for shard in index.shards)) != index.images:
         found.add(INDEX, f"images is {index.images}, its shards add up to {counted}")
     known, seen = {row.id: row for row in rows or ()}, dict.fromkeys(index.left_out, INDEX)
@@ -90,11 +88,11 @@ def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
 def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a token store; `rows` are the manifest's, where there is one."""
     found.holds = ("images", "captions")
-    _recipe(found)
+    recipe_holds(found)
     index = read_index(found, _TokenIndex)
     if index is None:
         return
-    _unlisted(found, "*.h5", index.shards)
+    add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
     (file,) = index.shards
     if not _unchanged(found, file):
         return
@@ -115,11 +113,11 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
 def verify_text_features(found: Verification) -> None:
     """Add all findings of a text feature store; its captions are those of a token store, not of a manifest."""
     found.manifest, found.holds = None, ("captions",)
-    _recipe(found)
+    recipe_holds(found)
     index = read_index(found, _TextIndex)
     if index is None:
         return
-    _unlisted(found, "*.h5", index.shards)
+    add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
     if (counted := sum(shard.count for shard in index.shards)) != index.captions:
         found.add(INDEX, f"captions is {index.captions}, its shards add up to {counted}")
     whole = [_unchanged(found, shard) for shard in progress(index.shards, what="verify", unit="shards")]
@@ -133,20 +131,6 @@ def verify_text_features(found: Verification) -> None:
         found.captions, found.shards = len(store), len(index.shards)
     except Exception as error:  # as in _read
         found.add(INDEX, f"can't be read: {reason(error)}")
-
-
-def _recipe(found: Verification) -> None:
-    try:
-        read_recipe(found.store)
-    except (ValueError, RecursionError) as error:
-        found.add(RECIPE, reason(error))
-
-
-def _unlisted(found: Verification, pattern: str, files: Sequence[_File]) -> None:
-    listed = {file.file for file in files}
-    for path in sorted(found.store.glob(pattern)):
-        if path.name not in listed:
-            found.add(path.name, f"{INDEX} doesn't list this file")
 
 
 def _unchanged(found: Verification, file: _File) -> bool:

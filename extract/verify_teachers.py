@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from extract.findings import Verification, read_index, reason
+from extract.findings import Verification, add_unlisted, read_index, reason, recipe_holds
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.intact import INDEX
-from extract.stores.recipe import FILE as RECIPE
-from extract.stores.recipe import read_recipe
 from extract.stores.teachers import FAILURES, SCHEMA, SIDES, Side, TeacherStore
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -48,18 +46,12 @@ class _Index(BaseModel):
 def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a teacher store; `rows` are the manifest's, where there is one."""
     found.holds = ("images", "captions", "vectors")
-    try:
-        read_recipe(found.store)
-    except (ValueError, RecursionError) as error:
-        found.add(RECIPE, reason(error))
+    if not recipe_holds(found):
         return
     index = read_index(found, _Index)
     if index is None:
         return
-    listed = {shard.file for shard in index.shards}
-    for path in sorted(found.store.glob("*.h5")):
-        if path.name not in listed:
-            found.add(path.name, f"{INDEX} doesn't list this file")
+    add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
     for side, count in (("images", index.images), ("captions", index.captions)):
         counted = sum(shard.count for shard in index.shards if shard.of == side)
         if counted != count:

@@ -29,6 +29,15 @@ def listed_files(folder: Path) -> dict[str, str]:
         raise InputError(f"no list of files with their sha256 ({error!r})", where=path, fix=_again(folder)) from error
 
 
+def read_index(folder: Path, fix: str) -> dict[str, Any]:
+    """What the ``index.json`` of a store holds. Raises `InputError`, with `fix`, where it can't be read."""
+    path = Path(folder) / INDEX
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no readable index ({error})", where=path, fix=fix) from error
+
+
 def require_intact(folder: Path) -> None:
     """Raise `InputError` with the first file of a store, in its index's order, that is missing or has changed."""
     folder = Path(folder)

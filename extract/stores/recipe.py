@@ -57,6 +57,19 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str]:
     return recipe, recipe_hash
 
 
+def read_recipe_of(folder: Path, form: str, schema: int, fix: str) -> tuple[dict[str, Any], str]:
+    """`read_recipe` of a store of format `form` and that schema. Raises `InputError`, with `fix`, of any other."""
+    recipe, recipe_hash = read_recipe(folder)
+    if (recipe.get("format"), recipe.get("schema")) != (form, schema):
+        raise InputError(
+            f"format {recipe.get('format')!r}, schema {recipe.get('schema')!r}; this program reads {form!r}, "
+            f"schema {schema}",
+            where=Path(folder) / FILE,
+            fix=fix,
+        )
+    return recipe, recipe_hash
+
+
 def require_same_recipe(ours: dict[str, Any], where_ours: object, theirs: dict[str, Any], where_theirs: object) -> None:
     """Raise `InputError` naming both places and the first differing key, unless the two recipes are equal."""
     difference = first_difference(ours, theirs)

@@ -6,7 +6,6 @@ length 1. Images without a vector are rows of zeros and listed in ``failures.jso
 that its teacher knows.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
-from extract.stores.intact import INDEX
-from extract.stores.recipe import read_recipe
+from extract.stores.intact import INDEX, read_index
+from extract.stores.recipe import read_recipe_of
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import read_rows
@@ -53,18 +52,8 @@ class TeacherStore:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.recipe, self.recipe_hash = read_recipe(self.folder)
-        if (self.recipe.get("format"), self.recipe.get("schema")) != (FORMAT, SCHEMA):
-            raise InputError(
-                f"format {self.recipe.get('format')!r}, schema {self.recipe.get('schema')!r}; this program reads "
-                f"{FORMAT!r}, schema {SCHEMA}",
-                where=self.folder / "recipe.json",
-                fix=_AGAIN,
-            )
-        try:
-            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"no readable index ({error})", where=self.folder / INDEX, fix=_AGAIN) from error
+        self.recipe, self.recipe_hash = read_recipe_of(self.folder, FORMAT, SCHEMA, _AGAIN)
+        self.index = read_index(self.folder, _AGAIN)
         self.dims: dict[Side, int] = {side: self.index["dims"][side] for side in SIDES}
         self._listed = {side: [entry for entry in self.index["shards"] if entry["of"] == side] for side in SIDES}
         self._shards = {side: [MappedHDF5(self.folder / e["file"]) for e in self._listed[side]] for side in SIDES}

@@ -11,7 +11,6 @@ special tokens and punctuation are not (`TokenStore.word_pieces`).
 """
 
 import bisect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
-from extract.stores.recipe import read_recipe
+from extract.stores.intact import INDEX, read_index
+from extract.stores.recipe import read_recipe_of
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
 from manifests.files import sha256
 
 FORMAT = "selfalign-text-features"
 SCHEMA = 1
-INDEX = "index.json"
 _AGAIN = "run the text_features stage of this data set again"
 
 
@@ -58,18 +57,8 @@ class TextFeatureStore:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.recipe, self.recipe_hash = read_recipe(self.folder)
-        if (self.recipe.get("format"), self.recipe.get("schema")) != (FORMAT, SCHEMA):
-            raise InputError(
-                f"format {self.recipe.get('format')!r}, schema {self.recipe.get('schema')!r}; this program reads "
-                f"{FORMAT!r}, schema {SCHEMA}",
-                where=self.folder / "recipe.json",
-                fix=_AGAIN,
-            )
-        try:
-            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"no readable index ({error})", where=self.folder / INDEX, fix=_AGAIN) from error
+        self.recipe, self.recipe_hash = read_recipe_of(self.folder, FORMAT, SCHEMA, _AGAIN)
+        self.index = read_index(self.folder, _AGAIN)
         self.dim: int = self.index["dim"]
         self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in self.index["shards"]]
         self._starts = np.cumsum([0, *(shard["count"] for shard in self.index["shards"])]).tolist()

@@ -30,7 +30,7 @@ import numpy as np
 
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
 from extract.stores.intact import INDEX
-from extract.stores.recipe import read_recipe, write_recipe
+from extract.stores.recipe import read_recipe_of, write_recipe
 from extract.text.pieces import Pieces
 from extract.text.vocabulary import read_vocabulary
 from manifests.errors import InputError
@@ -135,14 +135,8 @@ class TokenStore:
         missing = [name for name in ("tokens.h5", "vocabulary.json", "recipe.json") if not (self.path / name).is_file()]
         if missing:
             raise InputError(f"no token store: it lacks {', '.join(missing)}", where=self.path, fix=again)
-        self.recipe, self.recipe_hash = read_recipe(self.path)
-        if self.recipe.get("format") != FORMAT or self.recipe.get("schema") != SCHEMA:
-            raise InputError(
-                f"format {self.recipe.get('format')!r}, schema {self.recipe.get('schema')!r}; this program reads "
-                f"{FORMAT!r}, schema {SCHEMA}",
-                where=self.path / "recipe.json",
-                fix="run the tokens stage of this data set again, or use the version of the program that wrote it",
-            )
+        older = "run the tokens stage of this data set again, or use the version of the program that wrote it"
+        self.recipe, self.recipe_hash = read_recipe_of(self.path, FORMAT, SCHEMA, older)
         if sha256(self.path / "vocabulary.json") != self.recipe["vocabulary_sha256"]:
             raise InputError(
                 "not the vocabulary that this store was made with: its sha256 differs from the recipe's",

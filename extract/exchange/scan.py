@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from extract.exchange.source import Bytes, Found, Record, Source, hashed
+from extract.exchange.source import Bytes, Found, Record, Source
 from extract.stores.npy import Header, read_header, write_header
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
-from manifests.files import canonical_json, write_text
+from manifests.files import canonical_json, sha256, write_text
 from manifests.jsonl import parse_json, read_utf8
 from manifests.schema import ImageRow
 from manifests.source import SourceCaption, SourceImage
@@ -60,7 +60,7 @@ class ScanSource(Source):
         for number, split in enumerate(self._splits):
             for row, key in enumerate(self._ids(split)):
                 yield Found(key, split.where(row), (number, row), split.header.shape[1])
-            self.files |= {path.name: hashed(path, advance) for path in split.paths}
+            self.files |= {path.name: sha256(path, advance) for path in split.paths}
 
     def where(self, place: list[int]) -> str:
         return self._splits[place[0]].where(place[1])

@@ -4,7 +4,6 @@ The survey is the manifest stage's: it hashes every file and says where each ima
 straight to these places, and hashes the files again beside it.
 """
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ from typing import ClassVar
 import numpy as np
 
 from manifests.errors import InputError
+from manifests.files import sha256
 from manifests.source import SourceImage
 
-_BLOCK = 2**22
 LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 
 
@@ -101,7 +100,7 @@ class Source(ABC):
 
     def hash_again(self) -> dict[str, str]:
         """What `files` was after the survey, if nothing has changed since."""
-        return {path.name: hashed(path, lambda size: None) for path in self.paths}
+        return {path.name: sha256(path) for path in self.paths}
 
     def entries(self) -> Iterator[SourceImage] | None:
         """Ids, splits and captions where `captions` is of this format too, else None."""
@@ -134,16 +133,6 @@ class Bytes:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
-
-
-def hashed(path: Path, advance: Callable[[int], object]) -> str:
-    """SHA-256 of a file, in hex."""
-    whole, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            whole.update(buffer[:count])
-            advance(count)
-    return whole.hexdigest()
 
 
 def files_in(root: Path, *patterns: str) -> list[Path]:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from extract.exchange.source import LABELS, Bytes, Found, Record, Source, files_in, hashed
+from extract.exchange.source import LABELS, Bytes, Found, Record, Source, files_in
 from extract.stores.intact import INDEX, listed_files
 from extract.stores.webdataset import FIX, parse_facts, parse_sample, require_key, sample_places
 from manifests.errors import InputError
+from manifests.files import sha256
 from manifests.jsonl import parse_json, read_utf8
 from manifests.schema import SPLITS
 from manifests.source import SourceCaption, SourceImage
@@ -53,7 +54,7 @@ class WdsSource(Source):
 
     def _hashed(self, path: Path, advance: Callable[[int], object]) -> str:
         """The sha256 of a shard, which must be the index's."""
-        digest = hashed(path, advance)
+        digest = sha256(path, advance)
         told = digest if self._listed is None else self._listed.get(path.name)
         if digest != told:
             raise InputError(

@@ -7,8 +7,6 @@ from typing import Self
 import numpy as np
 
 _BLOCK = 2**20  # numbers looked at together
-with np.errstate(invalid="ignore"):
-    _FLOAT16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # by its bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +20,11 @@ class Norms:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Self:
-        """Norms of the rows of ``[..., D]``, computed in float64."""
+        """Norms of the rows of ``[..., D]``, finite numbers, computed in float64."""
         rows = features.reshape(-1, features.shape[-1])
         step = max(1, _BLOCK // rows.shape[1])
-        blocks = (_float64(rows[first : first + step]) for first in range(0, len(rows), step))
-        lengths = np.concatenate([np.empty(0), *(np.sqrt(np.einsum("nd,nd->n", block, block)) for block in blocks)])
+        blocks = (_lengths(rows[first : first + step]) for first in range(0, len(rows), step))
+        lengths = np.concatenate([np.empty(0), *blocks])
         if not len(lengths):
             return cls()
         return cls(len(lengths), float(lengths.sum()), float(lengths.min()), float(lengths.max()))
@@ -51,8 +49,15 @@ class Norms:
         }
 
 
-def _float64(values: np.ndarray) -> np.ndarray:
-    """The same numbers; a float16 is looked up, since NumPy's conversion takes three times as long."""
-    if values.dtype == np.float16:
-        values = _FLOAT16.take(values.view(np.uint16))
-    return values.astype(np.float64)
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """The norms of ``[N, D]``.
+
+    The magnitude of a float16 is that of the float32 with its bits 13 to the left, times 2^112, while it is finite:
+    NumPy's own conversion takes four times as long.
+    """
+    scale = 1.0
+    if rows.dtype == np.float16:
+        magnitudes = np.bitwise_and(rows.view(np.uint16), 0x7FFF).astype(np.uint32)
+        rows, scale = np.left_shift(magnitudes, 13, out=magnitudes).view(np.float32), 2.0**112
+    wide = rows.astype(np.float64)
+    return np.sqrt(np.vecdot(wide, wide)) * scale

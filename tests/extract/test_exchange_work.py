@@ -140,7 +140,7 @@ def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
 ) -> None:
     data = write_data_set(tmp_path / "data")
     scan, butd = (data.export(format, tmp_path / format) for format in ("scan", "butd-tsv"))
-    for place in ("extract.exchange.scan.hashed", "extract.exchange.tsv.lines"):
+    for place in ("extract.exchange.scan.sha256", "extract.exchange.tsv.lines"):
         monkeypatch.setattr(place, None)  # called, it would be a TypeError
     table, captions = butd / "regions.tsv", ("--captions", butd / "captions.json")
     (tmp_path / "empty.csv").write_text("image,caption\n", encoding="utf-8")

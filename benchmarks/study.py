@@ -213,14 +213,21 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             runs = [result for s, w in wanted if (result := study.result(f"{base} {name} {s}", w))]
             if not runs:
                 continue
-            rows[name] = {"seeds": len(runs)} | {key: spread([run[key] for run in runs]) for key in KEYS}
+            # A figure that was added to this file later is told of the rows that have it.
+            known = set.intersection(*map(set, runs))
+            row: dict[str, Any] = {"seeds": len(runs)}
+            row |= {key: spread([run[key] for run in runs]) for key in KEYS if key in known}
             for key in KINDS:
-                rows[name][key] = {kind: spread([run[key][kind] for run in runs]) for kind in runs[0][key]}
+                if key in known:
+                    row[key] = {kind: spread([run[key][kind] for run in runs]) for kind in runs[0][key]}
+            rows[name] = row
             click.echo(
-                f"{base:13} {name:45} {len(runs)} seeds  val {rows[name]['val_rsum']['mean']:6.1f}  R@sum "
-                f"{rows[name]['rsum']['mean']:6.1f} ± {rows[name]['rsum']['sd']:4.1f}  correspondence "
-                f"{rows[name]['correspondence']['mean']:.3f} fitting {rows[name]['fitting']['mean']:.3f} pointing "
-                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in rows[name]["pointing_kinds"].items())
+                f"{base:13} {name:45} {len(runs)} seeds  val {row['val_rsum']['mean']:6.1f}  R@sum "
+                f"{row['rsum']['mean']:6.1f} ± {row['rsum']['sd']:4.1f}  correspondence "
+                f"{row['correspondence']['mean']:.3f} fitting "
+                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in row["kinds"].items())
+                + " pointing "
+                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in row.get("pointing_kinds", {}).items())
             )
         found[base] = {"chosen": best, "settings": COMMON | {"base": BASES[base]}, "rows": rows}
     if out:

@@ -2,11 +2,9 @@
 
 `index.html` is the page of the first data set, `D.html` that of each other one; every page holds all it needs (style,
 script, photographs, charts) and asks no network for anything. `overview.png` shows R@sum and one matched picture of
-the first data set. `tradeoff.csv` has the ways to search whose times were measured.
+the first data set.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from eval.report.overview import draw_overview
 from eval.report.page import open_data_set, section
 from eval.report.recall_table import RECALLS, recall_rows
 from eval.report.results import RunResult
-from eval.report.speed import mode_name
 from eval.report.templates import render
 from eval.report.verdict import verdict
 from eval.settings import ReportSettings
@@ -69,19 +66,6 @@ def run(
         )
         write_text(out / files[source.name], render("comparison.html", s=shown, pages=files))
     draw_overview(sources[0], out / "overview.png")
-    write_text(out / "tradeoff.csv", _trade_off([run for source in sources for run in source.runs]))
-
-
-def _trade_off(runs: Sequence[RunResult]) -> str:
-    """Name, ms a query and R@sum of every way to search whose time is known, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "query_ms", "rsum"])
-    for run in runs:
-        for mode, figures in run.modes.items():
-            if figures.get("query_ms"):
-                writer.writerow([mode_name(run, mode), figures["query_ms"], figures["rsum"]])
-    return text.getvalue()
 
 
 def results(runs: Mapping[str, dict], runs_dir: Path) -> dict[str, list[RunResult]]:

@@ -219,11 +219,6 @@ def test_the_best_is_marked_where_the_interval_is_above_every_other(written: Pat
     assert all(good["intervals"][key][0] > base["values"][key] for key in good["best"])
 
 
-def test_the_ways_to_search_are_a_table_for_dvc(written: Path):
-    lines = (written / "tradeoff.csv").read_text().splitlines()
-    assert lines == ["run,query_ms,rsum", '"vsrn-selfalign, student",0.2,300.5', '"vsrn-selfalign, teacher",41.5,333.3']
-
-
 def test_studies_are_told_with_the_points_of_the_queue(html: str):
     studies = html[html.index('id="studies"') : html.index('id="speed"')]
     assert "Codebook size" in studies and "Part of speech" in studies and "Nothing" not in studies

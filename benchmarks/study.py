@@ -76,6 +76,10 @@ ADDED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "+ InfoNCE + bag": (("contrast",), {"bag": BAG}),
     "+ InfoNCE + bag + CRA": (("contrast", "context"), {"bag": BAG}),
     "+ InfoNCE + equal dimensions + CRA (control)": (("contrast", "context"), {"bag": BAG | {"codebook": False}}),
+    "+ InfoNCE + equal dimensions + CRA + word-region + LCA": (
+        ("contrast", "context", "word_region", "concept"),
+        {"bag": BAG | {"codebook": False}},
+    ),
     "+ InfoNCE + bag + CRA + word-region": (("contrast", "context", "word_region"), {"bag": BAG}),
     "+ InfoNCE + bag + CRA + word-region + LCA": (("contrast", "context", "word_region", "concept"), {"bag": BAG}),
 }
@@ -185,13 +189,16 @@ def main() -> None:
 @click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
 @click.option("--results", type=click.Path(path_type=Path), required=True)
 @click.option("--base", "bases", multiple=True, type=click.Choice(list(BASES)), default=list(BASES))
-def run(data: Path, results: Path, bases: tuple[str, ...]) -> None:
+@click.option("--row", "rows", multiple=True, type=click.Choice(list(ADDED)), default=list(ADDED))
+@click.option("--seed", "seeds", multiple=True, type=click.Choice(SEEDS), default=SEEDS)
+def run(data: Path, results: Path, bases: tuple[str, ...], rows: tuple[str, ...], seeds: tuple[int, ...]) -> None:
     """Train what is missing, seed by seed."""
     torch.set_num_threads(1)
     study = Study(data, results)
     best = {base: chosen(study, base) for base in bases}
-    for seed in SEEDS:
-        for name, (losses, extra) in ADDED.items():
+    for seed in seeds:
+        for name in rows:
+            losses, extra = ADDED[name]
             for base in bases:
                 wanted = settings(base, {loss: best[base][loss] for loss in losses} | extra, seed)
                 study.run(f"{base} {name} {seed}", wanted)

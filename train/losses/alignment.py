@@ -75,9 +75,10 @@ class _AlignmentScores(torch.autograd.Function):
         region = region.clamp_(min=0).add_(torch.arange(images, device=device) * per_image).flatten()
         starts = torch.arange(0, len(region), images, device=device)
         grad_words = _weighted_sums(regions, region_scale, region, weight, starts)
-        # The other way round: the words that took each region.
-        region, order = region.sort()
-        starts = torch.searchsorted(region, torch.arange(images * per_image, device=device))
+        # The other way round: the words that took each region. Narrow numbers are sorted up to four times faster.
+        narrow = torch.int16 if images * per_image < 1 << 15 else torch.int32
+        region, order = region.to(narrow).sort()
+        starts = torch.searchsorted(region, torch.arange(images * per_image, dtype=narrow, device=device))
         grad_regions = _weighted_sums(words, word_scale, order // images, weight[order], starts)
         return (
             _through_scaling(grad_regions.view_as(regions), regions, region_scale),

@@ -66,7 +66,7 @@ def draw_comparison(found: dict[str, Any]) -> Figure:
             axes.errorbar(
                 figures["query_ms"],
                 rsum["mean"],
-                rsum["sd"],
+                rsum["sd"] or 0.0,
                 fmt=MODES[mode],
                 color=colour,
                 markersize=9,
@@ -84,7 +84,7 @@ def draw_comparison(found: dict[str, Any]) -> Figure:
 
 
 def _dots(axes: Axes, places: list[int], values: list[dict[str, float]], colour: str) -> None:
-    means, deviations = (np.array([value[key] for value in values]) for key in ("mean", "sd"))
+    means, deviations = (np.array([value[key] or 0.0 for value in values]) for key in ("mean", "sd"))
     axes.errorbar(means, places, xerr=deviations, fmt="o", color=colour, markersize=6, linewidth=1.4)
     axes.spines[["top", "right", "left"]].set_visible(False)
 

@@ -8,10 +8,11 @@ split; then it trains each of `ADDED` on top of each base with the other seeds. 
 and regions (against the scenes' truth) are of the test split.
 """
 
+import fcntl
 import json
-import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ ADDED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "+ CRA": (("context",), {}),
     "+ LCA + CRA": (("concept", "context"), {}),
     "+ InfoNCE + word-region": (("contrast", "word_region"), {}),
+    "+ InfoNCE + equal dimensions (control)": (("contrast",), {"bag": BAG | {"codebook": False}}),
     "+ InfoNCE + bag": (("contrast",), {"bag": BAG}),
     "+ InfoNCE + bag + CRA": (("contrast", "context"), {"bag": BAG}),
     "+ InfoNCE + equal dimensions + CRA (control)": (("contrast", "context"), {"bag": BAG | {"codebook": False}}),
@@ -102,24 +104,25 @@ class Study:
         self.stores["tokens"] = data / "tokens"
 
     def result(self, name: str, wanted: RunSettings) -> dict[str, Any] | None:
-        """What `name` gave with these settings; None while it is to be run, or is being run elsewhere."""
+        """What `name` gave with these settings; None while it isn't done."""
         path = self._path(name)
         if not path.exists():
             return None
         found = json.loads(path.read_text())
         if RunSettings(**found["settings"]) != wanted:
-            raise click.ClickException(f"{path} is of other settings: remove it")
+            raise click.ClickException(f"{path} is of other settings: remove it, or give another --results")
         return found
 
     def run(self, name: str, wanted: RunSettings) -> dict[str, Any] | None:
-        """Train and measure a run, unless that is done or another process has taken it."""
-        if self.result(name, wanted) is None:
-            self.results.mkdir(parents=True, exist_ok=True)
+        """Train and measure a run, unless that is done or another process is at it; what died at it has let go."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        with open(self._path(name).with_suffix(".lock"), "w") as lock:
             try:
-                os.close(os.open(self._path(name).with_suffix(".taken"), os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 return None
-            write_json(self._path(name), self._measure(name, wanted))
+            if self.result(name, wanted) is None:
+                write_json(self._path(name), self._measure(name, wanted))
         return self.result(name, wanted)
 
     def _path(self, name: str) -> Path:
@@ -163,19 +166,20 @@ class Study:
         }
 
 
-def chosen(study: Study, base: str) -> dict[str, Any]:
-    """For each loss the values of the grid that are best on the validation split."""
+def chosen(base: str, tried: Callable[[str, RunSettings], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """For each loss the values of the grid that are best on the validation split; `tried` gives a run's result. None
+    while one is not there."""
     best = {}
     for loss, values in GRID.items():
-        found = [(study.run(f"tune {base} {loss} {n}", tuning(base, loss, v)), v) for n, v in enumerate(values)]
-        if any(result is None for result, _ in found):
-            raise LookupError(f"{base} {loss}: its tuning is not finished")
-        best[loss] = max(found, key=lambda pair: pair[0]["val_rsum"])[1]
+        found = [tried(f"tune {base} {loss} {n}", tuning(base, loss, value)) for n, value in enumerate(values)]
+        if None in found:
+            return None
+        best[loss] = max(zip(found, values, strict=True), key=lambda pair: pair[0]["val_rsum"])[1]
     return best
 
 
 def tuning(base: str, loss: str, value: Any) -> RunSettings:
-    """A run that tries one value of the grid; a word-region score is tried beside its control."""
+    """A run that tries one value of the grid; a word-region score is tried beside an InfoNCE of the largest weight."""
     beside = {"contrast": GRID["contrast"][-1]} if loss == "word_region" else {}
     return settings(base, beside | {loss: value}, TUNING_SEED)
 
@@ -195,7 +199,9 @@ def run(data: Path, results: Path, bases: tuple[str, ...], rows: tuple[str, ...]
     """Train what is missing, seed by seed."""
     torch.set_num_threads(1)
     study = Study(data, results)
-    best = {base: chosen(study, base) for base in bases}
+    best = {base: chosen(base, study.run) for base in bases}
+    if waiting := [base for base in bases if best[base] is None]:
+        raise click.ClickException(f"another process still chooses the weights of {', '.join(waiting)}: start later")
     for seed in seeds:
         for name in rows:
             losses, extra = ADDED[name]
@@ -213,8 +219,10 @@ def table(data: Path, results: Path, out: Path | None) -> None:
     study = Study(data, results)
     found: dict[str, Any] = {}
     for base in BASES:
-        best = chosen(study, base)
-        rows = {}
+        best, rows = chosen(base, study.result), {}
+        if best is None:
+            click.echo(f"{base}: its weights are not chosen yet")
+            continue
         for name, (losses, extra) in ADDED.items():
             wanted = [(s, settings(base, {x: best[x] for x in losses} | extra, s)) for s in SEEDS]
             runs = [result for s, w in wanted if (result := study.result(f"{base} {name} {s}", w))]
@@ -230,7 +238,7 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             rows[name] = row
             click.echo(
                 f"{base:13} {name:45} {len(runs)} seeds  val {row['val_rsum']['mean']:6.1f}  R@sum "
-                f"{row['rsum']['mean']:6.1f} ± {row['rsum']['sd']:4.1f}  correspondence "
+                f"{spread_text(row['rsum']):14} correspondence "
                 f"{row['correspondence']['mean']:.3f} fitting "
                 + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in row["kinds"].items())
                 + " pointing "
@@ -244,9 +252,14 @@ def table(data: Path, results: Path, out: Path | None) -> None:
         write_json(out, {"command": command, "bases": found})
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.mean(values), 4), "sd": round(deviation, 4)}
+def spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and standard deviation; of one value there is none."""
+    deviation = round(statistics.stdev(values), 4) if len(values) > 1 else None
+    return {"mean": round(statistics.mean(values), 4), "sd": deviation}
+
+
+def spread_text(found: dict[str, float | None], digits: int = 1) -> str:
+    return f"{found['mean']:.{digits}f}" + ("" if found["sd"] is None else f" ± {found['sd']:.{digits}f}")
 
 
 if __name__ == "__main__":

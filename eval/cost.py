@@ -85,9 +85,9 @@ def run(
             for count in SCORED_BY_PAIRS
         }
         here = len(data.images)
-        regions_here = _unit(here, num_regions, local, device=device)
         modes = {"student": lambda: search(items, query, views, dims, here)}
         if network.settings.aladin:
+            regions_here = _unit(here, num_regions, local, device=device)
             modes["teacher"] = lambda: word_region_scores(regions_here, words).topk(min(BEST, here))
             modes["reranked"] = lambda: search_again(items, query, views, dims, regions_here, words, rerank)
         jobs |= {f"mode {mode}": job for mode, job in modes.items()}

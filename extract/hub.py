@@ -16,7 +16,9 @@ from manifests.files import sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+# As the hub has them: no name starts or ends with a dot or a hyphen, or has two of them beside each other.
+_PART = r"\w+(?:[.-]\w+)*"
+_HUB_NAME = re.compile(rf"{_PART}(/{_PART})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

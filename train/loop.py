@@ -103,7 +103,7 @@ class Loop:
             raise InputError(
                 f"the loss is {sum(terms.values())} ({', '.join(f'{key} {value:g}' for key, value in terms.items())})"
                 f" on images {', '.join(ids)}",
-                where=f"run {self.name}, epoch {epoch}, step {step}",
+                where=f"run {self.name}, epoch {epoch + 1}, batch {step + 1}",
                 fix="lower the learning rate, or look at the features of these images",
             )
         model.freeze_gradients(epoch)

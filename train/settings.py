@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from extract.text.parts_of_speech import POS_NAMES
 from manifests.typed import Settings
 
 
@@ -36,6 +37,11 @@ class CameraSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
     diversity: float = Field(0.01, ge=0, description="weight of the regulariser that keeps views apart")
 
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        _require_even_heads(self.dim, self.heads)
+        return self
+
 
 class VSEInfinitySettings(Settings):
     """`train.models.vse_infinity`."""
@@ -58,9 +64,13 @@ class TransformerSettings(Settings):
 
     @model_validator(mode="after")
     def _even_heads(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"{self.heads} heads can't share {self.dim} dimensions evenly")
+        _require_even_heads(self.dim, self.heads)
         return self
+
+
+def _require_even_heads(dim: int, heads: int) -> None:
+    if dim % heads:
+        raise ValueError(f"{heads} heads can't share {dim} dimensions evenly")
 
 
 BaseSettings = Annotated[
@@ -117,12 +127,14 @@ class ConceptSettings(Settings):
     weight: float = Field(1.0, gt=0)
     num_concepts: int = Field(1024, ge=1, description="K, the codebook's size")
     temperature: float = Field(0.1, gt=0)
-    epsilon: float = Field(0.05, gt=0)
+    epsilon: float = Field(0.05, ge=0.004)
     sinkhorn_iterations: int = Field(2, ge=1)
     start_epoch: int = Field(0, ge=0, description="the first epoch with this loss")
     frozen_epochs: int = Field(1, ge=0, description="its first epochs, in which the codebook isn't moved")
     both_directions: bool = Field(False, description="regions predict their words' entries as well")
-    parts_of_speech: list[str] | None = Field(None, min_length=1, description="universal tags of the words that learn")
+    parts_of_speech: list[Literal[*POS_NAMES]] | None = Field(
+        None, min_length=1, description="universal tags of the words that learn"
+    )
     locals: Literal["projected", "contextual"] = Field("projected", description="before or after context")
 
 
@@ -233,7 +245,7 @@ class UniModalSettings(CrossModalSettings):
 
 
 class CusaSettings(Settings):
-    """CUSA (`train.cusa`): soft labels from the data set's teachers. A term of weight 0 isn't computed."""
+    """CUSA (`train.models.cusa`): soft labels from the data set's teachers. A term of weight 0 isn't computed."""
 
     contrast: CusaContrastSettings = CusaContrastSettings()
     cross_modal: CrossModalSettings = CrossModalSettings()
@@ -275,6 +287,20 @@ class RunSettings(Settings):
     aladin: AladinSettings | None = None
     cusa: CusaSettings | None = None
     stream: StreamSettings | None = None
+
+    @model_validator(mode="after")
+    def _every_loss_starts(self) -> Self:
+        starts = {
+            "selfalign.concept": self.selfalign and self.selfalign.concept,
+            "aladin.distillation": self.aladin and self.aladin.distillation,
+        }
+        for name, loss in starts.items():
+            if loss and loss.start_epoch >= self.epochs:
+                raise ValueError(
+                    f"{name}.start_epoch is {loss.start_epoch}, and the run's {self.epochs} epochs count from 0: it "
+                    "would never start; lower it, or leave the loss out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _shared_encoder_runs(self) -> Self:

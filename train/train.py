@@ -77,6 +77,7 @@ def run(
         )
     streamed = settings.stream is not None
     data = RetrievalData(manifest, regions, tokens, "train", **text, teachers=teachers, elsewhere=streamed)
+    _require_chosen_words(name, settings, data, tokens)
     validation = RetrievalData(manifest, regions, tokens, "val", **text)
     dims = (data.region_store.dim, data.vocabulary_size)
     model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)
@@ -136,6 +137,19 @@ def run(
         state.finish(out, progress)
         state.remove()
     leave()
+
+
+def _require_chosen_words(name: str, settings: RunSettings, data: RetrievalData, tokens: Path) -> None:
+    """Raise `InputError` where no word has a part of speech that the concept loss is to learn from."""
+    concept = settings.selfalign and settings.selfalign.concept
+    chosen = set(concept.parts_of_speech or ()) if concept else set()
+    captions = range(data.num_captions)
+    if chosen and not any(word.pos in chosen for caption in captions for word in data.caption_words(caption)):
+        raise InputError(
+            f"no word of a caption is {' or '.join(sorted(chosen))}, and so nothing would be learned",
+            where=f"run {name}, selfalign.concept.parts_of_speech; {tokens}",
+            fix="make the tokens with a `language` that has parts of speech (docs/text.md), or leave the key out",
+        )
 
 
 class _Clock:

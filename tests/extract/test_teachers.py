@@ -431,6 +431,14 @@ def test_a_folder_that_lacks_files_is_not_taken_for_a_name(tmp_path, monkeypatch
     assert "name of the hub" not in error.value.fix
 
 
+@pytest.mark.parametrize("model", ["../vit", "./vit", "vit.", "a--b"])
+def test_a_folder_that_is_not_there_is_not_taken_for_a_name(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no such folder.*--local-dir") as error:
+        find_vision_model(ImageTeacherSettings(model=model, reads="manifest"))
+    assert model in error.value.where and "name of the hub" not in error.value.fix
+
+
 def test_card_and_verify_say_what_the_store_holds(store, world, tmp_path):
     manifest = world / "manifest" / "manifest.jsonl"
     told = verify.run(store=store.folder, manifest=manifest).text()

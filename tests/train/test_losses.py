@@ -141,6 +141,30 @@ def test_sinkhorn_of_far_apart_scores_stays_finite() -> None:
     torch.testing.assert_close(sinkhorn(scores, 0.005, 2).sum(1), torch.ones(3))
 
 
+@pytest.mark.parametrize("epsilon", [0.02, 0.005])
+def test_sinkhorn_of_a_small_epsilon_and_scores_that_are_alike(epsilon: float) -> None:
+    torch.manual_seed(0)
+    samples = F.normalize(torch.ones(1500, 8) + 0.1 * torch.randn(1500, 8), dim=-1)
+    scores = samples @ F.normalize(torch.randn(256, 8), dim=-1).T
+    exact = sinkhorn(scores.double(), epsilon, 3)
+    torch.testing.assert_close(sinkhorn(scores, epsilon, 3), exact.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_lca_of_a_small_epsilon_is_that_of_float64() -> None:
+    regions = F.normalize(unit(6, 5, 8).float() + 1, dim=-1)
+    words = unit(6, 4, 8, seed=1).float().requires_grad_()
+    module = ConceptAlignment(8, 64, epsilon=0.01)
+    everywhere = torch.ones(6, 4, dtype=torch.bool)
+    loss = module(regions, words, everywhere)
+    (gradient,) = torch.autograd.grad(loss, words)
+    module.double()
+    exact = module(regions.double(), words.double(), everywhere)
+    (exact_gradient,) = torch.autograd.grad(exact, words)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, exact_gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_sinkhorn_of_half_precision_scores() -> None:
     scores = unit(40, 9).bfloat16()
     ours = sinkhorn(scores, 0.05, 3)

@@ -1,6 +1,7 @@
 """The training stage on real stores: it learns, it is reproducible, its checkpoints say what they need."""
 
 import json
+import re
 import shutil
 
 import h5py
@@ -101,8 +102,27 @@ def test_the_codebook_rests_in_its_frozen_epochs(dataset, tmp_path):
 def test_a_diverging_run_stops_with_its_place(dataset, tmp_path):
     with pytest.raises(InputError) as error:
         train(dataset, tmp_path, learning_rate=1e30, gradient_clip=1e30)
-    assert "epoch" in error.value.where and "step" in error.value.where
+    assert re.fullmatch(r"run test, epoch 1, batch [12]", error.value.where)
     assert "triplet" in error.value.what and "images" in error.value.what
+
+
+def test_words_that_are_never_tagged_as_chosen_are_refused(dataset, tmp_path):
+    with pytest.raises(InputError, match="no word of a caption is INTJ or SYM"):
+        train(dataset, tmp_path, selfalign={"concept": {"num_concepts": 8, "parts_of_speech": ["SYM", "INTJ"]}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"selfalign": {"concept": {"parts_of_speech": ["NOUNS"]}}}, "'NOUN'"),
+        ({"selfalign": {"concept": {"start_epoch": 3}}, "epochs": 3}, "selfalign.concept.start_epoch is 3"),
+        ({"aladin": {"distillation": {"start_epoch": 4}}, "epochs": 3}, "aladin.distillation.start_epoch is 4"),
+        ({"base": {"name": "camera", "dim": 96}}, "64 heads can't share 96 dimensions"),
+    ],
+)
+def test_settings_that_could_not_train_are_refused(changes, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        RunSettings(**SETTINGS | changes)
 
 
 def test_other_features_are_refused(dataset, trained, tmp_path):

@@ -17,6 +17,8 @@ from train.precision import matmul_dtype, sum_dtype
 # On the CPU, what is done row by row to [N, K] is done to this many rows while they are in its cache; a product whose
 # result goes elsewhere is made of that many.
 _ROWS, _PRODUCT_ROWS = 128, 1024
+# How far apart float32 may have the logits, cosines over epsilon: their exponentials are multiplied with each other.
+_WIDEST = 80
 
 
 @torch.no_grad()
@@ -34,8 +36,14 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     -------
     ``[N, K]``, each row (sample) summing to 1; at least float32.
     """
-    kernel, sample_scale, prototype_scale = _scaling(scores.to(sum_dtype(scores)) / epsilon, iterations)
-    return kernel.mul_(prototype_scale).mul_(sample_scale[:, None])
+    logits = scores.to(_kernel_dtype(scores, epsilon)) / epsilon
+    kernel, sample_scale, prototype_scale = _scaling(logits, iterations)
+    return kernel.mul_(prototype_scale).mul_(sample_scale[:, None]).to(sum_dtype(scores))
+
+
+def _kernel_dtype(scores: Tensor, epsilon: float) -> torch.dtype:
+    """At least float32, and float64 for an epsilon so small that float32 would lose whole prototypes."""
+    return torch.float64 if 2 / epsilon > _WIDEST else sum_dtype(scores)
 
 
 def _scaling(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +147,9 @@ class ConceptAlignment(nn.Module):
             place = (y_mask.flatten().cumsum(0) - 1).view_as(y_mask)
             nearest = place.gather(1, nearest).flatten()[rows]
             scores = _scaled_product(_rows(y, valid).to(dtype), self.codebook.to(dtype).T, 1 / self.epsilon)
-            kernel, y_scale, prototype_scale = _scaling(scores.to(sum_dtype(y)), self.sinkhorn_iterations)
+            kernel, y_scale, prototype_scale = _scaling(
+                scores.to(_kernel_dtype(y, self.epsilon)), self.sinkhorn_iterations
+            )
             targets, target_scale = kernel.index_select(0, nearest), y_scale[nearest]
             del scores, kernel
             lengths = x_mask.sum(1, keepdim=True)
@@ -178,7 +188,7 @@ class _CrossEntropy(torch.autograd.Function):
             torch.sub(log_softmax.exp_().mul_(weight[:, None]), part, out=part)
         ctx.save_for_backward(x, codebook, rows, targets.to(dtype))
         ctx.temperature = temperature
-        return loss
+        return loss.to(sum_dtype(x))
 
     @staticmethod
     @once_differentiable

@@ -75,7 +75,9 @@ def draw_comparison(found: dict[str, Any]) -> Figure:
     for mode, marker in MODES.items():
         axes.plot([], [], marker, color=SOFT, markersize=8, label=f"search with the {mode}" if mode != "reranked" else
                   "student's best, put in the teacher's order")  # fmt: skip
-    axes.set(xscale="log", xlabel="ms a caption (logarithmic)", ylabel="R@sum")
+    axes.set(xscale="log", xlabel="ms a caption among 500 images (logarithmic)", ylabel="R@sum")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks("{x:g}")
     axes.grid(color="#edf0f3")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -20,7 +20,7 @@ BASES = {
 def settings(base: str, selfalign=None, aladin=None) -> RunSettings:
     return RunSettings(
         dataset="x",
-        epochs=1,
+        epochs=3,
         base=BASES[base],
         text={"reads": "tokens", "word_dim": 8},
         triplet={},

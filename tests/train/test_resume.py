@@ -186,6 +186,7 @@ def test_tensorboard_is_asked_for_before_training(dataset, tmp_path):
 @pytest.mark.parametrize("base", [{"name": "vsrn", "dim": 32, "graph_layers": 1}, SETTINGS["base"], SMALL["base"]])
 def test_bfloat16_learns_nearly_the_same(dataset, tmp_path, base):
     settings = {**SETTINGS, "epochs": 1, "accumulate": 1, "base": base, "triplet": {"all_negatives_epochs": 1}}
+    settings["selfalign"] = {"concept": {"num_concepts": 16}, "context": {"num_negatives": 32}}
     train_here(dataset, tmp_path / "exact", settings)
     train_here(dataset, tmp_path / "coarse", {**settings, "precision": "bfloat16"})
     exact, coarse = rows(tmp_path / "exact")[0], rows(tmp_path / "coarse")[0]

@@ -1,7 +1,8 @@
-"""The pictures of the two committed studies, for docs/.
+"""The pictures of the two committed studies, for docs/: NAME is study or comparison.
 
-python -m benchmarks.draw study      # benchmarks/study.json -> docs/study.png
-python -m benchmarks.draw comparison # benchmarks/comparison.json -> docs/comparison.png
+    python -m benchmarks.draw NAME # benchmarks/NAME.json -> docs/NAME.png
+
+What a JSON doesn't hold yet is left out.
 """
 
 import json
@@ -21,19 +22,22 @@ from manifests.files import atomic
 
 BASES = {"vsrn": "VSRN", "camera": "CAMERA", "vse_infinity": "VSE-infinity"}
 KINDS = {"colour": RUN_COLOURS[2], "shape": RUN_COLOURS[1]}
-MODES = {"student": "o", "teacher": "s", "reranked": "^"}
+MODES = {
+    "student": ("o", "search with the student"),
+    "teacher": ("s", "search with the teacher"),
+    "reranked": ("^", "student's best, put in the teacher's order"),
+}
 STYLE = {"font.family": "sans-serif", "font.size": 10.5, "text.color": INK, "axes.edgecolor": SOFT}
 
 
 def draw_study(found: dict[str, Any]) -> Figure:
     """For each base R@sum and the share of colour and shape words on a fitting object, mean and standard deviation."""
     figure = Figure(figsize=(14, 5), dpi=110, facecolor="white")
-    bases = [base for base in BASES if found["bases"][base]["rows"]]
     names = list(study.ADDED)
-    for column, base in enumerate(bases):
-        rows, left = found["bases"][base]["rows"], 0.262 + column * 0.248
-        places = [len(names) - place for place, name in enumerate(names) if name in rows]
-        rows = {name: rows[name] for name in names if name in rows}
+    for column, base in enumerate(base for base in BASES if base in found["bases"]):
+        told, left = found["bases"][base]["rows"], 0.262 + column * 0.248
+        rows = {name: told[name] for name in names if name in told}
+        places = [len(names) - names.index(name) for name in rows]
         recall, words = (figure.add_axes((left + at, 0.13, width, 0.7)) for at, width in ((0, 0.13), (0.138, 0.09)))
         recall.axvline(rows["base"]["rsum"]["mean"], color=SOFT, linewidth=1, linestyle=":")
         _dots(recall, places, [row["rsum"] for row in rows.values()], RUN_COLOURS[0])
@@ -61,20 +65,21 @@ def draw_comparison(found: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(11, 5.6), dpi=110, facecolor="white")
     axes = figure.add_axes((0.07, 0.12, 0.6, 0.82))
     for colour, name in zip(RUN_COLOURS, comparison.ADDED, strict=False):
+        if name not in found["rows"]:
+            continue
         for mode, figures in found["rows"][name]["modes"].items():
-            rsum = figures["rsum"]
+            rsum, (marker, _) = figures["rsum"], MODES[mode]
             axes.errorbar(
                 figures["query_ms"],
                 rsum["mean"],
                 rsum["sd"] or 0.0,
-                fmt=MODES[mode],
+                fmt=marker,
                 color=colour,
                 markersize=9,
                 label=name if mode == "student" else None,
             )
-    for mode, marker in MODES.items():
-        axes.plot([], [], marker, color=SOFT, markersize=8, label=f"search with the {mode}" if mode != "reranked" else
-                  "student's best, put in the teacher's order")  # fmt: skip
+    for marker, label in MODES.values():
+        axes.plot([], [], marker, color=SOFT, markersize=8, label=label)
     axes.set(xscale="log", xlabel="ms a caption among 500 images (logarithmic)", ylabel="R@sum")
     for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         ticks("{x:g}")

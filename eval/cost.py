@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from eval.cross_attention import cross_attention_scores
+from eval.report.speed import MEASURED_IMAGES
 from manifests.files import write_json
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
@@ -24,7 +25,6 @@ CANDIDATES = (1_000, 5_000, 100_000, 1_000_000)
 SCORED_BY_PAIRS = (1_000, 5_000)  # beyond, what scores pairs is reckoned from these
 BEST = 10
 HELD_BYTES = 1 << 30  # synthetic vectors held at a time; more candidates are several passes over them
-BATCH = 128
 
 
 def run(
@@ -60,8 +60,8 @@ def run(
     data = RetrievalData(manifest, regions, tokens, split, pieces=pieces, text_features=text_features)
     require_recipe(model, data)
     network = load_model(model, device)
-    images = data.region_batch(range(min(BATCH, len(data.images)))).to(device)
-    captions = data.word_batch(range(min(BATCH, data.num_captions))).to(device)
+    images = data.region_batch(range(min(MEASURED_IMAGES, len(data.images)))).to(device)
+    captions = data.word_batch(range(min(MEASURED_IMAGES, data.num_captions))).to(device)
     alone = data.word_batch([0]).to(device)
     with torch.inference_mode():
         seen, read = network.encode_images(images), network.encode_captions(captions)

@@ -11,7 +11,9 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +109,24 @@ def fingerprint(value: Any) -> str:
 
 
 def sha256(path: Path, advance: Callable[[int], object] | None = None) -> str:
-    """SHA-256 of a file's bytes, in hex; `advance` is told of the bytes as they are read."""
-    whole, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    """SHA-256 of a file's bytes, in hex; `advance` is told of the bytes as they are hashed."""
+    whole = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            whole.update(buffer[:count])
+        for block in _blocks(file):
+            whole.update(block)
             if advance:
-                advance(count)
+                advance(len(block))
     return whole.hexdigest()
+
+
+def _blocks(file: FileIO) -> Iterator[memoryview]:
+    """A file's bytes; a thread reads the next block while the caller uses one."""
+    size = max(1, min(_BLOCK, os.fstat(file.fileno()).st_size))
+    used, read = (memoryview(bytearray(size)) for _ in range(2))
+    with ThreadPoolExecutor(1) as reader:
+        count = file.readinto(used)
+        while count:
+            following = reader.submit(file.readinto, read)
+            yield used[:count]
+            count = following.result()
+            used, read = read, used

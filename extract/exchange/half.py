@@ -1,17 +1,19 @@
 """float32 to float16, rounded to nearest even, by the numbers' bits.
 
-A float16 is a sum: adding 2^13 times a number's own power of two (never less than that of the smallest normal
-float16) leaves in the sum's last bits exactly those that a float16 keeps, rounded. NumPy's own conversion goes number
-by number and takes five times as long on features, whose zeros and ordinary numbers mix.
+Adding to a number the right power of two, 2^13 times the number's own (never less than that of the smallest normal
+float16), leaves in the sum's last bits exactly those that a float16 keeps of it, rounded. Where that power's own last
+bits already hold the float16's exponent, a multiple of 2^10 that rounding doesn't see, the sum ends in the float16.
+NumPy's own conversion goes number by number and takes many times as long on features, whose zeros and ordinary numbers
+mix.
 """
 
 import numpy as np
 
 _BLOCK = 2**17
-_SIGN, _MAGNITUDE, _EXPONENT = np.uint32(0x8000), np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
-_LEAST = np.uint32(113 << 23)  # bits of 2^-14
-_UP = np.uint32(13 << 23)
-_OFFSET = np.uint32(126 << 10)
+_MAGNITUDE, _SIGN = np.uint32(0x7FFFFFFF), np.uint16(0x8000)
+_LEAST = np.uint32(113)  # the exponent of 2^-14
+# From an exponent to the bits of that power: 13 more, and the float16's exponent less one.
+_SCALE, _OFFSET = np.uint32((1 << 23) + (1 << 10)), np.uint32((13 << 23) - (113 << 10))
 _TOO_LARGE = int(np.float32(65520).view(np.uint32))  # rounds to infinity
 
 
@@ -23,21 +25,19 @@ def to_float16(values: np.ndarray, out: np.ndarray) -> bool:
     bits, kept = values.reshape(-1).view(np.uint32), out.reshape(-1).view(np.uint16)
     a, b = np.empty((2, min(_BLOCK, bits.size)), np.uint32)
     for start in range(0, bits.size, _BLOCK):
-        block = bits[start : start + _BLOCK]
-        number, power = a[: len(block)], b[: len(block)]
-        np.bitwise_and(block, _MAGNITUDE, out=number)
-        if int(number.max()) >= _TOO_LARGE:
-            return False
-        np.bitwise_and(block, _EXPONENT, out=power)
+        signed = bits[start : start + _BLOCK]
+        number, power, half = signed, a[: len(signed)], kept[start : start + len(signed)]
+        negative = int(signed.max()) >= _TOO_LARGE  # or else too large
+        if negative:
+            number = np.bitwise_and(signed, _MAGNITUDE, out=b[: len(signed)])
+            if int(number.max()) >= _TOO_LARGE:
+                return False
+        np.right_shift(number, 23, out=power)
         np.maximum(power, _LEAST, out=power)
-        np.add(power, _UP, out=power)
-        np.add(number.view(np.float32), power.view(np.float32), out=number.view(np.float32))
-        np.subtract(number, power, out=number)
-        np.right_shift(power, 13, out=power)
-        np.add(number, power, out=number)
-        np.subtract(number, _OFFSET, out=number)
-        np.right_shift(block, 16, out=power)
-        np.bitwise_and(power, _SIGN, out=power)
-        np.bitwise_or(number, power, out=number)
-        kept[start : start + len(block)] = number
+        np.multiply(power, _SCALE, out=power)
+        np.add(power, _OFFSET, out=power)
+        np.add(number.view(np.float32), power.view(np.float32), out=power.view(np.float32))
+        np.copyto(half, power, casting="unsafe")
+        if negative:
+            half |= np.right_shift(signed, 16, out=power).astype(np.uint16) & _SIGN
     return True

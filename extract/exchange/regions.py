@@ -1,9 +1,9 @@
 """The `regions` stage of an imported data set: an ordinary region store, made of files instead of pictures.
 
-The recipe says `imported`, with the files' sha256. Threads read a shard's images while the shard before is written;
-finished shards wait in the staging folder, so that a killed import continues, and the store appears whole or not at
-all (docs/architecture.md, "Resume"). Memory holds two shards' features, three where images differ in their number of
-regions.
+The recipe says `imported`, with the files' sha256. Threads read a shard's images while the shard before is written and
+the one before that is hashed; finished shards wait in the staging folder, so that a killed import continues, and the
+store appears whole or not at all (docs/architecture.md, "Resume"). Memory holds two shards' features, three where
+images differ in their number of regions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -161,10 +161,10 @@ class _Import:
         return range(number * size, min((number + 1) * size, len(self.rows)))
 
     def make(self, numbers: Sequence[int], readers: int, bar: "tqdm[Any]", *, check: bool) -> dict[int, dict[str, Any]]:
-        """Done-markers of these shards, made here: one is written while the next is read."""
-        done = {}
+        """Done-markers of these shards, made here: one is hashed and the next written while the third is read."""
+        done: dict[int, Future[dict[str, Any]]] = {}
         buffers = [self._buffer() for _ in range(min(2, len(numbers)))]
-        with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(readers) as pool:
+        with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(1) as finishing, ThreadPoolExecutor(readers) as pool:
             again = beside.submit(self.source.hash_again) if check else None
             waiting: dict[int, list[Future[tuple[list[Regions], Norms]]]] = {}
             try:
@@ -179,7 +179,8 @@ class _Import:
                         norms = Norms.together((norms, lengths))
                         bar.update(len(block))
                     del waiting[number]
-                    done[number] = self._write(number, regions, norms, buffers[place % 2])
+                    facts = self._write(number, regions, norms, buffers[place % 2])
+                    done[number] = finishing.submit(self.staged.finish, self.path(number), facts)
             except BaseException:
                 for futures in waiting.values():
                     for future in futures:
@@ -187,7 +188,7 @@ class _Import:
                 raise
             if again:
                 self._refuse_changed(again.result())
-        return done
+        return {number: future.result() for number, future in done.items()}
 
     def _refuse_changed(self, files: dict[str, str]) -> None:
         for name, digest in self.imported.files.items():
@@ -214,10 +215,10 @@ class _Import:
         return [pool.submit(self._read, part[block], None if buffer is None else buffer[block]) for block in blocks]
 
     def _write(self, number: int, regions: list[Regions], norms: Norms, buffer: np.ndarray | None) -> dict[str, Any]:
+        """Write a shard; what its done-marker is to say of it."""
         ids = [self.rows[row].id for row in self.part(number)]
-        path = self.path(number)
         write_shard(
-            path,
+            self.path(number),
             ids,
             regions,
             self._hash,
@@ -226,8 +227,7 @@ class _Import:
             id_bytes=self._id_bytes,
             features=None if buffer is None else buffer[: len(ids)],
         )
-        facts = {"count": len(ids), "first": ids[0], "last": ids[-1], "norms": astuple(norms)}
-        return self.staged.finish(path, facts)
+        return {"count": len(ids), "first": ids[0], "last": ids[-1], "norms": astuple(norms)}
 
     def _read(self, rows: range, buffer: np.ndarray | None) -> tuple[list[Regions], Norms]:
         """The regions of some images, their features in `buffer` where there is one, and these features' norms."""

@@ -103,7 +103,7 @@ def main(name: str) -> None:
     found = json.loads(Path(f"benchmarks/{name}.json").read_text(encoding="utf-8"))
     with matplotlib.rc_context(STYLE), atomic(Path(f"docs/{name}.png")) as temporary:
         figure = (draw_study if name == "study" else draw_comparison)(found)
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
 
 
 if __name__ == "__main__":

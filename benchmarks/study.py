@@ -228,28 +228,35 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             runs = [result for s, w in wanted if (result := study.result(f"{base} {name} {s}", w))]
             if not runs:
                 continue
-            # A figure that was added to this file later is told of the rows that have it.
-            known = set.intersection(*map(set, runs))
-            row: dict[str, Any] = {"seeds": len(runs)}
-            row |= {key: spread([run[key] for run in runs]) for key in KEYS if key in known}
-            for key in KINDS:
-                if key in known:
-                    row[key] = {kind: spread([run[key][kind] for run in runs]) for kind in runs[0][key]}
-            rows[name] = row
-            click.echo(
-                f"{base:13} {name:45} {len(runs)} seeds  val {row['val_rsum']['mean']:6.1f}  R@sum "
-                f"{spread_text(row['rsum']):14} correspondence "
-                f"{row['correspondence']['mean']:.3f} fitting "
-                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in row["kinds"].items())
-                + " pointing "
-                + " ".join(f"{kind} {share['mean']:.2f}" for kind, share in row.get("pointing_kinds", {}).items())
-            )
+            rows[name] = summary(runs)
+            click.echo(f"{base:13} {line(name, rows[name])}")
         found[base] = {"chosen": best, "settings": COMMON | {"base": BASES[base]}, "rows": rows}
     if out:
         command = (
             f"python -m benchmarks.study run --results R; python -m benchmarks.study table --results R --out {out}"
         )
         write_json(out, {"command": command, "bases": found})
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of every figure that all `runs` of a row have: some were added to `KEYS` later."""
+    known = set.intersection(*map(set, runs))
+    row: dict[str, Any] = {"seeds": len(runs)}
+    row |= {key: spread([run[key] for run in runs]) for key in KEYS if key in known}
+    for key in KINDS:
+        if key in known:
+            row[key] = {kind: spread([run[key][kind] for run in runs]) for kind in runs[0][key]}
+    return row
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """A row's summary, to print."""
+    kinds = {key: [f"{kind} {share['mean']:.2f}" for kind, share in row.get(key, {}).items()] for key in KINDS}
+    return (
+        f"{name:45} {row['seeds']} seeds  val {row['val_rsum']['mean']:6.1f}  R@sum {spread_text(row['rsum']):14} "
+        f"correspondence {row['correspondence']['mean']:.3f} fitting {' '.join(kinds['kinds'])} "
+        f"pointing {' '.join(kinds['pointing_kinds'])}"
+    )
 
 
 def spread(values: list[float]) -> dict[str, float | None]:

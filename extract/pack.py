@@ -73,7 +73,7 @@ def run(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: 
             for name, rows in shards.items():
                 with atomic(folder / name) as file, tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as shard:
                     for row in rows:
-                        found = region_store.regions(region_store.row(images[row].id))
+                        found = region_store.read(region_store.row(images[row].id))
                         write_sample(shard, Sample(found, _facts(images[row], _words(token_store, row, images[row]))))
                         norms.append(Norms.of(found.features))
                         bar.update()

@@ -10,9 +10,9 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -111,18 +111,20 @@ def fingerprint(value: Any) -> str:
 def sha256(path: Path, advance: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file's bytes, in hex; `advance` is told of the bytes as they are hashed."""
     whole = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        for block in _blocks(file):
+    with open(path, "rb", buffering=0) as file, closing(_blocks(file)) as blocks:
+        for block in blocks:
             whole.update(block)
             if advance:
                 advance(len(block))
     return whole.hexdigest()
 
 
-def _blocks(file: FileIO) -> Iterator[memoryview]:
-    """A file's bytes; a thread reads the next block while the caller uses one."""
-    size = max(1, min(_BLOCK, os.fstat(file.fileno()).st_size))
-    used, read = (memoryview(bytearray(size)) for _ in range(2))
+def _blocks(file: FileIO) -> Generator[bytes | memoryview, None, None]:
+    """A file's bytes; of a large file a thread reads the next block while the caller uses one."""
+    if os.fstat(file.fileno()).st_size <= _BLOCK:
+        yield file.readall()
+        return
+    used, read = (memoryview(bytearray(_BLOCK)) for _ in range(2))
     with ThreadPoolExecutor(1) as reader:
         count = file.readinto(used)
         while count:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -98,16 +99,23 @@ class Loop:
             autocast=self._autocast,
             parted=self.epochs.parted,
         )
-        if not math.isfinite(sum(terms.values())):
+        self._require_finite("loss", sum(terms.values()), terms, captions, epoch, step)
+        model.freeze_gradients(epoch)
+        processes.average(model.parameters())
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+        self._require_finite("gradient's norm", norm.item(), terms, captions, epoch, step)
+        self.optimizer.step()
+        return terms
+
+    def _require_finite(
+        self, what: str, value: float, terms: dict[str, float], captions: np.ndarray, epoch: int, step: int
+    ) -> None:
+        """Refuse a step before it reaches the weights, and so before they can be saved."""
+        if not math.isfinite(value):
             ids = [self.data.images[image].id for image in self.data.caption_image[captions]]
             raise InputError(
-                f"the loss is {sum(terms.values())} ({', '.join(f'{key} {value:g}' for key, value in terms.items())})"
+                f"the {what} is {value} ({', '.join(f'{key} {term:g}' for key, term in terms.items())})"
                 f" on images {', '.join(ids)}",
                 where=f"run {self.name}, epoch {epoch + 1}, batch {step + 1}",
                 fix="lower the learning rate, or look at the features of these images",
             )
-        model.freeze_gradients(epoch)
-        processes.average(model.parameters())
-        nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        self.optimizer.step()
-        return terms

@@ -3,7 +3,7 @@
 Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -18,7 +18,13 @@ class CaptionDecoderSettings(Settings):
     dim: int = Field(512, ge=1, description="hidden size of the decoder")
 
 
-class VSRNSettings(Settings):
+class _BaseSettings(Settings):
+    """A base; `reads_boxes`: whether it looks at the regions' boxes, and so can't learn from a store without any."""
+
+    reads_boxes: ClassVar[bool] = False
+
+
+class VSRNSettings(_BaseSettings):
     """`train.models.vsrn`."""
 
     name: Literal["vsrn"]
@@ -27,8 +33,10 @@ class VSRNSettings(Settings):
     caption_decoder: CaptionDecoderSettings | None = None
 
 
-class CameraSettings(Settings):
+class CameraSettings(_BaseSettings):
     """`train.models.camera`."""
+
+    reads_boxes: ClassVar[bool] = True
 
     name: Literal["camera"]
     dim: int = Field(2048, ge=16, multiple_of=16, description="D, the joint dimension")
@@ -43,7 +51,7 @@ class CameraSettings(Settings):
         return self
 
 
-class VSEInfinitySettings(Settings):
+class VSEInfinitySettings(_BaseSettings):
     """`train.models.vse_infinity`."""
 
     name: Literal["vse_infinity"]
@@ -51,8 +59,10 @@ class VSEInfinitySettings(Settings):
     position_dim: int = Field(32, ge=2, multiple_of=2, description="size of the pooling operator's positions and GRU")
 
 
-class TransformerSettings(Settings):
+class TransformerSettings(_BaseSettings):
     """`train.models.transformer`: one encoder for regions and words. `text.encoder`, if any, takes its place."""
+
+    reads_boxes: ClassVar[bool] = True
 
     name: Literal["transformer"]
     dim: int = Field(768, ge=2, description="D, the joint dimension, and the width of a new encoder")

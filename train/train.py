@@ -64,7 +64,8 @@ def run(
 
     Raises
     ------
-    InputError : a loss that is not finite, with its step, its terms and the batch's image ids.
+    InputError : a loss or gradient that is not finite, with its step, its terms and the batch's image ids; regions
+        without boxes for a base that looks at them.
     """
     processes = join(device)
     torch.manual_seed(settings.seed)
@@ -78,6 +79,7 @@ def run(
     streamed = settings.stream is not None
     data = RetrievalData(manifest, regions, tokens, "train", **text, teachers=teachers, elsewhere=streamed)
     _require_chosen_words(name, settings, data, tokens)
+    _require_boxes(name, settings, data)
     validation = RetrievalData(manifest, regions, tokens, "val", **text)
     dims = (data.region_store.dim, data.vocabulary_size)
     model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)
@@ -149,6 +151,16 @@ def _require_chosen_words(name: str, settings: RunSettings, data: RetrievalData,
             f"no word of a caption is {' or '.join(sorted(chosen))}, and so nothing would be learned",
             where=f"run {name}, selfalign.concept.parts_of_speech; {tokens}",
             fix="make the tokens with a `language` that has parts of speech (docs/text.md), or leave the key out",
+        )
+
+
+def _require_boxes(name: str, settings: RunSettings, data: RetrievalData) -> None:
+    """Raise `InputError` where the base looks at boxes and the regions were imported without any."""
+    if settings.base.reads_boxes and not data.region_store.has_boxes:
+        raise InputError(
+            f"{settings.base.name} looks at the regions' boxes, and these were imported without any",
+            where=f"run {name}, base.name; {data.region_store.folder}",
+            fix="import the features with their boxes (docs/exchange.md), or use vsrn or vse_infinity",
         )
 
 

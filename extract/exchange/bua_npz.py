@@ -59,10 +59,12 @@ class BuaSource(Source):
             advance(len(data))
         self.files[_ALL] = whole.hexdigest()
 
-    def hash_again(self) -> dict[str, str]:
+    def hash_again(self, advance: Callable[[int], object]) -> dict[str, str]:
         whole = hashlib.sha256()
         for path in self.paths:
-            whole.update(_listed(path, _bytes(path)))
+            data = _bytes(path)
+            whole.update(_listed(path, data))
+            advance(len(data))
         return {_ALL: whole.hexdigest()}
 
     def where(self, place: list[int]) -> str:
@@ -198,7 +200,7 @@ def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance
             raise InputError(
                 "its id can't be a file's name", where=f"image {row.id!r}", fix="export another format, such as wds"
             )
-        found = store.regions(store.row(row.id))
+        found = store.read(store.row(row.id))
         width, height = found.image_size
         facts = {"image_id": row.id, "image_h": height, "image_w": width, "num_boxes": len(found)}
         facts |= {name: np.array(values) for name in LABELS if (values := getattr(found, name)) is not None}

@@ -35,7 +35,7 @@ def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance
     """Write `rows`, which `store` has, to `folder`/regions.tsv."""
     with open(folder / FILE, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            found = store.regions(store.row(row.id))
+            found = store.read(store.row(row.id))
             width, height = found.image_size
             boxes, features = tsv.encoded(found.boxes, "<f4"), tsv.encoded(found.features, "<f4")
             image_id = tsv.id_field(row.id, store.folder)

@@ -41,7 +41,7 @@ def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance
     """Write `rows`, which `store` has, to `folder`/regions.tsv. InputError where the store lacks classes."""
     with open(folder / FILE, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            found = store.regions(store.row(row.id))
+            found = store.read(store.row(row.id))
             labels = [getattr(found, name) for name in LABELS]
             if any(values is None for values in labels):
                 raise InputError(

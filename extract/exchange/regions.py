@@ -7,10 +7,11 @@ images differ in their number of regions.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -164,8 +165,14 @@ class _Import:
         """Done-markers of these shards, made here: one is hashed and the next written while the third is read."""
         done: dict[int, Future[dict[str, Any]]] = {}
         buffers = [self._buffer() for _ in range(min(2, len(numbers)))]
+        given_up = Event()
+
+        def go_on(_: int) -> None:
+            if given_up.is_set():
+                raise CancelledError
+
         with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(1) as finishing, ThreadPoolExecutor(readers) as pool:
-            again = beside.submit(self.source.hash_again) if check else None
+            again = beside.submit(self.source.hash_again, go_on) if check else None
             waiting: dict[int, list[Future[tuple[list[Regions], Norms]]]] = {}
             try:
                 for place, number in enumerate(numbers):
@@ -180,15 +187,18 @@ class _Import:
                         bar.update(len(block))
                     del waiting[number]
                     facts = self._write(number, regions, norms, buffers[place % 2])
+                    if place:
+                        done[numbers[place - 1]].result()
                     done[number] = finishing.submit(self.staged.finish, self.path(number), facts)
+                if again:
+                    self._refuse_changed(again.result())
+                return {number: future.result() for number, future in done.items()}
             except BaseException:
+                given_up.set()
                 for futures in waiting.values():
                     for future in futures:
                         future.cancel()
                 raise
-            if again:
-                self._refuse_changed(again.result())
-        return {number: future.result() for number, future in done.items()}
 
     def _refuse_changed(self, files: dict[str, str]) -> None:
         for name, digest in self.imported.files.items():

@@ -263,7 +263,7 @@ def _write_arrays(
         write_header(features, (*shape, store.dim), np.float32)
         if not store.has_boxes:
             for row in rows:
-                _append(features, store.regions(store.row(row.id)).features, np.float32)
+                _append(features, store.read(store.row(row.id)).features, np.float32)
                 advance()
             return
         with (
@@ -273,7 +273,7 @@ def _write_arrays(
             write_header(boxes, (*shape, 4), np.float32)
             write_header(sizes, (shape[0], 2), np.int64)
             for row in rows:
-                found = store.regions(store.row(row.id))
+                found = store.read(store.row(row.id))
                 _append(features, found.features, np.float32)
                 _append(boxes, found.boxes, np.float32)
                 _append(sizes, np.array(found.image_size), np.int64)

@@ -98,9 +98,9 @@ class Source(ABC):
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.paths)
 
-    def hash_again(self) -> dict[str, str]:
-        """What `files` was after the survey, if nothing has changed since."""
-        return {path.name: sha256(path) for path in self.paths}
+    def hash_again(self, advance: Callable[[int], object]) -> dict[str, str]:
+        """What `files` was after the survey, if nothing has changed since; `advance` is told of the bytes."""
+        return {path.name: sha256(path, advance) for path in self.paths}
 
     def entries(self) -> Iterator[SourceImage] | None:
         """Ids, splits and captions where `captions` is of this format too, else None."""

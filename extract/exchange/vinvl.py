@@ -165,7 +165,7 @@ def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance
         open(folder / _PREDICTIONS, "w", encoding="utf-8", newline="\n") as predictions,
     ):
         for row in rows:
-            found = store.regions(store.row(row.id))
+            found = store.read(store.row(row.id))
             image_id = tsv.id_field(row.id, store.folder)
             offsets.append(offset)
             offset += features.write(f"{image_id}\t{len(found)}\t{tsv.encoded(found.features, '<f4')}\n".encode())

@@ -100,6 +100,7 @@ def write_data_set(
     labels: bool = True,
     dtype: str = "float16",
     captions: int = 5,
+    scale: float = 1.0,
 ) -> DataSet:
     """Write images of random regions, `counts` of them, in shards of 4, and their manifest."""
     rng = np.random.default_rng(5)
@@ -114,7 +115,7 @@ def write_data_set(
             "attrs_id": rng.integers(0, 4, count).astype(np.int32),
             "attrs_conf": rng.uniform(0, 1, count).astype(np.float32),
         }
-        features = rng.standard_normal((count, dim)).astype(dtype)
+        features = (scale * rng.standard_normal((count, dim))).astype(dtype)
         found.append(Regions(features, boxes, (width, height), **(told if labels else {})))
         texts = tuple(f"Caption {k} of image {number}, “é”." for k in range(captions))
         path = f"a folder/{1000 + number}.jpg"

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from extract.stores.intact import require_intact
-from manifests.errors import InputError
+from extract.stores.staging import Staging
+from manifests.errors import DiskFull, InputError
 from pipeline.cli import main
 from tests.extract.disks import Disk
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
 from tests.extract.test_exchange_bad import change_field
+from tests.extract.test_exchange_roundtrip import FORMATS, with_tokens
 from tests.extract.test_intact import flip
 
 CHECKOUT = Path(__file__).parents[2]
@@ -27,7 +31,7 @@ import re, sys
 from pathlib import Path
 from pipeline.cli import main
 
-main(["import", "scan", sys.argv[1], sys.argv[2], "--images-per-shard", sys.argv[3]], standalone_mode=False)
+main(sys.argv[1:], standalone_mode=False)
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # kB; of this program alone
 """
 
@@ -47,23 +51,32 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", RUN, *map(str, arguments)]
 
 
+def peak(tmp_path: Path, *arguments: object) -> int:
+    """What the command needs of memory at most, in kB."""
+    environment = staged_in(tmp_path)
+    done = subprocess.run(
+        command(*arguments),
+        **{"cwd": CHECKOUT, "env": environment, "capture_output": True, "text": True, "check": False},
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    peaks, environment = [], staged_in(tmp_path)
+    imports, exports = [], []
     for images in (300, 3000):
-        folder = write_features(tmp_path / f"{images}", images)
-        done = subprocess.run(
-            command(folder, tmp_path / f"out {images}", 64),
-            **{"cwd": CHECKOUT, "env": environment, "capture_output": True, "text": True, "check": False},
-        )
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stdout.split()[-1]))
-    assert peaks[1] - peaks[0] < 40_000  # kB; the larger file has 221 MB
+        folder, store = write_features(tmp_path / f"{images}", images), tmp_path / f"out {images}"
+        imports.append(peak(tmp_path, "import", "scan", folder, store, "--images-per-shard", 64))
+        exports.append(peak(tmp_path, "export", "scan", store, tmp_path / f"exported {images}"))
+    assert imports[1] - imports[0] < 40_000  # kB; the larger file has 221 MB
+    assert exports[1] - exports[0] < 40_000  # the larger store has 111 MB
 
 
 def test_a_killed_import_continues(tmp_path: Path) -> None:
     folder, out = write_features(tmp_path / "scan", 120), tmp_path / "out"
+    importing = ("import", "scan", folder, out, "--images-per-shard", 2)
     where = {"cwd": CHECKOUT, "env": staged_in(tmp_path)}
-    process = subprocess.Popen(command(folder, out, 2), **where, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command(*importing), **where, stderr=subprocess.DEVNULL, start_new_session=True)
     while not any(tmp_path.glob("staging/*/000020.json")):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
@@ -71,7 +84,7 @@ def test_a_killed_import_continues(tmp_path: Path) -> None:
     process.wait()
     assert not out.exists()
     staged = {path: path.stat().st_mtime_ns for path in tmp_path.glob("staging/*/*.h5")}
-    again = subprocess.run(command(folder, out, 2), **where, capture_output=True, text=True, check=True)
+    again = subprocess.run(command(*importing), **where, capture_output=True, text=True, check=True)
     assert "continuing" in again.stdout
     store = DataSet(out).store
     assert [int(store.regions(row).features[0, 0]) for row in range(120)] == list(range(120))
@@ -81,17 +94,62 @@ def test_a_killed_import_continues(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scan", "staging"]
 
 
-def test_a_file_that_changed_since_the_manifest_is_noticed(tmp_path: Path) -> None:
-    data = write_data_set(tmp_path / "data")
-    exported = data.export("bua-npz", tmp_path / "exported")
-    work = way_back("bua-npz", exported, tmp_path / "back")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_changed_since_the_manifest_is_noticed(tmp_path: Path, format: str) -> None:
+    data, other = (with_tokens(write_data_set(tmp_path / f"{scale}" / "data", scale=scale)) for scale in (1, -1))
+    exported = data.export(format, tmp_path / "exported")
+    work = way_back(format, exported, tmp_path / "back")
     work.manifest()
-    with np.load(exported / "1003.npz", allow_pickle=True) as file:
-        arrays = dict(file)
-    np.savez(exported / "1003.npz", **arrays | {"x": arrays["x"] + 1})
+    shutil.rmtree(exported)
+    other.export(format, exported)
     with pytest.raises(InputError, match="changed since the manifest was made"):
         work.regions()
     assert not (tmp_path / "back" / "regions").exists()
+
+
+class Files:
+    """Files that take half a minute to hash."""
+
+    def __init__(self) -> None:
+        self.hashed = False
+
+    def hash_again(self, advance: Callable[[int], object]) -> dict[str, str]:
+        for _ in range(3000):
+            advance(1)
+            time.sleep(0.01)
+        self.hashed = True
+        return {}
+
+
+def test_an_error_does_not_wait_for_the_hash_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = write_data_set(tmp_path / "data").export("scan", tmp_path / "exported")
+    features = np.load(exported / "train_ims.npy")
+    features[2] = np.nan
+    np.save(exported / "train_ims.npy", features)
+    work, files = way_back("scan", exported, tmp_path / "back"), Files()
+    work.manifest()
+    monkeypatch.setattr("extract.exchange.scan.ScanSource.hash_again", lambda _, advance: files.hash_again(advance))
+    with pytest.raises(InputError, match=r"train_ims\.npy row 2 .*NaN"):
+        work.regions()
+    assert not files.hashed
+
+
+def test_a_shard_that_cannot_be_finished_ends_the_import_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def finish(staged: Staging, shard: Path, facts: object) -> None:
+        asked.append(shard)
+        raise DiskFull("No space left on device", where=shard, fix="make room")
+
+    monkeypatch.setattr(Staging, "finish", finish)
+    work = Import("scan", write_features(tmp_path / "scan", 40), tmp_path / "out", settings={"images_per_shard": 4})
+    work.manifest()
+    with pytest.raises(DiskFull, match="finished shards wait in"):
+        work.regions()
+    assert len(asked) == 1
+    assert len(list((tmp_path / "out" / "staging").rglob("*.h5"))) <= 2
 
 
 def test_other_parameters_do_not_continue_an_import(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from train.precision import matmul_dtype, sum_dtype
 _ROWS, _PRODUCT_ROWS = 128, 1024
 # How far apart float32 may have the logits, cosines over epsilon: their exponentials are multiplied with each other.
 _WIDEST = 80
+_LEAST_EPSILON = 0.004  # below, float64 loses prototypes too
 
 
 @torch.no_grad()
@@ -30,15 +31,25 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     Parameters
     ----------
     scores : cosines ``[N, K]`` of samples and prototypes; N may be 0.
-    epsilon : the entropy's weight; smaller is sharper.
+    epsilon : the entropy's weight, 0.004 or more; smaller is sharper.
 
     Returns
     -------
     ``[N, K]``, each row (sample) summing to 1; at least float32.
+
+    Raises
+    ------
+    ValueError : a smaller epsilon, or no iteration.
     """
+    _check(epsilon, iterations)
     logits = scores.to(_kernel_dtype(scores, epsilon)) / epsilon
     kernel, sample_scale, prototype_scale = _scaling(logits, iterations)
     return kernel.mul_(prototype_scale).mul_(sample_scale[:, None]).to(sum_dtype(scores))
+
+
+def _check(epsilon: float, iterations: int) -> None:
+    if epsilon < _LEAST_EPSILON or iterations < 1:
+        raise ValueError(f"epsilon must be {_LEAST_EPSILON} or more and is {epsilon}, iterations 1 and is {iterations}")
 
 
 def _kernel_dtype(scores: Tensor, epsilon: float) -> torch.dtype:
@@ -81,7 +92,11 @@ class ConceptAlignment(nn.Module):
 
     Attributes
     ----------
-    codebook : parameter ``[K, D]``; its rows are brought to unit length before every step in training.
+    codebook : parameter ``[K, D]``; in training mode its rows are brought to unit length before every use.
+
+    Raises
+    ------
+    ValueError : as `sinkhorn` does.
     """
 
     def __init__(
@@ -94,6 +109,7 @@ class ConceptAlignment(nn.Module):
         both_directions: bool = False,
     ):
         super().__init__()
+        _check(epsilon, sinkhorn_iterations)
         self.codebook = nn.Parameter(F.normalize(torch.randn(num_concepts, dim), dim=-1))
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
         self.both_directions = both_directions
@@ -101,7 +117,8 @@ class ConceptAlignment(nn.Module):
     @torch.no_grad()
     def normalize_codebook(self) -> None:
         """Bring the codebook's rows to unit length, in place."""
-        self.codebook.div_(torch.linalg.vector_norm(self.codebook, dim=-1, keepdim=True).clamp_(min=1e-12))
+        # Through `data`: a second use before backward finds unit rows, and what autograd kept of the first stays true.
+        self.codebook.data.div_(torch.linalg.vector_norm(self.codebook, dim=-1, keepdim=True).clamp_(min=1e-12))
 
     def forward(
         self,
@@ -113,27 +130,29 @@ class ConceptAlignment(nn.Module):
     ) -> Tensor:
         """The loss, a scalar: the mean over a caption's words (a picture's regions), then over captions (pictures).
 
+        A pair without a word or without a region is left out of the mean; with no other pair the loss is 0.
+
         Parameters
         ----------
         regions ``[B, R, D]``, words ``[B, T, D]`` : unit-length local features of matching pairs.
-        word_mask ``[B, T]``, region_mask ``[B, R]`` : true where there is a word or a region; every picture and
-            caption needs at least one.
-        chosen ``[B, T]`` : true where a word takes part, for instance by its part of speech; None means all do. Pairs
-            without such a word are left out of the mean; without any such pair the loss is 0.
+        word_mask ``[B, T]``, region_mask ``[B, R]`` : true where there is a word or a region.
+        chosen ``[B, T]`` : true where a word takes part, for instance by its part of speech; None means all do.
 
         Gradients reach the side that predicts (the words; the regions where they predict as well) and the codebook.
         """
-        self.normalize_codebook()
+        if self.training:
+            self.normalize_codebook()
         if region_mask is None:
             region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
         if chosen is not None:
             word_mask = word_mask & chosen
         with torch.no_grad():
             similarity = words @ regions.transpose(1, 2)
-        loss = self._predict(words, word_mask, regions, region_mask, similarity)
+        paired = word_mask.any(1, keepdim=True) & region_mask.any(1, keepdim=True)
+        loss = self._predict(words, word_mask & paired, regions, region_mask, similarity)
         if self.both_directions:
-            paired = region_mask & word_mask.any(1, keepdim=True)
-            loss = (loss + self._predict(regions, paired, words, word_mask, similarity.transpose(1, 2))) / 2
+            backwards = similarity.transpose(1, 2)
+            loss = (loss + self._predict(regions, region_mask & paired, words, word_mask, backwards)) / 2
         return loss
 
     def _predict(self, x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, similarity: Tensor) -> Tensor:

@@ -30,15 +30,21 @@ def context_alignment_loss(
     Parameters
     ----------
     locals_ ``[B, N, D]``, global_ ``[B, D]`` : unit-length features of matching pairs.
-    num_negatives : how many of the hardest count; all there are where the batch has fewer.
-    mask ``[B, N]`` : true where there is a local.
+    num_negatives : how many of the hardest count, 1 or more; all there are where the batch has fewer.
+    mask ``[B, N]`` : true where there is a local. A pair without any is left out of the mean.
     same ``[B, B]`` : true where two pairs are of one picture; such pairs are not each other's negatives.
 
     Returns
     -------
     a scalar: the mean over a pair's locals, then over pairs. 0 where the batch is one pair: there is nothing to tell
     it from.
+
+    Raises
+    ------
+    ValueError : no negatives are asked for.
     """
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives must be 1 or more and is {num_negatives}")
     pairs, width, _ = locals_.shape
     if mask is None:
         mask = torch.ones(pairs, width, dtype=torch.bool, device=locals_.device)
@@ -74,7 +80,8 @@ class _ContextAlignment(torch.autograd.Function):
         places = _hardest(logits, min(num_negatives, logits.shape[1]))
         hardest = logits.gather(1, places)
         rival = hardest.logsumexp(1, keepdim=True)
-        share = mask.to(logits.dtype) / (pairs * mask.sum(1, keepdim=True))
+        lengths = mask.sum(1, keepdim=True)
+        share = mask.to(logits.dtype) / ((lengths > 0).sum() * lengths).clamp_(min=1)
         loss = ((rival - positives).logaddexp(rival.new_zeros(())) * share).sum()
         slope = (rival - positives).sigmoid_().mul_(share / temperature)
         logits.zero_().scatter_(1, places, hardest.softmax(1) * slope.sum(1, keepdim=True))

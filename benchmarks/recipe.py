@@ -1,0 +1,81 @@
+"""The demo's SelfAlign recipe (run `vsrn-selfalign` of params.yaml), part by part, at the demo's own size.
+
+    python -m benchmarks.recipe run   --results /tmp/recipe          # every run once; a killed one goes on
+    python -m benchmarks.recipe table --results /tmp/recipe --out benchmarks/recipe.json
+
+What `benchmarks/study.py` measures, over three seeds. Weights are those of params.yaml, chosen on the validation split.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.study import Study, line, summary
+from manifests.files import write_json
+from pipeline.params import read_params
+from train.settings import RunSettings
+
+SEEDS = (0, 1, 2)
+RECIPE = "vsrn-selfalign"
+# What a row has of the recipe. "codebook": the concept bag in the place of as many plain dimensions.
+PARTS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "InfoNCE (control)": ("contrast",),
+    "InfoNCE + equal dimensions (control)": ("contrast", "bag"),
+    "InfoNCE + equal dimensions + CRA (control)": ("contrast", "bag", "context"),
+    "InfoNCE + equal dimensions + CRA + word-region": ("contrast", "bag", "context", "word_region"),
+    "InfoNCE + equal dimensions + CRA + word-region + LCA": ("contrast", "bag", "context", "word_region", "concept"),
+    "InfoNCE + bag + CRA + word-region": ("contrast", "bag", "codebook", "context", "word_region"),
+}
+
+
+def wanted(parts: tuple[str, ...], seed: int) -> RunSettings:
+    """The recipe with these parts alone."""
+    told = read_params().runs[RECIPE].model_dump(exclude_none=True)
+    contrast, aligned = told.pop("contrast"), told.pop("selfalign")
+    aligned["bag"]["codebook"] = "codebook" in parts
+    kept = {name: value for name, value in aligned.items() if name in parts}
+    return RunSettings(
+        **told | {"seed": seed}, contrast=contrast if "contrast" in parts else None, selfalign=kept or None
+    )
+
+
+@click.group()
+def main() -> None:
+    """See the module's text."""
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
+@click.option("--results", type=click.Path(path_type=Path), required=True)
+def run(data: Path, results: Path) -> None:
+    """Train what is missing, seed by seed."""
+    torch.set_num_threads(1)
+    study = Study(data, results)
+    for seed in SEEDS:
+        for name, parts in PARTS.items():
+            study.run(f"{name} {seed}", wanted(parts, seed))
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
+@click.option("--results", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path))
+def table(data: Path, results: Path, out: Path | None) -> None:
+    """Print, and write, mean and standard deviation of what is there."""
+    study, rows = Study(data, results), {}
+    for name, parts in PARTS.items():
+        runs = [found for seed in SEEDS if (found := study.result(f"{name} {seed}", wanted(parts, seed)))]
+        if runs:
+            rows[name] = summary(runs)
+            click.echo(line(name, rows[name]))
+    if out:
+        command = "python -m benchmarks.recipe run --results R; python -m benchmarks.recipe table --results R"
+        settings: dict[str, Any] = read_params().runs[RECIPE].model_dump(exclude_none=True)
+        write_json(out, {"command": f"{command} --out {out}", "settings": settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

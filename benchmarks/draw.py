@@ -34,6 +34,8 @@ def draw_study(found: dict[str, Any]) -> Figure:
     """For each base R@sum and the share of colour and shape words on a fitting object, mean and standard deviation."""
     figure = Figure(figsize=(14, 5), dpi=110, facecolor="white")
     names = list(study.ADDED)
+    # Chance is the scenes', whatever the model.
+    chance = json.loads(Path("runs/vsrn/metrics.json").read_text(encoding="utf-8"))["correspondence"]["kinds"]
     for column, base in enumerate(base for base in BASES if base in found["bases"]):
         told, left = found["bases"][base]["rows"], 0.262 + column * 0.248
         rows = {name: told[name] for name in names if name in told}
@@ -43,7 +45,8 @@ def draw_study(found: dict[str, Any]) -> Figure:
         _dots(recall, places, [row["rsum"] for row in rows.values()], RUN_COLOURS[0])
         for kind, colour in KINDS.items():
             _dots(words, places, [row["kinds"][kind] for row in rows.values()], colour)
-        words.axvline(rows["base"]["fitting_chance"]["mean"], color=SOFT, linewidth=1, linestyle=":")
+        for kind, colour in KINDS.items():
+            words.axvline(chance[kind]["fitting_chance"], color=colour, linewidth=1, linestyle=":")
         words.set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
         recall.set_title(BASES[base], loc="left", fontsize=13, fontweight="bold", pad=22)
         recall.locator_params(axis="x", nbins=4, prune="upper")

@@ -251,6 +251,53 @@ def test_no_chosen_word_at_all_is_a_zero_with_a_graph(both: bool) -> None:
     assert not words.grad.any() and not module.codebook.grad.any()
 
 
+@pytest.mark.parametrize("pair", [0, 1])
+def test_a_pair_without_regions_or_words_is_left_out_of_lca(pair: int) -> None:
+    module = ConceptAlignment(8, 6)
+    regions, words, word_mask = unit(3, 5, 8).float(), unit(3, 4, 8, seed=1).float(), up_to([4, 2, 1], 4)
+    others = [i for i in range(3) if i != pair]
+    region_mask = up_to([5, 3, 2], 5)
+    alone = module(regions[others], words[others], word_mask[others], region_mask[others])
+    region_mask[pair] = False
+    torch.testing.assert_close(module(regions, words, word_mask, region_mask), alone)
+    module.both_directions = True
+    for masks in ((word_mask, region_mask), (region_mask.any(1, keepdim=True) & word_mask, region_mask)):
+        leaves = [x.clone().requires_grad_() for x in (regions, words)]
+        module(*leaves, *masks).backward()
+        assert all(leaf.grad.isfinite().all() and not leaf.grad[pair].any() for leaf in leaves)
+
+
+def test_lca_of_no_pair_with_regions_is_zero() -> None:
+    module = ConceptAlignment(8, 6, both_directions=True)
+    loss = module(unit(2, 3, 8).float(), unit(2, 4, 8).float(), up_to([4, 2], 4), torch.zeros(2, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and not module.codebook.grad.any()
+
+
+def test_lca_may_be_asked_twice_before_one_backward_and_changes_nothing_in_evaluation() -> None:
+    module, inputs = ConceptAlignment(8, 6), (unit(2, 3, 8).float(), unit(2, 4, 8, seed=1).float(), up_to([4, 2], 4))
+    with torch.no_grad():
+        module.codebook.mul_(3)
+    once, twice = module(*inputs), module(*inputs)
+    (once + twice).backward()
+    accumulated = module.codebook.grad.clone()
+    torch.testing.assert_close(module.codebook.norm(dim=1), torch.ones(6))
+    module.zero_grad()
+    module(*inputs).backward()
+    torch.testing.assert_close(accumulated, 2 * module.codebook.grad)
+    before = module.codebook.detach().clone()
+    module.eval()(*inputs)
+    assert torch.equal(module.codebook, before)
+
+
+@pytest.mark.parametrize(("epsilon", "iterations"), [(0.003, 2), (0.05, 0)])
+def test_sinkhorn_refuses_what_it_cannot_assign(epsilon: float, iterations: int) -> None:
+    with pytest.raises(ValueError, match=f"is {epsilon}, iterations 1 and is {iterations}"):
+        sinkhorn(torch.randn(3, 4), epsilon, iterations)
+    with pytest.raises(ValueError, match="epsilon must be"):
+        ConceptAlignment(8, 6, epsilon=epsilon, sinkhorn_iterations=iterations)
+
+
 def plain_context_loss(
     locals_: Tensor, global_: Tensor, temperature: float, num_negatives: int, mask: Tensor, same: Tensor
 ) -> Tensor:
@@ -282,6 +329,23 @@ def test_context_alignment(lengths, image, temperature, num_negatives) -> None:
     same_with_gradients(
         lambda x, g: context_alignment_loss(x, g, *rest), lambda x, g: plain_context_loss(x, g, *rest), locals_, global_
     )
+
+
+@pytest.mark.parametrize("pair", [0, 2])
+def test_a_pair_without_locals_is_left_out_of_cra(pair: int) -> None:
+    locals_, global_ = unit(3, 5, 8).requires_grad_(), unit(3, 8, seed=1).requires_grad_()
+    mask, others = up_to([5, 3, 2], 5), [i for i in range(3) if i != pair]
+    mask[pair] = False
+    loss = context_alignment_loss(locals_, global_, mask=mask)
+    torch.testing.assert_close(loss, context_alignment_loss(locals_[others], global_[others], mask=mask[others]))
+    loss.backward()
+    assert locals_.grad.isfinite().all() and not locals_.grad[pair].any() and not global_.grad[pair].any()
+
+
+@pytest.mark.parametrize("num_negatives", [0, -1])
+def test_cra_refuses_to_be_without_negatives(num_negatives: int) -> None:
+    with pytest.raises(ValueError, match=f"num_negatives must be 1 or more and is {num_negatives}"):
+        context_alignment_loss(unit(3, 5, 8), unit(3, 8), num_negatives=num_negatives)
 
 
 def test_a_single_pair_has_nothing_to_be_told_from() -> None:

@@ -38,14 +38,18 @@ EVERYTHING = {
 
 
 def region_batch(lengths: list[int], width: int) -> RegionBatch:
-    generator = torch.Generator().manual_seed(0)
+    # A generator each: an item is the same in a smaller batch.
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    features = torch.randn(len(lengths), 40, 12, generator=generator)[:, :width]
+    features = torch.randn(len(lengths), 40, 12, generator=generators[0])[:, :width]
+    sizes = 100 + 100 * torch.rand(len(lengths), 2, generator=generators[1])
+    corners = torch.rand(len(lengths), 40, 2, 2, generator=generators[2]).sort(dim=2).values
+    boxes = (corners * sizes[:, None, None]).flatten(2)[:, :width]
     noise = torch.randn(len(lengths), width, 12)
     return RegionBatch(
         features=torch.where(mask[..., None], features, noise),
-        boxes=torch.zeros(len(lengths), width, 4),
-        image_size=torch.ones(len(lengths), 2),
+        boxes=torch.where(mask[..., None], boxes, 1000 * torch.rand_like(boxes)),
+        image_size=sizes,
         mask=mask,
     )
 
@@ -113,8 +117,8 @@ def test_masked_mean():
 
 
 def test_context_vectors_are_of_unit_length():
-    module = ContextAggregation(8)
+    module = ContextAggregation(64)  # so many that no vector is zero after the ReLU
     mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
-    context = module(torch.randn(3, 3, 8), mask)
+    context = module(torch.randn(3, 3, 64), mask)
     for vectors in (context.locals[mask], context.guided, context.fused):
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)))

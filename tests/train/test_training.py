@@ -11,8 +11,13 @@ import torch
 
 from eval.recall import chance_recalls
 from eval.validation import validate
+from extract import tokens
+from extract.exchange import export
+from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256, write_json
+from tests.extract.exchange_files import Import
+from tests.train.conftest import PARAMS
 from tests.train.runs import train_run
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
@@ -104,6 +109,26 @@ def test_a_diverging_run_stops_with_its_place(dataset, tmp_path):
         train(dataset, tmp_path, learning_rate=1e30, gradient_clip=1e30)
     assert re.fullmatch(r"run test, epoch 1, batch [12]", error.value.where)
     assert "triplet" in error.value.what and "images" in error.value.what
+
+
+def test_a_gradient_that_overflows_never_reaches_the_weights(dataset, tmp_path):
+    with pytest.raises(InputError, match=r"epoch 1, batch 1: the gradient's norm is inf \(.*contrast .*e\+30"):
+        train(dataset, tmp_path, contrast={"weight": 1e30})
+
+
+def test_a_base_that_looks_at_boxes_refuses_regions_without_any(dataset, tmp_path):
+    scan, folder = tmp_path / "scan", tmp_path / "imported"
+    export.run(format="scan", dataset="small", **dataset, out=scan)
+    for path in (*scan.glob("*_boxes.npy"), *scan.glob("*_img_sizes.npy")):
+        path.unlink()
+    imported = Import("scan", scan, folder).run()
+    tokens.run(manifest=imported.manifest, settings=TokenSettings(**PARAMS["tokens"]), out=folder / "tokens")
+    stores = {"manifest": imported.manifest, "regions": folder / "regions", "tokens": folder / "tokens"}
+    for base in ({"name": "camera", "dim": 16, "heads": 2}, {"name": "transformer", "dim": 16, "heads": 2}):
+        with pytest.raises(InputError, match=f"{base['name']} looks at the regions' boxes.*import the features with"):
+            train(stores, tmp_path / base["name"], base=base)
+    train(stores, tmp_path / "vsrn", epochs=2, triplet={}, selfalign=None)
+    assert (tmp_path / "vsrn" / "model").is_dir()
 
 
 def test_words_that_are_never_tagged_as_chosen_are_refused(dataset, tmp_path):

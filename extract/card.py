@@ -140,12 +140,13 @@ def _differs(path: Path, expected: str | dict[str, Any]) -> bool:
 
 
 def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    """Which shards are missing or have changed; if none, what the index counts otherwise than they do."""
+    """Which files are missing or have changed; if none, what the index counts otherwise than the shards do."""
     findings, found, of = [], [], _pack_shard if _is_pack(recipe) else _region_shard
-    for name, listed in progress(listed_files(store).items(), what="card", unit="shards"):
+    shards = {shard["file"] for shard in index["shards"]}
+    for name, listed in progress(listed_files(store).items(), what="card", unit="files"):
         if finding := _changed(store / name, listed):
             findings.append(finding)
-        elif not findings:
+        elif not findings and name in shards:
             found.append(of(store / name))
     if findings:
         return findings

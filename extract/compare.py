@@ -8,7 +8,7 @@ share a large mean: the verdict uses the centred cosine, with the mean feature o
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ _OPEN = 1024  # pictures read before the shards that they came from are let go
 # Every float16 as float32, by its bits: NumPy's own conversion takes four times as long.
 _FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 _BAR = 40  # columns of the histogram's longest bar
+_VALUE = 80  # characters shown of a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class Comparison:
         lines = [f"A        {self.a}", f"B        {self.b}"]
         if self.recipe_difference:
             key, ours, theirs = self.recipe_difference
-            lines.append(f"recipe   differs, first at {key}: {ours!r} in A, {theirs!r} in B")
+            lines.append(f"recipe   differs, first at {key}: {_short(ours)} in A, {_short(theirs)} in B")
         else:
             lines.append("recipe   the same")
         lines.append(
@@ -237,6 +238,7 @@ def run(*, a: Path, b: Path, tolerances: Tolerances) -> Comparison:
         if identical(x, y):
             pictures.append(_same(image_id, x))
         else:
+            y = theirs.numbered_as(ours, y)
             pictures.append(compare_picture(image_id, x, y, ours.mean_feature if same_dim else None, tolerances.iou))
     return Comparison(
         a=str(a),
@@ -324,6 +326,11 @@ def compare_picture(image_id: str, a: Regions, b: Regions, centre: np.ndarray | 
     )
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _VALUE else f"{text[: _VALUE - 4]} ..."
+
+
 def _float32(features: np.ndarray) -> np.ndarray:
     if features.dtype == np.float32:
         return features
@@ -405,6 +412,20 @@ class _Store:
             if boxes.shape[1:] != (4,) or features.shape != shape or features.dtype not in ("<f2", "<f4"):
                 raise ValueError(f"features {features.dtype} {features.shape} and boxes {boxes.shape} of {image_id}")
             return found
+
+    def numbered_as(self, other: "_Store", regions: Regions) -> Regions:
+        """Regions of this store with the other's numbers of their classes, where both stores name them."""
+        renumbered = {}
+        for label, ours, theirs in (
+            ("objects_id", self.store.object_names, other.store.object_names),
+            ("attrs_id", self.store.attribute_names, other.store.attribute_names),
+        ):
+            numbers = getattr(regions, label)
+            if numbers is not None and ours and theirs and ours != theirs:
+                places = {name: place for place, name in enumerate(theirs)}
+                known = [ours[number] if 0 <= number < len(ours) else None for number in numbers.tolist()]
+                renumbered[label] = np.array([places.get(name, -1) for name in known], np.int32)
+        return replace(regions, **renumbered)
 
     @cached_property
     def mean_feature(self) -> np.ndarray:

@@ -97,11 +97,12 @@ def run(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: 
             "norms": Norms.together(norms).as_json(),
             "shards": listed,
         }
-        write_json(folder / INDEX, index)
         write_json(folder / "sizes.json", {name: len(rows) for name, rows in shards.items()})
-        write_recipe(folder, recipe, made_by={})
         if any(names.values()):
             write_json(folder / "classes.json", names)
+        index["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
+        write_json(folder / INDEX, index)
+        write_recipe(folder, recipe, made_by={})
         write_card(folder)
 
 

@@ -72,7 +72,17 @@ def stores_in(folder: Path) -> list[Path]:
         raise InputError("there is no such folder", where=folder, fix="name the folder of a store: data/D/regions")
     if _is_store(folder):
         return [folder]
-    stores = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_store(path)]
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    stores = [path for path in folders if _is_store(path)]
+    emptied = [path for path in folders if path.name in _STORES and path not in stores]
+    emptied += [path for path in folders if path.name == "manifest" and not (path / "manifest.jsonl").is_file()]
+    if emptied:
+        name = f"{emptied[0].name}@{folder.absolute().name}"
+        raise InputError(
+            "nothing of what should be in this folder is there",
+            where=emptied[0],
+            fix=f"fetch it, with `dvc pull {name}` or `dvc checkout`, or remove the folder",
+        )
     if not stores:
         raise InputError(
             f"neither a store (it has no {INDEX}) nor a folder of stores",
@@ -80,6 +90,9 @@ def stores_in(folder: Path) -> list[Path]:
             fix="name the folder of a store, as data/D/regions, or of a data set, as data/D",
         )
     return stores
+
+
+_STORES = ("regions", "tokens", "text_features", "teachers", "pack")
 
 
 def _is_store(folder: Path) -> bool:
@@ -96,7 +109,7 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
     limit : how many findings are kept; all are counted.
     """
     store = Path(store)
-    beside = store.parent / "manifest" / "manifest.jsonl"
+    beside = store.absolute().parent / "manifest" / "manifest.jsonl"
     manifest = manifest or (beside if beside.is_file() else None)
     found = Verification(store, manifest, limit)
     rows = _manifest(found)

@@ -5,6 +5,7 @@ a token store is. Nothing that a damaged store holds raises: all of it becomes f
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,7 @@ from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import SCHEMA as TOKENS_SCHEMA
 from extract.stores.tokens import TokenStore
 from extract.stores.webdataset import SCHEMA, Sample, read_samples
+from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow
@@ -44,6 +46,7 @@ class _PackIndex(BaseModel):
     left_out: list[str]
     dim: int = Field(ge=1)
     shards: list[_Shard] = Field(min_length=1)
+    files: dict[str, str] = {}
 
 
 class _TokenIndex(BaseModel):
@@ -76,10 +79,14 @@ def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     add_unlisted(found, "*.tar", (shard.file for shard in index.shards))
     if (counted := sum(shard.count for shard in index.shards)) != index.images:
         found.add(INDEX, f"images is {index.images}, its shards add up to {counted}")
+    for name, digest in index.files.items():
+        _unchanged(found, name, digest, "")
     known, seen = {row.id: row for row in rows or ()}, dict.fromkeys(index.left_out, INDEX)
     whole = True
     for shard in progress(index.shards, what="verify", unit="shards"):
-        whole &= _unchanged(found, shard) and _read(found, shard, index.dim, known if rows is not None else None, seen)
+        whole &= _shard_unchanged(found, shard) and _read(
+            found, shard, index.dim, known if rows is not None else None, seen
+        )
     for place, row in enumerate(rows or ()):
         if whole and row.id not in seen:
             found.add(str(found.manifest), "neither in a shard nor left out", place, row.id)
@@ -94,7 +101,7 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
         return
     add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
     (file,) = index.shards
-    if not _unchanged(found, file):
+    if not _shard_unchanged(found, file):
         return
     try:
         store = TokenStore(found.store)
@@ -106,6 +113,8 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
             found.add(file.file, "its images are not the manifest's")
         elif rows is not None and captions != tuple(caption for row in rows for caption in row.captions):
             found.add(file.file, "its captions are not the manifest's")
+    except InputError as error:  # it may be about another file of the store
+        found.add(Path(error.where.split(" ")[0]).name, error.what)
     except Exception as error:  # as in _read
         found.add(file.file, f"can't be read: {reason(error)}")
 
@@ -120,7 +129,7 @@ def verify_text_features(found: Verification) -> None:
     add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
     if (counted := sum(shard.count for shard in index.shards)) != index.captions:
         found.add(INDEX, f"captions is {index.captions}, its shards add up to {counted}")
-    whole = [_unchanged(found, shard) for shard in progress(index.shards, what="verify", unit="shards")]
+    whole = [_shard_unchanged(found, shard) for shard in progress(index.shards, what="verify", unit="shards")]
     if not all(whole):
         return
     try:
@@ -133,15 +142,19 @@ def verify_text_features(found: Verification) -> None:
         found.add(INDEX, f"can't be read: {reason(error)}")
 
 
-def _unchanged(found: Verification, file: _File) -> bool:
+def _shard_unchanged(found: Verification, file: _File) -> bool:
+    return _unchanged(found, file.file, file.sha256, f" with {file.count}")
+
+
+def _unchanged(found: Verification, name: str, listed: str, holding: str) -> bool:
     try:
-        digest = sha256(found.store / file.file)
+        digest = sha256(found.store / name)
     except OSError:
-        found.add(file.file, f"the file is missing, {INDEX} lists it with {file.count}")
+        found.add(name, f"the file is missing, {INDEX} lists it{holding}")
         return False
-    if digest != file.sha256:
-        found.add(file.file, f"sha256 is {digest}, {INDEX} says {file.sha256}: the file has changed")
-    return digest == file.sha256
+    if digest != listed:
+        found.add(name, f"sha256 is {digest}, {INDEX} says {listed}: the file has changed")
+    return digest == listed
 
 
 def _read(
@@ -194,3 +207,5 @@ def _sample(
         yield "the manifest has no such image"
     elif (facts["split"], tuple(facts["captions"])) != (row.split, row.captions):
         yield "its split or its captions are not the manifest's"
+    elif row.width is not None and (width, height) != (row.width, row.height):
+        yield f"its size is {width} x {height}, the manifest says {row.width} x {row.height}"

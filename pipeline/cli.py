@@ -341,6 +341,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
     A data set with that `source.format` in params.yaml does the same as stages: docs/exchange.md.
     """
     from extract.exchange import manifest, regions
+    from extract.stores.regions import RegionStore
     from manifests.files import whole_folder
     from pipeline.options import keys_as_options, read_options
 
@@ -361,6 +362,8 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
             readers=machine.readers,
             check=False,
         )
+    store = RegionStore(out / "regions")
+    click.echo(f"{out}: {len(store):,} images, {store.num_boxes.sum():,} regions of {store.dim:,} numbers")
 
 
 @main.command()
@@ -381,6 +384,8 @@ def export(format: str, data: Path, out: Path, drop_captions: bool) -> None:
         out=out,
         drop_captions=drop_captions,
     )
+    names = sorted(path.name for path in out.iterdir())
+    click.echo(f"{out}: {', '.join(names[:8])}{f' and {len(names) - 8:,} more' if len(names) > 8 else ''}")
 
 
 @main.command()

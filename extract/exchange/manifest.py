@@ -93,6 +93,10 @@ def run(
     write_source(out, imported)
     if left_out:
         log.warning("%d images have captions but no regions and are left out: %s ...", len(left_out), left_out[0])
+    if len(pairs) < len(found):
+        taken = {item.key for _, item in pairs}
+        unasked = next(key for key in found if key not in taken)
+        log.warning("%d images have regions but no captions and are left out: %s ...", len(found) - len(pairs), unasked)
 
 
 def _matched(
@@ -117,7 +121,8 @@ def _matched(
     last = next(reversed(found.values()), None)
     if not pairs:
         raise InputError(
-            f"no image has regions: the captions name {entries[0].id!r}, the files {last and last.key!r}",
+            f"no image has regions: the captions name {entries[0].id!r}, "
+            + (f"the files {last.key!r}" if last else "and there is none in the files"),
             where=source.root,
             fix="give captions whose ids or file names are those of the files",
         )

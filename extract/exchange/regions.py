@@ -31,7 +31,7 @@ from manifests.errors import DiskFull, InputError
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.imported import read_source
 from manifests.progress import progress
-from manifests.schema import ImageRow, read_manifest
+from manifests.schema import read_manifest
 
 _TOGETHER = 16  # images that a thread reads at a time
 _MOST_BOXES = np.iinfo(np.int16).max
@@ -242,20 +242,33 @@ class _Import:
     def _read(self, rows: range, buffer: np.ndarray | None) -> tuple[list[Regions], Norms]:
         """The regions of some images, their features in `buffer` where there is one, and these features' norms."""
         outs = [None] * len(rows) if buffer is None else buffer
-        regions = [
-            self._regions(self.rows[row], self.imported.places[row], out) for row, out in zip(rows, outs, strict=True)
-        ]
-        return regions, Norms.together(Norms.of(found.features) for found in regions)
+        regions = [self._regions(row, out) for row, out in zip(rows, outs, strict=True)]
+        norms = [Norms.of(found.features) for found in regions]
+        for row, found, lengths in zip(rows, regions, norms, strict=True):
+            if lengths.least == 0:
+                raise InputError(
+                    f"features are all zero: region {np.flatnonzero(~found.features.any(1))[0]}",
+                    where=self._where(row),
+                    fix="extract or fetch this image again; where regions are padded, give it as many as it has",
+                )
+        return regions, Norms.together(norms)
 
-    def _regions(self, row: ImageRow, place: list[int], out: np.ndarray | None) -> Regions:
+    def _where(self, row: int) -> str:
+        return f"{self.source.where(self.imported.places[row])} (image {self.rows[row].id!r})"
+
+    def _regions(self, row: int, out: np.ndarray | None) -> Regions:
         """One image's regions as the store keeps them; `out` is room for its features."""
-        where = f"{self.source.where(place)} (image {row.id!r})"
-        record = self.source.read(place)
+        where, record = self._where(row), self.source.read(self.imported.places[row])
         self._check(record, where)
         boxes, size = self._boxes(record, where)
         told = record.labels if len(boxes) else dict.fromkeys(self._first.labels, np.empty(0, np.int32))
-        labels = {name: _label(values, name, len(boxes), where) for name, values in told.items()}
+        labels = {name: _label(values, name, len(boxes), self._names(name), where) for name, values in told.items()}
         return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)
+
+    def _names(self, label: str) -> list[str] | None:
+        """What a label's numbers mean, where the files say so."""
+        named = {"objects_id": self.imported.object_names, "attrs_id": self.imported.attribute_names}
+        return named.get(label)
 
     def _check(self, record: Record, where: str) -> None:
         """All images are alike, and no image has more regions than the store can count."""
@@ -308,9 +321,14 @@ class _Import:
         if not all(0 < side < 2**31 and side == int(side) for side in size):
             raise InputError(f"the picture's size is {size}", where=where, fix="give whole pixels, (width, height)")
         width, height = (int(side) for side in size)
-        boxes = np.array(record.boxes, np.float32).reshape(-1, 4)
-        if len(boxes) != len(record.features):
-            raise InputError(f"{len(boxes)} boxes of {len(record.features)} regions", where=where, fix="give as many")
+        boxes = np.array(record.boxes, np.float32)
+        if boxes.size != 4 * len(record.features):
+            raise InputError(
+                f"boxes {list(boxes.shape)} of {len(record.features)} regions",
+                where=where,
+                fix="give four numbers a region",
+            )
+        boxes = boxes.reshape(-1, 4)
         if self.boxes and self.boxes.startswith("relative"):
             boxes *= np.array([width, height, width, height], np.float32)
         if self.boxes and self.boxes.endswith("xywh"):
@@ -348,12 +366,19 @@ class _Import:
         write_card(folder)
 
 
-def _label(values: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
-    """Classes as int32, confidences as float32, one a region."""
+def _label(values: np.ndarray, name: str, rows: int, names: list[str] | None, where: str) -> np.ndarray:
+    """Classes as int32 (of `names`, where they have some), confidences as float32, one a region."""
     dtype, fix = _DTYPES[name], "fetch or export the file again"
     if values.shape != (rows,) or values.dtype.kind not in "iuf":
         raise InputError(f"{name} is {values.dtype} {list(values.shape)} of {rows} regions", where=where, fix=fix)
     kept = values.astype(dtype)
-    if not ((kept == values).all() if dtype is np.int32 else np.isfinite(kept).all()):
-        raise InputError(f"{name} doesn't fit {np.dtype(dtype)}", where=where, fix=fix)
+    if dtype is np.int32:
+        if not (kept == values).all():
+            raise InputError(f"{name} doesn't fit {np.dtype(dtype)}", where=where, fix=fix)
+        wrong, told = (kept < 0) | (kept >= (np.inf if names is None else len(names))), "a class"
+    else:
+        wrong, told = ~((kept >= 0) & (kept <= 1)), "within 0 and 1"  # NaN compares false
+    if wrong.any():
+        region = int(np.flatnonzero(wrong)[0])
+        raise InputError(f"{name} of region {region} is {values[region]:g}, not {told}", where=where, fix=fix)
     return kept

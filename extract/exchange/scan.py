@@ -117,6 +117,14 @@ class ScanSource(Source):
                     where=f"{path} line {line + 1}",
                     fix="give an id an image, or each repeated once a caption",
                 )
+        first: dict[str, int] = {}
+        for row, key in enumerate(ids[::each]):
+            if (other := first.setdefault(key, row)) != row:
+                raise InputError(
+                    f"id {key!r} was already given at line {other * each + 1}",
+                    where=f"{path} line {row * each + 1}",
+                    fix="give each image its own id, or each repeated once a caption, one after the other",
+                )
         return ids[::each]
 
 
@@ -239,7 +247,7 @@ def _write_captions(folder: Path, name: str, rows: Sequence[ImageRow], drop: boo
             raise InputError(
                 f"it has {len(row.captions)} captions, and the loaders count on {CAPTIONS}",
                 where=f"image {row.id!r}",
-                fix="leave the image out"
+                fix="export butd-tsv, which has no captions, or take the image out of the data set"
                 if len(row.captions) < each
                 else "pass --drop-captions to write the first five of each image",
             )

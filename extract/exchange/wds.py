@@ -37,13 +37,16 @@ class WdsSource(Source):
         self._shards = [Bytes(path, FIX) for path in self.paths]
         self._listed = _listed(self._folder)
         if self.root.is_dir():
-            for name in sorted((self._listed or {}).keys() - {path.name for path in self.paths}):
-                raise InputError(f"the file is missing, {INDEX} lists it", where=self.root / name, fix=FIX)
+            for name in sorted(self._listed or ()):
+                if not (self.root / name).is_file():
+                    raise InputError(f"the file is missing, {INDEX} lists it", where=self.root / name, fix=FIX)
         self._entries: list[SourceImage] = []
 
     def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
         names = self._folder / "classes.json"
         if names.is_file():
+            if names.name in (self._listed or {}):
+                self._hashed(names, lambda _: None)
             value = parse_json(read_utf8(names), path=names, fix=FIX)
             self.object_names, self.attribute_names = (_names(value, key, names) for key in ("objects", "attributes"))
         for number, path in enumerate(self.paths):
@@ -53,7 +56,7 @@ class WdsSource(Source):
                     yield self._found(number, row, key, places)
 
     def _hashed(self, path: Path, advance: Callable[[int], object]) -> str:
-        """The sha256 of a shard, which must be the index's."""
+        """The sha256 of a file, which must be the index's."""
         digest = sha256(path, advance)
         told = digest if self._listed is None else self._listed.get(path.name)
         if digest != told:

@@ -23,8 +23,16 @@ def listed_files(folder: Path) -> dict[str, str]:
     """File name -> sha256 of all that the index of a store lists. Raises `InputError` where there is no such list."""
     folder = Path(folder)
     path = folder / INDEX
+    if not folder.is_dir():
+        name = f"{folder.name}@{folder.parent.name}"
+        raise InputError(
+            "there is no such store",
+            where=folder,
+            fix=f"make it, with `dvc repro {name}`, or fetch it: `dvc pull {name}`",
+        )
     try:
-        return {entry["file"]: entry["sha256"] for entry in json.loads(path.read_text(encoding="utf-8"))["shards"]}
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return {entry["file"]: entry["sha256"] for entry in index["shards"]} | index.get("files", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"no list of files with their sha256 ({error!r})", where=path, fix=_again(folder)) from error
 

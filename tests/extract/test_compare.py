@@ -246,6 +246,21 @@ def test_the_first_differing_key_of_the_recipes_is_told(ragged: Pictures, tmp_pa
     assert "differs, first at selection.nms_threshold: 0.3 in A, 0.4 in B" in comparison.text()
 
 
+def test_classes_are_compared_by_their_names(dense: Pictures, tmp_path: Path) -> None:
+    names = RegionStore(dense.out).object_names
+    assert names
+
+    def moved(row: int, regions: Regions) -> Regions:
+        return replace(regions, objects_id=(regions.objects_id + 1) % len(names))
+
+    other = rewritten(dense.out, tmp_path / "b", moved)
+    assert "0.00% of the matched boxes have the same object class" in compared(dense.out, other).text()
+    write_json(other / INDEX, json.loads((other / INDEX).read_text()) | {"object_names": [names[-1], *names[:-1]]})
+    found = compared(dense.out, other)
+    assert found.verdict == "equivalent"
+    assert "100.00% of the matched boxes have the same object class" in found.text()
+
+
 def test_json_lists_what_differs(dense: Pictures, tmp_path: Path) -> None:
     comparison = compared(dense.out, rewritten(dense.out, tmp_path / "b", only(3, noisy(0.5))))
     write_json(tmp_path / "told.json", comparison.as_json())

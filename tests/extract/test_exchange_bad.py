@@ -60,6 +60,13 @@ def poisoned(field: bytes) -> bytes:
     return base64.b64encode(values)
 
 
+def emptied(field: bytes) -> bytes:
+    """A base64 field of 6 rows of float32, the third of which is zero."""
+    values = np.frombuffer(base64.b64decode(field), np.float32).reshape(6, -1).copy()
+    values[2] = 0
+    return base64.b64encode(values)
+
+
 def swapped(field: bytes) -> bytes:
     """A base64 field of boxes, corners swapped."""
     values = np.frombuffer(base64.b64decode(field), np.float32).reshape(-1, 4)
@@ -77,6 +84,7 @@ def swapped(field: bytes) -> bytes:
         ("f", lambda field: field[:-64], r"row 3 "),
         ("f", lambda field: b"*" + field[1:], r"row 3 .*features is not whole base64"),
         ("f", poisoned, r"row 3 .*NaN or infinite: region 1"),
+        ("f", emptied, r"row 3 .*features are all zero: region 2"),
         ("b", lambda field: base64.b64encode(base64.b64decode(field)[:-16]), r"num_boxes is 6, but boxes has 20"),
         ("b", poisoned, r"row 3 .*box 2 is .*nan"),
         ("b", swapped, r"row 3 .*box 0 is"),
@@ -97,6 +105,25 @@ def test_tsv_fields(
 ) -> None:
     text = refused(data, tmp_path, format, change_field("regions.tsv", 3, field[which], change))
     assert "regions.tsv" in text and re.search(told.replace(" .*", ".*"), text), text
+
+
+@pytest.mark.parametrize(
+    ("field", "dtype", "value", "told"),
+    [
+        (3, np.int64, -1, "objects_id of region 1 is -1, not a class"),
+        (4, np.float32, 7.0, "objects_conf of region 1 is 7, not within 0 and 1"),
+        (6, np.float32, np.nan, "attrs_conf of region 1 is nan, not within 0 and 1"),
+    ],
+)
+def test_labels_that_cannot_be(
+    data: DataSet, tmp_path: Path, field: int, dtype: type[np.generic], value: float, told: str
+) -> None:
+    def spoilt(content: bytes) -> bytes:
+        values = np.frombuffer(base64.b64decode(content), dtype).copy()
+        values[1] = value
+        return base64.b64encode(values)
+
+    assert told in refused(data, tmp_path, "lxmert-tsv", change_field("regions.tsv", 3, field, spoilt))
 
 
 @pytest.mark.parametrize("format", ["butd-tsv", "lxmert-tsv"])
@@ -120,7 +147,7 @@ def test_tsv_rows(data: DataSet, tmp_path: Path, format: str) -> None:
     text = refused(data, tmp_path / "d", format, change_field("regions.tsv", 1, 0, lambda field: b"other"))
     assert "1 of these have none, the first is '1001'" in text
     text = refused(data, tmp_path / "e", format, lambda folder: (folder / "regions.tsv").write_bytes(b""))
-    assert "no image has regions: the captions name '1000', the files None" in text
+    assert "no image has regions: the captions name '1000', and there is none in the files" in text
 
 
 @pytest.mark.parametrize("format", ["butd-tsv", "lxmert-tsv", "vinvl"])

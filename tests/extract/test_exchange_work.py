@@ -231,12 +231,13 @@ def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "butd" / "captions.json").rename(tmp_path / "dataset_coco.json")
     pages = "".join((CHECKOUT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/exchange.md"))
     lines = [line.split("#")[0] for line in re.findall(r"^selfalign (?:import|export) .+", pages, re.M)]
-    commands = {tuple(line.replace(" /data/", f" {tmp_path}/files/").split()[1:]) for line in lines}
-    assert len(commands) == 3 and len(lines) == 5
-    for words in commands:
-        run(tmp_path, *words)
-    for name in ("f30k", "coco"):
-        assert "sound" in run(tmp_path, "verify", f"data/{name}")
+    commands = dict.fromkeys(tuple(line.replace(" /data/", f" {tmp_path}/files/").split()[1:]) for line in lines)
+    assert len(commands) == 4 and len(lines) == 5
+    told = [run(tmp_path, *words) for words in commands]
+    assert "files/demo_precomp: dev_boxes.npy, dev_caps.txt, " in told[0] and " and 8 more" in told[0]
+    assert "files/demo_again: 10 images, 60 regions of 8 numbers" in told[1]
+    for name in ("f30k", "coco", "demo_again"):
+        assert "sound" in run(tmp_path, "verify", tmp_path / "files" / name)
     assert (tmp_path / "files" / "demo_precomp" / "train_ims.npy").exists()
 
 
@@ -282,3 +283,12 @@ def test_a_damaged_import_is_to_be_imported_again(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text("stages:\n  regions@back:\n    outs:\n    - path: back/regions\n")
     with pytest.raises(InputError, match=f"dvc checkout --force {back}"):
         require_intact(back)
+
+
+def test_images_that_the_captions_do_not_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exported = write_data_set(tmp_path / "data").export("butd-tsv", tmp_path / "exported")
+    told = json.loads((exported / "captions.json").read_text(encoding="utf-8"))
+    told["images"] = told["images"][:7]
+    (exported / "captions.json").write_text(json.dumps(told), encoding="utf-8")
+    assert len(way_back("butd-tsv", exported, tmp_path / "back").run().store) == 7
+    assert "3 images have regions but no captions and are left out: 1007 ..." in caplog.text

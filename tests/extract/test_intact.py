@@ -27,7 +27,8 @@ def answers(folder: Path) -> Path:
 def test_every_store_lists_its_files(data_set_copy: Path) -> None:
     assert list(listed_files(data_set_copy / "regions")) == [f"00000{n}.h5" for n in range(4)]
     assert list(listed_files(data_set_copy / "tokens")) == ["tokens.h5"]
-    assert list(listed_files(data_set_copy / "pack")) == [f"tiny-train-00000{n}.tar" for n in range(3)]
+    packed = [f"tiny-train-00000{n}.tar" for n in range(3)]
+    assert list(listed_files(data_set_copy / "pack")) == [*packed, "classes.json", "sizes.json"]
     for store in ("regions", "tokens", "pack"):
         require_intact(data_set_copy / store)
 
@@ -113,3 +114,8 @@ def test_other_stores_have_answers_of_their_own(data_set_copy: Path) -> None:
     flip(other / "000001.h5", rng.random())
     with pytest.raises(InputError, match="others"):
         require_intact(other)
+
+
+def test_a_store_that_was_never_made_is_to_be_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokens: there is no such store.*`dvc repro tokens@demo`"):
+        require_intact(tmp_path / "demo" / "tokens")

@@ -12,10 +12,12 @@ from click.testing import CliRunner
 
 from extract.stores.recipe import read_recipe, write_recipe
 from extract.stores.regions import FAILURES, INDEX
-from extract.verify import Verification, run
+from extract.verify import Verification, run, stores_in
+from manifests.errors import InputError
 from manifests.files import sha256, write_json, write_text
 from manifests.schema import read_manifest, write_manifest
 from pipeline.cli import main
+from tests.extract.exchange_files import Import
 from tests.extract.region_files import Pictures, encoded, region_settings, scene, write_pictures
 from tests.extract.test_intact import flip
 
@@ -370,3 +372,38 @@ def test_no_damage_raises(ragged_copy: Path) -> None:
         verification: Verification = run(store=ragged_copy)
         assert (verification.total > 0) == (spoilt != whole).any()
         assert verification.text().isprintable() or "\n" in verification.text()
+
+
+def test_what_lies_beside_the_shards_is_checked_too(data_set_copy: Path) -> None:
+    pack = data_set_copy / "pack"
+    (pack / "sizes.json").write_text("{}\n", encoding="utf-8")
+    names = (pack / "classes.json").read_text(encoding="utf-8")
+    (pack / "classes.json").write_text(names.replace("circle", "square"), encoding="utf-8")
+    told = found(pack)
+    assert [line.split(":")[0] for line in told] == ["classes.json", "sizes.json"]
+    assert all("the file has changed" in line for line in told)
+    with pytest.raises(InputError, match=r"classes\.json: the file has changed"):
+        Import("wds", pack, data_set_copy / "imported").run()
+    (pack / "classes.json").unlink()
+    assert "the file is missing" in found(pack)[0]
+    with pytest.raises(InputError, match=r"classes\.json: the file is missing"):
+        Import("wds", pack, data_set_copy / "imported").run()
+
+
+@pytest.mark.parametrize("emptied", ["regions", "pack", "manifest"])
+def test_a_folder_that_should_hold_a_store_and_is_empty_is_told(data_set_copy: Path, emptied: str) -> None:
+    for path in (data_set_copy / emptied).iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=rf"{emptied}: nothing of what should be .*`dvc pull {emptied}@"):
+        stores_in(data_set_copy)
+
+
+def test_the_manifest_is_found_from_inside_the_store(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    assert run(store=Path(".")).manifest == copy.parent / "manifest" / "manifest.jsonl"
+
+
+def test_a_changed_vocabulary_is_named(data_set_copy: Path) -> None:
+    path = data_set_copy / "tokens" / "vocabulary.json"
+    path.write_text(path.read_text(encoding="utf-8")[:-5], encoding="utf-8")
+    assert found(data_set_copy / "tokens")[0].startswith("vocabulary.json")

@@ -195,7 +195,7 @@ def importing(world: World, features: Project) -> Project:
     b = small_project(world, "b")
     params = b.params
     added = yaml.safe_load(recipe("Import into another project", "yaml"))
-    params["shared"] = added["shared"]
+    params |= {name: added[name] for name in ("shared", "ensembles", "studies")}
     params["runs"]["vsrn"] |= added["runs"]["vsrn"]
     b.write_params(params)
     assert "sound: data/lab-demo/regions (40 images" in world.run(b, recipe("Import into another project")).text

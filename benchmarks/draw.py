@@ -34,7 +34,7 @@ def draw_study(found: dict[str, Any]) -> Figure:
     """For each base R@sum and the share of colour and shape words on a fitting object, mean and standard deviation."""
     figure = Figure(figsize=(14, 5), dpi=110, facecolor="white")
     names = list(study.ADDED)
-    # Chance is the scenes', whatever the model.
+    # Chance is that of the scenes' test split, whatever the model.
     chance = json.loads(Path("runs/vsrn/metrics.json").read_text(encoding="utf-8"))["correspondence"]["kinds"]
     for column, base in enumerate(base for base in BASES if base in found["bases"]):
         told, left = found["bases"][base]["rows"], 0.262 + column * 0.248

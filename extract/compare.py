@@ -27,7 +27,6 @@ _OPEN = 1024  # pictures read before the shards that they came from are let go
 # Every float16 as float32, by its bits: NumPy's own conversion takes four times as long.
 _FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 _BAR = 40  # columns of the histogram's longest bar
-_VALUE = 80  # characters shown of a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ class Comparison:
         lines = [f"A        {self.a}", f"B        {self.b}"]
         if self.recipe_difference:
             key, ours, theirs = self.recipe_difference
-            lines.append(f"recipe   differs, first at {key}: {_short(ours)} in A, {_short(theirs)} in B")
+            lines.append(f"recipe   differs, first at {key}: {ours!r} in A, {theirs!r} in B")
         else:
             lines.append("recipe   the same")
         lines.append(
@@ -234,11 +233,10 @@ def run(*, a: Path, b: Path, tolerances: Tolerances) -> Comparison:
     shared = [image_id for image_id in ours.ids if image_id in theirs.row]
     pictures = []
     for image_id in progress(shared, what="compare", unit="images"):
-        x, y = ours.regions(image_id), theirs.regions(image_id)
+        x, y = ours.regions(image_id), theirs.numbered_as(ours, image_id)
         if identical(x, y):
             pictures.append(_same(image_id, x))
         else:
-            y = theirs.numbered_as(ours, y)
             pictures.append(compare_picture(image_id, x, y, ours.mean_feature if same_dim else None, tolerances.iou))
     return Comparison(
         a=str(a),
@@ -326,11 +324,6 @@ def compare_picture(image_id: str, a: Regions, b: Regions, centre: np.ndarray | 
     )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _VALUE else f"{text[: _VALUE - 4]} ..."
-
-
 def _float32(features: np.ndarray) -> np.ndarray:
     if features.dtype == np.float32:
         return features
@@ -413,9 +406,9 @@ class _Store:
                 raise ValueError(f"features {features.dtype} {features.shape} and boxes {boxes.shape} of {image_id}")
             return found
 
-    def numbered_as(self, other: "_Store", regions: Regions) -> Regions:
-        """Regions of this store with the other's numbers of their classes, where both stores name them."""
-        renumbered = {}
+    def numbered_as(self, other: "_Store", image_id: str) -> Regions:
+        """As `regions`, with the other's numbers of the classes where both stores name them."""
+        regions, renumbered = self.regions(image_id), {}
         for label, ours, theirs in (
             ("objects_id", self.store.object_names, other.store.object_names),
             ("attrs_id", self.store.attribute_names, other.store.attribute_names),

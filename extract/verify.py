@@ -8,13 +8,14 @@ damaged store holds raises: all of it becomes findings.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from extract.findings import Verification, read_index, reason
 from extract.stores.hdf5 import MappedHDF5
+from extract.stores.intact import how_to_get
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
 from extract.stores.regions import FAILURES, INDEX, SCHEMA
@@ -72,17 +73,14 @@ def stores_in(folder: Path) -> list[Path]:
         raise InputError("there is no such folder", where=folder, fix="name the folder of a store: data/D/regions")
     if _is_store(folder):
         return [folder]
+    if folder.absolute().name in _STORES:
+        _refuse_emptied(folder)
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     stores = [path for path in folders if _is_store(path)]
     emptied = [path for path in folders if path.name in _STORES and path not in stores]
     emptied += [path for path in folders if path.name == "manifest" and not (path / "manifest.jsonl").is_file()]
-    if emptied:
-        name = f"{emptied[0].name}@{folder.absolute().name}"
-        raise InputError(
-            "nothing of what should be in this folder is there",
-            where=emptied[0],
-            fix=f"fetch it, with `dvc pull {name}` or `dvc checkout`, or remove the folder",
-        )
+    for path in emptied:
+        _refuse_emptied(path)
     if not stores:
         raise InputError(
             f"neither a store (it has no {INDEX}) nor a folder of stores",
@@ -90,6 +88,10 @@ def stores_in(folder: Path) -> list[Path]:
             fix="name the folder of a store, as data/D/regions, or of a data set, as data/D",
         )
     return stores
+
+
+def _refuse_emptied(folder: Path) -> NoReturn:
+    raise InputError("nothing of what should be in this folder is there", where=folder, fix=how_to_get(folder))
 
 
 _STORES = ("regions", "tokens", "text_features", "teachers", "pack")

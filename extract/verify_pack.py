@@ -5,7 +5,6 @@ a token store is. Nothing that a damaged store holds raises: all of it becomes f
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -114,7 +113,8 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
         elif rows is not None and captions != tuple(caption for row in rows for caption in row.captions):
             found.add(file.file, "its captions are not the manifest's")
     except InputError as error:  # it may be about another file of the store
-        found.add(Path(error.where.split(" ")[0]).name, error.what)
+        named = (name for name in ("vocabulary.json", INDEX, "recipe.json") if str(found.store / name) in error.where)
+        found.add(next(named, file.file), error.what)
     except Exception as error:  # as in _read
         found.add(file.file, f"can't be read: {reason(error)}")
 

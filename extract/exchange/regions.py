@@ -190,9 +190,10 @@ class _Import:
                     if place:
                         done[numbers[place - 1]].result()
                     done[number] = finishing.submit(self.staged.finish, self.path(number), facts)
+                finished = {number: future.result() for number, future in done.items()}
                 if again:
                     self._refuse_changed(again.result())
-                return {number: future.result() for number, future in done.items()}
+                return finished
             except BaseException:
                 given_up.set()
                 for futures in waiting.values():

@@ -45,7 +45,7 @@ class WdsSource(Source):
     def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
         names = self._folder / "classes.json"
         if names.is_file():
-            if names.name in (self._listed or {}):
+            if any(not name.endswith(".tar") for name in self._listed or ()):
                 self._hashed(names, lambda _: None)
             value = parse_json(read_utf8(names), path=names, fix=FIX)
             self.object_names, self.attribute_names = (_names(value, key, names) for key in ("objects", "attributes"))

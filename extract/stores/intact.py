@@ -24,12 +24,7 @@ def listed_files(folder: Path) -> dict[str, str]:
     folder = Path(folder)
     path = folder / INDEX
     if not folder.is_dir():
-        name = f"{folder.name}@{folder.parent.name}"
-        raise InputError(
-            "there is no such store",
-            where=folder,
-            fix=f"make it, with `dvc repro {name}`, or fetch it: `dvc pull {name}`",
-        )
+        raise InputError("there is no such store", where=folder, fix=how_to_get(folder))
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         return {entry["file"]: entry["sha256"] for entry in index["shards"]} | index.get("files", {})
@@ -67,6 +62,15 @@ def require_intact(folder: Path) -> None:
         write_json(kept, states)
     except OSError:  # a store on a disk that is only read
         return
+
+
+def how_to_get(folder: Path) -> str:
+    """What to do where a store, or a manifest, isn't there."""
+    tracked = folder.with_name(f"{folder.name}.dvc")
+    if tracked.is_file():
+        return f"fetch it, with `dvc pull {tracked}`"
+    name = f"{folder.name}@{folder.absolute().parent.name}"
+    return f"fetch it, with `dvc pull {name}`, or make it, with `dvc repro {name}`, if it is a data set of params.yaml"
 
 
 def _again(folder: Path) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from extract.exchange.formats import open_source
+from extract.settings import ImportSettings
 from extract.stores.intact import require_intact
 from extract.stores.staging import Staging
 from manifests.errors import DiskFull, InputError
@@ -105,6 +107,19 @@ def test_a_file_that_changed_since_the_manifest_is_noticed(tmp_path: Path, forma
     with pytest.raises(InputError, match="changed since the manifest was made"):
         work.regions()
     assert not (tmp_path / "back" / "regions").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_hashing_again_can_be_given_up(tmp_path: Path, format: str) -> None:
+    exported = with_tokens(write_data_set(tmp_path / "data")).export(format, tmp_path / "exported")
+    work = way_back(format, exported, tmp_path / "back")
+    source = open_source(format, work.images, **ImportSettings(**work.settings).told)
+
+    def give_up(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        source.hash_again(give_up)
 
 
 class Files:

@@ -116,6 +116,12 @@ def test_other_stores_have_answers_of_their_own(data_set_copy: Path) -> None:
         require_intact(other)
 
 
-def test_a_store_that_was_never_made_is_to_be_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"tokens: there is no such store.*`dvc repro tokens@demo`"):
-        require_intact(tmp_path / "demo" / "tokens")
+def test_a_store_that_was_never_made_is_to_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path / "demo")
+    for folder in (tmp_path / "demo" / "tokens", Path("tokens")):
+        with pytest.raises(InputError, match=r"tokens: there is no such store.*`dvc repro tokens@demo`"):
+            require_intact(folder)
+    Path("tokens.dvc").touch()
+    with pytest.raises(InputError, match=r"fetch it, with `dvc pull tokens\.dvc`"):
+        require_intact(Path("tokens"))

@@ -396,6 +396,9 @@ def test_a_folder_that_should_hold_a_store_and_is_empty_is_told(data_set_copy: P
         path.unlink()
     with pytest.raises(InputError, match=rf"{emptied}: nothing of what should be .*`dvc pull {emptied}@"):
         stores_in(data_set_copy)
+    if emptied != "manifest":
+        with pytest.raises(InputError, match="nothing of what should be"):
+            stores_in(data_set_copy / emptied)
 
 
 def test_the_manifest_is_found_from_inside_the_store(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +406,8 @@ def test_the_manifest_is_found_from_inside_the_store(copy: Path, monkeypatch: py
     assert run(store=Path(".")).manifest == copy.parent / "manifest" / "manifest.jsonl"
 
 
-def test_a_changed_vocabulary_is_named(data_set_copy: Path) -> None:
-    path = data_set_copy / "tokens" / "vocabulary.json"
+def test_a_changed_vocabulary_is_named(data_set_copy: Path, tmp_path: Path) -> None:
+    tokens = shutil.copytree(data_set_copy / "tokens", tmp_path / "my data" / "tokens")
+    path = tokens / "vocabulary.json"
     path.write_text(path.read_text(encoding="utf-8")[:-5], encoding="utf-8")
-    assert found(data_set_copy / "tokens")[0].startswith("vocabulary.json")
+    assert found(tokens)[0].startswith("vocabulary.json:")

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.study import BASES, COMMON, Study, spread, spread_text
+from benchmarks.study import BASES, COMMON, Study, data_and_results, spread, spread_text
 from eval import cost
 from eval.alignments import embed_locals
 from eval.embed import embed
@@ -97,8 +97,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
-@click.option("--results", type=click.Path(path_type=Path), required=True)
+@data_and_results
 @click.option("--seeds", type=int, multiple=True, default=SEEDS)
 def run(data: Path, results: Path, seeds: tuple[int, ...]) -> None:
     """Train what is missing, seed by seed."""
@@ -110,14 +109,13 @@ def run(data: Path, results: Path, seeds: tuple[int, ...]) -> None:
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
-@click.option("--results", type=click.Path(path_type=Path), required=True)
+@data_and_results
 @click.option("--out", type=click.Path(path_type=Path))
 def table(data: Path, results: Path, out: Path | None) -> None:
     """Print, and write, mean and standard deviation of what is there."""
     study, rows = Comparison(data, results), {}
     for name, added in ADDED.items():
-        runs = [found for seed in SEEDS if (found := study.result(f"{name} {seed}", wanted(name, seed)))]
+        runs = study.runs(name, {seed: wanted(name, seed) for seed in SEEDS})
         if not runs:
             continue
         modes = {

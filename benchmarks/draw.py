@@ -45,7 +45,6 @@ def draw_study(found: dict[str, Any]) -> Figure:
         _dots(recall, places, [row["rsum"] for row in rows.values()], RUN_COLOURS[0])
         for kind, colour in KINDS.items():
             _dots(words, places, [row["kinds"][kind] for row in rows.values()], colour)
-        for kind, colour in KINDS.items():
             words.axvline(chance[kind]["fitting_chance"], color=colour, linewidth=1, linestyle=":")
         words.set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
         recall.set_title(BASES[base], loc="left", fontsize=13, fontweight="bold", pad=22)

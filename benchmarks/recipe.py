@@ -6,19 +6,18 @@
 What `benchmarks/study.py` measures, over three seeds. Weights are those of params.yaml, chosen on the validation split.
 """
 
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
-from benchmarks.study import Study, line, summary
+from benchmarks.study import Study, data_and_results, line, summary
 from manifests.files import write_json
 from pipeline.params import read_params
 from train.settings import RunSettings
 
 SEEDS = (0, 1, 2)
-RECIPE = "vsrn-selfalign"
 # What a row has of the recipe. "codebook": the concept bag in the place of as many plain dimensions.
 PARTS: dict[str, tuple[str, ...]] = {
     "base": (),
@@ -31,9 +30,14 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
+@cache
+def recipe() -> RunSettings:
+    return read_params().runs["vsrn-selfalign"]
+
+
 def wanted(parts: tuple[str, ...], seed: int) -> RunSettings:
     """The recipe with these parts alone."""
-    told = read_params().runs[RECIPE].model_dump(exclude_none=True)
+    told = recipe().model_dump(exclude_none=True)
     contrast, aligned = told.pop("contrast"), told.pop("selfalign")
     aligned["bag"]["codebook"] = "codebook" in parts
     kept = {name: value for name, value in aligned.items() if name in parts}
@@ -48,8 +52,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
-@click.option("--results", type=click.Path(path_type=Path), required=True)
+@data_and_results
 def run(data: Path, results: Path) -> None:
     """Train what is missing, seed by seed."""
     torch.set_num_threads(1)
@@ -60,20 +63,19 @@ def run(data: Path, results: Path) -> None:
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
-@click.option("--results", type=click.Path(path_type=Path), required=True)
+@data_and_results
 @click.option("--out", type=click.Path(path_type=Path))
 def table(data: Path, results: Path, out: Path | None) -> None:
     """Print, and write, mean and standard deviation of what is there."""
     study, rows = Study(data, results), {}
     for name, parts in PARTS.items():
-        runs = [found for seed in SEEDS if (found := study.result(f"{name} {seed}", wanted(parts, seed)))]
+        runs = study.runs(name, {seed: wanted(parts, seed) for seed in SEEDS})
         if runs:
             rows[name] = summary(runs)
             click.echo(line(name, rows[name]))
     if out:
         command = "python -m benchmarks.recipe run --results R; python -m benchmarks.recipe table --results R"
-        settings: dict[str, Any] = read_params().runs[RECIPE].model_dump(exclude_none=True)
+        settings = recipe().model_dump(exclude_none=True)
         write_json(out, {"command": f"{command} --out {out}", "settings": settings, "rows": rows})
 
 

@@ -12,7 +12,7 @@ import fcntl
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,10 @@ class Study:
                 write_json(self._path(name), self._measure(name, wanted))
         return self.result(name, wanted)
 
+    def runs(self, name: str, wanted: Mapping[int, RunSettings]) -> list[dict[str, Any]]:
+        """What a row's runs gave, of the seeds that are done."""
+        return [found for seed, each in wanted.items() if (found := self.result(f"{name} {seed}", each))]
+
     def _path(self, name: str) -> Path:
         return self.results / f"{name.replace(' ', '_').replace('/', '-')}.json"
 
@@ -184,14 +188,19 @@ def tuning(base: str, loss: str, value: Any) -> RunSettings:
     return settings(base, beside | {loss: value}, TUNING_SEED)
 
 
+def data_and_results(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every command of a study has."""
+    command = click.option("--results", type=click.Path(path_type=Path), required=True)(command)
+    return click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))(command)
+
+
 @click.group()
 def main() -> None:
     """See the module's text."""
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
-@click.option("--results", type=click.Path(path_type=Path), required=True)
+@data_and_results
 @click.option("--base", "bases", multiple=True, type=click.Choice(list(BASES)), default=list(BASES))
 @click.option("--row", "rows", multiple=True, type=click.Choice(list(ADDED)), default=list(ADDED))
 @click.option("--seed", "seeds", multiple=True, type=click.Choice(SEEDS), default=SEEDS)
@@ -211,8 +220,7 @@ def run(data: Path, results: Path, bases: tuple[str, ...], rows: tuple[str, ...]
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/demo"))
-@click.option("--results", type=click.Path(path_type=Path), required=True)
+@data_and_results
 @click.option("--out", type=click.Path(path_type=Path))
 def table(data: Path, results: Path, out: Path | None) -> None:
     """Print, and write, mean and standard deviation of what is there."""
@@ -224,8 +232,8 @@ def table(data: Path, results: Path, out: Path | None) -> None:
             click.echo(f"{base}: its weights are not chosen yet")
             continue
         for name, (losses, extra) in ADDED.items():
-            wanted = [(s, settings(base, {x: best[x] for x in losses} | extra, s)) for s in SEEDS]
-            runs = [result for s, w in wanted if (result := study.result(f"{base} {name} {s}", w))]
+            wanted = {seed: settings(base, {loss: best[loss] for loss in losses} | extra, seed) for seed in SEEDS}
+            runs = study.runs(f"{base} {name}", wanted)
             if not runs:
                 continue
             rows[name] = summary(runs)

@@ -229,11 +229,12 @@ class Comparison:
 def run(*, a: Path, b: Path, tolerances: Tolerances) -> Comparison:
     """Compare two region stores image by image. Raises `InputError` where one can't be read."""
     ours, theirs = _Store(a), _Store(b)
+    theirs.number_as(ours)
     same_dim = ours.store.dim == theirs.store.dim
     shared = [image_id for image_id in ours.ids if image_id in theirs.row]
     pictures = []
     for image_id in progress(shared, what="compare", unit="images"):
-        x, y = ours.regions(image_id), theirs.numbered_as(ours, image_id)
+        x, y = ours.regions(image_id), theirs.regions(image_id)
         if identical(x, y):
             pictures.append(_same(image_id, x))
         else:
@@ -392,6 +393,7 @@ class _Store:
             self.ids = self.store.ids
         self.row = {image_id: row for row, image_id in enumerate(self.ids)}
         self._read = 0
+        self._numbers: dict[str, np.ndarray] = {}
 
     def regions(self, image_id: str) -> Regions:
         """One image's regions, checked to fit each other."""
@@ -404,21 +406,25 @@ class _Store:
             shape = (len(boxes), self.store.dim)
             if boxes.shape[1:] != (4,) or features.shape != shape or features.dtype not in ("<f2", "<f4"):
                 raise ValueError(f"features {features.dtype} {features.shape} and boxes {boxes.shape} of {image_id}")
-            return found
+            return self._renumbered(found)
 
-    def numbered_as(self, other: "_Store", image_id: str) -> Regions:
-        """As `regions`, with the other's numbers of the classes where both stores name them."""
-        regions, renumbered = self.regions(image_id), {}
+    def number_as(self, other: "_Store") -> None:
+        """From now on give the other's numbers of the classes, where both stores name them; -1 is none of its names."""
         for label, ours, theirs in (
             ("objects_id", self.store.object_names, other.store.object_names),
             ("attrs_id", self.store.attribute_names, other.store.attribute_names),
         ):
-            numbers = getattr(regions, label)
-            if numbers is not None and ours and theirs and ours != theirs:
+            if ours and theirs and ours != theirs:
                 places = {name: place for place, name in enumerate(theirs)}
-                known = [ours[number] if 0 <= number < len(ours) else None for number in numbers.tolist()]
-                renumbered[label] = np.array([places.get(name, -1) for name in known], np.int32)
-        return replace(regions, **renumbered)
+                self._numbers[label] = np.array([*(places.get(name, -1) for name in ours), -1], np.int32)
+
+    def _renumbered(self, regions: Regions) -> Regions:
+        numbered = {}
+        for label, numbers in self._numbers.items():
+            if (known := getattr(regions, label)) is not None:
+                # A number that has no name is that of the last place.
+                numbered[label] = numbers[np.where((known >= 0) & (known < len(numbers)), known, -1)]
+        return replace(regions, **numbered) if numbered else regions
 
     @cached_property
     def mean_feature(self) -> np.ndarray:

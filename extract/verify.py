@@ -30,6 +30,7 @@ from manifests.progress import progress
 from manifests.schema import ImageRow, read_manifest
 
 BLOCK = 2**21  # numbers of features looked at together: 4 MB
+_STORES = ("regions", "tokens", "text_features", "teachers", "pack")
 _IDS, _CONFIDENCES = ("objects_id", "attrs_id"), ("objects_conf", "attrs_conf")
 _DTYPES = {
     "features": np.dtype("<f2"),
@@ -79,8 +80,8 @@ def stores_in(folder: Path) -> list[Path]:
     stores = [path for path in folders if _is_store(path)]
     emptied = [path for path in folders if path.name in _STORES and path not in stores]
     emptied += [path for path in folders if path.name == "manifest" and not (path / "manifest.jsonl").is_file()]
-    for path in emptied:
-        _refuse_emptied(path)
+    if emptied:
+        _refuse_emptied(emptied[0])
     if not stores:
         raise InputError(
             f"neither a store (it has no {INDEX}) nor a folder of stores",
@@ -92,9 +93,6 @@ def stores_in(folder: Path) -> list[Path]:
 
 def _refuse_emptied(folder: Path) -> NoReturn:
     raise InputError("nothing of what should be in this folder is there", where=folder, fix=how_to_get(folder))
-
-
-_STORES = ("regions", "tokens", "text_features", "teachers", "pack")
 
 
 def _is_store(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from train.losses import alignment_scores, all_pairs_triplet, diversity, hardest_triplet
 from train.selfalign import ConceptAlignment, context_alignment_loss, sinkhorn
+from train.settings import ConceptSettings
 
 DISTILLATION = dict(np.load(Path(__file__).parents[1] / "data" / "distillation.npz"))
 
@@ -296,6 +297,16 @@ def test_sinkhorn_refuses_what_it_cannot_assign(epsilon: float, iterations: int)
         sinkhorn(torch.randn(3, 4), epsilon, iterations)
     with pytest.raises(ValueError, match="epsilon must be"):
         ConceptAlignment(8, 6, epsilon=epsilon, sinkhorn_iterations=iterations)
+
+
+def test_settings_and_loss_agree_on_the_least_epsilon() -> None:
+    assert ConceptAlignment(8, 6, epsilon=ConceptSettings(epsilon=0.004).epsilon).epsilon == 0.004
+    for refusing in (
+        lambda epsilon: ConceptSettings(epsilon=epsilon),
+        lambda epsilon: ConceptAlignment(8, 6, 0.1, epsilon),
+    ):
+        with pytest.raises(ValueError, match="epsilon"):
+            refusing(0.0039)
 
 
 def plain_context_loss(

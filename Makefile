@@ -6,15 +6,18 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compiled modules are kept: importing torch afresh costs every stage some ten seconds otherwise.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test environment lock clean
+.PHONY: demo test test-slow environment lock clean
 
 demo: environment ## run the pipeline on the demo data set and print what came out
 	dvc repro
 	@echo
 	@selfalign metrics
 
-test: environment ## run all tests
-	python -m pytest -q
+test: environment ## run the tests, but for the slow ones
+	python -m pytest -q -m "not slow"
+
+test-slow: environment ## run the slow tests: kill loops, fuzzing, many processes, many runs of DVC
+	python -m pytest -q -m slow
 
 environment: .venv/.ready
 

@@ -15,8 +15,10 @@ from eval.scores import Ensemble
 from eval.settings import EvaluationSettings
 from manifests.errors import InputError
 from manifests.files import write_json
+from manifests.locks import one_writer
 
 
+@one_writer("ensemble")
 def run(*, name: str, runs: Sequence[str], runs_dir: Path, settings: EvaluationSettings, out: Path) -> dict:
     """Evaluate the mean scores of `runs` and write `out`; returns what its `metrics.json` holds.
 

@@ -27,14 +27,16 @@ from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
 from manifests.coco_ids import COCO_IDS, read_coco_ids
-from manifests.files import write_json
+from manifests.files import whole_folder, write_json
 from manifests.grounding import read_grounding
+from manifests.locks import one_writer
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 
 log = logging.getLogger(__name__)
 
 
+@one_writer("evaluation")
 def run(
     *,
     name: str,
@@ -80,10 +82,7 @@ def run(
     require_recipe(model, data)
     network = load_model(model, device)
     embeddings = embed(network, data, batch_size, run=name)
-    embeddings.save(out)
-
     ranks, figures = recall_figures(embeddings, data.caption_image, settings.folds)
-    save_ranks(out / "ranks.npz", ranks, data.caption_image, [image.id for image in data.images])
     figures |= {"split": settings.split, "left_out": len(data.left_out)}
     if network.settings.aladin:
         teacher = embed_locals(network, data, batch_size)
@@ -93,7 +92,10 @@ def run(
 
     truth = manifest_dir / "grounding.jsonl"
     pairs = match_pairs(network, data, batch_size, read_grounding(truth) if truth.exists() else {})
-    pairs.save(out)
+    with whole_folder(out) as folder:
+        embeddings.save(folder)
+        save_ranks(folder / "ranks.npz", ranks, data.caption_image, [image.id for image in data.images])
+        pairs.save(folder)
     write_json(correspondence, correspondence_figures(pairs))
     if (known := summary(pairs.judged)) is not None:
         figures["correspondence"] = known

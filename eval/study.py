@@ -22,6 +22,7 @@ from eval.study_settings import StudySettings, label, varied
 from eval.validation import validate
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.grounding import read_grounding
+from manifests.locks import one_writer
 from train.checkpoint import data_recipe, load_model, read_record
 from train.data import RetrievalData
 from train.settings import RunSettings
@@ -34,6 +35,7 @@ COLUMNS = (
 QUEUED_COLUMNS = (*COLUMNS, "of")
 
 
+@one_writer("study")
 def run(
     *,
     name: str,

@@ -22,13 +22,28 @@ from extract.stores.tokens import TokenStore
 from extract.stores.webdataset import FORMAT, SCHEMA, Sample, write_sample
 from manifests.errors import InputError
 from manifests.files import atomic, sha256, whole_folder, write_json
+from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, read_manifest
 
 log = logging.getLogger(__name__)
 
 
+def _decides(
+    *, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path
+) -> dict[str, Any]:
+    """What decides the shards, as JSON."""
+    files = (manifest, regions / INDEX, tokens / INDEX)
+    return {"dataset": dataset, "files": [sha256(file) for file in files if file.is_file()]} | settings.model_dump()
+
+
+@one_writer("shards", _decides)
 def run(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path) -> None:
+    """Write the shards of `dataset`, as `write` does, as the only process that does so."""
+    write(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=settings, out=out)
+
+
+def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path) -> None:
     """Write the shards of `dataset`, their index, recipe and cards to the folder `out`, whole or not at all.
 
     Images without region features are left out and named in the card. Raises InputError where a store's files aren't

@@ -71,18 +71,21 @@ def run(
         "readers": readers,
     }
     shards = Shards(**work, device="cpu" if client else device)
-    shards.staged.discard_unfinished()
-    found = {number: shards.staged.finished(shards.path(number)) for number in range(len(shards))}
-    missing = [number for number, done in found.items() if not done]
-    outcomes = None
-    if client:
-        from extract.workers import on_workers
+    with shards.staged.alone(out, f"extraction of {dataset}") as made:
+        if made:
+            return
+        found = {number: shards.staged.finished(shards.path(number)) for number in range(len(shards))}
+        missing = [number for number, done in found.items() if not done]
+        outcomes = None
+        if client:
+            from extract.workers import on_workers
 
-        outcomes = on_workers(client, shards, missing, work, device=device, threads=threads)
-    found |= _make(shards, missing, outcomes)
-    _finish(dataset, shards, [found[number] for number in range(len(shards))], about or About())
-    shards.staged.install(out)
-    failures = sum(len(done["failures"]) for done in found.values())
+            outcomes = on_workers(client, shards, missing, work, device=device, threads=threads)
+        found |= _make(shards, missing, outcomes)
+        done = [found[number] for number in range(len(shards))]
+        with shards.staged.install(out, done) as folder:
+            _finish(folder, dataset, shards, done, about or About())
+    failures = sum(len(shard["failures"]) for shard in done)
     if failures:
         tqdm.write(f"{failures} of {len(shards.rows)} pictures could not be read: see {Path(out) / FAILURES}")
 
@@ -135,9 +138,9 @@ def _failure(shards: Shards, failed: dict[int, Exception]) -> InputError:
     )
 
 
-def _finish(dataset: str, shards: Shards, done: Sequence[dict[str, Any]], about: About) -> None:
-    """Write what stands beside the shards: index, failures, recipe and card."""
-    folder, detector = shards.staged.folder, shards.detector
+def _finish(folder: Path, dataset: str, shards: Shards, done: Sequence[dict[str, Any]], about: About) -> None:
+    """Write what stands beside the shards in `folder`: index, failures, recipe and card."""
+    detector = shards.detector
     failures = [failure for shard in done for failure in shard["failures"]]
     index = region_index(
         done,

@@ -105,44 +105,46 @@ def run(
         "transformers": version("transformers"),
     }
     staged, shards = Staging(staging, key), []
-    staged.discard_unfinished()
     counts: dict[Side, int] = {"images": len(rows), "captions": len(texts)}
-    for side, teacher in teachers.items():
-        with progress(what=f"teachers {dataset}: {side}", unit=side, total=counts[side]) as bar:
-            for first in range(0, counts[side], settings.items_per_shard):
-                part = range(first, min(first + settings.items_per_shard, counts[side]))
-                path = staged.folder / f"{len(shards):06d}.h5"
-                done = staged.finished(path)
-                if done is None:
-                    write_shard(path, _embed(teacher, part, bar), recipe_hash)
-                    failures = [
-                        {"id": rows[row].id, "path": rows[row].path, "reason": reason}
-                        for row, reason in sorted(teacher.failures.items())
-                        if row in part
-                    ]
-                    done = staged.finish(path, {"of": side, "count": len(part), "failures": failures})
-                else:
-                    bar.update(len(part))
-                shards.append(done)
-    failures = [failure for shard in shards for failure in shard["failures"]]
-    if len(failures) == len(rows):
-        raise InputError(
-            f"none of its {len(rows)} images has a vector; the first: {failures[0]['reason']}",
-            where=manifest,
-            fix="check the image root and the pictures",
-        )
-    index = {
-        "schema": SCHEMA,
-        **counts,
-        "dims": {side: teacher.dim for side, teacher in teachers.items()},
-        "manifest_sha256": manifest_sha256,
-        "shards": [{name: shard[name] for name in ("file", "of", "count", "sha256")} for shard in shards],
-    }
-    write_json(staged.folder / INDEX, index)
-    write_text(staged.folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
-    write_recipe(staged.folder, recipe, environment("torch", "transformers", "h5py", "numpy", device=device))
-    write_text(staged.folder / "README.md", _card(dataset, index, recipe, recipe_hash, len(failures)))
-    staged.install(out)
+    with staged.alone(out, f"teaching of {dataset}") as made:
+        if made:
+            return
+        for side, teacher in teachers.items():
+            with progress(what=f"teachers {dataset}: {side}", unit=side, total=counts[side]) as bar:
+                for first in range(0, counts[side], settings.items_per_shard):
+                    part = range(first, min(first + settings.items_per_shard, counts[side]))
+                    path = staged.folder / f"{len(shards):06d}.h5"
+                    done = staged.finished(path)
+                    if done is None:
+                        write_shard(path, _embed(teacher, part, bar), recipe_hash)
+                        failures = [
+                            {"id": rows[row].id, "path": rows[row].path, "reason": reason}
+                            for row, reason in sorted(teacher.failures.items())
+                            if row in part
+                        ]
+                        done = staged.finish(path, {"of": side, "count": len(part), "failures": failures})
+                    else:
+                        bar.update(len(part))
+                    shards.append(done)
+        failures = [failure for shard in shards for failure in shard["failures"]]
+        if len(failures) == len(rows):
+            raise InputError(
+                f"none of its {len(rows)} images has a vector; the first: {failures[0]['reason']}",
+                where=manifest,
+                fix="check the image root and the pictures",
+            )
+        index = {
+            "schema": SCHEMA,
+            **counts,
+            "dims": {side: teacher.dim for side, teacher in teachers.items()},
+            "manifest_sha256": manifest_sha256,
+            "shards": [{name: shard[name] for name in ("file", "of", "count", "sha256")} for shard in shards],
+        }
+        with staged.install(out, shards) as folder:
+            write_json(folder / INDEX, index)
+            write_text(folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
+            write_recipe(folder, recipe, environment("torch", "transformers", "h5py", "numpy", device=device))
+            write_text(folder / "README.md", _card(dataset, index, recipe, recipe_hash, len(failures)))
     if failures:
         tqdm.write(f"{len(failures)} of {len(rows)} images have no vector: see {Path(out) / FAILURES}")
 

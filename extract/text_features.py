@@ -81,35 +81,37 @@ def run(
         "transformers": version("transformers"),
     }
     staged, shards = Staging(staging, key), []
-    staged.discard_unfinished()
-    with progress(what=f"text features {dataset}", unit="captions", total=store.num_captions) as bar:
-        for number, first in enumerate(range(0, store.num_captions, settings.captions_per_shard)):
-            captions = range(first, min(first + settings.captions_per_shard, store.num_captions))
-            path = staged.folder / f"{number:06d}.h5"
-            done = staged.finished(path)
-            if not done:
-                states: list[np.ndarray] = [np.empty(0)] * len(captions)
-                for caption, own in _encode(encoder, store, captions, device, batch_size):
-                    states[caption - first] = own
-                    bar.update()
-                write_shard(path, states, encoder.width, recipe_hash)
-                done = staged.finish(path, {"count": len(captions), "pieces": sum(map(len, states))})
-            else:
-                bar.update(len(captions))
-            shards.append(done)
-    index = {
-        "schema": SCHEMA,
-        "captions": store.num_captions,
-        "pieces": sum(shard["pieces"] for shard in shards),
-        "dim": encoder.width,
-        "tokens_sha256": tokens_sha256,
-        "shards": [{name: shard[name] for name in ("file", "count", "sha256")} for shard in shards],
-    }
-    write_json(staged.folder / INDEX, index)
-    made_by = environment("torch", "transformers", "h5py", "numpy", model=settings.model, device=device)
-    write_recipe(staged.folder, recipe, made_by)
-    write_text(staged.folder / "README.md", _card(dataset, index, recipe, recipe_hash))
-    staged.install(out)
+    with staged.alone(out, f"text encoding of {dataset}") as made:
+        if made:
+            return
+        with progress(what=f"text features {dataset}", unit="captions", total=store.num_captions) as bar:
+            for number, first in enumerate(range(0, store.num_captions, settings.captions_per_shard)):
+                captions = range(first, min(first + settings.captions_per_shard, store.num_captions))
+                path = staged.folder / f"{number:06d}.h5"
+                done = staged.finished(path)
+                if not done:
+                    states: list[np.ndarray] = [np.empty(0)] * len(captions)
+                    for caption, own in _encode(encoder, store, captions, device, batch_size):
+                        states[caption - first] = own
+                        bar.update()
+                    write_shard(path, states, encoder.width, recipe_hash)
+                    done = staged.finish(path, {"count": len(captions), "pieces": sum(map(len, states))})
+                else:
+                    bar.update(len(captions))
+                shards.append(done)
+        index = {
+            "schema": SCHEMA,
+            "captions": store.num_captions,
+            "pieces": sum(shard["pieces"] for shard in shards),
+            "dim": encoder.width,
+            "tokens_sha256": tokens_sha256,
+            "shards": [{name: shard[name] for name in ("file", "count", "sha256")} for shard in shards],
+        }
+        with staged.install(out, shards) as folder:
+            write_json(folder / INDEX, index)
+            made_by = environment("torch", "transformers", "h5py", "numpy", model=settings.model, device=device)
+            write_recipe(folder, recipe, made_by)
+            write_text(folder / "README.md", _card(dataset, index, recipe, recipe_hash))
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from extract.text.settings import TokenSettings
 from extract.text.vocabulary import UNKNOWN, build_vocabulary, read_vocabulary, word_numbers
 from extract.text.words import Words, load_language, split_words
 from manifests.errors import InputError
-from manifests.files import whole_folder, write_text
+from manifests.files import sha256, whole_folder, write_text
+from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, read_manifest
 
@@ -28,6 +30,12 @@ _LIBRARIES = ("numpy", "h5py", "spacy")
 _PIECE_LIBRARIES = ("tokenizers", "transformers")
 
 
+def _decides(*, manifest: Path, settings: TokenSettings, out: Path) -> dict[str, Any]:
+    """What decides a token store, as JSON."""
+    return {"manifest": sha256(manifest), "settings": settings.model_dump(mode="json")}
+
+
+@one_writer("tokens", _decides)
 def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
     """Write the token store of `manifest` to the folder `out`, whole or not at all.
 

@@ -5,6 +5,7 @@ file under its final name (docs/architecture.md, "Resume").
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -17,53 +18,136 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import DiskFull
+from manifests.errors import DiskFull, InputError
 
 # Bytes hashed at a time: in smaller blocks a thread spends longer waiting for its turn than hashing.
 _BLOCK = 2**22
+_ROLES = ("tmp", "old")  # of a temporary path: what is written, what was there before
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, sync it to disk and move it into place.
 
-    On an exception the temporary file is removed and `path` stays as it was. Raises `DiskFull` where there is no room.
+    On an exception the temporary file is removed and `path` stays as it was. Raises `DiskFull` where there is no room,
+    and `InputError` where the folder is gone. Without `make_folder` it must be there already: a staging folder that
+    vanished was given up.
     """
     path = Path(path)
-    # Machines that share a folder may share process ids.
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    temporary = _temporary(path, "tmp")
     with room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
             os.replace(temporary, path)
+        except FileNotFoundError as error:
+            if path.parent.is_dir():
+                raise
+            raise InputError(
+                "the folder was removed while a file was written to it",
+                where=path.parent,
+                fix="run the same command again",
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Give an empty temporary folder beside `out`; when the block ends well, move it into place.
+    """Give an empty temporary folder beside `out`; when the block ends well, sync it to disk and move it into place.
 
-    An earlier `out` is replaced only then. On an exception the temporary folder is removed and `out` stays as it was.
-    Raises `DiskFull` where there is no room.
+    An earlier `out` is replaced only then. On an exception the temporary folder is removed and `out` stays as it was;
+    where even that fails, the error says under which name the earlier folder is. What a killed process left of `out` is
+    put back, or removed, by the next one. The caller is the only writer (`manifests.locks.sole_writer`). Raises
+    `DiskFull` where there is no room.
     """
     out = Path(out)
-    temporary, earlier = (out.with_name(f".{out.name}.{role}") for role in ("tmp", "old"))
-    for left_behind in (temporary, earlier):
-        shutil.rmtree(left_behind, ignore_errors=True)
+    temporary, earlier = _temporary(out, "tmp"), _temporary(out, "old")
     with room_for(out):
-        temporary.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _recover(out)
+        temporary.mkdir()
         try:
             yield temporary
-            if out.exists():
-                os.replace(out, earlier)
-            os.replace(temporary, out)
+            for folder, _, files in os.walk(temporary, topdown=False):
+                for name in files:
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
+            _replace(temporary, out, earlier)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(earlier, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _replace(folder: Path, out: Path, earlier: Path) -> None:
+    """Give `folder` the name `out`; what had it before is `earlier` then, and `out` again where this fails."""
+    if not out.exists():
+        os.replace(folder, out)
+        _sync(out.parent)
+        return
+    os.replace(out, earlier)
+    try:
+        os.replace(folder, out)
+        _sync(out.parent)
+    except BaseException as error:
+        try:
+            if out.exists():
+                os.replace(out, folder)
+            os.replace(earlier, out)
+        except OSError:
+            raise InputError(
+                f"it could not be replaced ({error}); what was there before is whole, in {earlier}",
+                where=out,
+                fix=f"move it back: `mv {earlier} {out}`",
+            ) from error
+        raise
+
+
+def _recover(out: Path) -> None:
+    """Put back the folder that a killed process had moved away, where there is no other; remove its other leftovers."""
+    for path in abandoned(out.parent, out.name):
+        if path.suffix == ".old" and not out.exists():
+            os.replace(path, out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def abandoned(folder: Path, name: str | None = None) -> Iterator[Path]:
+    """What earlier processes of this machine left of `name` in `folder`, or of any name: they are no more."""
+    ours = f"{'*' if name is None else glob.escape(name)}.{glob.escape(platform.node())}"
+    for path in folder.glob(f".{ours}.*"):
+        whole, process, role = path.name.rsplit(".", 2)
+        if role not in _ROLES or not process.isdigit() or (name and whole != f".{name}.{platform.node()}"):
+            continue
+        if int(process) == os.getpid() or not _is_alive(int(process)):
+            yield path
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
+
+
+def _temporary(path: Path, role: str) -> Path:
+    """The name of what this process writes beside `path`. Machines that share a folder may share process ids."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{role}")
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, written to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from PIL import Image
 from manifests import folder, karpathy
 from manifests.coco_ids import COCO_IDS, write_coco_ids
 from manifests.errors import InputError
+from manifests.files import whole_folder
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
 from manifests.imported import write_source
+from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, write_manifest
 from manifests.source import SourceImage
@@ -31,6 +33,7 @@ Facts = tuple[str, int | None, int | None]
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture on its side
 
 
+@one_writer("manifest")
 def run(
     *,
     images: Path,
@@ -41,9 +44,9 @@ def run(
     duplicates: Literal["refuse", "allow"] = "refuse",
     out: Path,
 ) -> None:
-    """Write `out`/manifest.jsonl, in the source's order, `out`/grounding.jsonl where the source tells objects, and
-    `out`/coco_ids.jsonl where all its images and captions are COCO's. `out`/source.json says that no regions are
-    imported.
+    """Write the folder `out`, whole or not at all: manifest.jsonl, in the source's order; grounding.jsonl where the
+    source tells objects; coco_ids.jsonl where all its images and captions are COCO's; source.json, which says that no
+    regions are imported.
 
     Parameters
     ----------
@@ -65,13 +68,12 @@ def run(
     groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
     facts = _pictures(images, entries, captions)
     rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, duplicates=duplicates)
-    write_manifest(out / "manifest.jsonl", rows)
-    if groundings:
-        write_grounding(out / "grounding.jsonl", groundings)
-    else:
-        (out / "grounding.jsonl").unlink(missing_ok=True)
-    write_caption_ids(out, entries)
-    write_source(out, None)
+    with whole_folder(out) as folder:
+        write_manifest(folder / "manifest.jsonl", rows)
+        if groundings:
+            write_grounding(folder / "grounding.jsonl", groundings)
+        write_caption_ids(folder, entries)
+        write_source(folder, None)
 
 
 def checked_entries(entries: Iterable[SourceImage], file: Path) -> list[SourceImage]:
@@ -85,13 +87,11 @@ def checked_entries(entries: Iterable[SourceImage], file: Path) -> list[SourceIm
     return found
 
 
-def write_caption_ids(out: Path, entries: Iterable[SourceImage]) -> None:
-    """Write `out`/coco_ids.jsonl where all images and captions are COCO's; else there is none."""
+def write_caption_ids(folder: Path, entries: Iterable[SourceImage]) -> None:
+    """Write `folder`/coco_ids.jsonl where all images and captions are COCO's."""
     coco_ids = {entry.id: [caption.coco_id for caption in entry.captions] for entry in entries}
     if any(coco_ids.values()) and all(None not in own for own in coco_ids.values()):
-        write_coco_ids(out / COCO_IDS, coco_ids)
-    else:
-        (out / COCO_IDS).unlink(missing_ok=True)
+        write_coco_ids(folder / COCO_IDS, coco_ids)
 
 
 def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:

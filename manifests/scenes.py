@@ -17,10 +17,12 @@ from PIL import Image
 from manifests.describing import describe
 from manifests.drawing import draw_scene
 from manifests.files import canonical_json, whole_folder, write_text
+from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.settings import SceneSettings
 
 
+@one_writer("scenes")
 def run(*, settings: SceneSettings, out: Path) -> None:
     """Draw and describe all scenes into `out`/images/000000.png ... and `out`/captions.json.
 

@@ -343,25 +343,28 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
     from extract.exchange import manifest, regions
     from extract.stores.regions import RegionStore
     from manifests.files import whole_folder
+    from manifests.locks import sole_writer
     from pipeline.options import keys_as_options, read_options
 
     given = {name: value for name, value in options.items() if value is not None}
     source, settings = read_options({"format": format, "images": images, "captions": captions or images}, given)
     machine = Machine.from_environment()
-    if out.exists():
-        raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
-    with keys_as_options(), whole_folder(out) as folder:
-        manifest.run(**source.model_dump(exclude={"pictures", "duplicates"}), **settings.told, out=folder / "manifest")
-        regions.run(
-            dataset=out.name,
-            manifest=folder / "manifest" / "manifest.jsonl",
-            images=images,
-            settings=settings,
-            out=folder / "regions",
-            staging=machine.staging,
-            readers=machine.readers,
-            check=False,
-        )
+    with keys_as_options(), sole_writer(out, f"import into {out}"):
+        if out.exists():
+            raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
+        with whole_folder(out) as folder:
+            told = source.model_dump(exclude={"pictures", "duplicates"}) | settings.told
+            manifest.run(**told, out=folder / "manifest")
+            regions.run(
+                dataset=out.name,
+                manifest=folder / "manifest" / "manifest.jsonl",
+                images=images,
+                settings=settings,
+                out=folder / "regions",
+                staging=machine.staging,
+                readers=machine.readers,
+                check=False,
+            )
     store = RegionStore(out / "regions")
     click.echo(f"{out}: {len(store):,} images, {store.num_boxes.sum():,} regions of {store.dim:,} numbers")
 

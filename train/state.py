@@ -7,7 +7,8 @@ epoch, the learning rate and dropout follow from seed, epoch and step, and need 
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from manifests.errors import InputError
-from manifests.files import atomic, fingerprint, room_for, whole_folder
+from manifests.files import abandoned, atomic, fingerprint, room_for, whole_folder
+from manifests.locks import sole_writer
 from train.checkpoint import save_model
 from train.models import RetrievalModel
 from train.processes import Processes
@@ -55,7 +57,21 @@ class StateFolder:
     """
 
     def __init__(self, root: Path, name: str, key: Any):
-        self.folder = Path(root) / f"train-{name}-{fingerprint([_FORMAT, key])[:16]}"
+        self._name, self._key = name, [_FORMAT, key]
+        self.folder = Path(root) / f"train-{name}-{fingerprint(self._key)[:16]}"
+
+    @contextmanager
+    def alone(self, out: Path, processes: Processes) -> Iterator[bool]:
+        """Hold the locks of `out` and of this folder, in the first process; gives, in every one, whether `out` is made.
+
+        Where several processes train together, another training is an `InputError`, since not all would wait.
+        """
+        locked = nullcontext(False)
+        if processes.first:
+            work = f"training of {self._name}"
+            locked = sole_writer(out, work, self._key, staging=self.folder, wait=processes.count == 1)
+        with locked as made:
+            yield processes.told(made)
 
     def save(self, model: RetrievalModel, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Replace the state; only then drop the weights of epochs that are no longer the best."""
@@ -63,7 +79,7 @@ class StateFolder:
         for number, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": moment for name, moment in moments.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with atomic(self.folder / STATE) as temporary:
+        with atomic(self.folder / STATE, make_folder=False) as temporary:
             save_file(tensors, temporary, {"progress": json.dumps(asdict(progress))})
         for old in self.folder.glob("best-*"):
             if old != self._best(progress):
@@ -111,8 +127,9 @@ class StateFolder:
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         with room_for(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        for stale in self.folder.glob("**/.*.tmp"):
-            stale.unlink(missing_ok=True)
+        for folder in (self.folder, *self.folder.glob("best-*")):
+            for left_behind in abandoned(folder):
+                left_behind.unlink(missing_ok=True)
         if not (self.folder / STATE).exists():
             return None
         try:

@@ -96,48 +96,52 @@ def run(
         record["teachers"] = data.teacher_store.recipe
     key = {name: record.get(name) for name in ("settings", "recipe", "teachers")} | {"manifest": sha256(manifest)}
     state = StateFolder(staging, name, key)
-    progress = state.restore(model, optimizer, processes)
-    clock = _Clock(progress.seconds)
+    with state.alone(out, processes) as made:
+        if made:
+            leave()
+            return
+        progress = state.restore(model, optimizer, processes)
+        clock = _Clock(progress.seconds)
 
-    def save(progress: Progress) -> None:
-        if processes.first:
-            progress.seconds = clock.seconds()
-            state.save(model, optimizer, progress)
-            clock.saved = time.monotonic()
-
-    def save_in_time(progress: Progress) -> None:
-        if time.monotonic() - clock.saved >= 60 * checkpoint_minutes:
-            save(progress)
-
-    board = TensorBoard(tensorboard if processes.first else None, name, progress.epoch)
-    loop = Loop(name, model, optimizer, data, settings, processes, save_in_time)
-    if processes.first and (progress.epoch or progress.step):
-        tqdm.write(f"continuing: epoch {progress.epoch + 1}, batch {progress.step + 1}, from {state.folder}")
-    while not _done(progress, settings):
-        terms = loop.epoch(progress)
-        recalls = _recalls(validate, model, validation, processes)
-        row = {
-            "epoch": progress.epoch,
-            "seconds": round(clock.seconds(), 2),
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "loss": sum(terms.values()),
-            **terms,
-            **{f"val_{key}": value for key, value in recalls.items()},
-        }
-        progress.rows.append(row)
-        board.write(row)
-        if recalls["rsum"] > progress.best:
-            progress.best, progress.best_epoch = recalls["rsum"], progress.epoch
+        def save(progress: Progress) -> None:
             if processes.first:
-                best = {"best_epoch": progress.epoch, "val_rsum": progress.best, "seconds": row["seconds"]}
-                state.keep_best(model, {**record, **best}, progress)
-        progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
-        save(progress)
-    board.close()
-    if processes.first:
-        write_curves(curves, progress.rows)
-        state.finish(out, progress)
-        state.remove()
+                progress.seconds = clock.seconds()
+                state.save(model, optimizer, progress)
+                clock.saved = time.monotonic()
+
+        def save_in_time(progress: Progress) -> None:
+            if time.monotonic() - clock.saved >= 60 * checkpoint_minutes:
+                save(progress)
+
+        board = TensorBoard(tensorboard if processes.first else None, name, progress.epoch)
+        loop = Loop(name, model, optimizer, data, settings, processes, save_in_time)
+        if processes.first and (progress.epoch or progress.step):
+            tqdm.write(f"continuing: epoch {progress.epoch + 1}, batch {progress.step + 1}, from {state.folder}")
+        while not _done(progress, settings):
+            terms = loop.epoch(progress)
+            recalls = _recalls(validate, model, validation, processes)
+            row = {
+                "epoch": progress.epoch,
+                "seconds": round(clock.seconds(), 2),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "loss": sum(terms.values()),
+                **terms,
+                **{f"val_{key}": value for key, value in recalls.items()},
+            }
+            progress.rows.append(row)
+            board.write(row)
+            if recalls["rsum"] > progress.best:
+                progress.best, progress.best_epoch = recalls["rsum"], progress.epoch
+                if processes.first:
+                    best = {"best_epoch": progress.epoch, "val_rsum": progress.best, "seconds": row["seconds"]}
+                    state.keep_best(model, {**record, **best}, progress)
+            progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
+            save(progress)
+        board.close()
+        if processes.first:
+            write_curves(curves, progress.rows)
+            state.finish(out, progress)
+            state.remove()
     leave()
 
 

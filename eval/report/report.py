@@ -18,9 +18,11 @@ from eval.report.verdict import verdict
 from eval.settings import ReportSettings
 from eval.study_settings import StudySettings
 from manifests.errors import InputError
-from manifests.files import write_text
+from manifests.files import whole_folder, write_text
+from manifests.locks import one_writer
 
 
+@one_writer("report")
 def run(
     *,
     runs: Mapping[str, dict],
@@ -53,19 +55,20 @@ def run(
         raise InputError("there is no run to report", where="params.yaml, runs", fix="add a run")
     sources = [open_data_set(name, data_dir / name, image_roots[name], group) for name, group in groups.items()]
     files = {source.name: f"{source.name}.html" if place else "index.html" for place, source in enumerate(sources)}
-    for source in sources:
-        shown = section(
-            source,
-            settings,
-            ensembles=[name for name, members in ensembles.items() if runs[members[0]]["dataset"] == source.name],
-            ensembles_dir=ensembles_dir,
-            studies={name: study for name, study in studies.items() if study.dataset == source.name},
-            studies_dir=studies_dir,
-            benchmarks=benchmarks,
-            commit=commit,
-        )
-        write_text(out / files[source.name], render("comparison.html", s=shown, pages=files))
-    draw_overview(sources[0], out / "overview.png")
+    with whole_folder(out) as folder:
+        for source in sources:
+            shown = section(
+                source,
+                settings,
+                ensembles=[name for name, members in ensembles.items() if runs[members[0]]["dataset"] == source.name],
+                ensembles_dir=ensembles_dir,
+                studies={name: study for name, study in studies.items() if study.dataset == source.name},
+                studies_dir=studies_dir,
+                benchmarks=benchmarks,
+                commit=commit,
+            )
+            write_text(folder / files[source.name], render("comparison.html", s=shown, pages=files))
+        draw_overview(sources[0], folder / "overview.png")
 
 
 def results(runs: Mapping[str, dict], runs_dir: Path) -> dict[str, list[RunResult]]:

@@ -30,6 +30,7 @@ from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
 from manifests.files import sha256, whole_folder
+from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, read_manifest, write_manifest
 from train.checkpoint import WEIGHTS, load_model, read_record
@@ -66,6 +67,7 @@ class Source:
         }
 
 
+@one_writer("index")
 def run(
     *, source: Source, splits: Sequence[str] = SPLITS, kind: Kind = "exact", out: Path, device: str, batch_size: int
 ) -> str:

@@ -15,6 +15,7 @@ from extract.stores.intact import require_intact
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import whole_folder
+from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.schema import read_manifest
 
@@ -24,6 +25,7 @@ _WRITERS = {"butd-tsv": butd_tsv.write, "lxmert-tsv": lxmert_tsv.write, "vinvl":
 log = logging.getLogger(__name__)
 
 
+@one_writer("export")
 def run(
     *,
     format: str,
@@ -56,7 +58,7 @@ def run(
                 where=tokens,
                 fix="make a data set of params.yaml of it (docs/exchange.md) and run its tokens stage, or export scan",
             )
-        pack.run(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=PackSettings(), out=out)
+        pack.write(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=PackSettings(), out=out)
         return
     rows = read_manifest(manifest)
     if format == "karpathy":

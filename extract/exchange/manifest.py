@@ -12,8 +12,9 @@ from extract.exchange import captions as captions_files
 from extract.exchange.formats import open_source
 from extract.exchange.source import Found, Source
 from manifests.errors import InputError
-from manifests.files import fingerprint
+from manifests.files import fingerprint, whole_folder
 from manifests.imported import Imported, write_source
+from manifests.locks import one_writer
 from manifests.manifest import checked_entries, manifest_rows, write_caption_ids
 from manifests.progress import progress
 from manifests.schema import write_manifest
@@ -22,6 +23,7 @@ from manifests.source import SourceImage
 log = logging.getLogger(__name__)
 
 
+@one_writer("manifest")
 def run(
     *,
     images: Path,
@@ -35,7 +37,8 @@ def run(
     info: bool = False,
     out: Path,
 ) -> None:
-    """Write `out`/manifest.jsonl, `out`/source.json, and `out`/coco_ids.jsonl where all captions are COCO's.
+    """Write the folder `out`, whole or not at all: manifest.jsonl, source.json, and coco_ids.jsonl where all captions
+    are COCO's.
 
     Parameters
     ----------
@@ -88,9 +91,10 @@ def run(
         places=[list(item.place) for _, item in pairs],
         left_out=left_out,
     )
-    write_manifest(Path(out) / "manifest.jsonl", rows)
-    write_caption_ids(Path(out), kept)
-    write_source(out, imported)
+    with whole_folder(out) as folder:
+        write_manifest(folder / "manifest.jsonl", rows)
+        write_caption_ids(folder, kept)
+        write_source(folder, imported)
     if left_out:
         log.warning("%d images have captions but no regions and are left out: %s ...", len(left_out), left_out[0])
     if len(pairs) < len(found):

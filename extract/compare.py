@@ -23,7 +23,6 @@ from manifests.progress import progress
 _ARRAYS = ("features", "boxes", "objects_id", "objects_conf", "attrs_id", "attrs_conf")
 EDGES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)  # of the histogram's bins: what matters lies near 1
 _WORST = 5  # pictures shown
-_OPEN = 1024  # pictures read before the shards that they came from are let go
 # Every float16 as float32, by its bits: NumPy's own conversion takes four times as long.
 _FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 _BAR = 40  # columns of the histogram's longest bar
@@ -392,16 +391,12 @@ class _Store:
             self.store = RegionStore(folder)
             self.ids = self.store.ids
         self.row = {image_id: row for row, image_id in enumerate(self.ids)}
-        self._read = 0
         self._numbers: dict[str, np.ndarray] = {}
 
     def regions(self, image_id: str) -> Regions:
         """One image's regions, checked to fit each other."""
         with self._readable():
-            self._read += 1
-            if self._read % _OPEN == 0:
-                self.store = RegionStore(self.folder)
-            found = self.store.regions(self.row[image_id])
+            found = self.store.read(self.row[image_id])
             features, boxes = found.features, found.boxes
             shape = (len(boxes), self.store.dim)
             if boxes.shape[1:] != (4,) or features.shape != shape or features.dtype not in ("<f2", "<f4"):

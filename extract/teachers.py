@@ -183,7 +183,7 @@ The vector of the first image with h5py alone:
 
 ```python
 import h5py
-embedding = h5py.File("000000.h5")["embeddings"][0]
+embedding = h5py.File("000000.h5", locking=False)["embeddings"][0]
 ```
 
 or with SelfAlign: `extract.stores.teachers.TeacherStore(".").embeddings("images", [0])`.

@@ -156,7 +156,7 @@ The states of the first caption with h5py alone:
 
 ```python
 import h5py
-shard = h5py.File("000000.h5")
+shard = h5py.File("000000.h5", locking=False)
 states = shard["states"][slice(*shard["offsets"][0:2])]
 ```
 

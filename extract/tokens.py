@@ -155,7 +155,7 @@ Everything of caption c lies between two offsets; `spans` are characters of its 
 
 ```python
 import h5py, json
-file, vocabulary, c = h5py.File("tokens.h5"), json.load(open("vocabulary.json")), 0
+file, vocabulary, c = h5py.File("tokens.h5", locking=False), json.load(open("vocabulary.json")), 0
 start, end = file["text_offsets"][c : c + 2]
 print(file["image_id"][file["caption_image"][c]].decode(), file["text"][start:end].tobytes().decode())
 start, end = file["word_offsets"][c : c + 2]

@@ -6,6 +6,7 @@ sha256, arrays, boxes and features, and, where there is a manifest, that each of
 damaged store holds raises: all of it becomes findings.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -190,10 +191,11 @@ def _failures(found: Verification) -> dict[str, int]:
 
 def _files(found: Verification, index: _Index) -> None:
     listed = [entry.file for entry in index.shards]
-    for name in sorted({name for name in listed if listed.count(name) > 1}):
-        found.add(INDEX, f"lists {name} {listed.count(name)} times")
+    counts = Counter(listed)
+    for name in sorted(name for name, count in counts.items() if count > 1):
+        found.add(INDEX, f"lists {name} {counts[name]} times")
     for path in sorted(found.store.glob("*.h5")):
-        if path.name not in listed:
+        if path.name not in counts:
             found.add(path.name, f"{INDEX} doesn't list this shard")
     counted = sum(entry.count for entry in index.shards)
     if counted != index.images:

@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -84,26 +84,31 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 def _replace(folder: Path, out: Path, earlier: Path) -> None:
     """Give `folder` the name `out`; what had it before is `earlier` then, and `out` again where this fails."""
-    if not out.exists():
-        os.replace(folder, out)
-        _sync(out.parent)
-        return
-    os.replace(out, earlier)
+    replaced = out.exists()
+    if replaced:
+        os.replace(out, earlier)
     try:
         os.replace(folder, out)
-        _sync(out.parent)
     except BaseException as error:
-        try:
-            if out.exists():
-                os.replace(out, folder)
-            os.replace(earlier, out)
-        except OSError:
-            raise InputError(
-                f"it could not be replaced ({error}); what was there before is whole, in {earlier}",
-                where=out,
-                fix=f"move it back: `mv {earlier} {out}`",
-            ) from error
+        if replaced:
+            with _told(out, earlier, "could not be replaced", error):
+                os.replace(earlier, out)
         raise
+    with _told(out, earlier, "may not be on the disk itself") if replaced else nullcontext():
+        _sync(out.parent)
+
+
+@contextmanager
+def _told(out: Path, earlier: Path, what: str, cause: BaseException | None = None) -> Iterator[None]:
+    """Turn an OSError into an `InputError` that says where the earlier folder is."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"it {what} ({cause or error}); what was there before is whole, in {earlier}",
+            where=out,
+            fix=f"to have that back: `mv {earlier} {out}`, after moving away what else has this name",
+        ) from error
 
 
 def _recover(out: Path) -> None:

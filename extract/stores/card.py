@@ -27,7 +27,7 @@ _REGIONS = """# Region features: {dataset}
 
 ```python
 import h5py
-shard = h5py.File("000000.h5")
+shard = h5py.File("000000.h5", locking=False)
 features, boxes = {numpy}
 image_id = shard["image_id"][0].decode()
 ```
@@ -51,13 +51,13 @@ it is whole: `selfalign verify`.
 """
 _DENSE_TORCH = """\
 import h5py, torch
-shard = h5py.File("000000.h5")
+shard = h5py.File("000000.h5", locking=False)
 data = torch.utils.data.TensorDataset(*(torch.from_numpy(shard[name][:]) for name in ("features", "boxes")))
 for features, boxes in torch.utils.data.DataLoader(data, batch_size=128, shuffle=True):
     print(features.shape, boxes.shape)"""
 _RAGGED_TORCH = """\
 import h5py, torch
-shard = h5py.File("000000.h5")
+shard = h5py.File("000000.h5", locking=False)
 start, end = shard["offsets"][0:2]
 features, boxes = (torch.from_numpy(shard[name][start:end]) for name in ("features", "boxes"))
 print(features.shape, boxes.shape)"""

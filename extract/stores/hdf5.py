@@ -10,16 +10,16 @@ import io
 import math
 import mmap
 import os
-import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
+from extract.stores.open_files import opened
 from manifests.errors import InputError
 from manifests.files import atomic
 
@@ -68,46 +68,38 @@ class _Disk(io.FileIO):
 
 
 class _Layout(NamedTuple):
-    """Where the datasets of a file lie: name -> (offset, shape, dtype); the root attributes; the file's bytes."""
+    """Where the datasets of a file lie: name -> (offset, shape, dtype); the root attributes; size and time."""
 
     datasets: dict[str, tuple[int, tuple[int, ...], np.dtype]]
     attributes: dict[str, str | int]
-    size: int
+    state: tuple[int, int]
 
 
 class _Open:
     """A file that is open: its descriptor, and its datasets as views of one memory map. Closed with its last user."""
 
     def __init__(self, path: Path, layout: _Layout):
-        self.file = open_file(path)
-        weakref.finalize(self, os.close, self.file)
-        if (size := os.fstat(self.file).st_size) != layout.size:
+        with _opening(path):
+            self.file = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self.file)
+            state, map_ = _state(self.file), mmap.mmap(self.file, 0, access=mmap.ACCESS_READ)
+        if state != layout.state:
             raise InputError(
-                f"it has {size} bytes, it had {layout.size} when it was opened first",
-                where=path,
-                fix="leave a store alone while it is read, and run the command again",
+                "it was replaced while it was in use", where=path, fix="leave the store alone and run the command again"
             )
-        mapped = np.frombuffer(mmap.mmap(self.file, 0, access=mmap.ACCESS_READ), np.uint8)
+        mapped = np.frombuffer(map_, np.uint8)
         self.arrays = {
             name: mapped[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
             for name, (offset, shape, dtype) in layout.datasets.items()
         }
 
 
-# The open files of this process, the one used longest ago first: a process may have 256 on some machines, and a map
-# keeps a descriptor of its own.
-MOST_OPEN = 64
-_open_files: "OrderedDict[int, weakref.ref[MappedHDF5]]" = OrderedDict()
-_opening = threading.Lock()
-os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
-
-
 class MappedHDF5:
     """The contiguous datasets of one HDF5 file as read-only NumPy views of one memory map.
 
-    The file is parsed at the first access. It is closed when `MOST_OPEN` others were used since, and opened again when
-    it is needed; views that were handed out keep it open. Nothing but the path is pickled, so that it is safe under
-    fork, spawn and forkserver.
+    The file is parsed at the first access. It is closed when many others were used since (`extract.stores.open_files`),
+    and opened again when it is needed; views that were handed out keep it open. Nothing but the path is pickled, so
+    that it is safe under fork, spawn and forkserver.
 
     Parameters
     ----------
@@ -117,22 +109,13 @@ class MappedHDF5:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._layout: _Layout | None = None
-        self._opened: _Open | None = None
-        weakref.finalize(self, _open_files.pop, id(self), None)
 
     def _file(self) -> _Open:
-        with _opening:
-            if self._opened is None:
-                if self._layout is None:
-                    self._layout = read_layout(self.path)
-                self._opened = _Open(self.path, self._layout)
-                _open_files[id(self)] = weakref.ref(self)
-                while len(_open_files) > MOST_OPEN:
-                    if (oldest := _open_files.popitem(last=False)[1]()) is not None:
-                        oldest._opened = None
-            else:
-                _open_files.move_to_end(id(self))
-            return self._opened
+        return opened(self, self._open)
+
+    def _open(self) -> _Open:
+        self._layout = self._layout or read_layout(self.path)
+        return _Open(self.path, self._layout)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The dataset `name`, a view of the map; KeyError names what the file has."""
@@ -156,14 +139,14 @@ class MappedHDF5:
         All axes but the last count rows. Nearly as fast as copying from the map, but what is read doesn't become
         resident memory of this process.
         """
-        opened, array = self._file(), self[name]
+        whole, array = self._file(), self[name]
         start, size = self._layout.datasets[name][0], array.shape[-1] * array.itemsize
 
         def read(first: int, out: np.ndarray) -> None:
             place = start + first * size
-            done = os.preadv(opened.file, (out,), place)
+            done = os.preadv(whole.file, (out,), place)
             while done < out.nbytes:
-                more = os.preadv(opened.file, (out.reshape(-1).view(np.uint8)[done:],), place + done)
+                more = os.preadv(whole.file, (out.reshape(-1).view(np.uint8)[done:],), place + done)
                 if not more:
                     raise InputError(
                         f"the file ends inside dataset {name!r}", where=self.path, fix="copy or make the file again"
@@ -179,10 +162,11 @@ class MappedHDF5:
         self.__init__(state["path"])
 
 
-def open_file(path: Path) -> int:
-    """A descriptor of a file that is only read. Raises `InputError` where it can't be had: it isn't damaged then."""
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turn what prevents a file from being opened into an `InputError`: the file isn't damaged then."""
     try:
-        return os.open(path, os.O_RDONLY)
+        yield
     except OSError as error:
         fix = _OPENING.get(error.errno, "check the path and its permissions")
         raise InputError(f"it can't be opened ({error.strerror})", where=path, fix=fix) from error
@@ -202,16 +186,16 @@ def read_layout(path: Path) -> _Layout:
     Raises `InputError` for a file that can't be opened, that is no HDF5 file, that ends inside a dataset or that has
     chunked ones.
     """
+    with _opening(path):
+        stream = open(path, "rb")  # noqa: SIM115 (closed below)
     try:
-        with open(open_file(path), "rb") as stream, h5py.File(stream, "r") as file:
+        with stream, h5py.File(stream, "r") as file:
             # A link may lead to another file.
             own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
             items = {name: item for name in own if isinstance(item := file[name], h5py.Dataset)}
             datasets = {name: (item.id.get_offset(), item.shape, item.dtype) for name, item in items.items()}
             attributes = {name: _plain(value) for name, value in file.attrs.items()}
-            size = os.fstat(stream.fileno()).st_size
-    except InputError:
-        raise
+            state = _state(stream.fileno())
     except Exception as error:  # HDF5 raises whatever a damaged file leads it to
         raise InputError(
             f"not a readable HDF5 file ({error})", where=path, fix="run the stage that makes it again"
@@ -224,10 +208,15 @@ def read_layout(path: Path) -> _Layout:
                 where=path,
                 fix="write it with extract.stores.hdf5.write_hdf5",
             )
-        if (offset or 0) + length > size or max(shape, default=0) > size:
+        if (offset or 0) + length > state[0] or max(shape, default=0) > state[0]:
             raise InputError(f"the file ends inside dataset {name!r}", where=path, fix="copy or make the file again")
         datasets[name] = offset or 0, shape, dtype
-    return _Layout(datasets, attributes, size)
+    return _Layout(datasets, attributes, state)
+
+
+def _state(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_size, found.st_mtime_ns
 
 
 def _plain(value: Any) -> str | int:

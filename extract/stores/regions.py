@@ -172,7 +172,7 @@ class RegionStore:
     @property
     def _row_of(self) -> dict[str, int]:
         if self._rows is None:
-            ids = [i.decode() for number in range(len(self._shards)) for i in self._shard(number)["image_id"]]
+            ids = [i.decode() for n in range(len(self._shards)) for i in self._shard(n)["image_id"].tolist()]
             self._rows = {image_id: row for row, image_id in enumerate(ids)}
         return self._rows
 
@@ -200,7 +200,7 @@ class RegionStore:
     @property
     def num_boxes(self) -> np.ndarray:
         """The number of regions of every picture, int64 ``[N]``; 0 is possible in a store of detections."""
-        return np.concatenate([self._shard(number)["num_boxes"] for number in range(len(self._shards))], dtype=np.int64)
+        return self._table[1]
 
     def regions(self, row: int) -> Regions:
         """The regions of one picture, as read-only views."""
@@ -233,29 +233,31 @@ class RegionStore:
         if wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} images")
         all_firsts, all_counts, all_sizes = self._table
-        numbers = (np.searchsorted(self._starts, wanted, side="right") - 1).tolist()
-        opened = {}
-        for number in set(numbers):
-            shard = self._shard(number)
-            opened[number] = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
-        firsts, counts = all_firsts[wanted].tolist(), all_counts[wanted]
+        numbers, firsts, counts = self._number_of(wanted), all_firsts[wanted], all_counts[wanted]
         most = int(counts.max())
-        features = np.empty((len(wanted), most, self.dim), shard["features"].dtype)
+        features = np.empty((len(wanted), most, self.dim), self._shard(int(numbers[0]))["features"].dtype)
         boxes = np.zeros((len(wanted), most, 4), np.float32)
-        for out, box, number, first, count in zip(features, boxes, numbers, firsts, counts.tolist(), strict=True):
-            read, stored = opened[number]
-            if count < most:
-                out[count:] = 0
-                out, box = out[:count], box[:count]
-            read(first, out)
-            box[:] = stored[first : first + count]
+        before = -1
+        for place in np.argsort(numbers, kind="stable").tolist():  # one shard after the other: few are open at a time
+            if numbers[place] != before:
+                before = numbers[place]
+                shard = self._shard(int(before))
+                read, stored = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
+            first, count = int(firsts[place]), int(counts[place])
+            features[place, count:] = 0
+            read(first, features[place, :count])
+            boxes[place, :count] = stored[first : first + count]
         return features, boxes, counts, all_sizes[wanted]
+
+    def _number_of(self, rows: np.ndarray) -> np.ndarray:
+        """The shard of each row."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of every picture its first region among its shard's, its number of regions, and its size."""
         counts = [self._shard(number)["num_boxes"].astype(np.int64) for number in range(len(self._shards))]
-        sizes = [self._shard(number)["image_size"] for number in range(len(self._shards))]
+        sizes = [self._shard(number)["image_size"].copy() for number in range(len(self._shards))]
         return np.concatenate([some.cumsum() - some for some in counts]), np.concatenate(counts), np.concatenate(sizes)
 
     def __getstate__(self) -> dict[str, Any]:

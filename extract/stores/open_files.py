@@ -1,0 +1,31 @@
+"""Few files open: a store has any number of shards, and a process may have 256 files open on some machines."""
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+MOST_OPEN = 64
+_open: OrderedDict[int, tuple[object, weakref.ref]] = OrderedDict()
+_turn = threading.Lock()
+os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
+
+
+def opened(owner: object, open: Callable[[], T]) -> T:
+    """What ``open()`` gave for `owner`, which must not hold it itself.
+
+    It is let go when `MOST_OPEN` others were asked for since, or with its owner; whoever uses it at that moment holds
+    it a little longer. Safe in threads and after a fork.
+    """
+    key = id(owner)
+    with _turn:
+        if key in _open:
+            _open.move_to_end(key)
+        else:
+            _open[key] = open(), weakref.ref(owner, lambda _: _open.pop(key, None))
+            if len(_open) > MOST_OPEN:
+                _open.popitem(last=False)
+        return _open[key][0]  # type: ignore[return-value]

@@ -22,7 +22,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 from torchvision.ops import nms
@@ -34,6 +33,7 @@ from extract.settings import RegionSettings
 from manifests.drawing import draw_scene
 from manifests.files import sha256, write_json
 from manifests.schema import ImageRow, write_manifest
+from pipeline.strict_yaml import load
 
 
 def pictures(folder: Path, count: int, size: tuple[int, int] | None) -> list[ImageRow]:
@@ -177,7 +177,7 @@ def compare(what: str, ours, theirs, count: int, repeats: int) -> dict[str, obje
 @click.option("--out", type=Path, help="JSON file for the figures")
 def main(scenes: int, photos: int, repeats: int, threads: int, batch: int, out: Path | None) -> None:
     torch.set_num_threads(threads)
-    params = yaml.safe_load(Path("params.yaml").read_text())["datasets"]["demo"]["regions"]
+    params = load(Path("params.yaml").read_text(encoding="utf-8"))["datasets"]["demo"]["regions"]
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -7,7 +7,6 @@ identical stores, of samples in manifest order. Beside them: `index.json` and `s
 """
 
 import logging
-import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from extract.stores.webdataset import FORMAT, SCHEMA, Sample, write_sample
 from manifests.errors import InputError
 from manifests.files import atomic, sha256, whole_folder, write_json
 from manifests.locks import one_writer
+from manifests.names import require_name
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, read_manifest
 
@@ -49,10 +49,7 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
     Images without region features are left out and named in the card. Raises InputError where a store's files aren't
     those of its index, or the stores and the manifest don't belong together.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", dataset, re.ASCII):
-        raise InputError(
-            "a data set's name becomes a file name", where=f"data set {dataset!r}", fix="use letters, digits, - _ and ."
-        )
+    require_name(dataset, "the data set's name, which begins its files' names")
     for store in (regions, tokens):
         require_intact(store)
     images, region_store, token_store = read_manifest(manifest), RegionStore(regions), TokenStore(tokens)

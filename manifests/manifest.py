@@ -23,6 +23,7 @@ from manifests.files import whole_folder
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
 from manifests.imported import write_source
 from manifests.locks import one_writer
+from manifests.names import id_problem
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, write_manifest
 from manifests.source import SourceImage
@@ -104,7 +105,8 @@ def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage
         path = _relative(entry.path, where)
         if not entry.id.strip():
             raise InputError("the id is empty", where=where, fix="give the image an id")
-        _refuse_broken_text(entry.id, where)
+        if problem := id_problem(entry.id):
+            raise InputError(problem, where=where, fix="give the image an id, or a file name, of letters and digits")
         if (entry.split is None) != (first.split is None):
             problem = f"{first.row} {'has no' if first.split is None else 'has a'} split and this row is otherwise"
             raise InputError(problem, where=where, fix="give every image a split, or none")

@@ -12,6 +12,7 @@ from pathlib import Path
 from manifests.errors import InputError
 from manifests.files import write_text
 from manifests.jsonl import read_rows
+from manifests.names import id_problem
 
 SPLITS = ("train", "val", "test")
 
@@ -83,8 +84,12 @@ def _problem(value: dict) -> str | None:
     for key in ("id", "path", "sha256", "split"):
         if not isinstance(value[key], str) or not value[key]:
             return f"{key!r} must be text that isn't empty, not {value[key]!r}"
+    if problem := id_problem(value["id"]):
+        return problem
     if value["path"].startswith("/") or "\\" in value["path"] or ".." in value["path"].split("/"):
         return f"'path' must be relative to the image root, with forward slashes and no '..', not {value['path']!r}"
+    if re.search("[\0\ud800-\udfff]", value["path"]):
+        return f"'path' {value['path']!r} has a character that no file's name can have"
     if not re.fullmatch("[0-9a-f]{64}", value["sha256"]):
         return f"'sha256' must be 64 hex digits, not {value['sha256']!r}"
     if value["split"] not in SPLITS:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from manifests.errors import InputError
+from manifests.names import require_name
 from manifests.schema import SPLITS
 from manifests.settings import EXPORTED, IMPORTED
 from pipeline import places
@@ -349,6 +350,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
     given = {name: value for name, value in options.items() if value is not None}
     source, settings = read_options({"format": format, "images": images, "captions": captions or images}, given)
     machine = Machine.from_environment()
+    require_name(out.name, f"OUT ({out}), whose name the data set has")
     with keys_as_options(), sole_writer(out, f"import into {out}"):
         if out.exists():
             raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")

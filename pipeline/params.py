@@ -4,7 +4,7 @@ Each floor describes its own parameters; here they are put together. What only c
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
 
@@ -17,12 +17,17 @@ from extract.settings import About, DetectorTrainingSettings, ImportSettings, Pa
 from extract.teaching.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
+from manifests.names import ALLOWED, name_problem
 from manifests.settings import DatasetSource, SceneSettings
 from manifests.typed import Settings
-from pipeline import places
+from pipeline import places, strict_yaml
 from train.settings import RunSettings
 
 FILE = Path("params.yaml")
+# Sections whose keys are names; those of one group name folders beside each other.
+_NAMED = (
+    ("datasets", "shared"), ("text_features",), ("teachers",), ("optional",), ("runs",), ("ensembles",), ("studies",)
+)  # fmt: skip
 
 
 def _region_section(value: Any) -> str:
@@ -124,12 +129,16 @@ class Params(Settings):
 def read_params(path: Path = FILE) -> Params:
     """Read and check `params.yaml`. Every problem is named by its key, unknown keys with the nearest known one."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values, node, twice = strict_yaml.compose(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError("can't be read", where=path.absolute(), fix="run from the project's folder") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split())
         raise InputError(f"not YAML: {message}", where=path, fix="mend the line it names") from error
+    wrong = list(_name_problems(node))
+    if twice or wrong:
+        fixes = ["give each key once"] * bool(twice) + [f"call them otherwise: {ALLOWED}"] * bool(wrong)
+        raise InputError("; ".join([*twice, *wrong]), where=path, fix="; ".join(fixes))
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -150,6 +159,35 @@ def read_params(path: Path = FILE) -> Params:
     _check_ensembles(params, path)
     _check_studies(params, path)
     return params
+
+
+def _name_problems(root: yaml.Node | None) -> Iterator[str]:
+    """What is wrong with the names of data sets, runs, ensembles and studies, as they are written, each with its line.
+
+    Two of a kind that differ in case alone would share a folder where file systems know no case.
+    """
+    sections = {key.value: value for key, value in _items(root)}
+    optional = {f"optional.{key.value}": value for key, value in _items(sections.get("optional"))}
+    for group in _NAMED:
+        nodes = {section: sections.get(section) for section in group} | (optional if group == ("runs",) else {})
+        # A run that `runs` takes in from an optional set is the set's own node.
+        keys = {id(key): (section, key) for section, node in nodes.items() for key, _ in _items(node)}
+        spelt: dict[str, tuple[str, str]] = {}
+        for section, key in keys.values():
+            name, line = key.value, strict_yaml.line(key)
+            if problem := name_problem(name):
+                yield f"{section}: {problem} (line {line})"
+            if "datasets" in group and name.lower() == places.SCENES.name:
+                yield f"{section}: {name!r} (line {line}) would share {places.SCENES} with the demo's pictures"
+            other, elsewhere = spelt.setdefault(name.lower(), (name, f"{section}, line {line}"))
+            if other != name:
+                yield f"{section}: {name!r} (line {line}) and {other!r} ({elsewhere}) differ in case alone"
+
+
+def _items(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Keys and values of a mapping whose keys are written as scalars; none of anything else."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return [(key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]
 
 
 def _check_text(params: Params, path: Path) -> None:

@@ -266,9 +266,10 @@ def test_regions_of_another_data_set_are_an_error(inputs, tmp_path):
         Inputs(inputs.manifest, regions, inputs.tokens).pack(tmp_path / "pack")
 
 
-def test_a_data_set_name_that_is_no_file_name_is_an_error(inputs, tmp_path):
+@pytest.mark.parametrize("name", ["a/b", "coco.v2", "2024", "No"])
+def test_a_data_set_name_that_params_could_not_have_is_an_error(inputs, tmp_path, name):
     with pytest.raises(InputError, match="letters"):
-        inputs.pack(tmp_path / "pack", dataset="a/b")
+        inputs.pack(tmp_path / "pack", dataset=name)
 
 
 def test_settings_are_closed():

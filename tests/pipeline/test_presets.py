@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
+from manifests.names import name_problem
 from pipeline.params import DatasetSettings
+from pipeline.strict_yaml import load
 from train.settings import CameraSettings, RunSettings
 
 PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
@@ -25,8 +26,9 @@ def test_both_bases_with_and_without_selfalign_on_both_data_sets() -> None:
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_is_valid_and_has_the_papers_numbers(path: Path) -> None:
-    preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+    preset = load(path.read_text(encoding="utf-8"))
     assert set(preset) <= {"datasets", "text_features", "runs"}
+    assert not any(name_problem(name) for section in preset.values() for name in section)
     (name, values), (dataset, source) = *preset["runs"].items(), *preset["datasets"].items()
     run, data = RunSettings.model_validate(values), DatasetSettings.model_validate(source)
     assert name == path.stem and run.dataset == dataset
@@ -54,8 +56,7 @@ def test_a_preset_is_valid_and_has_the_papers_numbers(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in PRESETS if path.stem.endswith("-selfalign")], ids=lambda p: p.stem)
 def test_selfalign_is_all_that_its_preset_adds(path: Path) -> None:
     with_it, without = (
-        yaml.safe_load(file.read_text(encoding="utf-8"))
-        for file in (path, path.with_stem(path.stem.removesuffix("-selfalign")))
+        load(file.read_text(encoding="utf-8")) for file in (path, path.with_stem(path.stem.removesuffix("-selfalign")))
     )
     (ours,), (base,) = with_it.pop("runs").values(), without.pop("runs").values()
     assert ours.pop("selfalign") and ours == base

@@ -4,11 +4,13 @@ A command reads `params.yaml` and the machine's settings, knows where artifacts 
 stage's `run`. Stages are imported when they are called, so that ``selfalign --help`` answers at once.
 """
 
+import errno
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -27,15 +29,30 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class _Group(click.Group):
-    """Prints an `InputError` as what it is, a message to the user, and exits with 1."""
+    """Ends with one line where it is the user who can do something about it; any other error is a bug of ours."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except InputError as error:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(str(error), err=True)
-            sys.exit(1)
+            _end(str(error))
+        except KeyboardInterrupt:
+            _end("interrupted", 130)
+        except BrokenPipeError:
+            with suppress(OSError):  # so that Python's last flush says nothing
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _end("nobody reads this command's output any more")
+        except OSError as error:
+            if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            path = os.fsdecode(error.filename)
+            _end(str(InputError(str(error.strerror), where=path, fix="change who may read and write there")))
+
+
+def _end(told: str, code: int = 1) -> NoReturn:
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(told, err=True)
+    sys.exit(code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -574,10 +591,13 @@ def compare(a: Path, b: Path, file: Path | None, **tolerances: float) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Show this machine's settings, versions and what is missing."""
+    """Show this machine's settings, versions and what is missing; exits with 1 where something is."""
+    machine = Machine.from_environment()
     from pipeline.doctor import examine
 
-    click.echo(examine(Machine.from_environment()))
+    found = examine(machine)
+    click.echo(found.text())
+    sys.exit(bool(found.wrong))
 
 
 def _features(settings: RunSettings) -> dict[str, Path | None]:

@@ -1,110 +1,135 @@
-"""What `selfalign doctor` shows: settings, versions, and what is missing for which stage."""
+"""What `selfalign doctor` shows: settings, versions, and what is missing, each with what to do about it."""
 
 import os
 import platform
 import shutil
-from collections.abc import Callable
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
-from extract.teaching.sentences import read_modules
-from extract.teaching.settings import LSA, REGIONS_MEAN
-from extract.teaching.vision import find_vision_model
-from extract.text_encoder import find_encoder
+from packaging.requirements import Requirement
+
 from manifests.errors import InputError
-from pipeline import places
+from pipeline import missing
 from pipeline.machine import PREFIX, Machine
-from pipeline.params import DatasetSettings, Params, read_params
+from pipeline.params import read_params
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "accelerate",
-    "numpy",
-    "h5py",
-    "webdataset",
-    "spacy",
-    "transformers",
-    "dask",
-    "dvc",
-)
-_OPTIONAL = ("detectron2", "faiss-cpu")
+_OPTIONAL = ("detectron2", "faiss-cpu", "eccv-caption", "dask-jobqueue")
+_LEAST = 10**9  # free bytes below which hardly a store can be made
 
 
-def examine(machine: Machine) -> str:
-    """The whole answer as text."""
-    return "\n\n".join([_settings(machine), _versions(machine), _inputs()])
+@dataclass
+class Examination:
+    """Lines to print, and everything that is wrong."""
+
+    lines: list[str] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+
+    def add(self, label: str, told: str, problems: Iterable[InputError] = ()) -> None:
+        """One thing that was looked at: what is `told` of it, or what is wrong with it."""
+        problems = list(dict.fromkeys(str(problem) for problem in problems))
+        self.lines.append(f"  {label:24} {_count(len(problems)) if problems else told}")
+        self.lines += [f"    {problem}" for problem in problems]
+        self.wrong.update(problems)
+
+    def text(self) -> str:
+        """The whole answer; its last line says whether all is well."""
+        return "\n".join([*self.lines, "", _count(len(self.wrong)) if self.wrong else "ready"])
 
 
-def _settings(machine: Machine) -> str:
-    lines = ["Machine settings (environment variables; they change the speed, not what is computed)"]
-    for name, field in Machine.model_fields.items():
+def examine(machine: Machine) -> Examination:
+    """Look at everything."""
+    found = Examination()
+    found.lines.append("Machine settings (environment variables; they change the speed, not what is computed)")
+    for name, setting in Machine.model_fields.items():
         variable = PREFIX + name.upper()
         origin = "set" if variable in os.environ else "default"
-        lines.append(f"  {variable:24} {getattr(machine, name)!s:12} {origin:8} {field.description}")
-    return "\n".join(lines)
-
-
-def _versions(machine: Machine) -> str:
-    try:
-        device = f"torch device {machine.torch_device()}"
-    except InputError as error:
-        device = str(error)
-    lines = [f"Versions (Python {platform.python_version()}, {device})"]
-    for package in _PACKAGES + _OPTIONAL:
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            found = "not installed (optional)" if package in _OPTIONAL else "MISSING: run `make environment`"
-        lines.append(f"  {package:24} {found}")
-    lines.append(f"  {'free disk':24} {shutil.disk_usage('.').free / 1e9:.0f} GB")
-    return "\n".join(lines)
-
-
-def _inputs() -> str:
-    lines = ["Data sets (params.yaml)"]
-    try:
-        params = read_params()
-    except InputError as error:
-        return "\n".join([*lines, f"  {error}"])
-    for name, dataset in params.datasets.items():
-        needed = [dataset.source.images, dataset.source.captions, *_files(dataset)]
-        absent = [model for model, find in _models(params, name) if not _is_here(find)]
-        lines.append(_missing(name, needed, absent))
-    for name in params.shared:
-        lines.append(_missing(name, [places.manifest(name), places.regions(name), places.tokens(name)]))
-    return "\n".join(lines)
-
-
-def _models(params: Params, dataset: str) -> list[tuple[str, Callable[[], object]]]:
-    """The models of a data set's text features, of its runs and of its teachers, each with what looks for it."""
-    named = [params.text_features[dataset]] if dataset in params.text_features else []
-    named += [run.text.encoder for run in params.runs.values() if run.dataset == dataset and run.text.encoder]
-    found = [(each.model, partial(find_encoder, each.model, each.revision)) for each in named]
-    if teachers := params.teachers.get(dataset):
-        for each, built_in, find in (
-            (teachers.images, REGIONS_MEAN, find_vision_model),
-            (teachers.captions, LSA, read_modules),
-        ):
-            found += [(each.model, partial(find, each))] if each.model != built_in else []
+        found.lines.append(f"  {variable:24} {getattr(machine, name)!s:12} {origin:8} {setting.description}")
+    found.lines += ["", "This machine"]
+    _machine(found, machine)
+    found.lines += ["", f"Packages (Python {platform.python_version()})"]
+    _packages(found)
+    found.lines += ["", "Data sets and runs (params.yaml)"]
+    _params(found)
     return found
 
 
-def _is_here(find: Callable[[], object]) -> bool:
+def _machine(found: Examination, machine: Machine) -> None:
     try:
-        find()
-    except InputError:
-        return False
-    return True
+        found.add("torch device", machine.torch_device())
+    except InputError as error:
+        found.add("torch device", "", [error])
+    for label, path in (("staging folder", machine.staging), ("project's folder", Path("."))):
+        folder = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        free, problems = shutil.disk_usage(folder).free, []
+        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            fix = (
+                f"set {PREFIX}STAGING to a folder of yours" if path == machine.staging else "work in a folder of yours"
+            )
+            problems.append(InputError("nothing can be written there", where=f"{label} {path}", fix=fix))
+        if free < _LEAST:
+            told = f"{free / 1e6:.0f} MB are free"
+            problems.append(InputError(told, where=f"{label} {path}", fix="make room on that disk"))
+        found.add(label, f"{free / 1e9:.0f} GB free", problems)
+    if machine.cluster.startswith("slurm") and find_spec("dask_jobqueue") is None:
+        where, fix = f"{PREFIX}CLUSTER={machine.cluster}", 'run `pip install "dask-jobqueue>=0.9"`'
+        found.add("cluster", "", [InputError("dask-jobqueue isn't installed", where=where, fix=fix)])
 
 
-def _missing(name: str, needed: list[str | Path], absent: list[str] | None = None) -> str:
-    missing = [str(path) for path in needed if not Path(path).exists()] + (absent or [])
-    return f"  {name:24} {'ready' if not missing else 'not there yet: ' + ', '.join(missing)}"
+def _packages(found: Examination) -> None:
+    """All that this project requires, and some of what it may use. No optional package is wrong unless it is needed."""
+    again = "run `make environment`"
+    try:
+        required = [Requirement(text) for text in requires("selfalign") or []]
+    except PackageNotFoundError:
+        required = [Requirement("selfalign")]
+    for package in required:
+        if package.marker is None or package.marker.evaluate({"extra": ""}):
+            installed = _version(package.name)
+            if installed is None:
+                found.add(package.name, "", [InputError("not installed", where=f"package {package.name}", fix=again)])
+            elif not package.specifier.contains(installed, prereleases=True):
+                told = f"version {installed}, where {package.specifier} is needed"
+                found.add(package.name, "", [InputError(told, where=f"package {package.name}", fix=again)])
+            else:
+                found.add(package.name, installed)
+    for name in _OPTIONAL:
+        found.add(name, _version(name) or "not installed (optional)")
+    if shutil.which("git") is None:
+        found.add("git", "", [InputError("no such program", where="PATH: git", fix="install git")])
 
 
-def _files(dataset: DatasetSettings) -> list[str | Path]:
-    """The files and folders that a data set's parameters name; addresses are left out."""
-    named = [dataset.regions.detector.weights, dataset.tokens.vocabulary, dataset.tokens.tokenizer]
-    return [path for path in named if path and "://" not in str(path)]
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _params(found: Examination) -> None:
+    try:
+        params = read_params()
+    except InputError as error:
+        found.add("params.yaml", "", [error])
+        return
+    for name in params.datasets:
+        yet = missing.made_by_stages(params, name)
+        told = f"not there yet: {', '.join(map(str, yet))} (`dvc repro` makes it)" if yet else "ready"
+        found.add(name, told + _pictures(missing.absent_pictures(params, name)), missing.of_dataset(params, name))
+    for name in params.shared:
+        told = "ready" + _pictures(missing.absent_pictures(params, name))
+        found.add(name, told, missing.of_shared(params, name))
+    for name, run in params.runs.items():
+        found.add(f"run {name}", "ready", missing.of_run(run, name))
+    if params.evaluate.spice:
+        found.add("SPICE", "ready", missing.of_evaluation(params))
+
+
+def _pictures(absent: Path | None) -> str:
+    return f"; no pictures in {absent}: the report shows none" if absent else ""
+
+
+def _count(number: int) -> str:
+    return "1 thing is missing" if number == 1 else f"{number} things are missing"

@@ -1,20 +1,25 @@
-"""The `selfalign` command: help at once, mistakes as one line, and `doctor`."""
+"""The `selfalign` command: help at once, and mistakes as one line."""
 
+import ctypes
+import errno
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import click
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
 
+from manifests.schema import ImageRow, write_manifest
 from pipeline.cli import main
-from pipeline.doctor import examine
-from pipeline.machine import PREFIX, Machine
 from tests.pipeline.project import CHECKOUT, Project
 
 STAGES = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+ROW = ImageRow("1", "a.jpg", "0" * 64, 4, 3, "train", ("A dog.",))
 HEAVY = ("torch", "torchvision", "spacy", "transformers", "matplotlib", "h5py")
 
 
@@ -79,56 +84,94 @@ def test_a_wrong_machine_setting_is_one_line(folder: Project) -> None:
     assert "SELFALIGN_REDERS" in line and "did you mean SELFALIGN_READERS?" in line
 
 
-def test_doctor_shows_settings_versions_and_data(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder.root)
-    monkeypatch.setenv("SELFALIGN_THREADS", str(torch.get_num_threads()))
-    monkeypatch.setenv("SELFALIGN_READERS", "7")
-    answer = CliRunner().invoke(main, ["doctor"], catch_exceptions=False)
-    assert answer.exit_code == 0
-    lines = {line.split()[0]: line for line in answer.output.splitlines() if line.strip()}
-    assert {PREFIX + name.upper() for name in Machine.model_fields} <= set(lines)
-    assert lines["SELFALIGN_READERS"].split()[1:3] == ["7", "set"]
-    assert "default" in lines["SELFALIGN_STAGING"]
-    assert "torch" in lines and "MISSING" not in answer.output
-    assert "not there yet: data/scenes/images" in lines["demo"]
+def without_privileges() -> None:
+    """Root may write anywhere: take that from the process that is about to start, on Linux."""
+    if os.geteuid() == 0:
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
-def test_doctor_names_encoders_that_are_missing(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = folder.params
-    params["datasets"]["demo"]["tokens"]["tokenizer"] = str(folder.root)
-    params["text_features"] = {"demo": {"model": "nobody/first"}}
-    params["runs"]["vsrn"]["text"] = {"reads": "tokens", "encoder": {"model": "nobody/second"}}
-    params["teachers"] = {
-        "demo": {"images": {"model": "nobody/third", "reads": "manifest"}, "captions": {"model": "lsa"}}
-    }
-    folder.write_params(params)
-    monkeypatch.chdir(folder.root)
-    assert "nobody/first, nobody/second, nobody/third" in examine(Machine(threads=torch.get_num_threads()))
+def test_a_folder_that_may_not_be_written_is_one_line(folder: Project) -> None:
+    folder.root.chmod(0o555)
+    command = [sys.executable, "-m", "pipeline.cli", "scenes"]
+    answer = subprocess.run(
+        command,
+        cwd=folder.root,
+        env=folder.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=without_privileges,
+    )
+    folder.root.chmod(0o755)
+    assert answer.returncode == 1
+    assert answer.stderr == "error: data: Permission denied. Fix: change who may read and write there.\n"
 
 
-def test_doctor_still_answers_with_broken_parameters(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder.root / "params.yaml").write_text("scenes: {tran: 1}", encoding="utf-8")
-    monkeypatch.chdir(folder.root)
-    assert "scenes.tran: unknown key (did you mean 'train'?)" in examine(Machine(threads=torch.get_num_threads()))
+def test_an_interrupted_command_says_so_and_leaves_nothing(folder: Project) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "scenes"],
+        cwd=folder.root,
+        env=folder.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(folder.root.rglob("*.png")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "error: interrupted"
+    assert sorted(path.name for path in folder.root.rglob("*") if path.is_file()) == ["params.yaml"]
 
 
-def test_doctor_names_models_that_are_incomplete(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = folder.params
-    params["datasets"]["demo"]["tokens"]["tokenizer"] = str(folder.root)
-    params["text_features"] = {"demo": {"model": "models/bert"}}
-    params["teachers"] = {
-        "demo": {"images": {"model": "models/vit", "reads": "manifest"}, "captions": {"model": "models/minilm"}}
-    }
-    folder.write_params(params)
-    monkeypatch.chdir(folder.root)
-    for model in ("bert", "vit", "minilm"):
-        (Path("models") / model).mkdir(parents=True)
-        (Path("models") / model / "config.json").write_text("{}")
-    machine = Machine(threads=torch.get_num_threads())
-    assert "models/bert, models/vit, models/minilm" in examine(machine)
-    for model in ("bert", "vit", "minilm"):
-        (Path("models") / model / "model.safetensors").write_bytes(b"")
-    told = examine(machine)
-    assert "models/vit" in told and "models/bert" not in told and "models/minilm" not in told
-    Path("models/vit/preprocessor_config.json").write_text("{}")
-    assert "models/" not in examine(machine)
+def test_nobody_reading_is_one_line(folder: Project) -> None:
+    write_manifest(folder.root / "data/demo/manifest/manifest.jsonl", [ROW])
+    reader, writer = os.pipe()
+    os.close(reader)
+    answer = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "export", "karpathy", "data/demo", "captions"],
+        cwd=folder.root,
+        env=folder.environment,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    os.close(writer)
+    assert (answer.returncode, answer.stderr) == (1, "error: nobody reads this command's output any more\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/data/a"), "/data/a: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", b"/data/a"), "/data/a: Read-only file system"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "nobody reads this command's output any more"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error: OSError, told: str) -> None:
+    answer = CliRunner().invoke(raising(error), [])
+    assert answer.exit_code == 1
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [PermissionError(errno.EPERM, "no"), FileNotFoundError(errno.ENOENT, "no", "/a"), KeyError("a"), ValueError()],
+)
+def test_a_bug_stays_one(bug: Exception) -> None:
+    assert CliRunner().invoke(raising(bug), []).exception is bug
+
+
+def raising(error: Exception) -> click.Group:
+    """The command's own group, with a command that ends with an error."""
+
+    def end() -> None:
+        raise error
+
+    return type(main)("group", callback=end, invoke_without_command=True)

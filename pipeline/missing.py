@@ -1,0 +1,173 @@
+"""What the data sets and runs of `params.yaml` need and isn't on this machine: what `selfalign doctor` looks for.
+
+Each thing is an `InputError` that says what to do about it. Nothing is fetched, nothing is made.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import braceexpand
+
+from eval.spice import reason_to_skip
+from extract.detectors.weights_file import cache_folder
+from extract.exchange.formats import open_source
+from extract.settings import DetectorSettings
+from extract.teaching.sentences import read_modules
+from extract.teaching.settings import LSA, REGIONS_MEAN, TeacherSettings
+from extract.teaching.vision import find_vision_model
+from extract.text.pieces import PieceTokenizer
+from extract.text.settings import TokenSettings
+from extract.text.words import load_language
+from extract.text_encoder import find_encoder
+from manifests.errors import InputError
+from manifests.files import sha256
+from manifests.progress import progress
+from pipeline import places
+from pipeline.params import FILE, Params
+from train.settings import RunSettings
+
+_LARGE = 10**8  # bytes of a file from which on hashing shows its progress
+_FEATURES = "run `dvc pull {path}`, or bring it with `dvc import` (docs/sharing.md)"
+
+
+def of_dataset(params: Params, name: str) -> Iterator[InputError]:
+    """What a data set that is made here lacks; what a stage makes of others (`made_by_stages`) is left out."""
+    dataset, key = params.datasets[name], f"datasets.{name}"
+    source = dataset.source
+    for what, path in (("images", source.images), ("captions", source.captions)):
+        yield from _path(f"{key}.source.{what}", path, params)
+    if source.imported and os.path.exists(source.images):
+        yield from _raised(partial(open_source, source.format, source.images, source.captions, **dataset.regions.told))
+    if not source.imported:
+        yield from _detector(f"{key}.regions.detector", dataset.regions.detector, params)
+    yield from _tokens(f"{key}.tokens", dataset.tokens, params)
+    if features := params.text_features.get(name):
+        yield from _raised(partial(find_encoder, features.model, features.revision))
+    if teachers := params.teachers.get(name):
+        yield from _teachers(teachers)
+
+
+def of_shared(params: Params, name: str) -> Iterator[InputError]:
+    """What a data set that another project made lacks, the stores that runs read included. Pictures are optional."""
+    runs = [run for run in params.runs.values() if run.dataset == name]
+    needed = [places.manifest_folder(name), places.regions(name), places.tokens(name)]
+    needed += [places.text_features(name)] * any(run.text.reads == "text_features" for run in runs)
+    needed += [places.teachers(name)] * any(run.labels == "teachers" for run in runs)
+    for path in needed:
+        if not os.path.exists(path):
+            yield InputError("not there", where=f"shared.{name}: {path}", fix=_FEATURES.format(path=path))
+
+
+def of_run(run: RunSettings, name: str) -> Iterator[InputError]:
+    """What a run lacks beside its data set: its text encoder, and shards that it streams from this machine."""
+    if encoder := run.text.encoder:
+        yield from _raised(partial(find_encoder, encoder.model, encoder.revision))
+    for pattern in run.stream.urls if run.stream else ():
+        for url in braceexpand.braceexpand(pattern):
+            if not _is_address(url) and not os.path.exists(url):
+                yield InputError("no such file", where=f"runs.{name}.stream.urls: {url}", fix="put the shard there")
+
+
+def of_evaluation(params: Params) -> Iterator[InputError]:
+    """What the evaluation of every run lacks."""
+    jar = params.evaluate.spice
+    if jar and (reason := reason_to_skip(jar)):
+        yield InputError(reason, where="evaluate.spice", fix="install Java and SPICE, or leave the key out")
+
+
+def made_by_stages(params: Params, name: str) -> list[Path]:
+    """The files of a data set that aren't there and that a stage makes."""
+    dataset = params.datasets[name]
+    paths = (dataset.source.images, dataset.source.captions, dataset.tokens.vocabulary)
+    return [path for path in paths if path and not os.path.exists(path) and _is_made(path, params)]
+
+
+def absent_pictures(params: Params, name: str) -> Path | None:
+    """Where the report would look for the pictures of imported or shared regions, if they are not there."""
+    if name in params.datasets:
+        source = params.datasets[name].source
+        root = source.pictures if source.imported else None
+    else:
+        root = params.shared[name].images
+    return root if root and not os.path.exists(root) else None
+
+
+def _path(key: str, path: str | Path, params: Params) -> Iterator[InputError]:
+    if not os.path.exists(path) and not _is_made(path, params):
+        yield InputError("no such file or folder", where=f"{key}: {path}", fix=f"put it there, or correct it in {FILE}")
+
+
+def _is_made(path: str | Path, params: Params) -> bool:
+    folders = [places.SCENES, *(places.tokens(name) for name in params.datasets)]
+    return any(Path(os.path.abspath(path)).is_relative_to(folder.absolute()) for folder in folders)
+
+
+def _detector(key: str, detector: DetectorSettings, params: Params) -> Iterator[InputError]:
+    if detector.name == "detectron2" and find_spec("detectron2") is None:
+        yield InputError(
+            "detectron2 isn't installed",
+            where=key,
+            fix="install it from its source, or use `name: rcnn` (docs/detectors.md)",
+        )
+    for what in ("object_names", "attribute_names", "config"):
+        if path := getattr(detector, what, None):
+            yield from _path(f"{key}.{what}", path, params)
+    path = Path(detector.weights)
+    address = _is_address(detector.weights)
+    if address:
+        path = cache_folder() / detector.sha256 / (Path(urlsplit(detector.weights).path).name or "weights")
+    elif not path.is_file():
+        yield InputError(
+            "no such file", where=f"{key}.weights: {path}", fix="put the weights there: docs/detectors.md says whose"
+        )
+    if set(detector.sha256) == {"0"}:
+        file = "FILE (after fetching the weights)" if address else path
+        yield InputError(
+            "64 zeros stand for a hash that wasn't known yet",
+            where=f"{key}.sha256",
+            fix=f"put what `sha256sum {file}` prints there, once you trust that file",
+        )
+    elif path.is_file() and (found := _hash(path)) != detector.sha256:
+        yield InputError(
+            f"the file {path} has sha256 {found}",
+            where=f"{key}.sha256: {detector.sha256}",
+            fix="fetch the right weights, or put the file's hash there if you mean to change features",
+        )
+
+
+@cache
+def _hash(path: Path) -> str:
+    size = path.stat().st_size
+    with progress(what=path.name, unit="B", total=size, scale=True, quiet=size < _LARGE) as bar:
+        return sha256(path, bar.update)
+
+
+def _is_address(text: str) -> bool:
+    return len(urlsplit(text).scheme) > 1
+
+
+def _tokens(key: str, tokens: TokenSettings, params: Params) -> Iterator[InputError]:
+    yield from _raised(partial(load_language, tokens.language), f"{key}.language")
+    if tokens.vocabulary:
+        yield from _path(f"{key}.vocabulary", tokens.vocabulary, params)
+    if tokens.tokenizer:
+        yield from _raised(partial(PieceTokenizer, tokens.tokenizer, tokens.max_pieces), key)
+
+
+def _teachers(teachers: TeacherSettings) -> Iterator[InputError]:
+    if teachers.images.model != REGIONS_MEAN:
+        yield from _raised(partial(find_vision_model, teachers.images))
+    if teachers.captions.model != LSA:
+        yield from _raised(partial(read_modules, teachers.captions))
+
+
+def _raised(find: Callable[[], object], key: str = "") -> Iterator[InputError]:
+    """The InputError of a look for something, told of `key`."""
+    try:
+        find()
+    except InputError as error:
+        yield InputError(error.what, where=f"{key}, {error.where}" if key else error.where, fix=error.fix)

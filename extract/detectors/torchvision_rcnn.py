@@ -12,6 +12,7 @@ from extract.detectors.rcnn import Conventions, Outputs, build
 from extract.images import DECODING
 from extract.settings import BottomUpSettings, DetectionSettings, RCNNSettings
 from manifests.errors import InputError
+from manifests.jsonl import read_utf8
 
 _CONVENTIONS = {"stride_in_1x1", "pooling", "sampling_ratio", "anchor_sizes", "anchor_ratios"}
 _PROPOSALS = {"proposals_before", "proposals_after"}
@@ -95,7 +96,8 @@ def _recipe(settings: RCNNSettings) -> dict[str, Any]:
 def _names(file: str | None, count: int, key: str) -> tuple[str, ...] | None:
     if file is None:
         return None
-    names = tuple(Path(file).read_text(encoding="utf-8").splitlines())
+    # Lines end at "\n" alone: Python takes other marks, which a name may hold, for a line's end as well.
+    names = tuple(line.removesuffix("\r") for line in read_utf8(Path(file)).removesuffix("\n").split("\n"))
     if len(names) != count:
         raise InputError(
             f"{len(names)} names for {count} ids",

@@ -67,7 +67,7 @@ def peak(tmp_path: Path, *arguments: object) -> int:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     imports, exports = [], []
     for images in (300, 3000):
-        folder, store = write_features(tmp_path / f"{images}", images), tmp_path / f"out {images}"
+        folder, store = write_features(tmp_path / f"{images}", images), tmp_path / f"out-{images}"
         imports.append(peak(tmp_path, "import", "scan", folder, store, "--images-per-shard", 64))
         exports.append(peak(tmp_path, "export", "scan", store, tmp_path / f"exported {images}"))
     assert imports[1] - imports[0] < 40_000  # kB; the larger file has 221 MB

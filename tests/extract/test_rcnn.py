@@ -334,3 +334,16 @@ def test_weights_are_fetched_once_and_checked(tmp_path, monkeypatch):
             load_detector({**SPEC, "weights": address.replace("tiny", "none"), "sha256": "1" * 64})
     finally:
         server.shutdown()
+
+
+def test_names_are_a_line_each_whatever_else_python_takes_for_a_line_end(tmp_path, outputs):
+    count = outputs.logits.shape[1] - 1
+    file = tmp_path / "names.txt"
+    file.write_bytes("".join(f"a\u2028{number}\r\n" for number in range(count)).encode())
+    names = load_detector({**SPEC, "object_names": str(file)}, DETECTIONS).object_names
+    assert names == tuple(f"a\u2028{number}" for number in range(count))
+    file.write_bytes(b"\xff" * count)
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_detector({**SPEC, "object_names": str(file)}, DETECTIONS)
+    with pytest.raises(InputError, match="nowhere.txt: the file can't be read"):
+        load_detector({**SPEC, "object_names": str(tmp_path / "nowhere.txt")}, DETECTIONS)

@@ -51,6 +51,8 @@ def load_language(language: str) -> tuple[Language, dict[str, str]]:
         nlp = spacy.load(language, exclude=_NOT_FOR_WORDS)
     except (OSError, ValueError, ImportError) as error:
         raise _no_pipeline(language, error) from error
+    if nlp.path is None:  # a bare pipeline, `blank:zh`
+        return nlp, {"name": language}
     files = {
         file.relative_to(nlp.path).as_posix(): sha256(file) for file in sorted(nlp.path.rglob("*")) if file.is_file()
     }
@@ -78,6 +80,12 @@ def _no_pipeline(language: str, error: Exception) -> InputError:
     if spacy.util.is_package(language):
         reason = f"the installed spaCy pipeline doesn't load ({error})"
         return InputError(reason, where=f"language: {language}", fix="install what it names, or a version that fits")
+    if language.startswith("blank"):
+        return InputError(
+            f"spaCy makes no such bare pipeline ({error})",
+            where=f"language: {language}",
+            fix="write blank: and a language's code, such as blank:zh, and install what it names",
+        )
     return InputError(
         "no spaCy pipeline of this name is installed",
         where=f"language: {language}",

@@ -129,9 +129,19 @@ def test_a_pipeline_from_a_folder_gives_its_tags_and_names_itself(tmp_path):
     assert store.recipe["language"].items() >= {"name": "en_tiny", "version": "1.2.3"}.items()
 
 
+def test_spacys_bare_pipeline_of_a_language_is_named_as_spacy_does(tmp_path):
+    store = made(tmp_path, {"a": ("train", ("一只狗",))}, language="blank:zh")
+    assert store.word_texts(0) == ["一", "只", "狗"] and store.recipe["language"] == {"name": "blank:zh"}
+
+
 @pytest.mark.parametrize(
     ("language", "said"),
-    [("en_core_web_nowhere", "python -m spacy download en_core_web_nowhere"), ("models/nowhere", "no such folder")],
+    [
+        ("en_core_web_nowhere", "python -m spacy download en_core_web_nowhere"),
+        ("models/nowhere", "no such folder"),
+        ("blank:qq", "blank: and a language's code"),
+        ("blank_zh", "such as blank:zh"),
+    ],
 )
 def test_a_missing_pipeline_says_how_to_get_it(tmp_path, language, said):
     with pytest.raises(InputError, match=said) as error:

@@ -259,6 +259,12 @@ def test_a_required_package_is_missing(folder: Project, monkeypatch: pytest.Monk
     assert "where >=99 is needed" in text and "neither-this" not in text
 
 
+@pytest.mark.parametrize(("language", "wrong"), [("blank:zh", 0), ("blank:qq", 1), ("zh", 1), ("params.yaml", 1)])
+def test_languages_are_loaded(folder: Project, language: str, wrong: int) -> None:
+    change(folder, lambda params: params["datasets"]["demo"]["tokens"].update(language=language))
+    assert ("datasets.demo.tokens.language, " in doctor(wrong).stdout) == bool(wrong)
+
+
 def test_spice_is_missing_where_it_is_asked_for(folder: Project) -> None:
     change(folder, lambda params: params["evaluate"].update(spice="spice-1.0.jar"))
     assert "evaluate.spice" in doctor(1).stdout

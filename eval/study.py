@@ -22,7 +22,7 @@ from eval.study_settings import StudySettings, label, varied
 from eval.validation import validate
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.grounding import read_grounding
-from manifests.locks import one_writer
+from manifests.locks import sole_writer
 from train.checkpoint import data_recipe, load_model, read_record
 from train.data import RetrievalData
 from train.settings import RunSettings
@@ -35,7 +35,6 @@ COLUMNS = (
 QUEUED_COLUMNS = (*COLUMNS, "of")
 
 
-@one_writer("study")
 def run(
     *,
     name: str,
@@ -66,35 +65,41 @@ def run(
     truth = manifest_dir / "grounding.jsonl"
     grounding = read_grounding(truth) if truth.exists() else {}
     finished = staging / f"study-{name}"
-    points = []
-    for value in settings.values:
-        wanted = varied(base, settings, value)
-        key = {"settings": wanted.model_dump(), "recipe": data_recipe(data), "split": split, "data": sha256(manifest)}
-        known = finished / f"{fingerprint(key)[:16]}.json"
-        if not known.exists():
-            with tempfile.TemporaryDirectory() as folder:
-                model = Path(folder) / "model"
-                train(
-                    name=f"{name}-{label(value)}",
-                    **stores,
-                    teachers=teachers,
-                    settings=wanted,
-                    validate=lambda network, validation: validate(network, validation, batch_size),
-                    out=model,
-                    curves=Path(folder) / "epochs.csv",
-                    staging=staging,
-                    device=device,
-                )
-                record, network = read_record(model), load_model(model, device)
-            _, figures = recall_figures(embed(network, data, batch_size, run=name), data.caption_image, folds=1)
-            pairs = match_pairs(network, data, batch_size, grounding)
-            if (found := summary(pairs.judged)) is not None:
-                figures["correspondence"] = found
-            told = correspondence_figures(pairs).get("concepts", {})
-            write_json(known, point(value, figures, record["val_rsum"], told))
-        points.append(json.loads(known.read_text(encoding="utf-8")))
-    write_points(out, points)
-    shutil.rmtree(finished, ignore_errors=True)
+    with sole_writer(out, f"study {name}", staging=finished):
+        points = []
+        for value in settings.values:
+            wanted = varied(base, settings, value)
+            key = {
+                "settings": wanted.model_dump(),
+                "recipe": data_recipe(data),
+                "split": split,
+                "data": sha256(manifest),
+            }
+            known = finished / f"{fingerprint(key)[:16]}.json"
+            if not known.exists():
+                with tempfile.TemporaryDirectory() as folder:
+                    model = Path(folder) / "model"
+                    train(
+                        name=f"{name}-{label(value)}",
+                        **stores,
+                        teachers=teachers,
+                        settings=wanted,
+                        validate=lambda network, validation: validate(network, validation, batch_size),
+                        out=model,
+                        curves=Path(folder) / "epochs.csv",
+                        staging=staging,
+                        device=device,
+                    )
+                    record, network = read_record(model), load_model(model, device)
+                _, figures = recall_figures(embed(network, data, batch_size, run=name), data.caption_image, folds=1)
+                pairs = match_pairs(network, data, batch_size, grounding)
+                if (found := summary(pairs.judged)) is not None:
+                    figures["correspondence"] = found
+                told = correspondence_figures(pairs).get("concepts", {})
+                write_json(known, point(value, figures, record["val_rsum"], told))
+            points.append(json.loads(known.read_text(encoding="utf-8")))
+        write_points(out, points)
+        shutil.rmtree(finished, ignore_errors=True)
 
 
 def point(value: Any, figures: Mapping, val_rsum: float | None, concepts: Mapping) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import click
 
 from manifests.errors import InputError
-from manifests.names import require_name
 from manifests.schema import SPLITS
 from manifests.settings import EXPORTED, IMPORTED
 from pipeline import places
@@ -367,7 +366,6 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
     given = {name: value for name, value in options.items() if value is not None}
     source, settings = read_options({"format": format, "images": images, "captions": captions or images}, given)
     machine = Machine.from_environment()
-    require_name(out.name, f"OUT ({out}), whose name the data set has")
     with keys_as_options(), sole_writer(out, f"import into {out}"):
         if out.exists():
             raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
@@ -587,6 +585,16 @@ def compare(a: Path, b: Path, file: Path | None, **tolerances: float) -> None:
         write_json(file, found.as_json())
     click.echo(found.text())
     sys.exit(found.verdict == "different")
+
+
+@main.command()
+@click.option("--days", type=float, default=0, show_default=True, help="Only what nothing was written to for so long.")
+@click.option("--yes", is_flag=True, help="Remove what is listed.")
+def clean(days: float, yes: bool) -> None:
+    """List unfinished work that stages left behind, and remove it with --yes. What is in use stays."""
+    from pipeline.cleaning import run
+
+    click.echo(run(Machine.from_environment().staging, days=days, remove=yes))
 
 
 @main.command()

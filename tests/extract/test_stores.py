@@ -6,6 +6,7 @@ import os
 import pickle
 import platform
 import re
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -14,13 +15,16 @@ import h5py
 import numpy as np
 import pytest
 
+from extract.stores import hdf5
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.open_files import MOST_OPEN
 from extract.stores.recipe import environment, read_recipe, require_same_recipe, write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, write_shard
 from extract.stores.staging import Staging
 from manifests.errors import InputError
 from manifests.files import fingerprint, write_json
 from tests.extract.region_files import Pictures, contents
+from tests.pipeline.many_shards import write_data_set
 
 
 @pytest.fixture
@@ -424,3 +428,90 @@ def test_recipes_of_two_stores_are_told_apart(dense: Pictures, ragged: Pictures)
     with pytest.raises(InputError, match=r"'selection.max_boxes': 12 here, 20 there") as error:
         require_same_recipe(one.recipe, one.folder, other.recipe, other.folder)
     assert error.value.where == str(dense.out) and str(ragged.out) in error.value.what
+
+
+# -- Many shards -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 100 shards of two pictures each."""
+    folder = tmp_path_factory.mktemp("hundred")
+    return write_data_set(folder, 100) / "regions"
+
+
+def test_an_epoch_of_random_batches_parses_each_shard_once_and_keeps_few_open(
+    hundred: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    def counted(path: Path) -> object:
+        parsed.append(path.name)
+        return read_layout(path)
+
+    read_layout = hdf5.read_layout
+    monkeypatch.setattr(hdf5, "read_layout", counted)
+    before = len(os.listdir("/proc/self/fd"))
+    store, order = RegionStore(hundred), np.random.default_rng(3).permutation(200)
+    expected = np.stack([store.regions(row).features for row in order])
+    for start in range(0, 200, 25):
+        rows = order[start : start + 25]
+        np.testing.assert_array_equal(store.padded(rows.tolist())[0], expected[start : start + 25])
+        assert len(os.listdir("/proc/self/fd")) <= before + 2 * MOST_OPEN
+    assert sorted(parsed) == [f"{number:06d}.h5" for number in range(100)]
+    del store
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_what_is_read_at_the_moment_stays_open_when_others_are_opened(hundred: Path) -> None:
+    store = RegionStore(hundred)
+    view, first = store.regions(0).features, store.regions(0).features.copy()
+    read, out = store._shard(0).row_reader("features"), np.empty((3, 8), np.float16)
+    for row in range(200):
+        store.regions(row)
+    np.testing.assert_array_equal(view, first)
+    read(0, out)
+    np.testing.assert_array_equal(out, first)
+
+
+def test_a_shard_that_was_replaced_while_it_was_in_use_is_refused(hundred: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(hundred, tmp_path / "copy")
+    store = RegionStore(copy)
+    store.regions(0)
+    for row in range(2, 200):
+        store.regions(row)
+    shutil.copy(copy / "000001.h5", copy / "new")
+    os.replace(copy / "new", copy / "000000.h5")
+    with pytest.raises(InputError, match=r"000000\.h5: it was replaced while it was in use"):
+        store.regions(0)
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(hundred: Path, tmp_path: Path) -> None:
+    store = RegionStore(shutil.copytree(hundred, tmp_path / "copy"))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+        with pytest.raises(InputError, match=r"can't be opened \(Too many open files\).*ulimit -n"):
+            store.regions(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    (tmp_path / "copy" / "000000.h5").unlink()
+    with pytest.raises(InputError, match=r"can't be opened \(No such file or directory\).*fetch the store again"):
+        store.regions(0)
+    assert len(store.regions(2)) == 3
+
+
+def test_a_link_in_a_file_leads_nowhere(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["numbers"] = np.arange(4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["numbers"] = h5py.ExternalLink("secret.h5", "numbers")
+        file["own"] = np.arange(3)
+    mapped = MappedHDF5(tmp_path / "a.h5")
+    assert "numbers" not in mapped and mapped["own"].tolist() == [0, 1, 2]
+
+
+def test_a_file_that_somebody_else_has_open_is_read(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "a.h5", {"x": np.arange(3)}, {"schema": 1})
+    with h5py.File(tmp_path / "a.h5"):
+        assert MappedHDF5(tmp_path / "a.h5")["x"].tolist() == [0, 1, 2]

@@ -28,6 +28,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
     params["scenes"] |= {"train": SHARDS * PER_SHARD - 2, "val": 1, "test": 1}
     params["datasets"]["demo"]["regions"]["images_per_shard"] = PER_SHARD
     project.write_params(params)
+    project.repro("manifest@demo")
+    shutil.copy(project.root / "dvc.lock", project.root / "earlier.lock")
     project.repro("regions@demo")
     shutil.copytree(project.root / REGIONS, project.root / "expected")
     return project
@@ -35,9 +37,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def fresh(large: Project) -> Iterator[Project]:
-    """The project without a store of regions; whatever a test starts there ends with it."""
-    for folder in (REGIONS, STAGING):
+    """The project as before the first extraction; whatever a test starts there ends with it."""
+    for folder in (REGIONS, STAGING, ".dvc/cache/runs"):
         shutil.rmtree(large.root / folder, ignore_errors=True)
+    shutil.copy(large.root / "earlier.lock", large.root / "dvc.lock")
     yield large
     subprocess.run(["pkill", "-KILL", "-f", "selfalign regions demo"], check=False)
 
@@ -75,14 +78,14 @@ def test_two_extractions_make_one_sound_store(fresh: Project, apart: int, tmp_pa
 
 @pytest.mark.parametrize("shards", [0, 20, 45, 70, 100])
 def test_what_a_killed_dvc_leaves_running_spoils_nothing(fresh: Project, shards: int, tmp_path: Path) -> None:
-    killed = start(fresh, "dvc", "repro", "-s", "-f", "regions@demo", output=tmp_path / "killed")
+    killed = start(fresh, "dvc", "repro", "regions@demo", output=tmp_path / "killed")
     deadline = time.monotonic() + 120
     while len(list(fresh.root.glob(f"{STAGING}/*/[0-9]*.json"))) < shards or not (fresh.root / STAGING).exists():
         assert killed.poll() is None and time.monotonic() < deadline, (tmp_path / "killed").read_text()
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    repeated = fresh.repro("--no-run-cache", "regions@demo").text
+    repeated = fresh.repro("regions@demo").text
     require_sound(fresh)
     assert TOLD in repeated and "is made already" in repeated, repeated
     assert "Data and pipelines are up to date" in fresh.command("dvc", "status", "regions@demo").text

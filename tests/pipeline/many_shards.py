@@ -10,6 +10,10 @@ import numpy as np
 import torch
 
 from eval.evaluate import run as evaluate
+from eval.search.index import Index, Source
+from eval.search.index import run as make_index
+from eval.search.search import search_text
+from eval.search.words import RunWords
 from eval.settings import EvaluationSettings
 from eval.validation import validate
 from extract import card, compare, pack, tokens, verify
@@ -25,10 +29,12 @@ from extract.text.settings import TokenSettings
 from manifests.files import sha256, write_json
 from manifests.imported import write_source
 from manifests.schema import ImageRow, write_manifest
+from train.checkpoint import read_record
 from train.settings import RunSettings
 from train.train import run as train
 
 DIM, REGIONS, PER_SHARD = 8, 3, 2
+WORDS = TokenSettings(language="blank_en", min_count=1)
 SPLITS = ("train",) * 8 + ("val", "test")
 
 
@@ -69,7 +75,7 @@ def work(folder: Path) -> None:
     assert verify.run(store=regions).total == 0
     assert card.run(regions).findings == []
     assert compare.run(a=regions, b=regions, tolerances=compare.Tolerances()).verdict == "identical"
-    tokens.run(manifest=listed, settings=TokenSettings(language="blank_en", min_count=1), out=folder / "tokens")
+    tokens.run(manifest=listed, settings=WORDS, out=folder / "tokens")
     stores = {"manifest": listed, "regions": regions, "tokens": folder / "tokens"}
     pack.run(dataset="many", **stores, settings=PackSettings(images_per_shard=PER_SHARD), out=folder / "pack")
     assert verify.run(store=folder / "pack").total == 0
@@ -117,6 +123,18 @@ def work(folder: Path) -> None:
         metrics=folder / "run" / "metrics.json",
         correspondence=folder / "run" / "correspondence.json",
     )
+    model = folder / "run" / "model"
+    words = RunWords(
+        tokens=WORDS,
+        pieces=False,
+        encoder=None,
+        vocabulary=folder / "tokens" / "vocabulary.json",
+        recipe=read_record(model)["recipe"],
+    )
+    source = Source(run="many", dataset="many", model=model, **stores, text_features=None, words=words)
+    make_index(source=source, out=folder / "index", device="cpu", batch_size=128)
+    answer = search_text(Index.open(folder / "index"), source, "word3 a", count=5, device="cpu")
+    assert len(answer.hits) == 5
 
 
 if __name__ == "__main__":

@@ -2,43 +2,96 @@
 
 Pictures are recognised by their content, never by their name. What is decided here is part of every region recipe
 (`DECODING`): EXIF orientation applied, transparency laid over white, 16-bit values scaled by 1/257, CMYK and palettes
-converted by Pillow.
+converted by Pillow. How large a picture may be only refuses, and changes no number.
 """
 
 import io
 import warnings
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from manifests.opening import MAX_PIXELS, open_file
+from manifests.picture_files import FORMATS, open_picture
 
 DECODING = {"order": "RGB", "orientation": "exif", "transparency": "over white", "bits": 8}
 
-# Pillow still refuses above twice its limit (179 million pixels); below that a large picture is a picture.
+# Pillow warns from half its limit on; below `max_pixels` a large picture is a picture.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+_ORIENTATION = 0x0112
+# By EXIF's orientation, a view of the upright picture in which the stored rows and columns run as they are stored.
+_STORED = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+_BAND = 2**20  # pixels converted at a time
+_TILE_SIDES = (322, 323)  # TIFF's tags
 
 
 class UnreadableImage(Exception):
     """A picture that can't be decoded; the message is the reason, for `failures.jsonl`."""
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode a picture file's bytes to upright RGB.
+def decode(picture: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture file, or its bytes, to upright RGB.
 
-    Returns uint8 ``[height, width, 3]``. Raises `UnreadableImage` for an empty, truncated, unknown, oversized or
-    floating-point picture.
+    Returns uint8 ``[height, width, 3]``. Raises `UnreadableImage` for an empty, truncated, unknown or floating-point
+    picture, and for one whose header tells of more than `max_pixels`. Beside the bytes, memory holds the picture as
+    Pillow decodes it and the result, no third copy.
     """
-    if not data:
+    file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    if not file.read(1):
         raise UnreadableImage("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(file) as image:
+            _require_small(image, max_pixels)
             image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return _upright(image)
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not a picture in any format that Pillow reads") from error
+        raise UnreadableImage(f"not a picture in any format that is read: {', '.join(FORMATS)}") from error
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data
         raise UnreadableImage(str(error) or type(error).__name__) from error
+
+
+def decode_file(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """`decode` the file at `path`. Raises OSError where it can't be opened or is no file."""
+    with open_file(path) as file:
+        return decode(file, max_pixels)
+
+
+def _require_small(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        told = f"{width} x {height} are {width * height:,} pixels"
+        raise UnreadableImage(f"{told}, above max_pixels, which is {max_pixels:,}")
+    if image.format == "TIFF" and all(side in image.tag_v2 for side in _TILE_SIDES):
+        across, down = (int(image.tag_v2[side]) for side in _TILE_SIDES)
+        if across * down > max(max_pixels, 2**20):
+            raise UnreadableImage(f"tiles of {across} x {down} pixels, above max_pixels, which is {max_pixels:,}")
+
+
+def _upright(image: Image.Image) -> np.ndarray:
+    """A loaded picture, converted some rows at a time."""
+    width, height = image.size
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    turned = orientation in (5, 6, 7, 8)
+    upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
+    stored = _STORED.get(orientation, lambda upright: upright)(upright)
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)))
+    return upright
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from extract.detectors import load_detector
-from extract.images import UnreadableImage, decode
+from extract.images import UnreadableImage, decode_file
 from extract.settings import RegionSettings
 from extract.stores.recipe import require_same_recipe
 from extract.stores.regions import Regions
@@ -31,7 +31,7 @@ def extract(picture: Path, settings: RegionSettings, recipe: dict[str, Any], *, 
     theirs = {name: recipe.get(name) for name in ours}
     require_same_recipe(json.loads(canonical_json(ours)), "params.yaml, regions", theirs, "the region store")
     try:
-        rgb = decode(picture.read_bytes())
+        rgb = decode_file(picture, settings.max_pixels)
     except (OSError, UnreadableImage) as error:
         raise InputError(f"the picture can't be read: {error}", where=picture, fix="give another picture") from error
     (found,) = detector.detect(detector.prepare(rgb)[None], [(rgb.shape[1], rgb.shape[0])])

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from manifests.opening import MAX_PIXELS, PILLOWS_LIMIT
 from manifests.typed import Settings
 
 
@@ -96,6 +97,9 @@ class RegionSettings(Settings):
     detector: DetectorSettings
     selection: SelectionSettings
     unreadable: Literal["stop", "skip"] = Field("stop", description="what a picture that can't be decoded does")
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=PILLOWS_LIMIT, description="a picture of more, by its header, can't be decoded"
+    )
     images_per_shard: int = Field(1024, ge=1)
 
 

@@ -104,6 +104,7 @@ class Shards:
             "manifest": sha256(manifest),
             "images_per_shard": settings.images_per_shard,
             "unreadable": settings.unreadable,
+            "max_pixels": settings.max_pixels,
             "code": CODE,
             # They move the last bits.
             "batch_size": batch_size,
@@ -212,7 +213,7 @@ class Shards:
         return dict(zip((number for number, *_ in batch), found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:
-        rgb = read_picture(self.images, row)
+        rgb = read_picture(self.images, row, self.settings.max_pixels)
         return self.detector.prepare(rgb), (rgb.shape[1], rgb.shape[0])
 
     def _failure(self, row: ImageRow, error: UnreadableImage) -> dict[str, str]:

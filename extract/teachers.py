@@ -83,7 +83,7 @@ def run(
     if settings.images.model == REGIONS_MEAN:
         teachers["images"] = RegionsMean(regions, rows)
     else:
-        how = {"device": device, "batch_size": batch_size, "readers": readers}
+        how = {"device": device, "batch_size": batch_size, "readers": readers, "max_pixels": settings.max_pixels}
         teachers["images"] = VisionTeacher(settings.images, rows, images, skip=settings.unreadable == "skip", **how)
     if settings.captions.model == LSA:
         splits = [row.split for row in rows for _ in row.captions]

@@ -12,11 +12,12 @@ from platform import python_version
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from extract.stores.tokens import Ragged, TokenStore, write_tokens
 from extract.text.parts_of_speech import POS_NAMES
 from extract.text.pieces import PieceTokenizer
-from extract.text.settings import TokenSettings
+from extract.text.settings import MAX_WORDS, TokenSettings
 from extract.text.vocabulary import UNKNOWN, build_vocabulary, read_vocabulary, word_numbers
 from extract.text.words import Words, load_language, split_words
 from manifests.errors import InputError
@@ -55,6 +56,7 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
 
     words, spans, pos, text = Ragged(np.int32), Ragged(np.int32, (2,)), Ragged(np.uint8), Ragged(np.uint8)
     pieces = (Ragged(np.int32), Ragged(np.int32)) if tokenizer else None
+    cut = 0
     found: dict[str, int] = {}  # every word, numbered as it is met: the vocabulary is known only at the end
     caption_image = np.repeat(np.arange(len(images)), np.array([len(image.captions) for image in images], int))
     captions = ((image, number) for image in images for number in range(len(image.captions)))
@@ -62,14 +64,16 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
         for batch in _batches(captions):
             texts = [image.captions[number] for image, number in batch]
             text.add([_bytes(image, number, manifest) for image, number in batch])
-            split = list(split_words(nlp, texts))
+            split = list(split_words(nlp, texts, settings.max_words))
+            cut += sum(item.cut for item in split)
             for (image, number), its_words in zip(batch, split, strict=True):
                 _check_words(its_words, image, number, manifest)
             words.add([np.array([found.setdefault(w, len(found)) for w in item.words], np.int32) for item in split])
             spans.add([item.spans for item in split])
             pos.add([item.pos for item in split])
             if tokenizer:
-                split_pieces = tokenizer.split(texts, [item.spans for item in split])
+                read = [it[: item.spans[-1, 1]] if item.cut else it for it, item in zip(texts, split, strict=True)]
+                split_pieces = tokenizer.split(read, [item.spans for item in split])
                 pieces[0].add([item.ids for item in split_pieces])
                 pieces[1].add([item.word for item in split_pieces])
             bar.update(len(batch))
@@ -86,6 +90,7 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
         )
     words.renumber(np.array([numbers.get(word, UNKNOWN) for word in found], np.int32))
 
+    told = f"{cut:,} caption{'s were' if cut > 1 else ' was'} cut to {settings.max_words} words" if cut else ""
     libraries = _LIBRARIES + (_PIECE_LIBRARIES if tokenizer else ())
     with whole_folder(out) as folder:
         write_tokens(
@@ -103,10 +108,14 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
                 "min_count": None if reused else settings.min_count,
                 "pos_names": list(POS_NAMES),
                 "tokenizer": tokenizer.recipe if tokenizer else None,
-            },
+            }
+            # Named only where somebody set it: stores made before it could be set keep their recipe.
+            | ({"max_words": settings.max_words} if settings.max_words != MAX_WORDS else {}),
             environment={"python": python_version()} | {library: version(library) for library in libraries},
         )
-        write_text(folder / "README.md", _card(TokenStore(folder), images, words, pos))
+        write_text(folder / "README.md", _card(TokenStore(folder), images, words, pos, told))
+    if told:
+        tqdm.write(told)
 
 
 def _batches(captions: Iterable[tuple[ImageRow, int]]) -> Iterator[list[tuple[ImageRow, int]]]:
@@ -144,7 +153,7 @@ _CARD = """# Captions as words
 |---|---|---|
 {splits}
 
-- Words: {words}, lower-cased, without punctuation and white space, cut by spaCy ({language}).
+- Words: {words}, lower-cased, without punctuation and white space, cut by spaCy ({language}).{cut}
 - Vocabulary: {size} entries ({origin}, after `<pad> <unk> <start> <end>`); {unknown} words are `<unk>`.
 - Parts of speech: {tags}.
 - Word pieces: {pieces}.
@@ -172,8 +181,8 @@ print(store.text(0), store.word_texts(0), [store.pos_names[tag] for tag in store
 """
 
 
-def _card(store: TokenStore, images: list[ImageRow], words: Ragged, pos: Ragged) -> str:
-    """README.md for the person who receives the folder."""
+def _card(store: TokenStore, images: list[ImageRow], words: Ragged, pos: Ragged, cut: str) -> str:
+    """README.md for the person who receives the folder; `cut` says how many captions were cut."""
     per_split = {split: [len(image.captions) for image in images if image.split == split] for split in SPLITS}
     counts = np.bincount(pos.flat, minlength=len(POS_NAMES))
     tags = [f"{POS_NAMES[tag]} {counts[tag]}" for tag in np.argsort(-counts, kind="stable") if counts[tag]]
@@ -187,6 +196,7 @@ def _card(store: TokenStore, images: list[ImageRow], words: Ragged, pos: Ragged)
         images=len(images),
         splits="\n".join(f"| {split} | {len(counts)} | {sum(counts)} |" for split, counts in per_split.items()),
         words=len(pos.flat),
+        cut=f" {cut}: their text is whole." if cut else "",
         language=" ".join(language[key] for key in ("name", "version") if key in language),
         size=len(store.vocabulary),
         origin="taken from another data set" if min_count is None else f"words used {min_count} times or more in train",

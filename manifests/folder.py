@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from manifests.errors import InputError
-from manifests.jsonl import read_rows, read_utf8
+from manifests.jsonl import read_lines, read_rows
 from manifests.source import SourceCaption, SourceImage
 
 
@@ -56,8 +56,9 @@ def _read_jsonl(path: Path) -> Iterator[SourceImage]:
 
 def _read_table(path: Path, delimiter: str) -> Iterator[SourceImage]:
     fix = "give a header line image,caption (and split, id if you like), and as many fields in every row"
-    text = read_utf8(path)
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # The csv module wants to be given lines, and takes "\r" for the end of one too.
+    lines = (part for line in read_lines(path) for part in io.StringIO(line, newline=""))
+    table = csv.reader(lines, delimiter=delimiter, strict=True)
     images: dict[str, tuple[str, str, str | None, list[SourceCaption]]] = {}
     header: list[str] | None = None
     start = 1

@@ -1,26 +1,57 @@
-"""JSON text from files, with errors that say where: not UTF-8 (byte and line), not JSON (line and column)."""
+"""Text from files, whole or by its lines, and JSON, with errors that say where: not UTF-8 (byte and line), not JSON."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from manifests.errors import InputError
+from manifests.opening import MOST_ROW, open_file
+
+_MOST_TEXT = 2**30  # bytes: COCO's captions are 144 MB
 
 
 def read_utf8(path: Path, *, fix: str = "save the file as UTF-8") -> str:
-    """The text of a UTF-8 file, without a byte order mark. Raises InputError naming byte and line."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"the file can't be read ({error.strerror})", where=path, fix="check the path") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8", where=f"{path} line {line}", fix=fix
-        ) from None
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises InputError for what is no file or larger than 1 GB, and naming byte and line for other bytes than text's.
+    """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_TEXT:
+            problem = f"{size:,} bytes, and a text that is read as a whole may have {_MOST_TEXT:,}"
+            raise InputError(problem, where=path, fix="give a smaller file, or captions as .jsonl, .csv or .tsv")
+        data = file.read()
+    return _text(data, path, 1, 0, fix).removeprefix("\ufeff")
+
+
+def read_lines(path: Path, *, fix: str = "save the file as UTF-8") -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends ("\\n"), without a byte order mark, one at a time.
+
+    Raises InputError as `read_utf8` does, and for a line of more than `MOST_ROW` bytes.
+    """
+    with _opened(path) as file:
+        for number, (offset, line) in enumerate(split_lines(file, path), 1):
+            text = _text(line, path, number, offset, fix)
+            yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def split_lines(file: BinaryIO, path: Path, *, what: str = "line", first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of every line of a file, end included.
+
+    Raises InputError for one of more than `MOST_ROW` bytes; messages call it `what` and count from `first`.
+    """
+    number, offset = first, 0
+    while line := file.readline(MOST_ROW + 1):
+        if len(line) > MOST_ROW:
+            raise InputError(
+                f"it is longer than {MOST_ROW >> 20} MB, the most that is read at once",
+                where=f"{path} {what} {number}",
+                fix="check that the file is whole and of this format",
+            )
+        yield offset, line
+        number, offset = number + 1, offset + len(line)
 
 
 def parse_json(
@@ -42,12 +73,33 @@ def parse_json(
 
 def read_rows(path: Path, *, fix: str) -> Iterator[tuple[int, dict]]:
     """(line number from 1, object) of every line of a JSON Lines file that isn't blank."""
-    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
-            value = parse_json(line, path=path, fix=fix, line=number)
+            value = parse_json(line.removesuffix("\n"), path=path, fix=fix, line=number)
             if not isinstance(value, dict):
                 raise InputError("the line is not a JSON object", where=f"{path} line {number}", fix=fix)
             yield number, value
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_file(path)
+    except OSError as error:
+        raise InputError(f"the file can't be read ({error.strerror})", where=path, fix="check the path") from error
+
+
+def _text(data: bytes, path: Path, line: int, offset: int, fix: str) -> str:
+    """Bytes that begin at byte `offset`, in `line`, as text."""
+    place = data.find(0)
+    try:
+        text = data.decode("utf-8") if place < 0 else ""
+    except UnicodeDecodeError as error:
+        place = error.start
+    if place < 0:
+        return text
+    told = "is of no text" if not data[place] else "is not UTF-8"
+    line += data.count(b"\n", 0, place)
+    raise InputError(f"byte {offset + place} (0x{data[place]:02x}) {told}", where=f"{path} line {line}", fix=fix)
 
 
 def _refuse_constant(name: str) -> None:

@@ -24,6 +24,8 @@ from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, 
 from manifests.imported import write_source
 from manifests.locks import one_writer
 from manifests.names import id_problem
+from manifests.opening import open_file
+from manifests.picture_files import open_picture
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, write_manifest
 from manifests.source import SourceImage
@@ -194,7 +196,7 @@ def _pictures(root: Path, entries: list[SourceImage], file: Path) -> Iterator[Fa
 
 def _picture(root: Path, entry: SourceImage, where: str) -> Facts:
     try:
-        with open(root / entry.path, "rb") as file:
+        with open_file(root / entry.path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             return digest, *_upright_size(file)
@@ -209,7 +211,7 @@ def _picture(root: Path, entry: SourceImage, where: str) -> Facts:
 def _upright_size(file: BinaryIO) -> tuple[int | None, int | None]:
     """Width and height in pixels from a picture's header, after EXIF orientation; None where it can't be read."""
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             width, height = image.size
             # Pillow turns a TIFF's size by itself. The plain method: PNG's own would decode the whole picture.
             turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION) in (5, 6, 7, 8)

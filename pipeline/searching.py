@@ -6,7 +6,7 @@ from pathlib import Path
 from eval.search.index import Index, Source
 from eval.search.words import RunWords
 from extract.settings import RegionSettings
-from extract.text.settings import TokenSettings
+from extract.text.settings import MAX_WORDS, TokenSettings
 from manifests.errors import InputError
 from pipeline import places
 from pipeline.params import Params
@@ -33,7 +33,9 @@ def source(params: Params, run: str, dataset: str) -> Source:
         words=RunWords(
             tokens=params.dataset(own).tokens
             if known
-            else TokenSettings(language=recipe["tokens"]["language"]["name"]),
+            else TokenSettings(
+                language=recipe["tokens"]["language"]["name"], max_words=recipe["tokens"].get("max_words", MAX_WORDS)
+            ),
             pieces=settings.text.pieces,
             encoder=params.text_feature(own) if cached else None,
             vocabulary=places.tokens(own) / "vocabulary.json",

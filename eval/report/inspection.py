@@ -12,7 +12,7 @@ from eval.report.drawing import caption_html, draw, marks, place
 from eval.report.matched_picture import SOFT, draw_regions, write_caption
 from eval.report.pictures import data_uri
 from eval.report.templates import render
-from extract.images import UnreadableImage, decode
+from extract.images import UnreadableImage, decode_file
 from manifests.errors import InputError
 from manifests.files import atomic, write_text
 from manifests.grounding import Grounding, read_grounding
@@ -78,7 +78,7 @@ def run(
     truth = read_grounding(grounding) if grounding.exists() else {}
     pairs = match_pairs(load_model(model, device), data, 256, truth, captions)
     try:
-        picture = decode((image_root / row.path).read_bytes())
+        picture = decode_file(image_root / row.path)
     except (OSError, UnreadableImage):
         picture = None
     if out.suffix == ".png":

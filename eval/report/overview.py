@@ -13,7 +13,7 @@ from eval.report.examples import Example, choose
 from eval.report.matched_picture import INK, SOFT, draw_regions, write_caption
 from eval.report.page import DataSet, compared
 from eval.report.results import RunResult
-from extract.images import UnreadableImage, decode
+from extract.images import UnreadableImage, decode_file
 from manifests.files import atomic
 
 TRACK = "#e9edf1"
@@ -87,7 +87,7 @@ def _example(figure: Figure, source: DataSet, example: Example) -> None:
     truth = source.truth.get(row.id)
     words = marks(source.data, caption, truth)
     try:
-        picture = decode((source.image_root / row.path).read_bytes())
+        picture = decode_file(source.image_root / row.path)
     except (OSError, UnreadableImage):
         return
     below = write_caption(figure, source.data.caption_text(caption), words, left=0.5, top=0.93)

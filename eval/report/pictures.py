@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from extract.images import UnreadableImage, decode
+from extract.images import UnreadableImage, decode_file
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Pictures:
     def _read(self, path: Path) -> np.ndarray | None:
         if path not in self._decoded:
             try:
-                self._decoded[path] = decode(path.read_bytes())
+                self._decoded[path] = decode_file(path)
             except (OSError, UnreadableImage):
                 self._decoded[path] = None
         return self._decoded[path]

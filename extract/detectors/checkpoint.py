@@ -1,12 +1,11 @@
 """Reads detectron2's and bottom-up attention's checkpoints and brings their names to those of `rcnn.py`.
 
 Files are ``{"model": state}`` or a bare state, of tensors (``.pth``, ``.safetensors``) or of NumPy arrays (``.pth``,
-detectron2's ``.pkl``); nothing but tensors and arrays is ever unpickled.
+detectron2's ``.pkl``), read without unpickling anything else (`extract.stores.unpickle`).
 """
 
-import importlib
-import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from extract.detectors.torch_files import read_stream, read_zip
 from manifests.errors import InputError
+from manifests.opening import open_file
 
 # Each pattern is applied in turn to the whole name.
 _NAMES = (
@@ -57,7 +58,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             ours = re.sub(pattern, replacement, ours)
         if ours.startswith(("backbone.", "roi_heads.", "proposal_generator.")):
             unknown.append(name)
-        renamed[ours] = torch.as_tensor(value).float()
+        try:
+            renamed[ours] = torch.as_tensor(value).float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            fix = "convert it to a file of plain tensors"
+            raise InputError(f"{name} holds no numbers of torch's ({error})", where=path, fix=fix) from None
     if unknown:
         raise InputError(
             f"{len(unknown)} parameters have names that no rule knows: {', '.join(sorted(unknown))}",
@@ -67,46 +72,27 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return renamed
 
 
-class _Arrays(pickle.Unpickler):
-    """Unpickles dicts of NumPy arrays and nothing else: detectron2's `.pkl` files."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module.replace("numpy.core", "numpy._core"), name) in _NUMPY:
-            return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-_NUMPY = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = _content(path)
     except Exception as error:
         raise InputError(
-            f"not a checkpoint of tensors or arrays ({str(error).splitlines()[0]})",
+            f"not a checkpoint of tensors or arrays ({(str(error) or type(error).__name__).splitlines()[0]})",
             where=path,
             fix="convert it to a file of plain tensors",
         ) from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
         raise InputError("holds no parameters", where=path, fix="give a detectron2 checkpoint")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor | np.ndarray)}
+    arrays = {name: value for name, value in state.items() if isinstance(value, Tensor | np.ndarray)}
+    return {name: value for name, value in arrays.items() if isinstance(name, str)}
 
 
 def _content(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix == ".pkl":
-        with open(path, "rb") as file:
-            return _Arrays(file, encoding="latin1").load()
-    arrays = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, type(np.dtype(np.float32))]
-    with torch.serialization.safe_globals(arrays):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with open_file(path) as file:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if zipfile.is_zipfile(file):
+            return read_zip(file)
+        file.seek(0)
+        return read_stream(file)

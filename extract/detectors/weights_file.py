@@ -8,6 +8,7 @@ from pathlib import Path
 
 from manifests.errors import InputError
 from manifests.files import atomic, sha256
+from manifests.opening import open_file
 from manifests.progress import progress
 
 _CHUNK = 1 << 20
@@ -47,6 +48,9 @@ def local_weights(weights: str, digest: str) -> Path:
 
 def _fetch(address: str, digest: str, path: Path) -> None:
     try:
+        parts = urllib.parse.urlsplit(address)
+        if parts.scheme == "file":  # a pipe or a device there would never end
+            open_file(Path(urllib.request.url2pathname(parts.path))).close()
         with urllib.request.urlopen(address, timeout=60) as answer, atomic(path) as temporary:
             total = int(answer.headers.get("Content-Length", 0)) or None
             with open(temporary, "wb") as file, progress(what="weights", unit="MB", total=total and total >> 20) as bar:

@@ -1,12 +1,12 @@
 """bottom-up-attention.pytorch's files: one `{image id}.npz` an image with x, bbox, num_bbox, image_h, image_w, info.
 
 `x` float32 ``[R, D]``, `bbox` ``[R, 4]`` absolute (x1, y1, x2, y2). `info` is a pickled dict with classes: the other
-keys are read as plain arrays, and `info` only when asked, by an unpickler that can build arrays and nothing else.
+keys are read as plain arrays, and `info` only when asked, without running it (`extract.stores.unpickle`).
 """
 
 import hashlib
 import io
-import pickle
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,23 +17,15 @@ import numpy as np
 from extract.exchange.source import LABELS, Found, Record, Source, files_in
 from extract.stores import npy
 from extract.stores.regions import RegionStore
+from extract.stores.unpickle import unpickle
 from manifests.errors import InputError
+from manifests.opening import MOST_ROW, open_file
 from manifests.schema import ImageRow
 
 _FIX = "fetch or export the file again: it may have been cut off"
 _ALL = "*.npz"
-_MOST = 2**30  # bytes of an unpacked array: a small file can claim to hold any amount
-# All that a pickled dict of arrays and numbers may call, by NumPy's old and new names.
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{
-        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    },
-    **{(f"numpy.{core}.numeric", "_frombuffer"): np._core.numeric._frombuffer for core in ("core", "_core")},
-}
+_MOST_FILE = 2**28  # bytes of one image's file
+_MOST_RATIO = 1032  # deflate makes no more bytes of one
 
 
 class BuaSource(Source):
@@ -109,10 +101,13 @@ class _Archive:
 
     def _member(self, name: str) -> bytes:
         try:
-            size = self._zip.getinfo(f"{name}.npy").file_size
-            if size > _MOST:
-                raise ValueError(f"it unpacks to {size} bytes")
-            return self._zip.read(f"{name}.npy")
+            found = self._zip.getinfo(f"{name}.npy")
+            if found.file_size > min(MOST_ROW, _MOST_RATIO * found.compress_size + _MOST_RATIO):
+                raise ValueError(f"it claims to unpack to {found.file_size:,} bytes")
+            if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("it is compressed in a way that NumPy doesn't write")
+            with self._zip.open(found) as member:
+                return member.read(found.file_size)  # so many, whatever it would unpack to
         except KeyError:
             raise InputError(f"it has no {name!r}", where=self.path, fix=_FIX) from None
         except Exception as error:  # zlib and zipfile raise whatever a damaged file leads them to
@@ -130,20 +125,18 @@ class _Archive:
 
     def labels(self, rows: int) -> dict[str, np.ndarray]:
         """Those of `LABELS` that info has."""
-        where, data = f"{self.path} info", self._member("info")
-        stream = io.BytesIO(data)
+        where, stream = f"{self.path} info", io.BytesIO(self._member("info"))
         try:
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
-            value = _Unpickler(stream, where).load()
-        except InputError:
-            raise
-        except Exception as error:  # a damaged or hostile pickle raises whatever it likes
-            raise InputError(f"info can't be read ({error})", where=where, fix="leave out `regions.info`") from None
-        info = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+            value = unpickle(stream)
+        except Exception as error:  # `Refused`, or whatever a damaged header leads NumPy to
+            fix = "don't trust this file; leave out `regions.info` to read its arrays alone"
+            raise InputError(f"info can't be read ({error})", where=where, fix=fix) from None
+        info = value[0] if isinstance(value, list) and len(value) == 1 else value
         if not isinstance(info, dict):
             raise InputError("info is no dict", where=where, fix="leave out `regions.info`")
-        found = {name: np.asarray(info[name]) for name in LABELS if name in info}
+        found = {name: _numbers(info[name]) for name in LABELS if name in info}
         for name, values in found.items():
             if values.shape != (rows,) or values.dtype.kind not in "iuf":
                 raise InputError(
@@ -154,28 +147,12 @@ class _Archive:
         return found
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, where: str):
-        super().__init__(stream)
-        self._where = where
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        if (module, name) not in _ALLOWED:
-            raise InputError(
-                f"its pickle asks for {module}.{name}, which arrays don't need and which could run code",
-                where=self._where,
-                fix="don't trust this file; leave out `regions.info` to read its arrays alone",
-            )
-        return _ALLOWED[module, name]
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How Python 2 and protocol 2 spell bytes."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes in {encoding!r}")
-    return text.encode("latin1")
+def _numbers(value: Any) -> np.ndarray:
+    """An array, or a flat list of numbers as one; what is neither is an array of objects."""
+    if isinstance(value, np.ndarray):
+        return value
+    flat = isinstance(value, list | tuple) and all(isinstance(x, int | float | np.number) for x in value)
+    return np.asarray(value) if flat else np.empty((), object)
 
 
 def _listed(path: Path, data: bytes) -> bytes:
@@ -185,7 +162,11 @@ def _listed(path: Path, data: bytes) -> bytes:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_FILE:
+                raise InputError(f"{size:,} bytes are no single image's", where=path, fix="check the path")
+            return file.read()
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", where=path, fix="check the path") from error
 

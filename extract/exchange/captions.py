@@ -11,6 +11,7 @@ from pathlib import Path
 from manifests import folder, karpathy
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
+from manifests.opening import open_file
 from manifests.source import SourceCaption, SourceImage
 
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "minival": "val", "dev": "val", "test": "test"}
@@ -35,7 +36,7 @@ def _read_folder(path: Path) -> Iterator[SourceImage]:
         (file, split)
         for name, split in _SPLITS.items()
         for end in ("captions", "caption")
-        if (file := path / f"{name}_{end}.json").is_file()
+        if (file := path / f"{name}_{end}.json").exists()
     ]
     if not files:
         raise InputError(
@@ -64,7 +65,7 @@ def _read_list(path: Path, split: str | None, prefix: str) -> Iterator[SourceIma
 
 def _begins_with(path: Path, mark: bytes) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(mark)
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", where=path, fix="check `source.captions`") from error

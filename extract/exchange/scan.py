@@ -20,6 +20,7 @@ from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import canonical_json, sha256, write_text
 from manifests.jsonl import parse_json, read_utf8
+from manifests.opening import open_file
 from manifests.schema import ImageRow
 from manifests.source import SourceCaption, SourceImage
 
@@ -36,7 +37,7 @@ class ScanSource(Source):
 
     def __init__(self, root: Path, captions: Path | None = None):
         super().__init__(root, captions)
-        names = [name for name in _SPLITS if (self.root / f"{name}_ims.npy").is_file()]
+        names = [name for name in _SPLITS if (self.root / f"{name}_ims.npy").exists()]
         if "testall" in names and "test" in names:
             names.remove("test")
         if not names:
@@ -99,7 +100,7 @@ class ScanSource(Source):
     def _ids(self, split: "_Split") -> list[str]:
         """The id of every image of a split."""
         images = split.header.shape[0]
-        path = next((p for f in (self.captions, self.root) if (p := f / f"{split.name}_ids.txt").is_file()), None)
+        path = next((p for f in (self.captions, self.root) if (p := f / f"{split.name}_ids.txt").exists()), None)
         if path is None:
             return [f"{split.name}-{row:06d}" for row in range(images)]
         ids = [line.strip() for line in _lines(path)]
@@ -137,7 +138,7 @@ class _Split:
         images, regions, _ = self.header.shape
         arrays = {}
         for what, names in _OPTIONAL.items():
-            found = [path for n in names if (path := root / f"{name}_{n}.npy").is_file()]
+            found = [path for n in names if (path := root / f"{name}_{n}.npy").exists()]
             arrays[what] = _open(found[0], 3 if what == "boxes" else 2) if found else None
         for what, shape in (("boxes", (images, regions, 4)), ("sizes", (images, 2))):
             if arrays[what] and arrays[what][1].shape != shape:
@@ -179,7 +180,7 @@ def _row(file: Bytes, header: Header, row: int) -> np.ndarray:
 def _open(path: Path, dimensions: int) -> tuple[Bytes, Header]:
     """A .npy file of numbers, checked to be whole."""
     file = Bytes(path, _FIX)
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         header = read_header(stream, path, fix="give arrays saved by np.save, without pickles")
     if len(header.shape) != dimensions or 0 in header.shape or header.dtype.kind not in "fiu":
         raise InputError(
@@ -207,7 +208,7 @@ def _lines(path: Path) -> list[str]:
 
 def _file_names(folder: Path) -> dict[str, str] | None:
     path = folder / "id_mapping.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     found = parse_json(read_utf8(path), path=path, fix="give an object of id: file name")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):

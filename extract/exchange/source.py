@@ -15,6 +15,7 @@ import numpy as np
 
 from manifests.errors import InputError
 from manifests.files import sha256
+from manifests.opening import open_file
 from manifests.source import SourceImage
 
 LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
@@ -113,14 +114,14 @@ class Bytes:
     def __init__(self, path: Path, fix: str):
         self.path, self._fix = Path(path), fix
         try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (kept open: closed with the object)
+            self._file = open_file(self.path, buffering=0)  # closed with the object
             self.size = os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise InputError(f"can't be read ({error.strerror})", where=path, fix=fix) from error
 
     def read(self, offset: int, length: int, where: object) -> bytes:
         """`length` bytes from `offset` on."""
-        if offset + length > self.size:
+        if min(offset, length) < 0 or offset + length > self.size:
             raise InputError(f"the file ends at byte {self.size}, inside this row", where=where, fix=self._fix)
         data = os.pread(self._file.fileno(), length, offset)
         while len(data) < length:  # one call gives 2 GB at most
@@ -136,10 +137,12 @@ class Bytes:
 
 
 def files_in(root: Path, *patterns: str) -> list[Path]:
-    """`root` itself if it is a file, else the files in it of those patterns, by name. InputError where none is."""
+    """`root` itself if it is no folder, else what has these patterns in it, by name. InputError where there is nothing.
+
+    What isn't a file there is refused by whoever opens it.
+    """
     root = Path(root)
-    listed = (path for pattern in patterns for path in root.glob(pattern) if path.is_file())
-    found = [root] if root.is_file() else sorted(listed)
+    found = sorted(path for pattern in patterns for path in root.glob(pattern)) if root.is_dir() else [root]
     if not found:
         told = " or ".join(patterns)
         raise InputError(f"there is no {told}", where=root, fix="check `source.images`, the path of the regions")

@@ -15,6 +15,8 @@ import numpy as np
 
 from extract.exchange.source import Bytes, Found, Record, Source, files_in
 from manifests.errors import InputError
+from manifests.jsonl import split_lines
+from manifests.opening import open_file
 
 FIX = "fetch or export the file again: it may have been cut off"
 # Python's own syntax of whole numbers takes 1_2 for 12. No array has a count of more digits than these.
@@ -34,15 +36,14 @@ class Line(NamedTuple):
 
 def lines(path: Path, fields: int, files: dict[str, str], advance: Callable[[int], object]) -> Iterator[Line]:
     """All rows of a file, which must have so many fields; at the end its sha256 is in `files` under its name."""
-    whole, offset = hashlib.sha256(), 0
+    whole = hashlib.sha256()
     try:
-        with open(path, "rb", buffering=2**20) as file:
-            for row, line in enumerate(file):
+        with open_file(path, buffering=2**20) as file:
+            for row, (offset, line) in enumerate(split_lines(file, path, what="row", first=0)):
                 whole.update(line)
                 content = line.rstrip(b"\r\n")
                 if content:
                     yield Line(row, offset, len(content), split(content, fields, f"{path} row {row}"))
-                offset += len(line)
                 advance(len(line))
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", where=path, fix="check the path") from error

@@ -7,6 +7,7 @@ checked where they are there. Source: Zhang et al., "VinVL" (CVPR 2021).
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,19 +96,19 @@ class VinvlSource(Source):
 
     def _line_offsets(self) -> list[int] | None:
         path = self.root / _LINES
-        if not path.is_file():
+        if not path.exists():
             return None
         texts = read_utf8(path).split()
         for number, text in enumerate(texts):
-            if not text.isdecimal():
+            if not re.fullmatch(r"[0-9]{1,18}", text):
                 raise InputError(
-                    f"{text!r} is no byte offset", where=f"{path} line {number + 1}", fix="remove the file"
+                    f"{text[:40]!r} is no byte offset", where=f"{path} line {number + 1}", fix="remove the file"
                 )
         return [int(text) for text in texts]
 
     def _row_numbers(self) -> dict[str, int] | None:
         path = self.root / _ROWS
-        if not path.is_file():
+        if not path.exists():
             return None
         found = parse_json(read_utf8(path), path=path, fix="give an object of id: row, or remove the file")
         if not isinstance(found, dict):
@@ -147,9 +148,10 @@ def _prediction(field: bytes, where: str) -> dict[str, Any]:
             raise ValueError(f"image_w {width!r} and image_h {height!r} must be whole numbers above 0")
         for number, item in enumerate(objects):
             rect = item["rect"]
-            if len(rect) != 4 or not all(type(x) in (int, float) for x in rect):
+            if len(rect) != 4 or not all(type(x) in (int, float) and abs(x) < 1e30 for x in rect):
                 raise ValueError(f"objects[{number}].rect is {rect!r}")
-            if not isinstance(item.get("class", ""), str) or type(item.get("conf", 0.0)) not in (int, float):
+            conf = item.get("conf", 0.0)
+            if not isinstance(item.get("class", ""), str) or type(conf) not in (int, float) or abs(conf) > 1e30:
                 raise ValueError(f"objects[{number}] has class {item.get('class')!r}, conf {item.get('conf')!r}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)

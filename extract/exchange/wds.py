@@ -15,6 +15,7 @@ from extract.stores.webdataset import FIX, parse_facts, parse_sample, require_ke
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import parse_json, read_utf8
+from manifests.opening import open_file
 from manifests.schema import SPLITS
 from manifests.source import SourceCaption, SourceImage
 
@@ -44,14 +45,14 @@ class WdsSource(Source):
 
     def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
         names = self._folder / "classes.json"
-        if names.is_file():
+        if names.exists():
+            value = parse_json(read_utf8(names), path=names, fix=FIX)
             if any(not name.endswith(".tar") for name in self._listed or ()):
                 self._hashed(names, lambda _: None)
-            value = parse_json(read_utf8(names), path=names, fix=FIX)
             self.object_names, self.attribute_names = (_names(value, key, names) for key in ("objects", "attributes"))
         for number, path in enumerate(self.paths):
             self.files[path.name] = self._hashed(path, advance)
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 for row, (key, places) in enumerate(sample_places(file, path)):
                     yield self._found(number, row, key, places)
 

@@ -29,20 +29,26 @@ class Header(NamedTuple):
 
 
 def read_header(file: BinaryIO, where: object, *, fix: str) -> Header:
-    """The header at the start of `file`. Raises InputError for a pickle, Fortran order or what is no .npy."""
+    """The header of `file`, from its first byte on.
+
+    Raises InputError for a pickle, Fortran order, other things than numbers, or what is no .npy.
+    """
+    start = io.BytesIO(file.read(_MOST_HEADER))
     try:
-        version = npy.read_magic(file)
+        version = npy.read_magic(start)
         reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = reader(file, max_header_size=_MOST_HEADER)
-    except (ValueError, KeyError, EOFError, TypeError, OverflowError) as error:
-        raise InputError(f"not a .npy array ({error})", where=where, fix=fix) from None
+        shape, fortran, dtype = reader(start, max_header_size=_MOST_HEADER)
+    except Exception as error:  # a damaged header is read as Python, and leads anywhere
+        raise InputError(f"not a .npy array ({error or type(error).__name__})", where=where, fix=fix) from None
     if dtype.hasobject:
         raise InputError(
             "it holds pickled Python objects, which are never loaded: they can run code", where=where, fix=fix
         )
     if fortran and len(shape) > 1:
         raise InputError("its numbers are in Fortran order", where=where, fix="save it with np.ascontiguousarray")
-    return Header(tuple(shape), dtype, file.tell())
+    if dtype.kind not in "biufc" or dtype.shape or not all(0 <= side < 2**62 for side in shape):
+        raise InputError(f"{dtype} of shape {list(shape)}: not an array of numbers", where=where, fix=fix)
+    return Header(tuple(shape), dtype, start.tell())
 
 
 def parse(data: bytes, where: object, *, fix: str) -> np.ndarray:
@@ -54,7 +60,10 @@ def parse(data: bytes, where: object, *, fix: str) -> np.ndarray:
             where=where,
             fix=fix,
         )
-    return np.frombuffer(data, header.dtype, offset=header.offset).reshape(header.shape)
+    try:
+        return np.frombuffer(data, header.dtype, offset=header.offset).reshape(header.shape)
+    except (ValueError, OverflowError) as error:  # sides beyond NumPy's, of no numbers
+        raise InputError(f"not a .npy array ({error})", where=where, fix=fix) from None
 
 
 def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: type[np.generic]) -> None:

@@ -27,6 +27,7 @@ from extract.stores import npy
 from extract.stores.regions import Regions
 from manifests.errors import InputError
 from manifests.files import canonical_json
+from manifests.opening import MOST_ROW
 
 FORMAT = "selfalign-webdataset"
 SCHEMA = 1
@@ -136,6 +137,8 @@ def _check_member(member: tarfile.TarInfo, size: int, where: str) -> None:
             where=where,
             fix="don't trust this archive: no packing stage writes such a member",
         )
+    if member.size > MOST_ROW:
+        raise InputError(f"{member.size:,} bytes are more than one image takes", where=where, fix=FIX)
     if member.size < 0 or member.offset_data + member.size > size:
         raise InputError(f"the file ends at byte {size}, inside this member", where=where, fix=FIX)
 

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from manifests.opening import MAX_PIXELS, PILLOWS_LIMIT
 from manifests.typed import Settings
 
 REGIONS_MEAN, LSA = "regions-mean", "lsa"
@@ -56,5 +57,8 @@ class TeacherSettings(Settings):
     captions: CaptionTeacherSettings
     unreadable: Literal["stop", "skip"] = Field(
         default="stop", description="at a picture that can't be decoded; training refuses a skipped one with regions"
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, le=PILLOWS_LIMIT, description="a picture of more, by its header, can't be decoded"
     )
     items_per_shard: int = Field(default=16384, ge=1)

@@ -48,6 +48,7 @@ class VisionTeacher:
     ----------
     rows, images : the manifest's rows and the image root that their paths start from.
     skip : pictures that can't be decoded have no vector; else they stop the stage.
+    max_pixels : those with more can't be decoded.
     batch_size, readers : pictures a batch, threads that read and prepare them.
 
     Raises
@@ -63,11 +64,13 @@ class VisionTeacher:
         images: Path,
         *,
         skip: bool,
+        max_pixels: int,
         device: str,
         batch_size: int,
         readers: int,
     ):
-        self.rows, self.images, self.skip, self.device = rows, images, skip, device
+        self.rows, self.images, self.device = rows, images, device
+        self.skip, self.max_pixels = skip, max_pixels
         self.batch_size, self.readers, self.pooling = batch_size, readers, settings.pooling
         self.failures: dict[int, str] = {}
         self.where = f"{KIND.role} {settings.model!r}"
@@ -105,7 +108,7 @@ class VisionTeacher:
         return [row for row, _ in batch], found
 
     def _read(self, row: int) -> Tensor:
-        return self._prepared(read_picture(self.images, self.rows[row]))
+        return self._prepared(read_picture(self.images, self.rows[row], self.max_pixels))
 
     def _prepared(self, rgb: np.ndarray) -> Tensor:
         return self._prepare(images=Image.fromarray(rgb), return_tensors="pt")["pixel_values"][0]

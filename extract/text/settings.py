@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from manifests.typed import Settings
 
+MAX_WORDS = 256
+
 
 class TokenSettings(Settings):
     """What decides a token store's contents, beside the captions themselves."""
@@ -24,6 +26,7 @@ class TokenSettings(Settings):
     tokenizer: Path | None = Field(
         default=None, description="folder of a Hugging Face tokenizer, to store word pieces as well"
     )
+    max_words: int = Field(default=MAX_WORDS, ge=1, description="captions are cut to this many words, their text stays")
     max_pieces: int | None = Field(
         default=None, ge=1, description="captions are cut to this many word pieces, special tokens included"
     )

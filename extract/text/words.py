@@ -28,6 +28,7 @@ _NOT_FOR_WORDS = (
     "span_ruler", "spancat", "textcat", "textcat_multilabel",
 )  # fmt: skip
 _BATCH = 512
+_WORD = 64  # characters a word, so far as a caption is read: what has longer ones throughout is no text
 
 
 class Words(NamedTuple):
@@ -36,6 +37,7 @@ class Words(NamedTuple):
     words: list[str]  # lower-cased
     spans: np.ndarray  # i32 [T, 2], start and end of each word in characters of the caption
     pos: np.ndarray  # u8 [T], numbers of POS_NAMES
+    cut: bool  # whether there were more
 
 
 def load_language(language: str) -> tuple[Language, dict[str, str]]:
@@ -94,15 +96,20 @@ def _no_pipeline(language: str, error: Exception) -> InputError:
     )
 
 
-def split_words(nlp: Language, captions: Iterable[str]) -> Iterator[Words]:
-    """The words of each caption, in order, a batch at a time. A caption may turn out to have none."""
+def split_words(nlp: Language, captions: Iterable[str], max_words: int) -> Iterator[Words]:
+    """The first `max_words` words of each caption, in order, a batch at a time. A caption may turn out to have none."""
     lower = nlp.vocab.strings
-    for doc in nlp.pipe(captions, batch_size=_BATCH):
+    most = min(nlp.max_length, _WORD * max_words)
+    begun = ((text[:most], len(text) > most) for text in captions)
+    for doc, longer in nlp.pipe(begun, batch_size=_BATCH, as_tuples=True):
         table = doc.to_array([LOWER, IDX, LENGTH, POS, IS_PUNCT, IS_SPACE]).reshape(-1, 6)
         table = table[(table[:, 4] | table[:, 5]) == 0]
+        cut = longer or len(table) > max_words
+        table = table[:max_words]
         start, length = table[:, 1].astype(np.int32), table[:, 2].astype(np.int32)
         yield Words(
             [lower[number] for number in table[:, 0].tolist()],
             np.stack((start, start + length), axis=1),
             _POS_NUMBER[table[:, 3]],
+            cut,
         )

@@ -1,10 +1,17 @@
 """Safe decoding: every kind of picture to upright RGB, everything else to a reason."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageOps
 
-from extract.images import UnreadableImage, decode
+from extract import images
+from extract.images import UnreadableImage, decode, decode_file
+from manifests.manifest import _upright_size
+from manifests.opening import MAX_PIXELS
+from tests.extract.alone import run_alone
 from tests.extract.region_files import encoded, large_png
 
 RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
@@ -113,15 +120,109 @@ def test_first_picture_of_an_animation() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the module's own filter
-def test_144_million_pixels() -> None:
-    picture = decode(large_png(12000, 12000))
+def test_144_million_pixels_where_they_are_allowed() -> None:
+    data = large_png(12000, 12000)
+    with pytest.raises(UnreadableImage, match="12000 x 12000 are 144,000,000 pixels, above max_pixels.* 64,000,000"):
+        decode(data)
+    picture = decode(data, 150_000_000)
     assert picture.shape == (12000, 12000, 3) and picture.dtype == np.uint8
     assert picture[[0, 0, -1, -1], [1400, 1600, 1400, -1], 0].tolist() == [0, 255, 0, 255]
 
 
-def test_picture_above_pillows_limit_is_refused_unread() -> None:
-    with pytest.raises(UnreadableImage, match=r"400000000 pixels"):
+def test_a_picture_is_refused_by_its_header() -> None:
+    for width, height, allowed in ((13300, 13300, MAX_PIXELS), (101, 100, 100 * 100)):
+        with pytest.raises(UnreadableImage, match=f"{width} x {height} are .* pixels, above max_pixels"):
+            decode(large_png(width, height, rows=1), allowed)
+    with pytest.raises(UnreadableImage, match=r"400000000 pixels"):  # above Pillow's own limit
         decode(large_png(20000, 20000, rows=1))
+
+
+def test_a_tile_larger_than_its_picture_is_refused() -> None:
+    data = encoded(quadrants(), "TIFF", tiffinfo={322: 60000, 323: 60000})
+    with pytest.raises(UnreadableImage, match="tiles of 60000 x 60000"):
+        decode(data)
+
+
+def before(data: bytes) -> np.ndarray:
+    """How pictures were decoded before they were converted in bands: whole, turned first."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(values.astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def kinds() -> dict[str, tuple[Image.Image, str, dict]]:
+    """Pictures of all kinds, of 130 x 90 random pixels, with the format and options that keep them."""
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 256, (90, 130, 4), np.uint8)
+    deep = rng.integers(0, 65536, (90, 130), np.uint16)
+    palette = Image.fromarray(values[..., 0], "P")
+    palette.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
+    images = {"rgb": Image.fromarray(values[..., :3]), "rgba": Image.fromarray(values), "p": palette}
+    images |= {"l": Image.fromarray(values[..., 0]), "la": Image.fromarray(values[..., :2], "LA")}
+    images |= {"1": Image.fromarray(values[..., 0] > 99), "deep": Image.fromarray(deep)}
+    images["cmyk"] = Image.fromarray(values, "CMYK")
+    found = {f"{name} {format}": (image, format, {}) for name, image in images.items() for format in ("PNG", "TIFF")}
+    del found["cmyk PNG"], found["la TIFF"]
+    found["lzw"] = images["rgba"], "TIFF", {"compression": "tiff_lzw"}
+    found["32 bits"] = Image.fromarray(deep.astype(np.int32)), "TIFF", {}
+    found |= {f"{name} JPEG": (images[name], "JPEG", {}) for name in ("rgb", "l", "cmyk")}
+    found["progressive"] = images["rgb"], "JPEG", {"progressive": True}
+    found["ycc"] = images["rgb"].convert("YCbCr"), "TIFF", {}
+    found["lab"] = Image.fromarray(values[..., :3], "LAB"), "TIFF", {}
+    found["p with alphas"] = palette, "PNG", {"transparency": bytes(range(256))}
+    found["p with one"] = palette, "PNG", {"transparency": 7}
+    found["l with one"] = images["l"], "PNG", {"transparency": 7}
+    found["rgb with one"] = images["rgb"], "PNG", {"transparency": tuple(int(x) for x in values[40, 40, :3])}
+    found |= {f"{name} WEBP": (images[name], "WEBP", {"lossless": True}) for name in ("rgb", "rgba")}
+    found |= {f"{name} GIF": (images[name], "GIF", {"transparency": 3}) for name in ("p", "l")}
+    found |= {f"{name} BMP": (images[name], "BMP", {}) for name in ("rgb", "l", "1", "p")}
+    found |= {f"{name} PPM": (images[name], "PPM", {}) for name in ("rgb", "l", "1", "deep")}
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:PIL")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_bands_give_the_numbers_of_whole_pictures(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_BAND", 130 * 7)  # 13 bands, the last one shorter
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name, (image, format, options) in kinds().items():
+        told = {"exif": exif} if format in ("PNG", "TIFF", "JPEG", "WEBP") else {}
+        data = encoded(image, format, **told, **options)
+        assert np.array_equal(decode(data), before(data)), name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["rgba", pytest.param("deep turned", marks=pytest.mark.slow), pytest.param("cmyk turned", marks=pytest.mark.slow)],
+)
+def test_a_picture_of_62_million_pixels_takes_less_than_600_megabytes(kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mode, _, turned = kind.partition(" ")
+    size, path = (7900, 7900), tmp_path / "picture"
+    if mode == "cmyk":
+        Image.new("CMYK", size, (9, 99, 199, 1)).save(path, "JPEG", exif=exif)
+    else:
+        image = Image.new("RGBA", size, (9, 99, 199, 77)) if mode == "rgba" else Image.new("I;16", size, 12345)
+        image.save(path, "PNG", compress_level=1, exif=exif if turned else None)
+    code = f"""
+from extract.images import decode_file, decode
+decode(open({str(path.with_name("small"))!r}, "rb"))
+print(peak())
+assert decode_file({str(path)!r}).shape == (7900, 7900, 3)
+print(peak())
+"""
+    Image.new("RGB", (8, 8)).save(path.with_name("small"), "PNG")
+    idle, most = map(int, run_alone(code).split())
+    assert most - idle < 600
 
 
 @pytest.mark.parametrize(
@@ -143,15 +244,35 @@ def test_unreadable_pictures_have_a_reason(data: bytes, reason: str) -> None:
         decode(data)
 
 
-def test_unknown_variant_of_a_format_is_unreadable() -> None:
-    data = bytearray(encoded(quadrants(), "DDS"))
-    data[80:84] = (0x88).to_bytes(4, "little")  # pixel format flags: Pillow raises NotImplementedError
-    with pytest.raises(UnreadableImage, match="pixel format"):
+def test_other_formats_and_variants_are_unreadable() -> None:
+    with pytest.raises(UnreadableImage, match="not a picture in any format that is read: JPEG, PNG"):
+        decode(encoded(quadrants(), "DDS"))
+    data = bytearray(encoded(quadrants(), "BMP"))
+    data[28] = 7  # bits a pixel
+    with pytest.raises(UnreadableImage, match="pixel depth"):
         decode(bytes(data))
 
 
+def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, mark = tmp_path / "gs", tmp_path / "started"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for once a process
+    picture = tmp_path / "picture.jpg"
+    Image.new("RGB", (9, 9)).save(picture, "EPS")
+    with pytest.raises(UnreadableImage, match="not a picture in any format"):
+        decode_file(picture)
+    with open(picture, "rb") as file:
+        assert _upright_size(file) == (None, None)
+    assert not mark.exists()
+    with pytest.raises(OSError), Image.open(picture) as image:
+        image.load()
+    assert mark.exists()  # so the picture does what it says
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP", "DDS", "PPM"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP", "PPM"])
 def test_damaged_bytes_give_a_picture_or_a_reason(format: str) -> None:
     rng = np.random.default_rng(5)
     data = np.frombuffer(encoded(rng.integers(0, 256, (24, 31, 3), np.uint8), format), np.uint8)

@@ -292,7 +292,9 @@ _RUN = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
+from tests.extract.held import hold
 from tests.extract.region_files import Pictures, region_settings
+hold(*sys.argv[2:])
 Pictures(Path(sys.argv[1])).extract(region_settings(images_per_shard=4))
 """
 
@@ -300,12 +302,12 @@ Pictures(Path(sys.argv[1])).extract(region_settings(images_per_shard=4))
 def test_killed_run_goes_on_where_it_was(nine: Pictures) -> None:
     settings = region_settings(images_per_shard=4)
     expected = fresh(nine, settings)
-    # A pipe in the place of a picture of the third shard: the run waits there, with two shards done, until it dies.
-    picture = nine.images / "008.png"
-    moved = picture.rename(nine.folder / "moved.png")
-    os.mkfifo(picture)
+    # At a picture of the third shard the run waits, with two shards done, until it dies.
+    pipe = nine.folder / "pipe"
+    os.mkfifo(pipe)
     with open(nine.folder / "log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", _RUN, nine.folder], stdout=log, stderr=log, cwd=Path.cwd())
+        command = [sys.executable, "-c", _RUN, nine.folder, nine.images / "008.png", pipe]
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path.cwd())
     seen: dict[str, bytes] = {}
     deadline = time.monotonic() + 120
     try:
@@ -318,8 +320,6 @@ def test_killed_run_goes_on_where_it_was(nine: Pictures) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    picture.unlink()
-    moved.rename(picture)
     assert process.returncode == -signal.SIGKILL and not nine.out.exists()
     shards = sorted(nine.staging.glob("*/*.h5"))
     assert [shard.name for shard in shards] == ["000000.h5", "000001.h5"]

@@ -158,6 +158,23 @@ def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
     assert error.value.where == str(tmp_path / "model")
 
 
+def test_a_long_caption_is_cut_and_counted(tmp_path, store, tokenizer, capsys):
+    long = "a striped ring, left of the star. " * 3000
+    captions = CAPTIONS | {"long": ("train", (long, "A ring", "ring " * 256, "x" * 100_000))}
+    cut = made(tmp_path, captions, tokenizer=tokenizer)
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "2 captions were cut to 256 words"
+    assert "2 captions were cut to 256 words" in (tmp_path / "tokens" / "README.md").read_text()
+    assert cut.text(6) == long and cut.word_texts(6) == ("a striped ring left of the star ".split() * 40)[:256]
+    assert len(cut.spans(6)) == len(cut.pos(6)) == len(cut.words(8)) == 256 and len(cut.words(7)) == 2
+    assert len(cut.pieces(6).ids) < 1000 and cut.pieces(6).word.max() == 255
+    assert len(cut.text(9)) == 100_000 and len(cut.pieces(9).ids) < 20_000
+
+    few = made(tmp_path, out="few", max_words=2)
+    assert few.word_texts(0) == ["a", "striped"] and few.recipe["max_words"] == 2
+    assert "max_words" not in cut.recipe and store.recipe_hash == made(tmp_path, out="same").recipe_hash
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "5 captions were cut to 2 words"
+
+
 def test_a_caption_without_a_word_names_image_and_caption(tmp_path):
     with pytest.raises(InputError, match="caption 1, '... !', has no word left") as error:
         made(tmp_path, {"a": ("train", ("ring",)), "b": ("val", ("star", "... !"))})

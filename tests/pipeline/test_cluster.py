@@ -28,6 +28,7 @@ from pipeline.cli import main
 from pipeline.cluster import open_client, worker_threads
 from pipeline.machine import Machine
 from tests.extract.disks import mounted
+from tests.extract.held import hold, holding
 from tests.extract.region_files import WEIGHTS, Pictures, contents, quick_settings, scene_files, write_pictures
 from tests.pipeline.project import CHECKOUT, Project
 
@@ -85,13 +86,19 @@ def kept(before: dict[str, tuple[int, int]], out: Path) -> bool:
 
 
 class Stuck:
-    """A picture for which its reader waits, and so is in the middle of a shard, until it is released."""
+    """A picture at which its reader waits, and so is in the middle of a shard, until it is released.
+
+    Processes wait there that were told to (`tests.extract.held`), with `picture` and `pipe`.
+    """
 
     def __init__(self, picture: Path):
-        self.picture, self.real = picture, picture.with_suffix(".real")
-        picture.rename(self.real)
-        os.mkfifo(picture)
+        self.picture, self.pipe = picture, picture.parent.parent / "pipe"
+        os.mkfifo(self.pipe)
         self.end: int | None = None
+
+    def path(self, folder: Path) -> str:
+        """PYTHONPATH of new processes that are to wait."""
+        return f"{holding(folder, self.picture, self.pipe)}:{CHECKOUT}"
 
     def reader(self) -> int:
         """The process that waits."""
@@ -101,7 +108,7 @@ class Stuck:
 
     def _is_open(self) -> bool:
         try:
-            self.end = os.open(self.picture, os.O_WRONLY | os.O_NONBLOCK)
+            self.end = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
             assert error.errno == errno.ENXIO
             return False
@@ -115,11 +122,11 @@ class Stuck:
             files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
         except OSError:
             return False
-        return pid != os.getpid() and str(self.picture) in files
+        return pid != os.getpid() and str(self.pipe) in files
 
     def put_back(self) -> None:
         """Whoever reads the picture from now on gets it; the waiting reader waits on."""
-        self.real.replace(self.picture)
+        self.pipe.unlink()
 
     def let_go(self) -> None:
         if self.end is not None:
@@ -167,6 +174,7 @@ def test_a_killed_worker_costs_the_shard_that_it_was_making(
     client: Client, pictures: Pictures, serial: dict[str, bytes]
 ) -> None:
     stuck = Stuck(pictures.images / "009.png")  # in the middle of the third shard
+    client.run(hold, str(stuck.picture), str(stuck.pipe))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(pictures.extract, SETTINGS, client=client, device="auto", threads=1)
         try:
@@ -281,11 +289,12 @@ def test_a_killed_scheduler_and_then_a_failed_shard(
 ) -> None:
     out, staging = folder.root / places.regions("tiny"), folder.root / ".staging"
     stuck = Stuck(pictures.images / "021.png")
+    path = stuck.path(folder.root / "site")
     with open(folder.root / "log", "wb") as log:
         run = subprocess.Popen(
             [sys.executable, "-m", "pipeline.cli", "regions", "tiny"],
             cwd=folder.root,
-            env=folder.environment,
+            env=folder.environment | {"PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -328,7 +337,8 @@ def test_a_killed_scheduler_and_then_a_failed_shard(
 def test_a_scheduler_elsewhere_may_die_too(pictures: Pictures, serial: dict[str, bytes], tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    stuck = Stuck(pictures.images / "021.png")
+    environment = {**os.environ, "PYTHONPATH": stuck.path(tmp_path / "site")}
     about, log = elsewhere / "scheduler.json", elsewhere / "log"
     processes = []
 
@@ -350,7 +360,6 @@ def test_a_scheduler_elsewhere_may_die_too(pictures: Pictures, serial: dict[str,
     try:
         until(lambda: about.exists() and about.read_text().endswith("}"))
         machine = Machine(cluster=yaml.safe_load(about.read_text())["address"])
-        stuck = Stuck(pictures.images / "021.png")
         with open_client(machine) as client, ThreadPoolExecutor(1) as pool:
             running = pool.submit(pictures.extract, SETTINGS, client=client, device="auto", threads=None)
             assert stuck.reader() == processes[1].pid, log.read_text()

@@ -258,9 +258,9 @@ def count(shape: Any) -> int:
     return math.prod(shape)
 
 
-def _empty_array(unpickler: Unpickler, kind: Any, *_: Any) -> np.ndarray:
-    if not isinstance(kind, Name) or kind.name != "numpy.ndarray":
-        raise Refused("an array of a class of its own")
+def _empty_array(unpickler: Unpickler, kind: Any, shape: Any, *_: Any) -> np.ndarray:
+    if not isinstance(kind, Name) or kind.name != "numpy.ndarray" or shape != (0,):
+        raise Refused("an array of a class of its own, or of a size before its numbers")
     return np.empty(0, np.uint8)
 
 

@@ -1,6 +1,7 @@
 """Safe decoding: every kind of picture to upright RGB, everything else to a reason."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +139,15 @@ def test_a_picture_is_refused_by_its_header() -> None:
 
 
 def test_a_tile_larger_than_its_picture_is_refused() -> None:
-    data = encoded(quadrants(), "TIFF", tiffinfo={322: 60000, 323: 60000})
+    data = bytearray(encoded(quadrants(), "TIFF", compression="tiff_lzw"))
+    (table,) = struct.unpack_from("<I", data, 4)
+    # Strips become tiles: their offsets, widths and lengths, numbers of bytes and heights, under TIFF's tags.
+    for place in range(table + 2, table + 2 + 12 * int.from_bytes(data[table : table + 2], "little"), 12):
+        tag, *others = struct.unpack_from("<HHII", data, place)
+        changed = {273: (324, *others), 278: (322, 3, 1, 60000), 279: (325, *others), 284: (323, 3, 1, 60000)}
+        struct.pack_into("<HHII", data, place, *changed.get(tag, (tag, *others)))
     with pytest.raises(UnreadableImage, match="tiles of 60000 x 60000"):
-        decode(data)
+        decode(bytes(data))
 
 
 def before(data: bytes) -> np.ndarray:

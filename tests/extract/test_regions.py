@@ -51,7 +51,7 @@ def awkward_files() -> dict[str, tuple[bytes, tuple[int, int] | str]]:
         "alpha.png": (encoded(Image.fromarray(picture).convert("RGBA")), (160, 160)),
         "turned.jpg": (encoded(np.rot90(picture[:120], -1), "JPEG", exif=turned, quality=95), (160, 120)),
         "one-pixel.png": (encoded(picture[:1, :1]), (1, 1)),
-        "huge.png": (large_png(12000, 12000), (12000, 12000)),
+        "huge.png": (large_png(7900, 7900), (7900, 7900)),
     }
 
 

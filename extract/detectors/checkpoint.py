@@ -72,7 +72,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[Any, Any]:
+    """All that a checkpoint holds, tensors and arrays as they are. Raises InputError."""
     try:
         content = _content(path)
     except Exception as error:
@@ -81,7 +82,14 @@ def _read(path: Path) -> dict[str, Any]:
             where=path,
             fix="convert it to a file of plain tensors",
         ) from error
-    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise InputError("holds no parameters", where=path, fix="give a detectron2 checkpoint")
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_content(path)
+    state = content.get("model", content)
     if not isinstance(state, dict) or not state:
         raise InputError("holds no parameters", where=path, fix="give a detectron2 checkpoint")
     arrays = {name: value for name, value in state.items() if isinstance(value, Tensor | np.ndarray)}

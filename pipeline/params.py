@@ -18,6 +18,7 @@ from extract.teaching.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.names import ALLOWED, name_problem
+from manifests.opening import read_file
 from manifests.settings import DatasetSource, SceneSettings
 from manifests.typed import Settings
 from pipeline import places, strict_yaml
@@ -129,9 +130,9 @@ class Params(Settings):
 def read_params(path: Path = FILE) -> Params:
     """Read and check `params.yaml`. Every problem is named by its key, unknown keys with the nearest known one."""
     try:
-        values, node, twice = strict_yaml.compose(path.read_text(encoding="utf-8"))
+        values, node, twice = strict_yaml.compose(read_file(path).decode("utf-8"))
     except OSError as error:
-        raise InputError("can't be read", where=path.absolute(), fix="run from the project's folder") from error
+        raise InputError(f"can't be read ({error.strerror})", where=path.absolute(), fix="run from the project's folder") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split())
         raise InputError(f"not YAML: {message}", where=path, fix="mend the line it names") from error

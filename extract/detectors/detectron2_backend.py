@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from extract.detectors.base import Candidates, Detector
+from extract.detectors.checkpoint import read_content
 from extract.images import DECODING
 from extract.settings import BottomUpSettings, DetectionSettings, Detectron2Settings
-from extract.detectors.checkpoint import read_content
 from manifests.errors import InputError
 from manifests.files import sha256
 

@@ -12,8 +12,8 @@ from tests.pipeline.project import CHECKOUT
 
 _DECLARED = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 STAGES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in _DECLARED.items()}
-# What no artifact depends on: errors, progress, how files are opened, written and locked, how parameters and names are checked,
-# names of packages, which worker and device make it.
+# What no artifact depends on: errors, progress, how files are opened, written and locked, how parameters and names are
+# checked, names of packages, which worker and device make it.
 PLUMBING = {
     *("manifests/errors.py", "manifests/files.py", "manifests/locks.py", "manifests/progress.py", "manifests/jsonl.py"),
     *("manifests/typed.py", "manifests/names.py", "manifests/opening.py", "extract/workers.py", "extract/device.py"),

@@ -132,7 +132,9 @@ def read_params(path: Path = FILE) -> Params:
     try:
         values, node, twice = strict_yaml.compose(read_file(path).decode("utf-8"))
     except OSError as error:
-        raise InputError(f"can't be read ({error.strerror})", where=path.absolute(), fix="run from the project's folder") from error
+        raise InputError(
+            f"can't be read ({error.strerror})", where=path.absolute(), fix="run from the project's folder"
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split())
         raise InputError(f"not YAML: {message}", where=path, fix="mend the line it names") from error

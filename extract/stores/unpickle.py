@@ -338,10 +338,10 @@ CALLS: dict[str, Callable[..., Any]] = {
 _INERT = {"torch.device", "torch.Size", *(f"pathlib.{kind}Path" for kind in ("", "Pure", "Posix", "PurePosix"))}
 
 
-_STEPS: dict[str, Callable[[Unpickler, Any], None]] = {
+_STEPS: dict[str, Callable[[Unpickler, Any], Any]] = {
     "MARK": lambda u, _: u._push(_Mark()),
-    "POP": lambda u, _: u._stack.pop() and None,
-    "POP_MARK": lambda u, _: u._items() and None,
+    "POP": lambda u, _: u._stack.pop(),
+    "POP_MARK": lambda u, _: u._items(),
     "DUP": lambda u, _: u._push(u._stack[-1]),
     "EMPTY_LIST": lambda u, _: u._push([]),
     "EMPTY_TUPLE": lambda u, _: u._push(()),
@@ -365,7 +365,7 @@ _STEPS: dict[str, Callable[[Unpickler, Any], None]] = {
     "NEWOBJ": lambda u, _: u._push(u._instance(u._pop(2)[0])),
     "NEWOBJ_EX": lambda u, _: u._push(u._instance(u._pop(3)[0])),
     "OBJ": lambda u, _: u._push(u._instance(*u._items())),
-    "INST": lambda u, name: (u._items(), u._global(name), u._push(u._instance(*u._pop(1)))) and None,
+    "INST": lambda u, name: (u._items(), u._global(name), u._push(u._instance(*u._pop(1)))),
     "BUILD": Unpickler._build,
     "PERSID": lambda u, key: u._push(u.persistent(key)),
     "BINPERSID": lambda u, _: u._push(u.persistent(*u._pop(1))),

@@ -87,5 +87,6 @@ def test_what_a_killed_dvc_leaves_running_spoils_nothing(fresh: Project, shards:
     killed.wait()
     repeated = fresh.repro("regions@demo").text
     require_sound(fresh)
-    assert TOLD in repeated and "is made already" in repeated, repeated
+    if shards < 50:  # otherwise what was left running may have ended before the next one began
+        assert TOLD in repeated and "is made already" in repeated, repeated
     assert "Data and pipelines are up to date" in fresh.command("dvc", "status", "regions@demo").text

@@ -189,7 +189,7 @@ def test_a_killed_worker_costs_the_shard_that_it_was_making(
         assert contents(running.result(WAIT)) == serial
     assert kept(before, pictures.out)
     assert verify.run(store=pictures.out, manifest=pictures.manifest).total == 0
-    assert not any(pictures.staging.iterdir())
+    assert not pictures.staging.exists()
 
 
 def test_failed_shards_are_listed_and_all_others_staged(
@@ -316,7 +316,7 @@ def test_a_killed_scheduler_and_then_a_failed_shard(
 
     moved = (pictures.images / "021.png").rename(pictures.folder / "moved.png")
     for name in ("000001", "000002"):  # something to be done beside the shard that fails
-        (next(staging.iterdir()) / f"{name}.json").unlink()
+        (next(staging.glob("[0-9a-f]*")) / f"{name}.json").unlink()
         del before[f"{name}.h5"]
     monkeypatch.setenv("SELFALIGN_CLUSTER", "local:2")
     failed = CliRunner().invoke(main, ["regions", "tiny"])

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from extract.stores.open_files import Descriptor, opened
 from manifests.errors import InputError
 from manifests.files import sha256
-from manifests.opening import open_file
 from manifests.source import SourceImage
 
 LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
@@ -109,31 +109,31 @@ class Source(ABC):
 
 
 class Bytes:
-    """A file whose parts can be read in threads; not there or too short is an InputError."""
+    """A file whose parts can be read in threads; few are open at a time. Not there or too short is an InputError."""
 
     def __init__(self, path: Path, fix: str):
         self.path, self._fix = Path(path), fix
+        file = self._open()
+        self.size = os.fstat(file.number).st_size
+
+    def _open(self) -> Descriptor:
         try:
-            self._file = open_file(self.path, buffering=0)  # closed with the object
-            self.size = os.fstat(self._file.fileno()).st_size
+            return Descriptor(self.path)
         except OSError as error:
-            raise InputError(f"can't be read ({error.strerror})", where=path, fix=fix) from error
+            raise InputError(f"can't be read ({error.strerror})", where=self.path, fix=self._fix) from error
 
     def read(self, offset: int, length: int, where: object) -> bytes:
         """`length` bytes from `offset` on."""
         if min(offset, length) < 0 or offset + length > self.size:
             raise InputError(f"the file ends at byte {self.size}, inside this row", where=where, fix=self._fix)
-        data = os.pread(self._file.fileno(), length, offset)
+        file = opened(self, self._open)
+        data = os.pread(file.number, length, offset)
         while len(data) < length:  # one call gives 2 GB at most
-            more = os.pread(self._file.fileno(), length - len(data), offset + len(data))
+            more = os.pread(file.number, length - len(data), offset + len(data))
             if not more:
                 raise InputError("the file ends before this row does", where=where, fix=self._fix)
             data += more
         return data
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
 
 
 def files_in(root: Path, *patterns: str) -> list[Path]:

@@ -10,7 +10,6 @@ import io
 import math
 import mmap
 import os
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from extract.stores.open_files import opened
+from extract.stores.open_files import Descriptor, opened
 from manifests.errors import InputError
 from manifests.files import atomic
+from manifests.opening import open_file
 
 
 def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> None:
@@ -80,9 +80,8 @@ class _Open:
 
     def __init__(self, path: Path, layout: _Layout):
         with _opening(path):
-            self.file = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self.file)
-            state, map_ = _state(self.file), mmap.mmap(self.file, 0, access=mmap.ACCESS_READ)
+            self.file = Descriptor(path)
+            state, map_ = _state(self.file.number), mmap.mmap(self.file.number, 0, access=mmap.ACCESS_READ)
         if state != layout.state:
             raise InputError(
                 "it was replaced while it was in use", where=path, fix="leave the store alone and run the command again"
@@ -144,9 +143,9 @@ class MappedHDF5:
 
         def read(first: int, out: np.ndarray) -> None:
             place = start + first * size
-            done = os.preadv(whole.file, (out,), place)
+            done = os.preadv(whole.file.number, (out,), place)
             while done < out.nbytes:
-                more = os.preadv(whole.file, (out.reshape(-1).view(np.uint8)[done:],), place + done)
+                more = os.preadv(whole.file.number, (out.reshape(-1).view(np.uint8)[done:],), place + done)
                 if not more:
                     raise InputError(
                         f"the file ends inside dataset {name!r}", where=self.path, fix="copy or make the file again"
@@ -187,7 +186,7 @@ def read_layout(path: Path) -> _Layout:
     chunked ones.
     """
     with _opening(path):
-        stream = open(path, "rb")  # noqa: SIM115 (closed below)
+        stream = open_file(path)
     try:
         with stream, h5py.File(stream, "r") as file:
             # A link may lead to another file.

@@ -5,13 +5,25 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
+
+from manifests.opening import open_file
 
 T = TypeVar("T")
 MOST_OPEN = 64
 _open: OrderedDict[int, tuple[object, weakref.ref]] = OrderedDict()
 _turn = threading.Lock()
 os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
+
+
+class Descriptor:
+    """The number of a file that is open to be read; it is closed with its last user. Raises OSError as `open_file`."""
+
+    def __init__(self, path: Path):
+        file = open_file(path, buffering=0)
+        self.number = file.fileno()
+        weakref.finalize(self, file.close)
 
 
 def opened(owner: object, open: Callable[[], T]) -> T:

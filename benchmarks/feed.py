@@ -27,8 +27,8 @@ import torch
 from benchmarks.losses import resident, spread
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.recipe import write_recipe
-from extract.stores.regions import INDEX, SCHEMA, Regions, RegionStore, write_shard
-from manifests.files import write_json
+from extract.stores.regions import INDEX, Regions, RegionStore, region_index, write_shard
+from manifests.files import sha256, write_json
 
 REGIONS, DIM, BATCH, PER_SHARD = 36, 2048, 128, 256
 
@@ -41,11 +41,12 @@ def write_store(folder: Path, images: int) -> None:
         count = min(PER_SHARD, images - start)
         features = rng.integers(0, 15360, (count, REGIONS, DIM), dtype=np.uint16).view(np.float16)
         ids = [f"{start + i:06d}" for i in range(count)]
-        shards.append({"file": f"{start // PER_SHARD:06d}.h5", "count": count})
-        regions = [Regions(some, boxes, (640, 480)) for some in features]
-        write_shard(folder / shards[-1]["file"], ids, regions, recipe_hash, dim=DIM, dense=REGIONS, id_bytes=6)
-    names = {"object_names": None, "attribute_names": None}
-    write_json(folder / INDEX, {"schema": SCHEMA, "images": images, "dim": DIM, "shards": shards} | names)
+        regions, path = [Regions(some, boxes, (640, 480)) for some in features], folder / f"{start // PER_SHARD:06d}.h5"
+        write_shard(path, ids, regions, recipe_hash, dim=DIM, dense=REGIONS, id_bytes=6)
+        told = {"file": path.name, "count": count, "first": ids[0], "last": ids[-1], "sha256": sha256(path)}
+        shards.append(told)
+    index = region_index(shards, dim=DIM, dense=REGIONS, object_names=None, attribute_names=None)
+    write_json(folder / INDEX, index)
 
 
 def batches(images: int, seed: int) -> list[list[int]]:

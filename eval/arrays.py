@@ -1,9 +1,13 @@
-"""Arrays as files that are whole or absent."""
+"""Arrays as files that are whole or absent, read so that whatever is wrong with one is told."""
 
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from extract.stores import npy
+from manifests.errors import InputError
 from manifests.files import atomic
 
 
@@ -17,3 +21,45 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write one `.npz` file of named arrays atomically; equal arrays give equal bytes."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
+
+
+def open_array(path: Path, dtype: str, dims: int, *, fix: str) -> np.ndarray:
+    """Map a `.npy` file; no change to the array reaches it. Raises InputError, with `fix`, unless it is whole, of this
+    dtype and of so many dimensions."""
+    try:
+        with open(path, "rb") as file:
+            header, size = npy.read_header(file, path, fix=fix), path.stat().st_size
+    except OSError as error:
+        raise InputError(f"it can't be read ({error.strerror})", where=path, fix=fix) from error
+    if size != header.offset + header.size:
+        told = f"{size - header.offset} bytes of numbers, its shape {list(header.shape)} needs {header.size}"
+        raise InputError(told, where=path, fix=fix)
+    if header.dtype != np.dtype(dtype) or len(header.shape) != dims:
+        told = f"{header.dtype} of shape {list(header.shape)}, not {dtype} of {dims} dimensions"
+        raise InputError(told, where=path, fix=fix)
+    if not header.size:
+        return np.empty(header.shape, header.dtype)
+    return np.memmap(path, header.dtype, "c", header.offset, header.shape)
+
+
+def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]], *, fix: str) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file by name. Raises InputError, with `fix`, unless there are the `wanted` ones: a kind of
+    dtype (NumPy's letter) and a number of dimensions by name."""
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name, (kind, _) in wanted.items():
+                member = archive.getinfo(f"{name}.npy")
+                if member.file_size > path.stat().st_size:  # they are stored as they are
+                    raise ValueError(f"{name} unpacks to {member.file_size} bytes")
+                found[name] = npy.parse(archive.read(member), f"{path} {name}", fix=fix, kinds=kind)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile raises whatever a damaged file leads it to
+        told = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+        raise InputError(f"no arrays that can be read ({told})", where=path, fix=fix) from error
+    for name, (kind, dims) in wanted.items():
+        if found[name].dtype.kind != kind or not found[name].dtype.isnative or found[name].ndim != dims:
+            told = f"{name} is {found[name].dtype} {list(found[name].shape)}, not {dims} dimensions of kind {kind!r}"
+            raise InputError(told, where=path, fix=fix)
+    return found

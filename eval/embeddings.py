@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from eval.arrays import save_array
+from eval.arrays import open_array, save_array
 from eval.scores import as_scores, paired_products, require_finite_scale, rounding, tensor
 from manifests.errors import InputError
 
@@ -117,13 +117,20 @@ class Embeddings:
     @classmethod
     def open(cls, folder: Path, *, run: str) -> Self:
         """Map what `save` wrote; no change to the arrays reaches it. InputError, naming `run`, where it is missing."""
-        parts = {}
-        for name in PARTS:
-            path = folder / f"{name}.npy"
-            try:
-                parts[name] = np.load(path, mmap_mode="c")
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"no readable embeddings of run {run} ({error})", where=path, fix=f"dvc repro evaluate@{run}"
-                ) from error
-        return cls(**parts)
+        fix = f"dvc repro evaluate@{run}"
+        try:
+            return cls(*open_parts(folder, fix=fix))
+        except InputError as error:
+            told = f"no readable embeddings of run {run} ({error.what})"
+            raise InputError(told, where=error.where, fix=fix) from error
+
+
+def open_parts(folder: Path, *, fix: str) -> list[np.ndarray]:
+    """The `PARTS` that lie in `folder`, mapped. Raises InputError, with `fix`, where they don't fit together."""
+    pooled, context, captions = (
+        open_array(folder / f"{name}.npy", "<f4", dims, fix=fix) for name, dims in zip(PARTS, (3, 2, 2), strict=True)
+    )
+    if not all(pooled.shape) or len(context) != len(pooled) or captions.shape[1] != pooled.shape[2] + context.shape[1]:
+        told = f"pooled {list(pooled.shape)}, context {list(context.shape)}, captions {list(captions.shape)}"
+        raise InputError(f"the parts don't fit together: {told}", where=folder, fix=fix)
+    return [pooled, context, captions]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.embeddings import Embeddings
-from eval.figures import recall_figures, save_ranks
+from eval.figures import read_ranks, recall_figures, save_ranks
 from eval.scores import Ensemble
 from eval.settings import EvaluationSettings
 from manifests.errors import InputError
@@ -37,6 +37,14 @@ def run(*, name: str, runs: Sequence[str], runs_dir: Path, settings: EvaluationS
     members = [Embeddings.open(runs_dir / member / "evaluation", run=member) for member in runs]
     for member, embeddings in zip(runs, members, strict=True):
         embeddings.require_finite(member)
+        sizes = len(split["image_ids"]), len(split["caption_image"])
+        if (embeddings.num_images, embeddings.num_captions) != sizes:
+            raise InputError(
+                f"embeddings of {embeddings.num_images} images and {embeddings.num_captions} captions, ranks.npz has "
+                f"{sizes[0]} and {sizes[1]}",
+                where=runs_dir / member / "evaluation",
+                fix=f"dvc repro evaluate@{member}",
+            )
     ranks, figures = recall_figures(Ensemble(members), split["caption_image"], settings.folds)
     save_ranks(out / "ranks.npz", ranks, split["caption_image"], split["image_ids"].tolist())
     figures |= {"split": settings.split, "runs": list(runs)}
@@ -49,5 +57,5 @@ def _split(name: str, run: str, runs_dir: Path) -> dict[str, np.ndarray]:
     path = runs_dir / run / "evaluation" / "ranks.npz"
     if not path.exists():
         raise InputError(f"ensemble {name} needs run {run}", where=path, fix=f"dvc repro evaluate@{run}")
-    with np.load(path) as stored:
-        return {key: stored[key] for key in ("image_ids", "caption_image")}
+    found = read_ranks(path, fix=f"dvc repro evaluate@{run}")
+    return {key: found[key] for key in ("image_ids", "caption_image")}

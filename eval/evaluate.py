@@ -27,6 +27,7 @@ from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
 from manifests.coco_ids import COCO_IDS, read_coco_ids
+from manifests.errors import InputError
 from manifests.files import whole_folder, write_json
 from manifests.grounding import read_grounding
 from manifests.locks import one_writer
@@ -132,6 +133,13 @@ def _eccv(embeddings: Embeddings, data: RetrievalData, coco_ids: Path) -> dict:
     if not coco_ids.exists():
         return {}
     own = read_coco_ids(coco_ids)
+    for image in data.images:
+        if len(own.get(image.id, ())) != len(image.captions) or not image.id.isdecimal():
+            raise InputError(
+                f"it hasn't COCO's ids of image {image.id!r} and of its {len(image.captions)} captions",
+                where=coco_ids,
+                fix="run the manifest stage again",
+            )
     caption_ids = [caption for image in data.images for caption in own[image.id]]
     found = eccv_recalls(embeddings, [int(image.id) for image in data.images], caption_ids)
     if isinstance(found, str):

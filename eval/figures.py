@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.arrays import save_arrays
+from eval.arrays import read_arrays, save_arrays
 from eval.interval import interval, recall_draws
 from eval.ranks import Ranks, retrieval_ranks
 from eval.recall import chance_recalls, fold_recalls, recalls
 from eval.scores import Scores
+from manifests.errors import InputError
+
+_RANKS = dict.fromkeys(("i2t", "i2t_images", "t2i", "caption_image"), ("i", 1)) | {"image_ids": ("U", 1)}
 
 
 def recall_figures(scores: Scores, image_of: np.ndarray, folds: int) -> tuple[Ranks, dict]:
@@ -31,6 +34,22 @@ def recall_figures(scores: Scores, image_of: np.ndarray, folds: int) -> tuple[Ra
     if folds > 1:
         figures["folds"] = fold_recalls(scores, image_of, folds) | {"count": folds}
     return ranks, figures
+
+
+def read_ranks(path: Path, *, fix: str) -> dict[str, np.ndarray]:
+    """What `save_ranks` wrote, by name. Raises InputError, with `fix`, where it isn't whole."""
+    found = read_arrays(path, _RANKS, fix=fix)
+    images, captions = len(found["image_ids"]), len(found["caption_image"])
+    for name, count, end in (
+        *(("i2t", len(found["i2t_images"]), captions), ("i2t_images", len(found["i2t"]), images)),
+        *(("t2i", captions, images), ("caption_image", len(found["t2i"]), images)),
+    ):
+        values = found[name]
+        if len(values) != count or not ((values >= 0) & (values < end)).all():
+            raise InputError(f"{name} isn't {count} numbers below {end}", where=path, fix=fix)
+    if (np.diff(found["caption_image"]) < 0).any():
+        raise InputError("caption_image doesn't rise", where=path, fix=fix)
+    return found
 
 
 def save_ranks(path: Path, ranks: Ranks, image_of: np.ndarray, image_ids: list[str]) -> None:

@@ -7,18 +7,19 @@ stage's own, and no ``croissant.json``: it is printed as it stands.
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from extract.stores.card import pack_card, region_card
 from extract.stores.croissant import FILE as CROISSANT
 from extract.stores.croissant import croissant
-from extract.stores.hdf5 import MappedHDF5
-from extract.stores.intact import INDEX, listed_files
+from extract.stores.intact import INDEX, Index, listed_files, read_index
 from extract.stores.norms import Norms
+from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
-from extract.stores.regions import FAILURES
-from extract.stores.webdataset import FORMAT, read_samples
+from extract.stores.regions import FAILURES, RegionIndex, RegionStore, require_region_recipe
+from extract.stores.webdataset import FORMAT, PackIndex, read_samples, require_pack_recipe
 from manifests.errors import InputError
 from manifests.files import sha256, write_json, write_text
 from manifests.jsonl import read_rows
@@ -49,7 +50,7 @@ def run(store: Path, *, licence: str | None = None, cite: str | None = None) -> 
     Raises `InputError` where the folder is none, or where nothing can be written since the store is damaged.
     """
     store = Path(store)
-    _index(store, "shards")
+    _index(store, Index)
     recipe, recipe_hash = read_recipe(store)
     if _has_its_own_card(recipe):
         if licence or cite:
@@ -59,7 +60,7 @@ def run(store: Path, *, licence: str | None = None, cite: str | None = None) -> 
                 fix="write them into the cards of `data/D/regions` and `data/D/pack`",
             )
         return _as_it_stands(store)
-    index = _index(store)
+    index = _index_of(store, recipe)
     findings = _damage(store, index, recipe)
     given = {key: value for key, value in (("licence", licence), ("cite", cite)) if value}
     if given and findings:
@@ -84,7 +85,8 @@ def run(store: Path, *, licence: str | None = None, cite: str | None = None) -> 
 
 def write_card(folder: Path) -> None:
     """Write ``README.md`` and ``croissant.json`` beside an index and a recipe that are finished."""
-    text, metadata = _described(folder, _index(folder), *read_recipe(folder))
+    recipe, recipe_hash = read_recipe(folder)
+    text, metadata = _described(folder, _index_of(folder, recipe), recipe, recipe_hash)
     write_text(folder / CARD, text)
     write_json(folder / CROISSANT, metadata)
 
@@ -120,34 +122,40 @@ def _is_pack(recipe: dict[str, Any]) -> bool:
     return recipe.get("format") == FORMAT
 
 
-def _index(store: Path, *keys: str) -> dict[str, Any]:
-    path = store / INDEX
+def _index_of(store: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The index of a region store, or of shards, whose recipe it is."""
+    of_pack = _is_pack(recipe)
+    (require_pack_recipe if of_pack else require_region_recipe)(recipe, store / RECIPE)
+    return _index(store, PackIndex if of_pack else RegionIndex)
+
+
+def _index(store: Path, kind: type[Index]) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        for key in keys or ("dim", "images", "shards"):
-            index[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"no store that has a card ({error!r})", where=path, fix=_FIX) from error
-    return index
+        return read_index(store, kind, _FIX)
+    except InputError as error:
+        raise InputError(f"no store that has a card ({error.what})", where=error.where, fix=error.fix) from error
 
 
 def _differs(path: Path, expected: str | dict[str, Any]) -> bool:
     try:
         text = path.read_text(encoding="utf-8")
         return (text if isinstance(expected, str) else json.loads(text)) != expected
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return True
 
 
 def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
     """Which files are missing or have changed; if none, what the index counts otherwise than the shards do."""
-    findings, found, of = [], [], _pack_shard if _is_pack(recipe) else _region_shard
-    shards = {shard["file"] for shard in index["shards"]}
+    if (counted := sum(shard["count"] for shard in index["shards"])) != index["images"]:
+        return [f"{INDEX} says {index['images']} images, the shards hold {counted}"]
+    findings, found = [], []
+    shards = {shard["file"]: number for number, shard in enumerate(index["shards"])}
+    of = _pack_shard if _is_pack(recipe) else partial(_region_shard, RegionStore(store))
     for name, listed in progress(listed_files(store).items(), what="card", unit="files"):
         if finding := _changed(store / name, listed):
             findings.append(finding)
         elif not findings and name in shards:
-            found.append(of(store / name))
+            found.append(of(store / name, shards[name]))
     if findings:
         return findings
     images, norms = sum(count for count, _ in found), Norms.together(norms for _, norms in found).as_json()
@@ -166,13 +174,13 @@ def _changed(path: Path, listed: str) -> str | None:
     return f"{path.name}: the file {'has changed' if digest else 'is missing'}, {INDEX} lists it"
 
 
-def _region_shard(path: Path) -> tuple[int, Norms]:
+def _region_shard(store: RegionStore, path: Path, number: int) -> tuple[int, Norms]:
     """The number of images and the norms of a shard."""
-    shard = MappedHDF5(path)
+    shard = store.shard(number)
     return len(shard["image_id"]), Norms.of(shard["features"])
 
 
-def _pack_shard(path: Path) -> tuple[int, Norms]:
+def _pack_shard(path: Path, number: int) -> tuple[int, Norms]:
     """As `_region_shard`."""
     with open(path, "rb") as file:
         features = [sample.regions.features for sample in read_samples(file, path)]

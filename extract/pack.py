@@ -8,6 +8,7 @@ identical stores, of samples in manifest order. Beside them: `index.json` and `s
 
 import logging
 import tarfile
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
                         found = region_store.read(region_store.row(images[row].id))
                         write_sample(shard, Sample(found, _facts(images[row], _words(token_store, row, images[row]))))
                         norms.append(Norms.of(found.features))
+                        if not isfinite(norms[-1].total):
+                            raise InputError(
+                                f"features of image {images[row].id!r} are NaN or infinite",
+                                where=regions,
+                                fix="make the store again: `selfalign verify` says what is wrong with it",
+                            )
                         bar.update()
         listed = [
             {

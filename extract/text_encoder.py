@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # They count positions from behind the padding's number.
 _SHIFTED = ("roberta", "xlm-roberta", "roberta-prelayernorm", "camembert", "mpnet", "data2vec-text", "longformer")
+_MOST_LAYERS = 1000
 ENCODER = Kind("encoder", "bert-base-uncased", "config.json model.safetensors tokenizer.json tokenizer_config.json")
 
 
@@ -43,7 +44,11 @@ def encoder_of(config: Mapping[str, Any]) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModel
 
     values = dict(config)
-    return AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values)).float()
+    made = AutoConfig.for_model(values.pop("model_type"), **values)
+    if (layers := made.get_text_config().num_hidden_layers) > _MOST_LAYERS:
+        told = f"{layers} layers are more than any encoder has"
+        raise InputError(told, where="an encoder's configuration", fix="restore the file that it comes from")
+    return AutoModel.from_config(made).float()
 
 
 class PieceEncoder(nn.Module):

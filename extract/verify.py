@@ -9,17 +9,16 @@ damaged store holds raises: all of it becomes findings.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from extract.findings import Verification, read_index, reason
 from extract.stores.hdf5 import MappedHDF5
-from extract.stores.intact import how_to_get
+from extract.stores.intact import INDEX, how_to_get
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
-from extract.stores.regions import FAILURES, INDEX, SCHEMA
+from extract.stores.regions import FAILURES, SCHEMA, RegionIndex, RegionShard, region_layout_problems
 from extract.stores.teachers import FORMAT as TEACHERS
 from extract.stores.text_features import FORMAT as TEXT_FEATURES
 from extract.verify_pack import verify_pack, verify_text_features, verify_tokens
@@ -33,39 +32,6 @@ from manifests.schema import ImageRow, read_manifest
 BLOCK = 2**21  # numbers of features looked at together: 4 MB
 _STORES = ("regions", "tokens", "text_features", "teachers", "pack")
 _IDS, _CONFIDENCES = ("objects_id", "attrs_id"), ("objects_conf", "attrs_conf")
-_DTYPES = {
-    "features": np.dtype("<f2"),
-    "boxes": np.dtype("<f4"),
-    "offsets": np.dtype("<i8"),
-    "num_boxes": np.dtype("<i2"),
-    "image_size": np.dtype("<i4"),
-    **dict.fromkeys(_IDS, np.dtype("<i4")),
-    **dict.fromkeys(_CONFIDENCES, np.dtype("<f4")),
-}
-
-
-class _ShardEntry(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    file: str = Field(pattern=r"^[^/\\]+\.h5$")
-    count: int = Field(ge=0)
-    first: str | None
-    last: str | None
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class _Index(BaseModel):
-    """``index.json``, as the region stage writes it."""
-
-    model_config = ConfigDict(strict=True)
-
-    schema_: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
-    images: int = Field(ge=1)
-    dim: int = Field(ge=1)
-    layout: Literal["dense", "ragged"]
-    object_names: list[str] | None
-    attribute_names: list[str] | None
-    shards: list[_ShardEntry] = Field(min_length=1)
 
 
 def stores_in(folder: Path) -> list[Path]:
@@ -136,7 +102,7 @@ def _recipe_format(store: Path) -> Any:
 
 def _verify_regions(found: Verification, rows: list[ImageRow] | None) -> None:
     recipe = _recipe(found)
-    index = read_index(found, _Index)
+    index = read_index(found, RegionIndex)
     failures = _failures(found)
     if index is None:
         return
@@ -189,7 +155,7 @@ def _failures(found: Verification) -> dict[str, int]:
     return lines
 
 
-def _files(found: Verification, index: _Index) -> None:
+def _files(found: Verification, index: RegionIndex) -> None:
     listed = [entry.file for entry in index.shards]
     counts = Counter(listed)
     for name in sorted(name for name, count in counts.items() if count > 1):
@@ -210,21 +176,25 @@ class _Shards:
     """
 
     def __init__(
-        self, found: Verification, index: _Index, recipe: tuple[dict[str, Any], str] | None, rows: dict[str, ImageRow]
+        self,
+        found: Verification,
+        index: RegionIndex,
+        recipe: tuple[dict[str, Any], str] | None,
+        rows: dict[str, ImageRow],
     ):
         self.found, self.index, self.rows = found, index, rows
         self.recipe_hash = recipe[1] if recipe else None
         kept = recipe[0].get("format") if recipe else None
         whole = isinstance(kept, dict) and kept.get("features") == "float32"
-        self.dtypes = _DTYPES | {"features": np.dtype("<f4" if whole else "<f2")}
+        self.features = "float32" if whole else "float16"
         selection = recipe[0].get("selection") if recipe else None
         bound = selection.get("max_boxes") if isinstance(selection, dict) else None
         self.max_boxes = bound if isinstance(bound, int) else None
         self.seen: dict[str, tuple[str, int]] = {}
-        self.lost: list[_ShardEntry] = []
+        self.lost: list[RegionShard] = []
         self._first_labels: tuple[str, list[str]] | None = None
 
-    def look_at(self, entry: _ShardEntry) -> None:
+    def look_at(self, entry: RegionShard) -> None:
         """Add all findings of one shard."""
         path = self.found.store / entry.file
         ids = None
@@ -236,10 +206,13 @@ class _Shards:
             for what in self._attributes(shard.attributes):
                 self.found.add(entry.file, what)
             ids = _ids(shard)
+            raws = shard["image_id"].tolist()
+            for row in (row for row, raw in enumerate(raws) if raw.decode(errors="ignore") != ids[row]):
+                self.found.add(entry.file, "its id is not UTF-8", row, ids[row])
             for row, what in self._places(entry, ids):
                 self.found.add(entry.file, what, row, None if row is None else ids[row])
             wrong = [
-                *_layout(shard, self.index, len(ids), self.dtypes),
+                *region_layout_problems(shard, len(ids), self.index.dim, self.index.layout, self.features),
                 *(self._labels(entry.file, shard) if ids else ()),
             ]
             for what in wrong:
@@ -263,7 +236,7 @@ class _Shards:
         if self.recipe_hash and attributes.get("recipe_hash") != self.recipe_hash:
             yield f"made by recipe {attributes.get('recipe_hash')}, {RECIPE} is {self.recipe_hash}"
 
-    def _places(self, entry: _ShardEntry, ids: Sequence[str]) -> Iterator[tuple[int | None, str]]:
+    def _places(self, entry: RegionShard, ids: Sequence[str]) -> Iterator[tuple[int | None, str]]:
         """Ids against the index and the shards before; each is noted in ``seen``."""
         if len(ids) != entry.count:
             yield None, f"holds {len(ids)} images, {INDEX} says {entry.count}"
@@ -333,48 +306,6 @@ def _ids(shard: MappedHDF5) -> list[str]:
     if array.dtype.kind != "S" or array.ndim != 1:
         raise TypeError(f"image_id is {array.dtype} {list(array.shape)}, not a row of fixed-length bytes")
     return [raw.decode(errors="backslashreplace") for raw in array.tolist()]
-
-
-def _layout(shard: MappedHDF5, index: _Index, images: int, dtypes: dict[str, np.dtype]) -> Iterator[str]:
-    """What is wrong with dtypes, shapes, counts and offsets of a shard of `images` pictures."""
-    required = [name for name in _DTYPES if name not in (*_IDS, *_CONFIDENCES)]
-    if index.layout == "dense":
-        required.remove("offsets")
-    missing = [name for name in required if name not in shard]
-    if missing:
-        yield f"it has no dataset {', '.join(missing)}"
-        return
-    if index.layout == "dense":
-        if "offsets" in shard:
-            yield f"it has offsets, {INDEX} says the layout is dense"
-        rows = (images, *shard["boxes"].shape[1:2])
-    else:
-        rows = (len(shard["boxes"]),) if shard["boxes"].ndim else (0,)
-    shapes = {
-        "features": (*rows, index.dim),
-        "boxes": (*rows, 4),
-        "offsets": (images + 1,),
-        "num_boxes": (images,),
-        "image_size": (images, 2),
-        **dict.fromkeys((*_IDS, *_CONFIDENCES), rows),
-    }
-    wrong = False
-    for name, dtype in dtypes.items():
-        if name in shard and (shard[name].dtype != dtype or shard[name].shape != shapes[name]):
-            wrong = True
-            yield f"{name} is {shard[name].dtype} {list(shard[name].shape)}, not {dtype} {list(shapes[name])}"
-    if wrong:
-        return
-    counts = shard["num_boxes"]
-    if index.layout == "dense":
-        if (counts != rows[1]).any():
-            yield f"num_boxes isn't {rows[1]} everywhere, as the shape of boxes says"
-        return
-    offsets = shard["offsets"]
-    if offsets[0] != 0 or offsets[-1] != rows[0] or (np.diff(offsets) < 0).any():
-        yield f"offsets don't rise from 0 to the {rows[0]} rows of boxes"
-    elif (np.diff(offsets) != counts).any():
-        yield "num_boxes isn't what offsets say"
 
 
 def _bad_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

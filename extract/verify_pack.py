@@ -7,72 +7,22 @@ a token store is. Nothing that a damaged store holds raises: all of it becomes f
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from extract.findings import Verification, add_unlisted, read_index, reason, recipe_holds
-from extract.stores.intact import INDEX
-from extract.stores.text_features import SCHEMA as TEXT_SCHEMA
-from extract.stores.text_features import TextFeatureStore
-from extract.stores.tokens import SCHEMA as TOKENS_SCHEMA
-from extract.stores.tokens import TokenStore
-from extract.stores.webdataset import SCHEMA, Sample, read_samples
+from extract.stores.intact import INDEX, CountedFile
+from extract.stores.text_features import TextFeatureStore, TextIndex
+from extract.stores.tokens import TokenIndex, TokenStore
+from extract.stores.webdataset import PackedShard, PackIndex, Sample, read_samples
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress
-from manifests.schema import SPLITS, ImageRow
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    file: str = Field(pattern=r"^[^/\\]+\.(tar|h5)$")
-    count: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class _Shard(_File):
-    split: str = Field(pattern=f"^({'|'.join(SPLITS)})$")
-    captions: int = Field(ge=0)
-
-
-class _PackIndex(BaseModel):
-    """``index.json``, as the pack stage writes it."""
-
-    model_config = ConfigDict(strict=True)
-
-    schema_: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
-    images: int = Field(ge=1)
-    left_out: list[str]
-    dim: int = Field(ge=1)
-    shards: list[_Shard] = Field(min_length=1)
-    files: dict[str, str] = {}
-
-
-class _TokenIndex(BaseModel):
-    """``index.json``, as the word stage writes it."""
-
-    model_config = ConfigDict(strict=True)
-
-    schema_: int = Field(alias="schema", ge=TOKENS_SCHEMA, le=TOKENS_SCHEMA)
-    images: int = Field(ge=0)
-    shards: list[_File] = Field(min_length=1, max_length=1)
-
-
-class _TextIndex(BaseModel):
-    """``index.json``, as the text feature stage writes it."""
-
-    model_config = ConfigDict(strict=True)
-
-    schema_: int = Field(alias="schema", ge=TEXT_SCHEMA, le=TEXT_SCHEMA)
-    captions: int = Field(ge=0)
-    dim: int = Field(ge=1)
-    shards: list[_File]
+from manifests.schema import ImageRow
 
 
 def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a folder of WebDataset shards; `rows` are the manifest's, where there is one."""
     recipe_holds(found)
-    index = read_index(found, _PackIndex)
+    index = read_index(found, PackIndex)
     if index is None:
         return
     add_unlisted(found, "*.tar", (shard.file for shard in index.shards))
@@ -95,7 +45,7 @@ def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a token store; `rows` are the manifest's, where there is one."""
     found.holds = ("images", "captions")
     recipe_holds(found)
-    index = read_index(found, _TokenIndex)
+    index = read_index(found, TokenIndex)
     if index is None:
         return
     add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
@@ -123,7 +73,7 @@ def verify_text_features(found: Verification) -> None:
     """Add all findings of a text feature store; its captions are those of a token store, not of a manifest."""
     found.manifest, found.holds = None, ("captions",)
     recipe_holds(found)
-    index = read_index(found, _TextIndex)
+    index = read_index(found, TextIndex)
     if index is None:
         return
     add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
@@ -142,7 +92,7 @@ def verify_text_features(found: Verification) -> None:
         found.add(INDEX, f"can't be read: {reason(error)}")
 
 
-def _shard_unchanged(found: Verification, file: _File) -> bool:
+def _shard_unchanged(found: Verification, file: CountedFile | PackedShard) -> bool:
     return _unchanged(found, file.file, file.sha256, f" with {file.count}")
 
 
@@ -158,7 +108,7 @@ def _unchanged(found: Verification, name: str, listed: str, holding: str) -> boo
 
 
 def _read(
-    found: Verification, shard: _Shard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
+    found: Verification, shard: PackedShard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
 ) -> bool:
     """Add the findings of one shard's samples; note their ids in `seen`. False where not all of it could be read."""
     number = captions = 0
@@ -185,7 +135,7 @@ def _read(
 
 
 def _sample(
-    sample: Sample, shard: _Shard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
+    sample: Sample, shard: PackedShard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
 ) -> Iterator[str]:
     """What is wrong with one sample."""
     regions, facts = sample.regions, sample.facts

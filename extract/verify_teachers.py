@@ -6,12 +6,11 @@ Nothing that a damaged store holds raises: all of it becomes findings.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from extract.findings import Verification, add_unlisted, read_index, reason, recipe_holds
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.intact import INDEX
-from extract.stores.teachers import FAILURES, SCHEMA, SIDES, Side, TeacherStore
+from extract.stores.teachers import FAILURES, SIDES, TeacherIndex, TeacherShard, TeacherStore
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress
@@ -21,34 +20,12 @@ from manifests.schema import ImageRow
 _ROUNDING = 2e-3
 
 
-class _Shard(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    file: str = Field(pattern=r"^[^/\\]+\.h5$")
-    of: Side
-    count: int = Field(ge=1)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class _Index(BaseModel):
-    """``index.json``, as the teachers stage writes it."""
-
-    model_config = ConfigDict(strict=True)
-
-    schema_: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
-    images: int = Field(ge=1)
-    captions: int = Field(ge=1)
-    dims: dict[Side, int]
-    manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    shards: list[_Shard] = Field(min_length=2)
-
-
 def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     """Add all findings of a teacher store; `rows` are the manifest's, where there is one."""
     found.holds = ("images", "captions", "vectors")
     if not recipe_holds(found):
         return
-    index = read_index(found, _Index)
+    index = read_index(found, TeacherIndex)
     if index is None:
         return
     add_unlisted(found, "*.h5", (shard.file for shard in index.shards))
@@ -61,7 +38,7 @@ def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> Non
         for side in SIDES:
             first = 0
             for shard in (shard for shard in index.shards if shard.of == side):
-                for row, what in _wrong(found, shard, index.dims[side]):
+                for row, what in _wrong(found, shard, getattr(index.dims, side)):
                     # A caption of zeros has no word that its teacher knows; an image's are told in failures.jsonl.
                     image = rows[first + row] if rows is not None and side == "images" and row is not None else None
                     if what != _ZERO or (side == "images" and (image is None or image.id not in failed)):
@@ -78,7 +55,7 @@ def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> Non
 _ZERO = "the vector is all zeros"
 
 
-def _wrong(found: Verification, shard: _Shard, dim: int) -> Iterator[tuple[int | None, str]]:
+def _wrong(found: Verification, shard: TeacherShard, dim: int) -> Iterator[tuple[int | None, str]]:
     """(row, what) of one shard."""
     path = found.store / shard.file
     try:

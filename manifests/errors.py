@@ -1,7 +1,10 @@
 """The one error that every floor raises for something a user can mend."""
 
+import re
 from functools import partial
 from typing import Any
+
+_LONGEST = 1000  # characters of what is wrong: a damaged file can quote itself at any length
 
 
 class InputError(ValueError):
@@ -17,6 +20,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, what: str, *, where: object, fix: str):
+        # One line, whatever a library or a file says.
+        what = re.sub(r"\s*[\r\n]\s*", " ", what.strip())
+        if len(what) > _LONGEST:
+            what = f"{what[: _LONGEST * 4 // 5]} … {what[-_LONGEST // 5 :]}"
         super().__init__(f"{where}: {what}. Fix: {fix}.")
         self.what, self.where, self.fix = what, str(where), fix
 

@@ -7,9 +7,8 @@ pictures it says that nothing is imported, so that every region stage may depend
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from manifests.errors import InputError
 from manifests.files import canonical_json, write_text
-from manifests.jsonl import parse_json, read_utf8
+from manifests.typed import Count, Written, read_checked
 
 FILE = "source.json"
 _AGAIN = "run the manifest stage again"
@@ -31,11 +30,15 @@ class Imported:
 
     format: str
     files: dict[str, str]
-    boxes: int | None
+    boxes: Count | None
     object_names: list[str] | None
     attribute_names: list[str] | None
-    places: list[list[int]]
+    places: list[list[Count]]
     left_out: list[str]
+
+
+class _Written(Written):
+    imported: Imported
 
 
 def write_source(folder: Path, imported: Imported | None) -> None:
@@ -46,9 +49,4 @@ def write_source(folder: Path, imported: Imported | None) -> None:
 
 def read_source(folder: Path) -> Imported:
     """Read `folder`/source.json. Raises InputError where it is missing, damaged or tells of pictures."""
-    path = Path(folder) / FILE
-    value = parse_json(read_utf8(path), path=path, fix=_AGAIN)
-    try:
-        return Imported(**value["imported"])
-    except (TypeError, KeyError) as error:
-        raise InputError("it doesn't say where regions are to be imported from", where=path, fix=_AGAIN) from error
+    return read_checked(Path(folder) / FILE, _Written, fix=_AGAIN)[0].imported

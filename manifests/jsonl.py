@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,7 +63,7 @@ def parse_json(
     `object_hook` replaces each object as soon as it is parsed, as in `json.loads`.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_hook=object_hook)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_hook=object_hook)
     except json.JSONDecodeError as error:
         raise InputError(
             f"not valid JSON ({error.msg})", where=f"{path} line {line or error.lineno} column {error.colno}", fix=fix
@@ -100,6 +101,13 @@ def _text(data: bytes, path: Path, line: int, offset: int, fix: str) -> str:
     told = "is of no text" if not data[place] else "is not UTF-8"
     line += data.count(b"\n", 0, place)
     raise InputError(f"byte {offset + place} (0x{data[place]:02x}) {told}", where=f"{path} line {line}", fix=fix)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not isfinite(value):
+        raise ValueError(f"{digits:.20} is too large a number")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

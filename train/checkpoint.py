@@ -1,20 +1,23 @@
 """Checkpoints: a folder of safetensors weights and a JSON record of what made them. No pickle is ever read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 
 from extract.stores.recipe import require_same_recipe
+from extract.stores.tensors import load_into, read_tensors, require_shapes, shapes_of
 from extract.text_encoder import encoder_of
 from manifests.errors import InputError
 from manifests.files import atomic, write_json
+from manifests.typed import Count, Written, read_checked
 from train.data import RetrievalData
 from train.models import RetrievalModel, build_model
 from train.settings import RunSettings
 
 WEIGHTS, RECORD = "model.safetensors", "run.json"
+_AGAIN = "run `dvc repro train@<run>` or `dvc pull`"
 
 
 def save_model(folder: Path, model: RetrievalModel, record: dict[str, Any]) -> None:
@@ -27,31 +30,65 @@ def save_model(folder: Path, model: RetrievalModel, record: dict[str, Any]) -> N
     write_json(Path(folder) / RECORD, {**record, "text": model.text_record})
 
 
+class _Text(Written):
+    text_dim: Count | None
+    marks: tuple[Count | None, Count | None]
+    encoder: dict[str, Any] | None
+
+
+class _Record(Written):
+    settings: RunSettings
+    feature_dim: Count
+    vocabulary_size: Count
+    recipe: dict[str, dict[str, Any]]
+    text: _Text
+
+
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a checkpoint."""
+    """The record of a checkpoint. Raises `InputError` where it is missing or damaged."""
+    return _read_record(folder)[1]
+
+
+def _read_record(folder: Path) -> tuple[_Record, dict[str, Any]]:
     path = Path(folder) / RECORD
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no readable checkpoint ({error})", where=path, fix="run `dvc repro train@<run>` or `dvc pull`"
-        ) from error
+        return read_checked(path, _Record, fix=_AGAIN)
+    except InputError as error:
+        raise InputError(f"no readable checkpoint ({error.what})", where=path, fix=_AGAIN) from error
 
 
 def load_model(folder: Path, device: str = "cpu") -> RetrievalModel:
-    """The model of a checkpoint, in evaluation mode on `device`; its text encoder comes from there too."""
-    record = read_record(folder)
-    text = record["text"]
-    model = build_model(
-        RunSettings(**record["settings"]),
-        record["feature_dim"],
-        record["vocabulary_size"],
-        text_dim=text["text_dim"],
-        marks=tuple(text["marks"]),
-        encoder=encoder_of(text["encoder"]) if text["encoder"] else None,
-    )
-    model.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    """The model of a checkpoint, in evaluation mode on `device`; its text encoder comes from there too.
+
+    Raises `InputError` where record or weights are missing or damaged, or don't belong together.
+    """
+    record, path = _read_record(folder)[0], Path(folder) / WEIGHTS
+    weights, _ = read_tensors(path, fix=_AGAIN)
+    try:
+        with torch.device("meta"):  # a damaged record may ask for any amount of memory
+            wanted = shapes_of(_model_of(record))
+    except InputError:
+        raise
+    except Exception as error:  # transformers and torch raise whatever a damaged record leads them to
+        first, *_ = str(error).splitlines() or [type(error).__name__]  # torch goes on with a traceback
+        told = f"no model can be made of it ({first})"
+        raise InputError(told, where=Path(folder) / RECORD, fix=_AGAIN) from error
+    require_shapes(weights, wanted, path, fix=_AGAIN)
+    model = _model_of(record)
+    load_into(model, weights, path, fix=_AGAIN)
     return model.to(device).eval()
+
+
+def _model_of(record: _Record) -> RetrievalModel:
+    text = record.text
+    return build_model(
+        record.settings,
+        record.feature_dim,
+        record.vocabulary_size,
+        text_dim=text.text_dim,
+        marks=text.marks,
+        encoder=encoder_of(text.encoder) if text.encoder else None,
+    )
 
 
 def data_recipe(data: RetrievalData) -> dict[str, Any]:

@@ -133,6 +133,10 @@ class RetrievalData:
         """The regions of an image, in the order of `region_batch`."""
         return self.region_store.regions(self._region_rows[image])
 
+    def region_counts(self) -> np.ndarray:
+        """How many regions each image has, int64 ``[N]``."""
+        return self.region_store.num_boxes[self._region_rows]
+
     def region_batch(self, images: Sequence[int]) -> RegionBatch:
         """The regions of some images, padded to the most of them."""
         features, boxes, counts, sizes = self.region_store.padded([self._region_rows[image] for image in images])
@@ -180,7 +184,7 @@ class RetrievalData:
         tags = [self.token_store.pos(row) for row in rows]
         ids, word = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
         caption, piece = _places([len(own.ids) for own in found])
-        whole = np.full((len(rows), piece.max() + 1), -1)
+        whole = np.full((len(rows), piece.max(initial=-1) + 1), -1)
         whole[caption, piece] = ids
         kept = word >= 0
         counts = np.bincount(caption[kept], minlength=len(rows))
@@ -199,7 +203,14 @@ class RetrievalData:
             return WordBatch(words, pos, mask, word, pieces=torch.from_numpy(whole), place=place)
         features = torch.zeros(*mask.shape, self.text_dim)
         for row, count, own in zip(rows, counts, features.numpy(), strict=True):
-            own[:count] = self.text_store.states(row)
+            states = self.text_store.states(row)
+            if len(states) != count:
+                raise InputError(
+                    f"caption {row} has {len(states)} states, and {count} word pieces",
+                    where=self.text_store.folder,
+                    fix="run the text_features stage of this data set again",
+                )
+            own[:count] = states
         return WordBatch(words, pos, mask, word, features)
 
 

@@ -10,6 +10,8 @@ from pydantic import Field, PositiveFloat, model_validator
 from extract.text.parts_of_speech import POS_NAMES
 from manifests.typed import Settings
 
+MOST_LAYERS = 1000  # a record of a checkpoint may say anything
+
 
 class CaptionDecoderSettings(Settings):
     """VSRN's caption generation: a decoder must write the caption from the image's contextual regions."""
@@ -29,7 +31,7 @@ class VSRNSettings(_BaseSettings):
 
     name: Literal["vsrn"]
     dim: int = Field(2048, ge=1, description="D, the joint dimension")
-    graph_layers: int = Field(4, ge=0, description="layers of region reasoning")
+    graph_layers: int = Field(4, ge=0, le=MOST_LAYERS, description="layers of region reasoning")
     caption_decoder: CaptionDecoderSettings | None = None
 
 
@@ -66,10 +68,10 @@ class TransformerSettings(_BaseSettings):
 
     name: Literal["transformer"]
     dim: int = Field(768, ge=2, description="D, the joint dimension, and the width of a new encoder")
-    layers: int = Field(12, ge=1, description="of a new encoder")
+    layers: int = Field(12, ge=1, le=MOST_LAYERS, description="of a new encoder")
     heads: int = Field(12, ge=1, description="of attention; they share D evenly")
     positions: int = Field(128, ge=1, description="words of the longest caption that a new encoder reads")
-    head_layers: int = Field(2, ge=0, description="of the matching head, which makes the vector to search with")
+    head_layers: int = Field(2, ge=0, le=MOST_LAYERS, description="of the matching head, whose vector is searched with")
     dropout: float = Field(0.1, ge=0, lt=1)
 
     @model_validator(mode="after")

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from extract.stores.tensors import load_into, read_tensors, require_shapes, shapes_of
 from manifests.errors import InputError
 from manifests.files import abandoned, atomic, fingerprint, room_for, whole_folder
+from manifests.jsonl import parse_json
 from manifests.locks import sole_writer
+from manifests.typed import Count, checked
 from train.checkpoint import save_model
 from train.models import RetrievalModel
 from train.processes import Processes
 
 STATE, _FORMAT = "state.safetensors", 1
+_AFRESH = "remove that folder; the run then starts afresh"
 
 
 @dataclass
@@ -37,12 +40,12 @@ class Progress:
     best_epoch, best : the epoch of the best R@sum on the validation split, and that.
     """
 
-    epoch: int = 0
-    step: int = 0
+    epoch: Count = 0
+    step: Count = 0
     totals: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
-    best_epoch: int | None = None
+    best_epoch: Count | None = None
     best: float = -1.0
 
 
@@ -92,21 +95,19 @@ class StateFolder:
         if facts is None:
             return Progress()
         tensors = processes.copied(found[1] if found else {})
+        wanted = {f"model.{name}": shape for name, shape in shapes_of(model).items()}
         moments: dict[int, dict[str, Tensor]] = {}
-        weights = {}
-        for name, tensor in tensors.items():
-            kind, rest = name.split(".", 1)
-            if kind == "model":
-                weights[rest] = tensor
-            else:
-                number, moment = rest.split(".")
-                moments.setdefault(int(number), {})[moment] = tensor
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise self._unusable(f"its weights don't fit the model: {error}") from error
+        for number, parameter in enumerate(each for group in optimizer.param_groups for each in group["params"]):
+            own = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
+            names = {name: f"optimizer.{number}.{name}" for name in own}
+            if any(name in tensors for name in names.values()):  # it had a gradient
+                wanted |= {names[name]: shape for name, shape in own.items()}
+                moments[number] = {name: tensors.get(stored) for name, stored in names.items()}
+        require_shapes(tensors, wanted, self.folder / STATE, fix=_AFRESH)
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        load_into(model, weights, self.folder / STATE, fix=_AFRESH)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        return Progress(**facts)
+        return checked(facts, Progress, where=self.folder / STATE, fix=_AFRESH)
 
     def keep_best(self, model: RetrievalModel, record: Mapping[str, Any], progress: Progress) -> None:
         """Write the checkpoint of the best epoch; it counts once `save` names that epoch."""
@@ -114,8 +115,12 @@ class StateFolder:
 
     def finish(self, out: Path, progress: Progress) -> None:
         """Copy the best checkpoint to `out`, which is whole or absent."""
+        best = self._best(progress)
+        if not best.is_dir():
+            told = f"the weights of epoch {progress.best_epoch}, which it says is the best one, aren't there"
+            raise InputError(told, where=self.folder / STATE, fix=_AFRESH)
         with whole_folder(out) as ready:
-            shutil.copytree(self._best(progress), ready, dirs_exist_ok=True)
+            shutil.copytree(best, ready, dirs_exist_ok=True)
 
     def remove(self) -> None:
         """Remove the state of a run that is done."""
@@ -132,11 +137,5 @@ class StateFolder:
                 left_behind.unlink(missing_ok=True)
         if not (self.folder / STATE).exists():
             return None
-        try:
-            with safe_open(self.folder / STATE, framework="pt") as file:
-                return json.loads(file.metadata()["progress"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise self._unusable(f"can't be read: {error}") from error
-
-    def _unusable(self, what: str) -> InputError:
-        return InputError(what, where=self.folder / STATE, fix="remove that folder; the run then starts afresh")
+        tensors, metadata = read_tensors(self.folder / STATE, fix=_AFRESH)
+        return parse_json(metadata.get("progress", ""), path=self.folder / STATE, fix=_AFRESH), tensors

@@ -31,8 +31,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from extract.stores.intact import INDEX, require_intact
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.regions import Regions
-from extract.stores.webdataset import FORMAT, Sample, read_samples
+from extract.stores.webdataset import FORMAT, PackedShard, PackIndex, Sample, read_samples, require_pack_recipe
 from manifests.errors import InputError
+from manifests.typed import checked
 
 ATTEMPTS = 3
 TIMEOUT = 60  # seconds without an answer
@@ -57,25 +58,28 @@ def open_shards(urls: Sequence[str]) -> tuple[list[Shard], dict[str, Any]]:
     """
     shards: list[Shard] = []
     recipes: dict[str, dict[str, Any]] = {}
-    indices: dict[str, dict[str, dict[str, Any]]] = {}
+    indices: dict[str, dict[str, PackedShard]] = {}
     for url in (each for pattern in urls for each in braceexpand.braceexpand(pattern)):
         folder, _, name = url.rpartition("/")
         if folder not in indices:
             if _local(url):
                 require_intact(_local(folder))
-            indices[folder] = {entry["file"]: entry for entry in _json(f"{folder}/{INDEX}", "shards")}
-            recipes[folder] = _json(f"{folder}/{RECIPE}", "recipe")
+            index = checked(_json(f"{folder}/{INDEX}"), PackIndex, where=f"{folder}/{INDEX}", fix="pack again")
+            indices[folder] = {entry.file: entry for entry in index.shards}
+            written = _json(f"{folder}/{RECIPE}")
+            recipes[folder] = written.get("recipe") if isinstance(written, dict) else None
+            require_pack_recipe(recipes[folder], f"{folder}/{RECIPE}")
         entry = indices[folder].get(name)
         problem = None
         if entry is None:
             problem = f"{folder}/{INDEX} doesn't list it"
-        elif entry["split"] != "train":
-            problem = f"it holds images of split {entry['split']!r}"
+        elif entry.split != "train":
+            problem = f"it holds images of split {entry.split!r}"
         elif recipes[folder].get("format") != FORMAT or recipes[folder] != next(iter(recipes.values())):
             problem = "it was made by another recipe than the shards before it"
         if problem:
             raise InputError(problem, where=url, fix="correct `stream.urls` of the run")
-        shards.append(Shard(url, entry["sha256"], entry["captions"]))
+        shards.append(Shard(url, entry.sha256, entry.captions))
     return shards, next(iter(recipes.values()))
 
 
@@ -253,11 +257,11 @@ def _s3() -> Any:
     return s3fs.S3FileSystem(skip_instance_cache=True)
 
 
-def _json(url: str, key: str) -> Any:
+def _json(url: str) -> Any:
     try:
         with open_url(url) as file:
-            return json.loads(file.read())[key]
-    except (ValueError, KeyError, TypeError) as error:
+            return json.loads(file.read())
+    except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"not what `selfalign pack` writes ({error!r})", where=url, fix="pack again") from error

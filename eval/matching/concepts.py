@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.arrays import save_arrays
+from eval.arrays import read_arrays, save_arrays
+from manifests.errors import InputError
 from train.data import RetrievalData
 
 
@@ -68,10 +69,14 @@ class RegionConcepts:
         save_arrays(path, {"concept": self.concept, "first": self.first, "size": np.array(self.size)})
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """What `save` wrote."""
-        with np.load(path) as stored:
-            return cls(stored["concept"], stored["first"], int(stored["size"]))
+    def read(cls, path: Path, *, fix: str) -> Self:
+        """What `save` wrote. Raises InputError, with `fix`, where it isn't whole."""
+        found = read_arrays(path, {"concept": ("i", 1), "first": ("i", 1), "size": ("i", 0)}, fix=fix)
+        concept, first, size = found["concept"], found["first"], int(found["size"])
+        rising = len(first) and first[0] == 0 and first[-1] == len(concept) and (first[1:] >= first[:-1]).all()
+        if not rising or not ((concept >= 0) & (concept < size)).all():
+            raise InputError(f"it hasn't one of {size} concepts for every region", where=path, fix=fix)
+        return cls(concept, first, size)
 
 
 @torch.inference_mode()

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from eval.arrays import read_arrays
 from eval.matching.concepts import codebook_of
+from manifests.errors import InputError
 from manifests.grounding import Grounding, Phrase
 from manifests.progress import progress
 from train.data import RetrievalData, Word
@@ -54,10 +56,13 @@ class Matches:
         return range(int(low), int(high))
 
 
-def read_matches(path: Path) -> Matches:
-    """Read a `matches.npz`."""
-    with np.load(path) as stored:
-        return Matches(**{field.name: stored[field.name] for field in fields(Matches)})
+def read_matches(path: Path, *, fix: str) -> Matches:
+    """Read a `matches.npz`. Raises InputError, with `fix`, where it isn't whole."""
+    kinds = {field.name: ("f" if field.name == "cosine" else "i", 1) for field in fields(Matches)}
+    found = Matches(**read_arrays(path, kinds, fix=fix))
+    if len({len(column) for column in found.arrays().values()}) > 1 or (np.diff(found.caption) < 0).any():
+        raise InputError("its columns aren't those of one table, captions in order", where=path, fix=fix)
+    return found
 
 
 def word_regions(
@@ -197,11 +202,18 @@ def judge(matches: Matches, data: RetrievalData, grounding: Mapping[str, Groundi
         truth = grounding.get(data.images[image].id)
         if truth is None:
             continue
+        own = data.captions_of(image)
+        if len(truth.phrases) != len(own):
+            raise InputError(
+                f"it tells of {len(truth.phrases)} captions, the manifest of {len(own)}",
+                where=f"grounding.jsonl, image {truth.image_id!r}",
+                fix="run the manifest stage again",
+            )
         if image not in places:
             boxes, true = data.regions(image).boxes, np.array(truth.boxes, float).reshape(-1, 4)
             places[image] = region_objects(boxes, true), centred(boxes, true)
         objects, centres = places[image]
-        phrases = truth.phrases[data.captions_of(image).index(caption)]
+        phrases = truth.phrases[own.index(caption)]
         for row in matches.rows(caption):
             phrase = phrase_of(int(matches.start[row]), int(matches.end[row]), phrases)
             if phrase is not None:

@@ -55,7 +55,8 @@ class _Axes:
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def down(self, y: float) -> float:
-        return round(TOP + (self.y_high - y) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM), 1)
+        share = (self.y_high - y) / (self.y_high - self.y_low) if self.y_high > self.y_low else 0.5
+        return round(TOP + share * (HEIGHT - TOP - BOTTOM), 1)
 
     def svg(self, label: str, x_ticks: Sequence[float], x_name: str) -> list[str]:
         parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']

@@ -43,14 +43,14 @@ def open_data_set(name: str, folder: Path, image_root: Path, runs: Sequence[RunR
     """Open `data/D` for the split that all `runs` were evaluated on; InputError if they weren't on the same images."""
     split = runs[0].metrics["split"]
     data = RetrievalData(folder / "manifest" / "manifest.jsonl", folder / "regions", folder / "tokens", split)
-    ids = [image.id for image in data.images]
     for run in runs:
-        if run.metrics["split"] != split or run.ranks["image_ids"].tolist() != ids:
+        if run.metrics["split"] != split:
             raise InputError(
-                f"run {run.name} was evaluated on other images than {runs[0].name} or than the data set now has",
+                f"run {run.name} was evaluated on other images than {runs[0].name}",
                 where=run.folder / "metrics.json",
                 fix=f"dvc repro evaluate@{run.name}",
             )
+        run.require_fits(data)
     truth = folder / "manifest" / "grounding.jsonl"
     return DataSet(name, folder, image_root, runs, data, read_grounding(truth) if truth.exists() else {})
 

@@ -1,20 +1,20 @@
 """The headline table: the recalls of runs, of ways to search with a run, and of ensembles, with their intervals."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from eval.figures import read_ranks
 from eval.interval import interval, rsum_draws
 from eval.recall import CUTOFFS, DIRECTIONS
 from eval.report.charts import colour
 from eval.report.results import RunResult
 from eval.report.speed import mode_name
 from eval.report.verdict import difference, signed
+from eval.report.written import EnsembleMetrics, read_json
 
 RECALLS = [f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS]
 COLUMNS = ["rsum", *RECALLS]
+_DRAWN = ("i2t", "i2t_images", "t2i", "caption_image")
 
 
 def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
@@ -53,10 +53,10 @@ def ensemble_rows(names: Sequence[str], folder: Path, base: RunResult) -> list[d
     for name in names:
         if not (folder / name / "metrics.json").exists():
             continue
-        metrics = json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
-        with np.load(folder / name / "ranks.npz") as ranks:
-            columns = (ranks[key] for key in ("i2t", "i2t_images", "t2i", "caption_image"))
-            draws = rsum_draws(*columns, num_images=len(ranks["image_ids"]))
+        again = f"dvc repro ensemble@{name}"
+        metrics = read_json(folder / name / "metrics.json", EnsembleMetrics, fix=again)
+        ranks = read_ranks(folder / name / "ranks.npz", fix=again)
+        draws = rsum_draws(*(ranks[key] for key in _DRAWN), num_images=len(ranks["image_ids"]))
         change = metrics["rsum"] - base.metrics["rsum"], *interval(draws - base.draws)
         rows.append(_row(name, metrics) | _change(*change) | {"members": metrics["runs"]})
     return rows

@@ -34,6 +34,7 @@ def cost_tables(runs: Sequence[RunResult], benchmarks: Path, data: RetrievalData
                     "times": told["times"][count],
                 }
                 for count, searched in told["search_ms"].items()
+                if count in told["cross_attention_ms"] and count in told["times"]
             ]
             found.append(told | {"name": run.name, "rows": sorted(counts, key=lambda row: row["candidates"])})
     return found

@@ -1,11 +1,12 @@
 """What the report shows of studies: the points of each as a chart and a table."""
 
-import csv
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from eval.report.charts import Line, line_chart
+from eval.report.written import read_table
 from eval.study_settings import StudySettings, label
 
 
@@ -37,7 +38,7 @@ def _series(settings: StudySettings, points: Sequence[Mapping], changes: Mapping
     return {
         "changes": {key: label(value) if value is not None else "null" for key, value in changes.items()},
         "points": rows,
-        "chart": _chart(settings, rows) if numbers and len(rows) > 1 else None,
+        "chart": _chart(settings, rows) if numbers and len(rows) > 1 and float(rows[0]["value"]) > 0 else None,
         "full": max(float(row["high"]) for row in rows) * 1.02 or 1.0,
     }
 
@@ -57,16 +58,11 @@ def _read(path: Path) -> list[dict]:
     """The rows of a file of points, numbers as such; none where there is no file."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {key: value if key in ("value", "of") else float(value) if value else None for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    return read_table(path, ("value", "rsum", "low", "high"), ("value", "of"), fix="run the study again, or collect it")
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return isfinite(float(text))
     except ValueError:
         return False
-    return True

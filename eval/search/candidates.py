@@ -8,17 +8,18 @@ views share, as in `eval.embeddings`; where there is one view, both parts are on
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from pydantic import Field
 
-from eval.arrays import save_array
+from eval.arrays import open_array, save_array
 from manifests.errors import InputError
 from manifests.files import atomic, write_json
-from manifests.jsonl import parse_json, read_utf8
 from manifests.progress import progress
+from manifests.typed import read_checked
 
 BLOCK_NUMBERS = 1 << 24  # converted at a time
 CODES = 127
@@ -67,21 +68,29 @@ class Candidates:
     @classmethod
     def open(cls, folder: Path, views: np.ndarray, context: np.ndarray) -> Self:
         """Map what `write_codes` wrote to `folder` for `views` and `context`."""
-        bounds = parse_json(read_utf8(folder / BOUNDS), path=folder / BOUNDS, fix="make the index again")
-        try:
-            parts = [
-                Part(
-                    full,
-                    torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")),
-                    torch.from_numpy(np.load(folder / f"{name}_scales.npy")),
-                    *bounds[name],
-                )
-                for name, full in _parts(views, context).items()
-            ]
-            norms = np.load(folder / "norms.npy")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"no readable vectors ({error})", where=folder, fix="make the index again") from error
-        return cls(*parts, norms)
+        fix = "make the index again: `selfalign index`"
+        bounds, _ = read_checked(folder / BOUNDS, dict[str, _Bounds], fix=fix)
+        parts = []
+        for name, full in _parts(views, context).items():
+            if name not in bounds:
+                raise InputError(f"no {name}", where=folder / BOUNDS, fix=fix)
+            shape = (len(views), full[0].shape[1], sum(array.shape[2] for array in full))
+            codes = _of_shape(folder / f"{name}.npy", "|i1", shape, fix)
+            scales = _of_shape(folder / f"{name}_scales.npy", "<f4", shape[:2], fix)
+            parts.append(Part(full, torch.from_numpy(codes), torch.from_numpy(scales), *bounds[name]))
+        return cls(*parts, _of_shape(folder / "norms.npy", "<f8", (len(views),), fix))
+
+
+_Bounds = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
+
+def _of_shape(path: Path, dtype: str, shape: tuple[int, ...], fix: str) -> np.ndarray:
+    found = open_array(path, dtype, len(shape), fix=fix)
+    if found.shape != shape:
+        raise InputError(f"its shape is {list(found.shape)}, that of the embeddings {list(shape)}", where=path, fix=fix)
+    if not np.isfinite(found).all():
+        raise InputError("it has NaN or infinite numbers", where=path, fix=fix)
+    return found
 
 
 def write_codes(folder: Path, views: np.ndarray, context: np.ndarray, *, what: str) -> None:

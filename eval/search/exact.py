@@ -17,6 +17,7 @@ import torch
 
 from eval.scores import TIE, tensor
 from eval.search.candidates import Candidates, Part
+from manifests.errors import InputError
 
 BLOCK_SCORES = 1 << 21  # scores made at a time: they stay in the cache
 MOST_ROWS = 1 << 16
@@ -59,6 +60,10 @@ def rank(
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         scores[part] = _exact(candidates, query, rows[part], cosine)
+    if not np.isfinite(scores).all():
+        raise InputError(
+            "vectors or lengths are NaN or infinite", where="index", fix="make the index again: `selfalign index`"
+        )
     tie = TIE * _largest(candidates, query, cosine)
     order = np.argsort(-scores, kind="stable")
     level = np.cumsum(np.append(0, -np.diff(scores[order]) > tie))

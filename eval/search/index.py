@@ -3,7 +3,8 @@
 `indexes/R-D/` holds `pooled.npy`, `context.npy` and `captions.npy` in full precision (`eval.embeddings`), the codes
 that are searched first (`images/`, `captions/`: `eval.search.candidates`), `manifest.jsonl` with the images in the
 index's order, `vocabulary.json`, the run's own, and `recipe.json`; an approximate one also has `images.faiss` and
-`captions.faiss`. Embeddings are written as they are made, so that memory doesn't grow with the data set.
+`captions.faiss`. `index.json` lists them all with their sha256. Embeddings are written as they are made, so that
+memory doesn't grow with the data set.
 """
 
 import shutil
@@ -17,28 +18,32 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from pydantic import Field
 
 from eval.arrays import save_array
-from eval.embeddings import PARTS
+from eval.embeddings import open_parts
 from eval.search import approximate
 from eval.search.candidates import Candidates, write_codes
 from eval.search.exact import nearest
 from eval.search.words import RunWords, captioned
-from extract.stores.intact import INDEX
+from extract.stores.intact import INDEX, require_intact
+from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import environment, first_difference, read_recipe, require_same_recipe, write_recipe
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
-from manifests.files import sha256, whole_folder
+from manifests.files import sha256, whole_folder, write_json
 from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.schema import SPLITS, ImageRow, read_manifest, write_manifest
+from manifests.typed import Written, checked
 from train.checkpoint import WEIGHTS, load_model, read_record
 from train.data import RetrievalData
 from train.models import Encoding, RetrievalModel
 
 FORMAT = "selfalign-index"
-SCHEMA = 1
+SCHEMA = 2
+_AGAIN = "make the index again: `selfalign index`"
 BOXES = "x1, y1, x2, y2 in pixels of the upright picture"
 Kind = Literal["exact", "hnsw", "ivf"]
 KINDS = ("exact", "hnsw", "ivf")
@@ -100,7 +105,7 @@ def run(
         _write_captions(folder, network, parts, source, device, batch_size)
         write_manifest(folder / "manifest.jsonl", rows)
         shutil.copyfile(source.words.vocabulary, folder / "vocabulary.json")
-        pooled, context, captions = _embeddings(folder)
+        pooled, context, captions = open_parts(folder, fix=_AGAIN)
         write_codes(folder / "images", pooled, context, what="images")
         if len(captions):
             write_codes(folder / "captions", captions[:, None], _nothing(captions), what="captions")
@@ -116,8 +121,35 @@ def run(
         write_recipe(folder, recipe, environment("torch", "numpy", device=device.partition(":")[0]))
         told = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
         if kind != "exact":
-            told += "; " + _approximate(folder, kind)
+            told += "; " + _approximate(folder, rows, recipe, kind)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        listed = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+        write_json(folder / INDEX, {"shards": [], "files": listed})
     return f"{told}: {out}"
+
+
+class _Run(Written):
+    name: str
+    weights_sha256: str | None
+
+
+class _DataSet(Written):
+    name: str
+    manifest_sha256: str | None
+
+
+class _Regions(Written):
+    files_sha256: str | None
+
+
+class _Recipe(Written):
+    run: _Run
+    data_set: _DataSet = Field(alias="data set")
+    regions: _Regions
+    splits: list[str]
+    kind: Kind
+    features: dict[str, Any]
+    words: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -144,8 +176,15 @@ class Index:
             raise InputError("there is no index", where=folder, fix="make one: `selfalign index RUN DATASET`")
         recipe, _ = read_recipe(folder)
         if (recipe.get("format"), recipe.get("schema")) != (FORMAT, SCHEMA):
-            raise InputError("no index that this program reads", where=folder, fix="make it again: `selfalign index`")
-        return cls(folder, recipe, read_manifest(folder / "manifest.jsonl"), *_embeddings(folder))
+            raise InputError("no index that this program reads", where=folder, fix=_AGAIN)
+        checked(recipe, _Recipe, where=folder / RECIPE, fix=_AGAIN)
+        require_intact(folder, fix=_AGAIN)
+        rows, parts = read_manifest(folder / "manifest.jsonl"), open_parts(folder, fix=_AGAIN)
+        here, wanted = (len(parts[0]), len(parts[2])), (len(rows), sum(len(row.captions) for row in rows))
+        if here != wanted:
+            told = f"embeddings of {here[0]} images and {here[1]} captions, its manifest has {wanted}"
+            raise InputError(told, where=folder, fix=_AGAIN)
+        return cls(folder, recipe, rows, *parts)
 
     def require_current(self, source: Source) -> None:
         """Raise `InputError` with what has changed of the run or the data set since; what isn't here hasn't."""
@@ -321,9 +360,9 @@ def _read_as_the_run_does(
     return captioned(part.images, source.words, source.regions, device=device, batch_size=batch_size)
 
 
-def _approximate(folder: Path, kind: Kind) -> str:
+def _approximate(folder: Path, rows: list[ImageRow], recipe: dict[str, Any], kind: Kind) -> str:
     """Make FAISS's indexes; says how many of the ten best they find, for captions and images of the index itself."""
-    index = Index.open(folder)
+    index = Index(folder, recipe, rows, *open_parts(folder, fix=_AGAIN))
     found = []
     random = np.random.default_rng(0)
     pick = [random.permutation(count)[:SAMPLE] for count in (len(index.rows), len(index.captions))]
@@ -340,16 +379,6 @@ def _approximate(folder: Path, kind: Kind) -> str:
             shared = np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(exact, near, strict=True)])
             found.append(f"{shared:.1%} of the {BEST} best {name}")
     return f"{kind} finds " + " and ".join(found)
-
-
-def _embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    try:
-        pooled, context, captions = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in PARTS)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no readable embeddings ({error})", where=folder, fix="make the index again: `selfalign index`"
-        ) from error
-    return pooled, context, captions
 
 
 def _nothing(captions: np.ndarray) -> np.ndarray:

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from extract.detectors.base import Candidates, Detector
 from extract.detectors.scene_rcnn import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE, SceneRCNN
 from extract.images import DECODING
 from extract.settings import BottomUpSettings, DemoDetectorSettings, DetectionSettings
-from manifests.errors import InputError
+from extract.stores.tensors import load_into, read_tensors
 
 PROPOSALS = {"before_nms": 300, "after_nms": 48, "nms_threshold": 0.7}
 
@@ -46,12 +44,8 @@ class DemoDetector(Detector):
             "pooling": "RoIAlign 5x5, aligned, sampling ratio 2",
         }
         self.network = SceneRCNN().eval().requires_grad_(False)
-        try:
-            self.network.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
-        except (RuntimeError, SafetensorError) as error:
-            raise InputError(
-                " ".join(str(error).split()), where=weights, fix="use the demo's own weights: `git checkout` them"
-            ) from error
+        fix = "use the demo's own weights: `git checkout` them"
+        load_into(self.network, read_tensors(weights, fix=fix)[0], weights, fix=fix)
         self.network.to(device)
 
     def network_size(self, width: int, height: int) -> tuple[int, int]:

@@ -115,6 +115,14 @@ class _Import:
         self.imported = read_source(Path(manifest).parent)
         if len(self.imported.places) != len(self.rows):
             raise InputError("not as long as its source.json", where=manifest, fix="run the manifest stage again")
+        files = fingerprint(self.imported.files)
+        for row, place in zip(self.rows, self.imported.places, strict=True):
+            if row.sha256 != fingerprint([files, place]):
+                raise InputError(
+                    f"its sha256 isn't that of image {row.id!r}'s place in the files, as source.json tells it",
+                    where=manifest,
+                    fix="run the manifest stage again",
+                )
         self.settings = settings
         self.source = open_source(self.imported.format, images, **settings.told)
         self.source.object_names = self.imported.object_names

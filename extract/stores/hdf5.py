@@ -10,7 +10,7 @@ import io
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +159,38 @@ class MappedHDF5:
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["path"])
+
+
+def layout_problems(
+    shard: MappedHDF5, wanted: Mapping[str, tuple[str, tuple[int | None, ...]]], optional: Collection[str] = ()
+) -> Iterator[str]:
+    """What is wrong with the datasets of a file.
+
+    Parameters
+    ----------
+    wanted : name -> dtype (``"S"`` for bytes of any length) and shape, None for any length.
+    optional : which of these may be missing.
+    """
+    missing = [name for name in wanted if name not in shard and name not in optional]
+    if missing:
+        yield f"it has no dataset {', '.join(missing)}"
+    for name, (dtype, shape) in wanted.items():
+        if name in missing or name not in shard:
+            continue
+        array = shard[name]
+        right = array.dtype.kind == "S" if dtype == "S" else array.dtype == np.dtype(dtype)
+        alike = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+        if not (right and alike):
+            told = ", ".join("any" if length is None else str(length) for length in shape)
+            yield f"{name} is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} [{told}]"
+
+
+def offsets_problem(shard: MappedHDF5, offsets: str, flat: str) -> str | None:
+    """What is wrong with the places in `flat` where its ragged items begin, and the last ends."""
+    places, end = shard[offsets], len(shard[flat])
+    if len(places) and places[0] == 0 and places[-1] == end and (places[1:] >= places[:-1]).all():
+        return None
+    return f"{offsets} don't rise from 0 to the {end} rows of {flat}"
 
 
 @contextmanager

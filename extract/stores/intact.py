@@ -8,15 +8,41 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.progress import progress
+from manifests.typed import Count, Digest, Written, read_checked
 
 INDEX = "index.json"
 _READERS = 2
+# Of this folder, and not hidden.
+_NAME = r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
+
+
+class Entry(Written):
+    """A file that an index lists."""
+
+    file: str = Field(pattern=_NAME)
+    sha256: Digest
+
+
+class CountedFile(Entry):
+    """A file of HDF5, and how many captions or images it has."""
+
+    file: str = Field(pattern=rf"{_NAME[:-1]}\.h5$")
+    count: Count
+
+
+class Index(Written):
+    """What every ``index.json`` has; each kind of store has more."""
+
+    shards: list[Entry]
+    files: dict[Annotated[str, Field(pattern=rf"{_NAME[:-1]}(/{_NAME[1:-1]})?$")], Digest] = {}
 
 
 def listed_files(folder: Path) -> dict[str, str]:
@@ -26,28 +52,32 @@ def listed_files(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise InputError("there is no such store", where=folder, fix=how_to_get(folder))
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return {entry["file"]: entry["sha256"] for entry in index["shards"]} | index.get("files", {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"no list of files with their sha256 ({error!r})", where=path, fix=_again(folder)) from error
+        index, _ = read_checked(path, Index, fix=_again(folder))
+    except InputError as error:
+        told = f"no list of files with their sha256 ({error.what})"
+        raise InputError(told, where=path, fix=error.fix) from error
+    return {entry.file: entry.sha256 for entry in index.shards} | index.files
 
 
-def read_index(folder: Path, fix: str) -> dict[str, Any]:
-    """What the ``index.json`` of a store holds. Raises `InputError`, with `fix`, where it can't be read."""
+def read_index(folder: Path, kind: type[Index], fix: str) -> dict[str, Any]:
+    """What the ``index.json`` of a store holds. Raises `InputError`, with `fix`, unless it is as `kind` says."""
     path = Path(folder) / INDEX
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"no readable index ({error})", where=path, fix=fix) from error
+        return read_checked(path, kind, fix=fix)[1]
+    except InputError as error:
+        raise InputError(f"no readable index ({error.what})", where=path, fix=fix) from error
 
 
-def require_intact(folder: Path) -> None:
-    """Raise `InputError` with the first file of a store, in its index's order, that is missing or has changed."""
-    folder = Path(folder)
+def require_intact(folder: Path, *, fix: str | None = None) -> None:
+    """Raise `InputError` with the first file of a store, in its index's order, that is missing or has changed.
+
+    fix : what to do then, where DVC doesn't have the store.
+    """
+    folder, fix = Path(folder), fix or _again(Path(folder))
     kept = folder.with_name(f".{folder.name}.intact.json")
     known = _known(kept)
     files = listed_files(folder)
-    states = {name: _state(folder / name, digest) for name, digest in files.items()}
+    states = {name: _state(folder / name, digest, fix) for name, digest in files.items()}
     unread = [name for name in files if states[name] != known.get(name)]
     if not unread:
         return
@@ -56,7 +86,7 @@ def require_intact(folder: Path) -> None:
             raise InputError(
                 f"the file has changed: its sha256 is {digest}, {INDEX} says {files[name]}",
                 where=folder / name,
-                fix=_again(folder),
+                fix=fix,
             )
     try:
         write_json(kept, states)
@@ -97,24 +127,24 @@ def _locked(folder: Path) -> bool:
     project = next((root for root in path.parents if (root / "dvc.lock").is_file()), None)
     if project is None:
         return False
-    lines = (project / "dvc.lock").read_text(encoding="utf-8").splitlines()
+    lines = (project / "dvc.lock").read_text(encoding="utf-8", errors="replace").splitlines()
     return f"path: {path.relative_to(project).as_posix()}" in [line.strip(" -") for line in lines]
 
 
 def _known(kept: Path) -> dict[str, Any]:
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _state(path: Path, digest: str) -> list[Any]:
+def _state(path: Path, digest: str, fix: str) -> list[Any]:
     """What must be the same for an earlier answer to hold."""
     try:
         found = path.stat()
     except OSError as error:
-        raise InputError(f"the file is missing, {INDEX} lists it", where=path, fix=_again(path.parent)) from error
+        raise InputError(f"the file is missing, {INDEX} lists it", where=path, fix=fix) from error
     return [digest, found.st_size, found.st_mtime_ns, found.st_ino]
 
 

@@ -13,6 +13,7 @@ from numpy.lib import format as npy
 from manifests.errors import InputError
 
 _MOST_HEADER = 10_000
+NUMBERS = "biufc"
 
 
 class Header(NamedTuple):
@@ -28,10 +29,10 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(file: BinaryIO, where: object, *, fix: str) -> Header:
+def read_header(file: BinaryIO, where: object, *, fix: str, kinds: str = NUMBERS) -> Header:
     """The header of `file`, from its first byte on.
 
-    Raises InputError for a pickle, Fortran order, other things than numbers, or what is no .npy.
+    Raises InputError for a pickle, Fortran order, a dtype of another kind than `kinds`, or what is no .npy.
     """
     start = io.BytesIO(file.read(_MOST_HEADER))
     try:
@@ -46,14 +47,14 @@ def read_header(file: BinaryIO, where: object, *, fix: str) -> Header:
         )
     if fortran and len(shape) > 1:
         raise InputError("its numbers are in Fortran order", where=where, fix="save it with np.ascontiguousarray")
-    if dtype.kind not in "biufc" or dtype.shape or not all(0 <= side < 2**62 for side in shape):
+    if dtype.kind not in kinds or dtype.shape or not all(0 <= side < 2**62 for side in shape):
         raise InputError(f"{dtype} of shape {list(shape)}: not an array of numbers", where=where, fix=fix)
     return Header(tuple(shape), dtype, start.tell())
 
 
-def parse(data: bytes, where: object, *, fix: str) -> np.ndarray:
+def parse(data: bytes, where: object, *, fix: str, kinds: str = NUMBERS) -> np.ndarray:
     """The array of a whole .npy file's bytes. Raises InputError also where these are too few or too many."""
-    header = read_header(io.BytesIO(data), where, fix=fix)
+    header = read_header(io.BytesIO(data), where, fix=fix, kinds=kinds)
     if len(data) - header.offset != header.size:
         raise InputError(
             f"{len(data) - header.offset} bytes of numbers, its shape {list(header.shape)} needs {header.size}",

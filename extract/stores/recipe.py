@@ -4,7 +4,6 @@ A recipe is JSON whose canonical text gives the recipe hash; the environment sta
 Stores whose recipes differ are never mixed (docs/architecture.md, "Stores").
 """
 
-import json
 import os
 import platform
 import shutil
@@ -15,8 +14,14 @@ from typing import Any
 
 from manifests.errors import InputError
 from manifests.files import fingerprint, write_json
+from manifests.typed import Written, read_checked
 
 FILE = "recipe.json"
+
+
+class _Written(Written):
+    recipe: dict[str, Any]
+    recipe_hash: str
 
 
 def environment(*packages: str, **facts: Any) -> dict[str, Any]:
@@ -44,12 +49,10 @@ def read_recipe(folder: Path) -> tuple[dict[str, Any], str]:
     """The recipe of a store and its hash. Raises `InputError` where the file is missing or doesn't match its hash."""
     path = Path(folder) / FILE
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-        recipe, recipe_hash = written["recipe"], written["recipe_hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"no readable recipe ({error})", where=path, fix="run the stage that makes this store"
-        ) from error
+        written, _ = read_checked(path, _Written, fix="run the stage that makes this store")
+    except InputError as error:
+        raise InputError(f"no readable recipe ({error.what})", where=path, fix=error.fix) from error
+    recipe, recipe_hash = written.recipe, written.recipe_hash
     if fingerprint(recipe) != recipe_hash:
         raise InputError(
             "the recipe doesn't match its own hash", where=path, fix="restore the file, or make the store again"

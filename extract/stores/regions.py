@@ -8,19 +8,21 @@ Ragged otherwise: ``features [sum, D]``, ``boxes [sum, 4]`` and ``offsets [N + 1
 """
 
 import bisect
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from extract.stores.hdf5 import MappedHDF5, write_hdf5
-from extract.stores.intact import INDEX
+from extract.stores.hdf5 import MappedHDF5, layout_problems, offsets_problem, write_hdf5
+from extract.stores.intact import INDEX, CountedFile, Index, read_index
+from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
+from manifests.typed import Count, Written, checked, schema
 
 SCHEMA = 1
 FAILURES = "failures.jsonl"
@@ -89,6 +91,36 @@ def write_shard(
     write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
 
 
+def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str, features: str) -> Iterator[str]:
+    """What is wrong with dtypes, shapes, counts and offsets of a shard of `images` pictures."""
+    dense = layout == "dense"
+    if dense and "offsets" in shard:
+        yield f"it has offsets, {INDEX} says the layout is dense"
+    boxes = shard["boxes"].shape if "boxes" in shard else ()
+    rows = (images, *boxes[1:2]) if dense else boxes[:1]
+    wanted = {
+        "features": (features, (*rows, dim)),
+        "boxes": ("<f4", (*rows, 4)),
+        **({} if dense else {"offsets": ("<i8", (images + 1,))}),
+        "num_boxes": ("<i2", (images,)),
+        "image_size": ("<i4", (images, 2)),
+        "image_id": ("S", (images,)),
+        **{name: ("<i4" if name.endswith("_id") else "<f4", rows) for name in _LABELS},
+    }
+    wrong = list(layout_problems(shard, wanted, _LABELS))
+    yield from wrong
+    if wrong:
+        return
+    counts = shard["num_boxes"]
+    if dense:
+        if (counts != rows[1]).any():
+            yield f"num_boxes isn't {rows[1]} everywhere, as the shape of boxes says"
+    elif problem := offsets_problem(shard, "offsets", "boxes"):
+        yield problem
+    elif (np.diff(shard["offsets"]) != counts).any():
+        yield "num_boxes isn't what offsets say"
+
+
 def region_index(
     done: Sequence[dict[str, Any]],
     *,
@@ -109,6 +141,77 @@ def region_index(
     }
 
 
+class RegionShard(CountedFile):
+    """A shard that the index lists."""
+
+    first: str | None
+    last: str | None
+
+
+class MeasuredNorms(Written):
+    """How long the features are."""
+
+    least: float
+    mean: float
+    most: float
+
+
+class About(Written):
+    """What people are to know of the pictures."""
+
+    licence: str | None = None
+    cite: str | None = None
+
+
+class RegionIndex(Index):
+    """``index.json``, as the region stage writes it."""
+
+    schema_: schema(SCHEMA) = Field(alias="schema")
+    images: Count = Field(ge=1)
+    dim: int = Field(ge=1, le=2**20)
+    layout: Literal["dense", "ragged"]
+    object_names: list[str] | None
+    attribute_names: list[str] | None
+    shards: list[RegionShard] = Field(min_length=1)
+    dataset: str | None = None
+    about: About | None = None
+    norms: MeasuredNorms | None = None
+
+
+class _Format(Written):
+    features: Literal["float16", "float32"]
+
+
+class _Imported(Written):
+    format: str
+    files: dict[str, str]
+    boxes: str | None
+
+
+class _Selection(Written):
+    min_boxes: Count = 0
+    max_boxes: Count | None = None
+
+
+class _Recipe(Written):
+    format: _Format = _Format(features="float16")
+    detector: dict[str, Any] | str | None = None
+    selection: _Selection | None = None
+    imported: _Imported | None = None
+
+
+def read_region_recipe(folder: Path) -> tuple[dict[str, Any], str]:
+    """`read_recipe` of a region store. Raises `InputError` also for a recipe of something else."""
+    recipe, recipe_hash = read_recipe(folder)
+    require_region_recipe(recipe, Path(folder) / RECIPE)
+    return recipe, recipe_hash
+
+
+def require_region_recipe(recipe: Any, where: object) -> None:
+    """Raise `InputError` unless a recipe is that of regions."""
+    checked(recipe, _Recipe, where=where, fix="restore the file, or make the store again")
+
+
 class RegionStore:
     """Reads a region store; regions are views of a memory map, so that memory doesn't grow with the store.
 
@@ -121,26 +224,17 @@ class RegionStore:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        try:
-            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"not a region store ({error})",
-                where=self.folder / INDEX,
-                fix="run `dvc repro regions@<data set>` or `dvc pull`",
-            ) from error
-        if self.index.get("schema") != SCHEMA:
-            raise InputError(
-                f"schema {self.index.get('schema')}, this program reads {SCHEMA}",
-                where=self.folder / INDEX,
-                fix="make the store again",
-            )
-        self.recipe, self.recipe_hash = read_recipe(self.folder)
+        fix = "run `dvc repro regions@<data set>` or `dvc pull`; `selfalign verify` says what is wrong with it"
+        self.index: dict[str, Any] = read_index(self.folder, RegionIndex, fix)
+        self.recipe, self.recipe_hash = read_region_recipe(self.folder)
         self.dim: int = self.index["dim"]
         self.object_names: list[str] | None = self.index["object_names"]
         self.attribute_names: list[str] | None = self.index["attribute_names"]
         self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in self.index["shards"]]
         self._starts = np.cumsum([0, *(shard["count"] for shard in self.index["shards"])]).tolist()
+        if self._starts[-1] != len(self):
+            told = f"images is {len(self)}, its shards add up to {self._starts[-1]}"
+            raise InputError(told, where=self.folder / INDEX, fix=fix)
         self._rows: dict[str, int] | None = None
         self._checked: set[int] = set()
 
@@ -172,11 +266,23 @@ class RegionStore:
     @property
     def _row_of(self) -> dict[str, int]:
         if self._rows is None:
-            ids = [i.decode() for n in range(len(self._shards)) for i in self._shard(n)["image_id"].tolist()]
-            self._rows = {image_id: row for row, image_id in enumerate(ids)}
+            ids = [id for number in range(len(self._shards)) for id in self._ids(number)]
+            rows = {image_id: row for row, image_id in enumerate(ids)}
+            if len(rows) < len(ids):
+                twice = next(image_id for row, image_id in enumerate(ids) if rows[image_id] != row)
+                told = f"image {twice!r} is in it twice"
+                raise InputError(told, where=self.folder, fix="restore the store, or make it again")
+            self._rows = rows
         return self._rows
 
-    def _shard(self, number: int) -> MappedHDF5:
+    def _ids(self, number: int) -> list[str]:
+        shard = self.shard(number)
+        try:
+            return [raw.decode() for raw in shard["image_id"].tolist()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"an id is not UTF-8 ({error})", where=shard.path, fix="make the store again") from error
+
+    def shard(self, number: int) -> MappedHDF5:
         """Shard `number`, checked at its first use: of this store's recipe, with as many images as the index says."""
         shard = self._shards[number]
         if number in self._checked:
@@ -187,27 +293,42 @@ class RegionStore:
                 where=shard.path,
                 fix="make the store again: shards of two recipes are never mixed",
             )
-        found, listed = len(shard["image_id"]), self.index["shards"][number]["count"]
-        if found != listed:
-            raise InputError(
-                f"holds {found} images, {INDEX} lists {listed}",
-                where=shard.path,
-                fix="restore the shard, or make the store again",
-            )
+        listed = self.index["shards"][number]["count"]
+        problem = next(self._problems(shard, listed), None)
+        if problem:
+            raise InputError(problem, where=shard.path, fix="restore the shard, or make the store again")
         self._checked.add(number)
         return shard
+
+    def _problems(self, shard: MappedHDF5, listed: int) -> Iterator[str]:
+        """What would mislead whoever reads a shard that is to hold `listed` images; `selfalign verify` finds more."""
+        if "image_id" in shard and (found := len(shard["image_id"])) != listed:
+            yield f"holds {found} images, {INDEX} lists {listed}"
+        features = (self.recipe.get("format") or {}).get("features", "float16")
+        wrong = list(region_layout_problems(shard, listed, self.dim, self.index["layout"], features))
+        yield from wrong
+        if wrong:
+            return
+        if (shard["image_size"] < 1).any():
+            yield "image_size isn't above 0 everywhere"
+        for name in ("boxes", "objects_conf", "attrs_conf"):
+            if name in shard and not np.isfinite(shard[name]).all():
+                yield f"{name} are NaN or infinite"
+        for name, names in (("objects_id", self.object_names), ("attrs_id", self.attribute_names)):
+            if names and name in shard and not ((shard[name] >= 0) & (shard[name] < len(names))).all():
+                yield f"{name} are not among the {len(names)} names"
 
     @property
     def num_boxes(self) -> np.ndarray:
         """The number of regions of every picture, int64 ``[N]``; 0 is possible in a store of detections."""
-        return self._table[1]
+        return np.concatenate([self.shard(number)["num_boxes"] for number in range(len(self._shards))], dtype=np.int64)
 
     def regions(self, row: int) -> Regions:
         """The regions of one picture, as read-only views."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a store of {len(self)} images")
         number = bisect.bisect_right(self._starts, row) - 1
-        shard, local = self._shard(number), row - self._starts[number]
+        shard, local = self.shard(number), row - self._starts[number]
         part = slice(*shard["offsets"][local : local + 2]) if "offsets" in shard else local
         labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
         width, height = shard["image_size"][local].tolist()
@@ -219,7 +340,7 @@ class RegionStore:
         """As `regions`, but features are read past the map: a process that goes through a store doesn't grow by it."""
         found = self.regions(row)
         features = np.empty(found.features.shape, found.features.dtype)
-        shard = self._shard(bisect.bisect_right(self._starts, row) - 1)
+        shard = self.shard(bisect.bisect_right(self._starts, row) - 1)
         shard.row_reader("features")(int(self._table[0][row]), features)
         return replace(found, features=features)
 
@@ -233,15 +354,20 @@ class RegionStore:
         if wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} images")
         all_firsts, all_counts, all_sizes = self._table
-        numbers, firsts, counts = self._number_of(wanted), all_firsts[wanted], all_counts[wanted]
+        numbers = (np.searchsorted(self._starts, wanted, side="right") - 1).tolist()
+        opened = {}
+        for number in set(numbers):
+            shard = self.shard(number)
+            opened[number] = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
+        firsts, counts = all_firsts[wanted].tolist(), all_counts[wanted]
         most = int(counts.max())
-        features = np.empty((len(wanted), most, self.dim), self._shard(int(numbers[0]))["features"].dtype)
+        features = np.empty((len(wanted), most, self.dim), self.shard(int(numbers[0]))["features"].dtype)
         boxes = np.zeros((len(wanted), most, 4), np.float32)
         before = -1
         for place in np.argsort(numbers, kind="stable").tolist():  # one shard after the other: few are open at a time
             if numbers[place] != before:
                 before = numbers[place]
-                shard = self._shard(int(before))
+                shard = self.shard(int(before))
                 read, stored = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
             first, count = int(firsts[place]), int(counts[place])
             features[place, count:] = 0
@@ -256,8 +382,8 @@ class RegionStore:
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of every picture its first region among its shard's, its number of regions, and its size."""
-        counts = [self._shard(number)["num_boxes"].astype(np.int64) for number in range(len(self._shards))]
-        sizes = [self._shard(number)["image_size"].copy() for number in range(len(self._shards))]
+        counts = [self.shard(number)["num_boxes"].astype(np.int64) for number in range(len(self._shards))]
+        sizes = [self.shard(number)["image_size"] for number in range(len(self._shards))]
         return np.concatenate([some.cumsum() - some for some in counts]), np.concatenate(counts), np.concatenate(sizes)
 
     def __getstate__(self) -> dict[str, Any]:

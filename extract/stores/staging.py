@@ -2,7 +2,7 @@
 
 DVC removes a stage's outs before it runs, so a killed extraction would lose everything. The staging folder lies
 elsewhere and is keyed by all that decides the bytes; a shard there counts only with its done-marker, a small JSON
-with the shard's size and sha256 (docs/architecture.md, "Resume").
+with the shard's size and sha256 and a fingerprint of its own (docs/architecture.md, "Resume").
 """
 
 import json
@@ -66,8 +66,9 @@ class Staging:
             return None
         try:
             done = json.loads(marker.read_text(encoding="utf-8"))
-            whole = done["file"] == shard.name and done["sha256"] == sha256(shard)
-        except (ValueError, KeyError, TypeError):
+            untouched = done.pop("fingerprint") == fingerprint(json_text(done))
+            whole = untouched and done["file"] == shard.name and done["sha256"] == sha256(shard)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if whole:
             return done
@@ -79,7 +80,7 @@ class Staging:
         """Write the done-marker of a shard that lies whole under its name; `facts` travel with it."""
         done = {"file": shard.name, "sha256": sha256(shard), "size": shard.stat().st_size, **facts}
         with atomic(shard.with_suffix(".json"), make_folder=False) as marker:
-            marker.write_text(json_text(done), encoding="utf-8")
+            marker.write_text(json_text(done | {"fingerprint": fingerprint(json_text(done))}), encoding="utf-8")
         return done
 
     @contextmanager

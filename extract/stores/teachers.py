@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from extract.stores.hdf5 import MappedHDF5, write_hdf5
-from extract.stores.intact import INDEX, read_index
+from extract.stores.hdf5 import MappedHDF5, layout_problems, write_hdf5
+from extract.stores.intact import INDEX, CountedFile, Index, read_index
 from extract.stores.recipe import read_recipe_of
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import read_rows
+from manifests.typed import Digest, Written, checked, schema
 
 FORMAT = "selfalign-teachers"
 SCHEMA = 1
@@ -32,6 +34,34 @@ def write_shard(path: Path, embeddings: np.ndarray, recipe_hash: str) -> None:
     lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
     unit = (embeddings / np.maximum(lengths, 1e-12)).astype(np.float16)
     write_hdf5(path, {"embeddings": unit}, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+
+
+class TeacherShard(CountedFile):
+    """A shard that the index lists."""
+
+    of: Side
+    count: int = Field(ge=1, le=2**40)
+
+
+class _Dims(Written):
+    images: int = Field(ge=1, le=2**20)
+    captions: int = Field(ge=1, le=2**20)
+
+
+class _Failure(Written):
+    id: str
+    reason: str
+
+
+class TeacherIndex(Index):
+    """``index.json``, as the teachers stage writes it."""
+
+    schema_: schema(SCHEMA) = Field(alias="schema")
+    images: int = Field(ge=1, le=2**40)
+    captions: int = Field(ge=1, le=2**40)
+    dims: _Dims
+    manifest_sha256: Digest
+    shards: list[TeacherShard] = Field(min_length=2)
 
 
 class TeacherStore:
@@ -53,11 +83,17 @@ class TeacherStore:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.recipe, self.recipe_hash = read_recipe_of(self.folder, FORMAT, SCHEMA, _AGAIN)
-        self.index = read_index(self.folder, _AGAIN)
+        self.index = read_index(self.folder, TeacherIndex, _AGAIN)
         self.dims: dict[Side, int] = {side: self.index["dims"][side] for side in SIDES}
         self._listed = {side: [entry for entry in self.index["shards"] if entry["of"] == side] for side in SIDES}
         self._shards = {side: [MappedHDF5(self.folder / e["file"]) for e in self._listed[side]] for side in SIDES}
+        self._checked: set[tuple[Side, int]] = set()
         self._starts = {side: np.cumsum([0, *(e["count"] for e in self._listed[side])]) for side in SIDES}
+
+        for side in SIDES:
+            if self.count(side) != self.index[side]:
+                told = f"{side} is {self.index[side]}, its shards add up to {self.count(side)}"
+                raise InputError(told, where=self.folder / INDEX, fix=_AGAIN)
 
     def require_manifest(self, manifest: Path) -> None:
         """Raise `InputError` unless the vectors are those of the images and captions of `manifest`."""
@@ -66,8 +102,11 @@ class TeacherStore:
 
     def failures(self) -> dict[str, str]:
         """The reason of every image without a vector, by its id."""
-        found = read_rows(self.folder / FAILURES, fix=_AGAIN)
-        return {value["id"]: value["reason"] for _, value in found}
+        found = {}
+        for line, value in read_rows(self.folder / FAILURES, fix=_AGAIN):
+            failure = checked(value, _Failure, where=f"{self.folder / FAILURES} line {line}", fix=_AGAIN)
+            found[failure.id] = failure.reason
+        return found
 
     def count(self, side: Side) -> int:
         """How many images, or captions, of all splits there are."""
@@ -88,15 +127,17 @@ class TeacherStore:
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
     def _shard(self, side: Side, number: int) -> MappedHDF5:
-        shard, listed = self._shards[side][number], self._listed[side][number]["count"]
-        shape, made_by = shard["embeddings"].shape, shard.attributes.get("recipe_hash")
-        if made_by != self.recipe_hash or shape != (listed, self.dims[side]):
-            raise InputError(
-                f"vectors {list(shape)} of recipe {made_by}, {INDEX} and recipe.json say [{listed}, {self.dims[side]}] "
-                f"of {self.recipe_hash}",
-                where=shard.path,
-                fix=_AGAIN,
-            )
+        shard = self._shards[side][number]
+        if (side, number) not in self._checked:
+            listed, made_by = self._listed[side][number]["count"], shard.attributes.get("recipe_hash")
+            problem = next(layout_problems(shard, {"embeddings": ("<f2", (listed, self.dims[side]))}), None)
+            if made_by != self.recipe_hash:
+                problem = f"made by recipe {made_by}, the store's is {self.recipe_hash}"
+            elif problem is None and not np.isfinite(shard["embeddings"]).all():
+                problem = "vectors are NaN or infinite"
+            if problem:
+                raise InputError(problem, where=shard.path, fix=_AGAIN)
+            self._checked.add((side, number))
         return shard
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from extract.stores.hdf5 import MappedHDF5, write_hdf5
-from extract.stores.intact import INDEX, read_index
+from extract.stores.hdf5 import MappedHDF5, layout_problems, offsets_problem, write_hdf5
+from extract.stores.intact import INDEX, CountedFile, Index, read_index
 from extract.stores.recipe import read_recipe_of
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
 from manifests.files import sha256
+from manifests.typed import Count, Digest, schema
 
 FORMAT = "selfalign-text-features"
 SCHEMA = 1
@@ -37,6 +39,16 @@ def write_shard(path: Path, states: Sequence[np.ndarray], width: int, recipe_has
         "offsets": np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
     }
     write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+
+
+class TextIndex(Index):
+    """``index.json``, as the text feature stage writes it."""
+
+    schema_: schema(SCHEMA) = Field(alias="schema")
+    captions: Count
+    dim: int = Field(ge=1, le=2**20)
+    tokens_sha256: Digest
+    shards: list[CountedFile]
 
 
 class TextFeatureStore:
@@ -58,10 +70,13 @@ class TextFeatureStore:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.recipe, self.recipe_hash = read_recipe_of(self.folder, FORMAT, SCHEMA, _AGAIN)
-        self.index = read_index(self.folder, _AGAIN)
+        self.index = read_index(self.folder, TextIndex, _AGAIN)
         self.dim: int = self.index["dim"]
         self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in self.index["shards"]]
         self._starts = np.cumsum([0, *(shard["count"] for shard in self.index["shards"])]).tolist()
+        if self._starts[-1] != self.index["captions"]:
+            told = f"captions is {self.index['captions']}, its shards add up to {self._starts[-1]}"
+            raise InputError(told, where=self.folder / INDEX, fix=_AGAIN)
         self._checked: set[int] = set()
 
     def __len__(self) -> int:
@@ -70,7 +85,8 @@ class TextFeatureStore:
 
     def require_tokens(self, tokens: TokenStore) -> None:
         """Raise `InputError` unless the states are those of `tokens`."""
-        if self.index["tokens_sha256"] != sha256(tokens.path / "tokens.h5"):
+        same = self.index["tokens_sha256"] == sha256(tokens.path / "tokens.h5")
+        if not same or len(self) != tokens.num_captions:
             raise InputError(f"made of other captions or word pieces than {tokens.path}", where=self.folder, fix=_AGAIN)
 
     def states(self, caption: int) -> np.ndarray:
@@ -85,14 +101,13 @@ class TextFeatureStore:
     def _shard(self, number: int) -> MappedHDF5:
         shard = self._shards[number]
         if number not in self._checked:
-            found, listed = len(shard["offsets"]) - 1, self.index["shards"][number]["count"]
-            if shard.attributes.get("recipe_hash") != self.recipe_hash or found != listed:
-                raise InputError(
-                    f"{found} captions of recipe {shard.attributes.get('recipe_hash')}, {INDEX} and recipe.json say "
-                    f"{listed} of {self.recipe_hash}",
-                    where=shard.path,
-                    fix=_AGAIN,
-                )
+            listed, made_by = self.index["shards"][number]["count"], shard.attributes.get("recipe_hash")
+            wanted = {"states": ("<f2", (None, self.dim)), "offsets": ("<i8", (listed + 1,))}
+            problem = next(layout_problems(shard, wanted), None) or offsets_problem(shard, "offsets", "states")
+            if made_by != self.recipe_hash:
+                problem = f"made by recipe {made_by}, the store's is {self.recipe_hash}"
+            if problem:
+                raise InputError(problem, where=shard.path, fix=_AGAIN)
             self._checked.add(number)
         return shard
 

@@ -23,21 +23,38 @@ The last three are there only if the recipe has a tokenizer.
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from extract.stores.hdf5 import MappedHDF5, write_hdf5
-from extract.stores.intact import INDEX
+from extract.stores.hdf5 import MappedHDF5, layout_problems, offsets_problem, write_hdf5
+from extract.stores.intact import INDEX, CountedFile, Index
+from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe_of, write_recipe
 from extract.text.pieces import Pieces
 from extract.text.vocabulary import read_vocabulary
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
+from manifests.typed import Count, Digest, Written, checked, schema
 
 FORMAT = "selfalign-tokens"
 SCHEMA = 1
+
+
+_ARRAYS: dict[str, tuple[str, tuple[int | None, ...]]] = {
+    **{
+        "words": ("<i4", (None,)),
+        "spans": ("<i4", (None, 2)),
+        "pos": ("u1", (None,)),
+        "word_offsets": ("<i8", (None,)),
+    },
+    **{"text": ("u1", (None,)), "text_offsets": ("<i8", (None,)), "caption_image": ("<i4", (None,))},
+    **{"image_id": ("S", (None,)), "piece_ids": ("<i4", (None,)), "piece_words": ("<i4", (None,))},
+    "piece_offsets": ("<i8", (None,)),
+}
 
 
 @dataclass
@@ -121,6 +138,68 @@ def write_tokens(
     write_json(folder / INDEX, {"schema": SCHEMA, "images": len(image_ids), "shards": [listed]})
 
 
+class TokenIndex(Index):
+    """``index.json``, as the word stage writes it."""
+
+    schema_: schema(SCHEMA) = Field(alias="schema")
+    images: Count
+    shards: list[CountedFile] = Field(min_length=1, max_length=1)
+
+
+class _Tokenizer(Written):
+    size: Count
+    start_id: Count | None
+    end_id: Count | None
+
+
+class _Recipe(Written):
+    vocabulary_sha256: Digest
+    pos_names: list[str]
+    tokenizer: _Tokenizer | None
+
+
+def _problem(arrays: MappedHDF5, words: int, tags: int, pieces: int | None) -> str | None:
+    """What would mislead whoever reads these arrays of so many words, parts of speech and (or None) word pieces."""
+    ragged = {"word_offsets": ("words", "spans", "pos"), "text_offsets": ("text",)}
+    if pieces is not None:
+        ragged["piece_offsets"] = ("piece_ids", "piece_words")
+    wanted = {name: _ARRAYS[name] for name in ("caption_image", "image_id", *ragged, *chain(*ragged.values()))}
+    if problem := next(layout_problems(arrays, wanted), None):
+        return problem
+    image, images = arrays["caption_image"], len(arrays["image_id"])
+    for offsets, flats in ragged.items():
+        if len(arrays[offsets]) != len(image) + 1:
+            return f"{offsets} has {len(arrays[offsets])} places, for {len(image)} captions"
+        if problem := next(filter(None, (offsets_problem(arrays, offsets, flat) for flat in flats)), None):
+            return problem
+    if len(image) and not (image[0] >= 0 and image[-1] < images and (image[1:] >= image[:-1]).all()):
+        return f"caption_image doesn't rise within the {images} images"
+    counts = np.diff(arrays["word_offsets"])
+    if not counts.all():
+        return f"caption {np.argmin(counts)} has no word"
+    ends: list[tuple[str, int, int | np.ndarray]] = [("words", 0, words), ("pos", 0, tags)]
+    if pieces is not None:
+        own = np.repeat(counts, np.diff(arrays["piece_offsets"]))
+        ends += [("piece_ids", 0, pieces), ("piece_words", -1, own)]
+    for name, least, end in ends:
+        if not ((arrays[name] >= least) & (arrays[name] < end)).all():
+            return f"{name} are not all numbers of {'the words of their caption' if name == 'piece_words' else end}"
+    text, first = arrays["text"], arrays["text_offsets"][:-1][np.diff(arrays["text_offsets"]) > 0]
+    begins = (text & 0xC0) != 0x80  # a character
+    try:
+        text.tobytes().decode()
+        [raw.decode() for raw in arrays["image_id"].tolist()]
+    except UnicodeDecodeError as error:
+        return f"its text or its ids are not UTF-8 ({error.reason})"
+    if len(first) < len(image) or not begins[first].all():
+        return "a caption is empty, or begins within a character"
+    characters = np.add.reduceat(begins, first, dtype=np.int64) if len(first) else first
+    start, end = arrays["spans"].T
+    if not ((start >= 0) & (start <= end) & (end <= np.repeat(characters, counts))).all():
+        return "spans are not all within their caption"
+    return None
+
+
 class TokenStore:
     """A token store, read through a memory map. Picklable, and safe under fork, spawn and forkserver.
 
@@ -137,7 +216,8 @@ class TokenStore:
             raise InputError(f"no token store: it lacks {', '.join(missing)}", where=self.path, fix=again)
         older = "run the tokens stage of this data set again, or use the version of the program that wrote it"
         self.recipe, self.recipe_hash = read_recipe_of(self.path, FORMAT, SCHEMA, older)
-        if sha256(self.path / "vocabulary.json") != self.recipe["vocabulary_sha256"]:
+        told = checked(self.recipe, _Recipe, where=self.path / RECIPE, fix=again)
+        if sha256(self.path / "vocabulary.json") != told.vocabulary_sha256:
             raise InputError(
                 "not the vocabulary that this store was made with: its sha256 differs from the recipe's",
                 where=self.path / "vocabulary.json",
@@ -149,8 +229,12 @@ class TokenStore:
                 "made with another recipe than the one beside it", where=self.path / "tokens.h5", fix=again
             )
         self.vocabulary: list[str] = read_vocabulary(self.path / "vocabulary.json")
-        self.pos_names: list[str] = self.recipe["pos_names"]
-        self.has_pieces: bool = self.recipe["tokenizer"] is not None
+        self.pos_names: list[str] = told.pos_names
+        self.has_pieces: bool = told.tokenizer is not None
+        pieces = told.tokenizer.size if told.tokenizer else None
+        problem = _problem(self._arrays, len(self.vocabulary), len(self.pos_names), pieces)
+        if problem:
+            raise InputError(problem, where=self.path / "tokens.h5", fix=again)
 
     @property
     def num_captions(self) -> int:

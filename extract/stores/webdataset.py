@@ -18,16 +18,19 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from urllib.parse import unquote
 
 import numpy as np
+from pydantic import Field
 
 from extract.stores import npy
-from extract.stores.regions import Regions
+from extract.stores.intact import Entry, Index
+from extract.stores.regions import About, MeasuredNorms, Regions, require_region_recipe
 from manifests.errors import InputError
 from manifests.files import canonical_json
 from manifests.opening import MOST_ROW
+from manifests.typed import Count, Written, checked, schema
 
 FORMAT = "selfalign-webdataset"
 SCHEMA = 1
@@ -41,6 +44,39 @@ _FACTS = {
 }
 _SHORTEST_END, _LONGEST_END = 2 * tarfile.BLOCKSIZE, 2**20  # bytes of zeros that end an archive, as far as it is read
 _ESCAPED = re.compile(r"[%./\\\x00-\x1f\x7f]")
+
+
+class PackedShard(Entry):
+    """A shard that the index lists."""
+
+    file: str = Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*\.tar$")
+    split: Literal["train", "val", "test"]
+    count: Count
+    captions: Count
+
+
+class PackIndex(Index):
+    """``index.json``, as the pack stage writes it."""
+
+    schema_: schema(SCHEMA) = Field(alias="schema")
+    dataset: str = ""
+    images: int = Field(ge=1, le=2**40)
+    left_out: list[str]
+    dim: int = Field(ge=1, le=2**20)
+    shards: list[PackedShard] = Field(min_length=1)
+    about: About | None = None
+    norms: MeasuredNorms | None = None
+
+
+class _Recipe(Written):
+    regions: dict[str, Any]
+    tokens: dict[str, Any]
+
+
+def require_pack_recipe(recipe: Any, where: object) -> None:
+    """Raise `InputError` unless a recipe is that of such shards."""
+    told = checked(recipe, _Recipe, where=where, fix=FIX)
+    require_region_recipe(told.regions, where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class PieceTokenizer:
             raise _no_tokenizer(folder, "holds no tokenizer.json (or vocab.txt)")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except Exception as error:  # transformers and tokenizers raise whatever damaged files lead them to
             raise _no_tokenizer(folder, f"no tokenizer that loads ({error})") from error
         if not self._tokenizer.is_fast:
             raise _no_tokenizer(folder, "a slow tokenizer, which can't say where its pieces lie in the caption")

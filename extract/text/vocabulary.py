@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manifests.errors import InputError
-from manifests.jsonl import parse_json, read_utf8
+from manifests.typed import read_checked
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 UNKNOWN = SPECIAL.index("<unk>")
@@ -28,9 +28,7 @@ def word_numbers(vocabulary: list[str]) -> dict[str, int]:
 def read_vocabulary(path: Path) -> list[str]:
     """Read a vocabulary.json; InputError if it is none."""
     fix = "point to the vocabulary.json of a token store (data/DATASET/tokens/vocabulary.json)"
-    vocabulary = parse_json(read_utf8(path, fix=fix), path=path, fix=fix)
-    if not isinstance(vocabulary, list) or not all(isinstance(word, str) for word in vocabulary):
-        raise InputError("not a list of words", where=path, fix=fix)
+    vocabulary, _ = read_checked(path, list[str], fix=fix)
     if tuple(vocabulary[: len(SPECIAL)]) != SPECIAL:
         raise InputError(f"doesn't begin with {', '.join(SPECIAL)}", where=path, fix=fix)
     if len(set(vocabulary)) != len(vocabulary):

@@ -10,7 +10,7 @@ from torch import nn
 
 from extract import tokens
 from extract.stores.recipe import write_recipe
-from extract.stores.regions import INDEX, SCHEMA, Regions, write_shard
+from extract.stores.regions import INDEX, Regions, region_index, write_shard
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TokenSettings
 from manifests import manifest, scenes
@@ -65,9 +65,9 @@ def write_regions(folder: Path, ids: list[str], features: np.ndarray, boxes: np.
         folder / "000000.h5", ids, regions, recipe_hash, dim=features.shape[2], dense=features.shape[1], id_bytes=32
     )
     shard = {"file": "000000.h5", "count": len(ids), "sha256": sha256(folder / "000000.h5")}
-    index = {"schema": SCHEMA, "images": len(ids), "dim": features.shape[2]}
-    index |= {"object_names": None, "attribute_names": None, "shards": [shard]}
-    write_json(folder / INDEX, index)
+    shard |= {"first": ids[0], "last": ids[-1]}
+    sizes = {"dim": features.shape[2], "dense": features.shape[1]}
+    write_json(folder / INDEX, region_index([shard], **sizes, object_names=None, attribute_names=None))
 
 
 def retrieval_data(folder: Path, split: str = "test") -> RetrievalData:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from extract import pack, tokens
 from extract.stores.recipe import write_recipe
-from extract.stores.regions import SCHEMA, Regions, RegionStore, write_shard
+from extract.stores.regions import Regions, RegionStore, region_index, write_shard
 from extract.stores.webdataset import sample_key
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
@@ -72,22 +72,17 @@ def write_region_store(folder: Path, ids: list[str], attributes: bool = True) ->
     rng = np.random.default_rng(0)
     regions = []
     for count in range(3, 3 + len(ids)):
-        labels = {"objects_id": rng.integers(0, 2, count), "objects_conf": rng.random(count, np.float32)}
+        labels = {"objects_id": rng.integers(0, 2, count, np.int32), "objects_conf": rng.random(count, np.float32)}
         if attributes:
-            labels |= {"attrs_id": rng.integers(0, 2, count), "attrs_conf": rng.random(count, np.float32)}
+            labels |= {"attrs_id": rng.integers(0, 2, count, np.int32), "attrs_conf": rng.random(count, np.float32)}
         features, boxes = rng.normal(size=(count, 8)).astype(np.float16), rng.random((count, 4), np.float32)
         regions.append(Regions(features=features, boxes=boxes, image_size=(40, 30 + count), **labels))
     recipe_hash = write_recipe(folder, {"detector": "drawn"}, {})
     write_shard(folder / "000000.h5", ids, regions, recipe_hash, dense=None, dim=8, id_bytes=16)
-    index = {
-        "schema": SCHEMA,
-        "images": len(ids),
-        "dim": 8,
-        "object_names": ["ring", "star"],
-        "attribute_names": ["red", "blue"] if attributes else None,
-        "shards": [{"file": "000000.h5", "count": len(ids), "sha256": sha256(folder / "000000.h5")}],
-    }
-    write_json(folder / "index.json", index)
+    shard = {"file": "000000.h5", "count": len(ids), "sha256": sha256(folder / "000000.h5")}
+    shard |= {"first": ids[0], "last": ids[-1]}
+    names = {"object_names": ["ring", "star"], "attribute_names": ["red", "blue"] if attributes else None}
+    write_json(folder / "index.json", region_index([shard], dim=8, dense=None, **names))
     return folder
 
 

@@ -19,10 +19,10 @@ from extract.stores import hdf5
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
 from extract.stores.open_files import MOST_OPEN
 from extract.stores.recipe import environment, read_recipe, require_same_recipe, write_recipe
-from extract.stores.regions import INDEX, Regions, RegionStore, write_shard
+from extract.stores.regions import INDEX, Regions, RegionStore, region_index, write_shard
 from extract.stores.staging import Staging
 from manifests.errors import InputError
-from manifests.files import fingerprint, write_json
+from manifests.files import fingerprint, sha256, write_json
 from tests.extract.region_files import Pictures, contents
 from tests.pipeline.many_shards import write_data_set
 
@@ -220,10 +220,10 @@ def write_store(folder: Path, shards: list[tuple[list[str], list[Regions]]], den
     for number, (ids, regions) in enumerate(shards):
         file = f"{number:06d}.h5"
         write_shard(folder / file, ids, regions, recipe_hash, dim=6, dense=dense, id_bytes=12)
-        listed.append({"file": file, "count": len(ids)})
-    images = sum(len(ids) for ids, _ in shards)
-    names = {"object_names": None, "attribute_names": None}
-    write_json(folder / INDEX, {"schema": 1, "images": images, "dim": 6, "shards": listed} | names)
+        first, last = (ids[0], ids[-1]) if ids else (None, None)
+        digest = sha256(folder / file)
+        listed.append({"file": file, "count": len(ids), "first": first, "last": last, "sha256": digest})
+    write_json(folder / INDEX, region_index(listed, dim=6, dense=dense, object_names=None, attribute_names=None))
     return RegionStore(folder)
 
 
@@ -324,8 +324,9 @@ def test_padded_batches_do_not_stay_resident(tmp_path: Path) -> None:
     ids = [f"{i:03d}" for i in range(400)]
     pictures = [Regions(some, boxes, (5, 5)) for some in features]
     write_shard(tmp_path / "0.h5", ids, pictures, recipe_hash, dim=1024, dense=36, id_bytes=3)
-    listed = {"schema": 1, "images": 400, "dim": 1024, "shards": [{"file": "0.h5", "count": 400}]}
-    write_json(tmp_path / INDEX, listed | {"object_names": None, "attribute_names": None})
+    shard = {"file": "0.h5", "count": 400, "first": ids[0], "last": ids[-1], "sha256": sha256(tmp_path / "0.h5")}
+    index = region_index([shard], dim=1024, dense=36, object_names=None, attribute_names=None)
+    write_json(tmp_path / INDEX, index)
     store = RegionStore(tmp_path)
     store.padded(range(20))
     before = resident()
@@ -405,7 +406,7 @@ def test_missing_or_broken_index_is_refused(copy: Path, text: str | None) -> Non
 
 def test_other_schema_is_refused(copy: Path) -> None:
     spoil(copy / INDEX, schema=2)
-    with pytest.raises(InputError, match="schema 2, this program reads 1"):
+    with pytest.raises(InputError, match="schema: 2, this program reads 1"):
         RegionStore(copy)
 
 
@@ -417,7 +418,7 @@ def test_altered_recipe_is_refused(copy: Path) -> None:
 
 
 def test_altered_recipe_with_a_new_hash_does_not_fit_the_shards(copy: Path) -> None:
-    recipe = RegionStore(copy).recipe | {"selection": "mine"}
+    recipe = RegionStore(copy).recipe | {"selection": {"rule": "mine"}}
     spoil(copy / "recipe.json", recipe=recipe, recipe_hash=fingerprint(recipe))
     with pytest.raises(InputError, match="never mixed"):
         RegionStore(copy).regions(0)
@@ -466,7 +467,7 @@ def test_an_epoch_of_random_batches_parses_each_shard_once_and_keeps_few_open(
 def test_what_is_read_at_the_moment_stays_open_when_others_are_opened(hundred: Path) -> None:
     store = RegionStore(hundred)
     view, first = store.regions(0).features, store.regions(0).features.copy()
-    read, out = store._shard(0).row_reader("features"), np.empty((3, 8), np.float16)
+    read, out = store.shard(0).row_reader("features"), np.empty((3, 8), np.float16)
     for row in range(200):
         store.regions(row)
     np.testing.assert_array_equal(view, first)

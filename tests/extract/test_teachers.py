@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertModel, ViTModel
 from extract import teachers, verify
 from extract.card import run as run_card
 from extract.stores.recipe import write_recipe
-from extract.stores.regions import INDEX, SCHEMA, Regions, write_shard
+from extract.stores.regions import INDEX, Regions, region_index, write_shard
 from extract.stores.staging import Staging
 from extract.stores.teachers import TeacherStore
 from extract.teaching.settings import ImageTeacherSettings, TeacherSettings
@@ -57,9 +57,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe_hash = write_recipe(folder, {"detector": {"name": "written by a test"}}, {})
     ids, regions = zip(*kept, strict=True)
     write_shard(folder / "000000.h5", ids, regions, recipe_hash, dim=6, dense=None, id_bytes=2)
-    shard = {"file": "000000.h5", "count": 4, "sha256": sha256(folder / "000000.h5")}
-    index = {"schema": SCHEMA, "images": 4, "dim": 6, "object_names": None, "attribute_names": None, "shards": [shard]}
-    write_json(folder / INDEX, index)
+    shard = {"file": "000000.h5", "count": 4, "first": ids[0], "last": ids[-1], "sha256": sha256(folder / "000000.h5")}
+    write_json(folder / INDEX, region_index([shard], dim=6, dense=None, object_names=None, attribute_names=None))
     return root
 
 

@@ -208,7 +208,7 @@ def test_images_without_any_caption_make_an_empty_store(tmp_path, store):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('["a"]', "begin with <pad>"), ("{", "not valid JSON"), ('{"a": 1}', "not a list"),
+    [('["a"]', "begin with <pad>"), ("{", "not valid JSON"), ('{"a": 1}', "should be a valid array"),
      (json.dumps([*SPECIAL, "a", "b", "a"]), "'a' twice"), (None, "No such file")],
 )  # fmt: skip
 def test_a_bad_vocabulary_is_an_error(tmp_path, content, said):

@@ -284,6 +284,7 @@ def test_only_the_other_splits_need_be_in_the_store(dataset: dict[str, Path], pa
         id_bytes=32,
     )
     shard = {"file": "000000.h5", "count": len(rows), "sha256": sha256(folder / "000000.h5")}
+    shard |= {"first": rows[0].id, "last": rows[-1].id}
     write_json(folder / "index.json", store.index | {"images": len(rows), "shards": [shard]})
     stream_ = {"urls": [f"{packed}/{PATTERN}"], "window": 500}
     few = {"epochs": 1, "stream": stream_}

@@ -1,0 +1,301 @@
+"""The smallest sound example of every kind of file, made by the project's own writers."""
+
+import csv
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from eval import ensemble, evaluate
+from eval.search import index
+from eval.search.words import RunWords
+from eval.settings import EvaluationSettings
+from eval.study import COLUMNS, write_points
+from extract import pack, teachers, text_features, tokens
+from extract.card import write_card
+from extract.exchange import manifest as imported_manifest
+from extract.exchange.regions import _Import
+from extract.settings import ImportSettings, PackSettings
+from extract.stores.regions import FAILURES
+from extract.teaching.settings import TeacherSettings
+from extract.text.settings import TextFeatureSettings, TokenSettings
+from extract.text.words import load_language
+from manifests import manifest
+from manifests.coco_ids import write_coco_ids
+from manifests.files import fingerprint, sha256, write_json, write_text
+from manifests.grounding import Grounding, Phrase, write_grounding
+from manifests.progress import progress
+from manifests.schema import write_manifest
+from tests.encoders import write_encoder
+from tests.extract.exchange_files import write_data_set
+from tests.extract.region_files import encoded, large_png, scene
+from train.checkpoint import data_recipe, read_record, save_model
+from train.data import RetrievalData
+from train.models import build_model
+from train.settings import RunSettings
+from train.state import Progress, StateFolder
+
+SETTINGS = {
+    "dataset": "tiny",
+    "epochs": 1,
+    "batch_size": 10,
+    "base": {"name": "vsrn", "dim": 8, "graph_layers": 1},
+    "text": {"reads": "tokens", "word_dim": 4},
+    "triplet": {},
+    "selfalign": {"concept": {"num_concepts": 4}, "context": {"num_negatives": 4}},
+}
+RUNS = {
+    "plain": RunSettings(**{**SETTINGS, "selfalign": None}),
+    "aligned": RunSettings(**SETTINGS),
+    "cached": RunSettings(**{**SETTINGS, "text": {"reads": "text_features"}}),
+}
+WORDS = TokenSettings(language="blank_en", min_count=1)
+TEACHERS = {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa", "dim": 4}}
+EVALUATION = EvaluationSettings(split="test")
+CAPTIONS = [("train", "a ring"), ("train", "a star"), ("val", "a disc"), ("test", "two rings, and “é”")]
+
+
+LANGUAGE = load_language(WORDS.language)
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A temporary folder, in memory where there is room: a try copies a hundred links, and removes them."""
+    memory = Path("/dev/shm")
+    there = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**28
+    with TemporaryDirectory(prefix="fuzz-", dir=memory if there else None, ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def make(root: Path) -> Path:
+    """Write all examples into `root`, and give it back."""
+    torch.set_num_threads(1)
+    for counts, name in (((4,) * 10, "tiny"), ((3, 1, 2, 4, 5, 2, 2, 1, 3, 4), "ragged")):
+        _data_set(root / "data" / name, counts)
+    _pictures(root / "pictures")
+    _exchanged(root)
+    _weights(root / "weights")
+    _runs(root)
+    _beside(root)
+    return root
+
+
+def _data_set(folder: Path, counts: tuple[int, ...]) -> None:
+    """Every store that a data set can have; the words of “tiny” are word pieces too."""
+    data = write_data_set(folder, counts=counts)
+    rows = [replace(row, sha256=fingerprint(row.id), captions=row.captions[:2]) for row in data.rows]
+    write_manifest(data.manifest, rows)
+    phrases = ((Phrase(0, 7, 0, "phrase"),), (Phrase(0, 7, 1, "phrase"),))
+    boxes, labels = ((1.0, 2.0, 90.0, 80.0), (5.0, 5.0, 30.0, 60.0)), ({"shape": "ring"}, {})
+    write_grounding(data.manifest.with_name("grounding.jsonl"), [Grounding(r.id, boxes, labels, phrases) for r in rows])
+    ids = {row.id: [10 * int(row.id), 10 * int(row.id) + 1] for row in rows}
+    write_coco_ids(data.manifest.with_name("coco_ids.jsonl"), ids)
+    write_text(folder / "regions" / FAILURES, "")
+    write_card(folder / "regions")
+    encoder = write_encoder(folder / "encoder", width=8)
+    paths = {"dataset": folder.name, "manifest": data.manifest, "regions": folder / "regions"}
+    words = WORDS.model_copy(update={"tokenizer": encoder, "max_pieces": 32})
+    tokens.run(manifest=data.manifest, settings=words, out=folder / "tokens")
+    text_features.run(
+        dataset=folder.name,
+        tokens=folder / "tokens",
+        settings=TextFeatureSettings(model=str(encoder), captions_per_shard=12),
+        out=folder / "text_features",
+        staging=folder / "staging",
+    )
+    settings = TeacherSettings(**TEACHERS, items_per_shard=6)
+    teachers.run(**paths, images=folder, settings=settings, out=folder / "teachers", staging=folder / "staging")
+    pack.run(**paths, tokens=folder / "tokens", settings=PackSettings(images_per_shard=3), out=folder / "pack")
+
+
+def _pictures(folder: Path) -> None:
+    """One picture in each format, and captions files of every kind beside them."""
+    (folder / "images").mkdir(parents=True)
+    picture = Image.fromarray(scene(0)[0]).resize((40, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options: dict[str, dict] = {"jpg": {"exif": exif, "quality": 60}, "gif": {"save_all": True}, "tif": {"exif": exif}}
+    names = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "bmp": "BMP"}
+    for suffix, format in names.items():
+        (folder / "images" / f"{suffix}.{suffix}").write_bytes(encoded(picture, format, **options.get(suffix, {})))
+    (folder / "images" / "palette.png").write_bytes(encoded(picture.convert("P"), "PNG"))
+    (folder / "images" / "bits.png").write_bytes(large_png(64, 8))
+    rows = [
+        {"image": path.name, "split": split, "captions": [text, f"{text} too"]}
+        for path, (split, text) in zip(sorted((folder / "images").iterdir()), CAPTIONS * 2, strict=True)
+    ]
+    write_text(folder / "captions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for suffix, delimiter in (("csv", ","), ("tsv", "\t")):
+        with open(folder / f"captions.{suffix}", "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, delimiter=delimiter)
+            table.writerow(["image", "caption", "split"])
+            table.writerows([row["image"], text, row["split"]] for row in rows for text in row["captions"])
+    objects = [{"box": [1, 2, 30, 20], "shape": "ring"}]
+    phrases = [{"start": 0, "end": 1, "object": 0, "kind": "shape"}]
+    images = [
+        {
+            "filename": row["image"],
+            "split": row["split"],
+            "cocoid": number,
+            "objects": objects,
+            "sentences": [
+                {"raw": text, "sentid": 10 * number + k, "phrases": phrases} for k, text in enumerate(row["captions"])
+            ],
+        }
+        for number, row in enumerate(rows)
+    ]
+    write_json(folder / "captions.json", {"images": images})
+    listed = [{"image_id": row["image"], "caption": text} for row in rows for text in row["captions"]]
+    write_json(folder / "listed.json", listed)
+    listing = {"images": folder / "images", "captions": folder / "captions.csv"}
+    manifest.run(**listing, format="folder", duplicates="allow", out=folder / "manifest")
+
+
+def _exchanged(root: Path) -> None:
+    """“tiny” in every format of other people, with captions.json beside those that have none."""
+    data = write_data_set(root / "exchanged" / "tiny")
+    for format in ("scan", "butd-tsv", "lxmert-tsv", "vinvl", "bua-npz", "karpathy"):
+        data.export(format, root / "exchange" / format)
+    captions = next((root / "exchange" / "karpathy").glob("*.json"))
+    for format in ("butd-tsv", "lxmert-tsv", "vinvl", "bua-npz"):
+        shutil.copy(captions, root / "exchange" / format / "captions.json")
+    write_json(root / "exchange" / "scan" / "id_mapping.json", {row.id: row.path for row in data.rows})
+
+    imported, images = root / "imported", root / "exchange" / "butd-tsv" / "regions.tsv"
+    listed, told = imported / "manifest" / "manifest.jsonl", ImportSettings(images_per_shard=4)
+    imported_manifest.run(
+        images=images, captions=images.with_name("captions.json"), format="butd-tsv", out=listed.parent, **told.told
+    )
+    made = _Import(manifest=listed, images=images, settings=told, staging=imported / "staging")
+    made.staged.folder.mkdir(parents=True)
+    with progress(what="import", unit="images") as bar:
+        made.make(range(len(made)), 2, bar, check=False)  # and killed here
+
+
+def _weights(folder: Path) -> None:
+    """Detectors' checkpoints."""
+    folder.mkdir()
+    tiny = Path(__file__).parents[1] / "data" / "detectron2_tiny.pth"
+    shutil.copy(tiny, folder / "tiny.pth")
+    state = torch.load(tiny, weights_only=False)
+    state = state.get("model", state)
+    save_file({name: torch.as_tensor(value).clone() for name, value in state.items()}, folder / "tiny.safetensors")
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    (folder / "tiny.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "a test"}, protocol=2))
+    from tests.extract.region_files import WEIGHTS
+
+    shutil.copy(WEIGHTS, folder / "demo.safetensors")
+
+
+def opened(data: Path, split: str, run: str) -> RetrievalData:
+    """A data set's split as a run reads it."""
+    return RetrievalData(
+        data / "manifest" / "manifest.jsonl",
+        data / "regions",
+        data / "tokens",
+        split,
+        text_features=data / "text_features" if run == "cached" else None,
+    )
+
+
+def source(root: Path, run: str = "plain") -> index.Source:
+    """Where an index of “tiny” comes from."""
+    data, model = root / "data" / "tiny", root / "runs" / run / "model"
+    words = WORDS.model_copy(update={"tokenizer": data / "encoder", "max_pieces": 32})
+    vocabulary = data / "tokens" / "vocabulary.json"
+    return index.Source(
+        run=run,
+        dataset="tiny",
+        model=model,
+        manifest=data / "manifest" / "manifest.jsonl",
+        regions=data / "regions",
+        tokens=data / "tokens",
+        text_features=None,
+        words=RunWords(words, False, None, vocabulary, read_record(model)["recipe"]),
+    )
+
+
+def state_folder(root: Path) -> StateFolder:
+    """Where the half-trained run “aligned” waits."""
+    data = root / "data" / "tiny"
+    train = opened(data, "train", "aligned")
+    record = {"settings": RUNS["aligned"].model_dump(), "recipe": data_recipe(train), "teachers": None}
+    return StateFolder(root / "staging", "aligned", record | {"manifest": sha256(data / "manifest" / "manifest.jsonl")})
+
+
+def _runs(root: Path) -> None:
+    """Runs of untrained models, evaluated; one that waits half trained; an ensemble, and indexes."""
+    data = root / "data" / "tiny"
+    for name, settings in RUNS.items():
+        torch.manual_seed(0)
+        train, folder = opened(data, "train", name), root / "runs" / name
+        dims = (train.region_store.dim, train.vocabulary_size)
+        model = build_model(settings, *dims, text_dim=train.text_dim, marks=train.marks)
+        record = {
+            "settings": settings.model_dump(),
+            "feature_dim": dims[0],
+            "vocabulary_size": dims[1],
+            "recipe": data_recipe(train),
+            **{"parameters": 1, "best_epoch": 1, "val_rsum": 1.0, "seconds": 1.0},
+        }
+        save_model(folder / "model", model, record)
+        write_text(
+            folder / "epochs.csv",
+            "epoch,step,seconds,learning_rate,loss,triplet,val_rsum\n0,3,1,0.1,5,3,90\n1,6,2,,4,2,99\n",
+        )
+        if name == "aligned":
+            optimizer = torch.optim.Adam(model.parameters())
+            sum(parameter.sum() for parameter in model.parameters()).backward()
+            optimizer.step()
+            state = state_folder(root)
+            progress = Progress(0, 1, {"triplet": 1.0}, [], 3.0, 0, 5.0)
+            state.keep_best(model, record, progress)
+            state.save(model, optimizer, progress)
+        evaluate.run(
+            name=name,
+            manifest_dir=_without_coco(data),
+            regions=data / "regions",
+            tokens=data / "tokens",
+            model=folder / "model",
+            settings=EVALUATION,
+            device="cpu",
+            batch_size=16,
+            out=folder / "evaluation",
+            metrics=folder / "metrics.json",
+            correspondence=folder / "correspondence.json",
+            pieces=settings.text.pieces,
+            text_features=data / "text_features" if name == "cached" else None,
+        )
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    cost = json.loads((benchmarks / "search_cost.json").read_text())
+    write_json(root / "runs" / "plain" / "cost.json", cost | {"run": "plain"})
+    runs = ("plain", "aligned")
+    ensemble.run(name="both", runs=runs, runs_dir=root / "runs", settings=EVALUATION, out=root / "ensembles" / "both")
+    for kind in ("exact", "hnsw"):
+        out = root / "indexes" / kind
+        index.run(source=source(root), kind=kind, out=out, device="cpu", batch_size=16)
+
+
+def _without_coco(data: Path) -> Path:
+    """The manifest's folder without COCO's ids: COCO's own figures take seconds."""
+    folder = data.parent / "plain_manifest"
+    shutil.copytree(data / "manifest", folder, dirs_exist_ok=True)
+    (folder / "coco_ids.jsonl").unlink()
+    return folder
+
+
+def _beside(root: Path) -> None:
+    """What lies in a project beside data and runs."""
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", root / "params.yaml")
+    point = dict.fromkeys(COLUMNS) | {"rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}
+    write_points(root / "studies" / "size" / "points.csv", [point | {"value": 64}, point | {"value": 8}])

@@ -1,0 +1,54 @@
+"""Files that the pipeline wrote are read by types: the error is one line, with the file and the first wrong key."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from manifests.errors import InputError
+from manifests.typed import Count, Written, read_checked, schema
+
+
+class Told(Written):
+    schema_: schema(1) = Field(alias="schema")
+    count: Count
+    names: dict[str, list[str]] = {}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"schema": 2, "count": 1}', "schema: 2, this program reads 1"),
+        ('{"schema": 1, "count": -1}', "count: input should be greater than or equal to 0"),
+        ('{"schema": 1, "count": %s}' % (10**30), "count: input should be less than or equal to"),
+        ('{"schema": 1, "count": true}', "count: input should be a valid integer"),
+        ('{"schema": 1, "count": 1.5}', "count: "),
+        ('{"schema": 1, "count": 1e999}', "1e999 is too large a number"),
+        ('{"schema": 1, "count": NaN}', "NaN is not a JSON number"),
+        ('{"schema": 1, "count": 1, "names": {"a": [1]}}', r"names.a.0: input should be a valid string"),
+        ('{"schema": 1, "count": 1, "names": {"a": ["\\ud800"]}}', "surrogates not allowed"),
+        ('{"schema": 1}', "count: field required"),
+        ("[" * 100_000, "recursion"),
+        ("[]", "the file: "),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "told.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=told) as caught:
+        read_checked(path, Told, fix="write it again")
+    assert str(path) in str(caught.value) and caught.value.fix == "write it again"
+
+
+def test_what_is_right_is_given_as_type_and_as_it_stands(tmp_path: Path):
+    value = {"schema": 1, "count": 2, "names": {"a": ["b"]}, "more": None}
+    (tmp_path / "told.json").write_text(json.dumps(value), encoding="utf-8")
+    told, stands = read_checked(tmp_path / "told.json", Told, fix="")
+    assert (told.count, told.names, stands) == (2, {"a": ["b"]}, value)
+
+
+def test_an_error_is_one_line_however_much_a_file_quotes_of_itself():
+    told = str(InputError("a\n  b " + "x" * 10**6, where="here", fix="mend it"))
+    assert told.startswith("here: a b x") and len(told) < 2000 and "\n" not in told
+    assert str(InputError("short", where="here", fix="mend it")) == "here: short. Fix: mend it."

@@ -32,11 +32,12 @@ from extract.regions import run
 from extract.settings import RegionSettings
 from manifests.drawing import draw_scene
 from manifests.files import sha256, write_json
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 from pipeline.strict_yaml import load
 
 
-def pictures(folder: Path, count: int, size: tuple[int, int] | None) -> list[ImageRow]:
+def pictures(folder: Path, count: int, size: tuple[int, int] | None) -> list[CaptionedImage]:
     """Drawn scenes as PNG (or, enlarged to `size`, as JPEG) with their manifest rows."""
     rows = []
     for number in range(count):
@@ -45,8 +46,8 @@ def pictures(folder: Path, count: int, size: tuple[int, int] | None) -> list[Ima
         path = folder / (f"{number:06d}.png" if size is None else f"{number:06d}.jpg")
         (image if size is None else image.resize(size)).save(path, quality=90)
         width, height = size or image.size
-        rows.append(ImageRow(path.stem, path.name, sha256(path), width, height, "train", ()))
-    write_manifest(folder / "manifest.jsonl", rows)
+        rows.append(CaptionedImage(path.stem, path.name, sha256(path), width, height, "train", ()))
+    write_manifest(folder / "manifest", rows)
     return rows
 
 
@@ -57,7 +58,7 @@ def stage_seconds(folder: Path, settings: RegionSettings, batch_size: int) -> fl
     start = time.perf_counter()
     run(
         dataset="benchmark",
-        manifest=folder / "manifest.jsonl",
+        manifest=folder / "manifest",
         images=folder,
         settings=settings,
         out=out,
@@ -67,7 +68,7 @@ def stage_seconds(folder: Path, settings: RegionSettings, batch_size: int) -> fl
     return time.perf_counter() - start
 
 
-def bare_forward(folder: Path, rows: list[ImageRow], settings: RegionSettings, batch_size: int):
+def bare_forward(folder: Path, rows: list[CaptionedImage], settings: RegionSettings, batch_size: int):
     """A function that runs the network alone on the pictures, batched, from memory."""
     detector = load_detector(settings.detector, settings.selection)
     prepared = [detector.prepare(decode((folder / row.path).read_bytes())) for row in rows]
@@ -83,7 +84,7 @@ def bare_forward(folder: Path, rows: list[ImageRow], settings: RegionSettings, b
     return forward
 
 
-def fork_style(folder: Path, rows: list[ImageRow], settings: RegionSettings):
+def fork_style(folder: Path, rows: list[CaptionedImage], settings: RegionSettings):
     """A function that does what published forks do: one picture at a time, res5 on 1,000 proposals, then again."""
     spec = {**settings.detector.model_dump(), "proposals_after": 1000}
     detector = load_detector(spec, settings.selection)

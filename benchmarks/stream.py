@@ -38,7 +38,7 @@ class _Silent(SimpleHTTPRequestHandler):
 
 def trained(data: Path, settings: RunSettings) -> dict[str, float]:
     """Train once: R@sum on the test split, and the median of the epochs' seconds (validation included)."""
-    stores = {"manifest": data / "manifest" / "manifest.jsonl", "regions": data / "regions", "tokens": data / "tokens"}
+    stores = {"manifest": data / "manifest", "regions": data / "regions", "tokens": data / "tokens"}
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         run(

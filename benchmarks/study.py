@@ -100,7 +100,7 @@ class Study:
 
     def __init__(self, data: Path, results: Path):
         self.data, self.results = data, results
-        self.stores = {"manifest": data / "manifest/manifest.jsonl", "regions": data / "regions"}
+        self.stores = {"manifest": data / "manifest", "regions": data / "regions"}
         self.stores["tokens"] = data / "tokens"
 
     def result(self, name: str, wanted: RunSettings) -> dict[str, Any] | None:

@@ -26,11 +26,11 @@ from eval.rouge import RougeL
 from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
-from manifests.coco_ids import COCO_IDS, read_coco_ids
 from manifests.errors import InputError
 from manifests.files import whole_folder, write_json
 from manifests.grounding import read_grounding
 from manifests.locks import one_writer
+from manifests.tables import Manifest
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 
@@ -58,8 +58,7 @@ def run(
 
     Parameters
     ----------
-    manifest_dir : `data/D/manifest`, with `manifest.jsonl` and, where the true objects are known, `grounding.jsonl`,
-        where images and captions are COCO's, `coco_ids.jsonl`.
+    manifest_dir : `data/D/manifest`, with its tables and, where the true objects are known, `grounding.jsonl`.
     regions, tokens : the data set's stores.
     model : `runs/R/model`.
     batch_size : items encoded at a time; it changes the speed only.
@@ -72,9 +71,7 @@ def run(
     InputError for an empty split, for a model that was trained on other features or words, and for embeddings that
     are not finite.
     """
-    data = RetrievalData(
-        manifest_dir / "manifest.jsonl", regions, tokens, settings.split, pieces=pieces, text_features=text_features
-    )
+    data = RetrievalData(manifest_dir, regions, tokens, settings.split, pieces=pieces, text_features=text_features)
     if data.left_out:
         log.warning(
             "%s: %d images of split %s have no region features and are left out: %s",
@@ -89,7 +86,7 @@ def run(
         teacher = embed_locals(network, data, batch_size)
         figures["modes"] = mode_figures(embeddings, teacher, ranks, data.caption_image, settings.rerank)
     figures |= _graded(embeddings, data, settings.spice)
-    figures |= _eccv(embeddings, data, manifest_dir / COCO_IDS)
+    figures |= _eccv(embeddings, data, Manifest.open(manifest_dir))
 
     truth = manifest_dir / "grounding.jsonl"
     pairs = match_pairs(network, data, batch_size, read_grounding(truth) if truth.exists() else {})
@@ -128,19 +125,17 @@ def _graded(embeddings: Embeddings, data: RetrievalData, spice: Path | None) -> 
     return {"ndcg": ndcg, "unimodal": unimodal}
 
 
-def _eccv(embeddings: Embeddings, data: RetrievalData, coco_ids: Path) -> dict:
+def _eccv(embeddings: Embeddings, data: RetrievalData, listed: Manifest) -> dict:
     """ECCV Caption's figures where the images and captions are COCO's; otherwise nothing."""
-    if not coco_ids.exists():
+    ids = listed.caption_ids(0, listed.num_captions)
+    if None in ids or not ids:
         return {}
-    own = read_coco_ids(coco_ids)
+    ends = listed.first_caption.tolist()
     for image in data.images:
-        if len(own.get(image.id, ())) != len(image.captions) or not image.id.isdecimal():
-            raise InputError(
-                f"it hasn't COCO's ids of image {image.id!r} and of its {len(image.captions)} captions",
-                where=coco_ids,
-                fix="run the manifest stage again",
-            )
-    caption_ids = [caption for image in data.images for caption in own[image.id]]
+        if not image.id.isdecimal():
+            told = f"its captions have COCO's ids, and image {image.id!r} has none"
+            raise InputError(told, where=listed.place, fix="run the manifest stage again")
+    caption_ids = [id for row in data.image_rows.tolist() for id in ids[ends[row] : ends[row + 1]]]
     found = eccv_recalls(embeddings, [int(image.id) for image in data.images], caption_ids)
     if isinstance(found, str):
         log.warning("ECCV Caption is left out: %s", found)

@@ -20,9 +20,10 @@ from eval.matching.pairs import match_pairs
 from eval.matching.word_statistics import correspondence_figures
 from eval.study_settings import StudySettings, label, varied
 from eval.validation import validate
-from manifests.files import fingerprint, sha256, write_json, write_text
+from manifests.files import fingerprint, write_json, write_text
 from manifests.grounding import read_grounding
 from manifests.locks import sole_writer
+from manifests.tables import manifest_sha256
 from train.checkpoint import data_recipe, load_model, read_record
 from train.data import RetrievalData
 from train.settings import RunSettings
@@ -59,8 +60,7 @@ def run(
     split : what the points are evaluated on.
     staging : folder of unfinished work, the points' included.
     """
-    manifest = manifest_dir / "manifest.jsonl"
-    stores = {"manifest": manifest, "regions": regions, "tokens": tokens, "text_features": text_features}
+    stores = {"manifest": manifest_dir, "regions": regions, "tokens": tokens, "text_features": text_features}
     data = RetrievalData(**stores, split=split, pieces=base.text.pieces)
     truth = manifest_dir / "grounding.jsonl"
     grounding = read_grounding(truth) if truth.exists() else {}
@@ -73,7 +73,7 @@ def run(
                 "settings": wanted.model_dump(),
                 "recipe": data_recipe(data),
                 "split": split,
-                "data": sha256(manifest),
+                "data": manifest_sha256(manifest_dir),
             }
             known = finished / f"{fingerprint(key)[:16]}.json"
             if not known.exists():

@@ -25,7 +25,8 @@ from manifests.files import atomic, sha256, whole_folder, write_json
 from manifests.locks import one_writer
 from manifests.names import require_name
 from manifests.progress import progress
-from manifests.schema import SPLITS, ImageRow, read_manifest
+from manifests.schema import SPLITS, CaptionedImage
+from manifests.tables import Manifest, manifest_sha256
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ def _decides(
     *, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path
 ) -> dict[str, Any]:
     """What decides the shards, as JSON."""
-    files = (manifest, regions / INDEX, tokens / INDEX)
-    return {"dataset": dataset, "files": [sha256(file) for file in files if file.is_file()]} | settings.model_dump()
+    files = [sha256(file) for file in (regions / INDEX, tokens / INDEX) if file.is_file()]
+    return {"dataset": dataset, "files": [manifest_sha256(manifest), *files]} | settings.model_dump()
 
 
 @one_writer("shards", _decides)
@@ -53,22 +54,23 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
     require_name(dataset, "the data set's name, which begins its files' names")
     for store in (regions, tokens):
         require_intact(store)
-    images, region_store, token_store = read_manifest(manifest), RegionStore(regions), TokenStore(tokens)
-    if token_store.image_ids != [image.id for image in images]:
+    images, region_store, token_store = Manifest.open(manifest), RegionStore(regions), TokenStore(tokens)
+    ids = images.ids
+    if token_store.image_ids != ids:
         raise InputError(
             f"holds other images than {manifest}", where=tokens, fix="run the tokens stage of this data set again"
         )
     extracted = set(region_store.ids)
-    left_out = [image.id for image in images if image.id not in extracted]
-    if len(left_out) == len(images):
+    left_out = [id for id in ids if id not in extracted]
+    if len(left_out) == len(ids):
         raise InputError(
             f"has none of the images of {manifest}", where=regions, fix="run the regions stage of this data set again"
         )
     if left_out:
-        log.warning("%d of %d images have no region features and are left out", len(left_out), len(images))
+        log.warning("%d of %d images have no region features and are left out", len(left_out), len(ids))
     shards: dict[str, list[int]] = {}
     for split in SPLITS:
-        rows = [row for row, image in enumerate(images) if image.split == split and image.id in extracted]
+        rows = [row for row in images.rows_in(split).tolist() if ids[row] in extracted]
         for number, first in enumerate(range(0, len(rows), settings.images_per_shard)):
             shards[f"{dataset}-{split}-{number:06d}.tar"] = rows[first : first + settings.images_per_shard]
 
@@ -82,16 +84,17 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
     }
     norms: list[Norms] = []
     with whole_folder(out) as folder:
-        with progress(what="pack", unit="images", total=len(images) - len(left_out)) as bar:
+        with progress(what="pack", unit="images", total=len(ids) - len(left_out)) as bar:
             for name, rows in shards.items():
                 with atomic(folder / name) as file, tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as shard:
                     for row in rows:
-                        found = region_store.read(region_store.row(images[row].id))
-                        write_sample(shard, Sample(found, _facts(images[row], _words(token_store, row, images[row]))))
+                        image = images.captioned[row]
+                        found = region_store.read(region_store.row(image.id))
+                        write_sample(shard, Sample(found, _facts(image, _words(token_store, row, image))))
                         norms.append(Norms.of(found.features))
                         if not isfinite(norms[-1].total):
                             raise InputError(
-                                f"features of image {images[row].id!r} are NaN or infinite",
+                                f"features of image {image.id!r} are NaN or infinite",
                                 where=regions,
                                 fix="make the store again: `selfalign verify` says what is wrong with it",
                             )
@@ -99,9 +102,9 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
         listed = [
             {
                 "file": name,
-                "split": images[rows[0]].split,
+                "split": SPLITS[images.splits[rows[0]]],
                 "count": len(rows),
-                "captions": sum(len(images[row].captions) for row in rows),
+                "captions": int(images.caption_counts[rows].sum()),
                 "sha256": sha256(folder / name),
             }
             for name, rows in shards.items()
@@ -110,7 +113,7 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
             "schema": SCHEMA,
             "dataset": dataset,
             "about": region_store.index.get("about"),
-            "images": len(images) - len(left_out),
+            "images": len(ids) - len(left_out),
             "left_out": left_out,
             "dim": region_store.dim,
             "norms": Norms.together(norms).as_json(),
@@ -125,12 +128,12 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
         write_card(folder)
 
 
-def _facts(image: ImageRow, words: list[list[str]]) -> dict[str, Any]:
+def _facts(image: CaptionedImage, words: list[list[str]]) -> dict[str, Any]:
     """What the JSON member says beside the sizes and labels of the regions."""
     return {"id": image.id, "split": image.split, "captions": list(image.captions), "tokens": words}
 
 
-def _words(store: TokenStore, row: int, image: ImageRow) -> list[list[str]]:
+def _words(store: TokenStore, row: int, image: CaptionedImage) -> list[list[str]]:
     """The words of each caption of an image, which must be the manifest's captions."""
     captions = store.captions_of(row)
     if tuple(store.text(caption) for caption in captions) != image.captions:

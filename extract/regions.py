@@ -47,7 +47,7 @@ def run(
     Parameters
     ----------
     dataset : its name, for the card.
-    manifest : ``manifest.jsonl``; its sha256 sums decide what is read.
+    manifest : its folder; its sha256 sums decide what is read.
     images : the image root that the manifest's paths start from.
     staging : folder where finished shards wait; a killed run continues from there.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.

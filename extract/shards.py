@@ -26,7 +26,8 @@ from extract.stores.regions import SCHEMA, Regions, write_shard
 from extract.stores.staging import Staging
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256
-from manifests.schema import ImageRow, read_manifest
+from manifests.schema import ImageRow
+from manifests.tables import Manifest, images_sha256
 
 # A shape that few pictures share must not keep them waiting in memory for the whole shard.
 PENDING_BATCHES = 4
@@ -62,7 +63,7 @@ class Shards:
 
     Parameters
     ----------
-    manifest : ``manifest.jsonl``; its sha256 sums decide what is read.
+    manifest : its folder; its sha256 sums decide what is read.
     images : the image root that the manifest's paths start from.
     staging : folder below which finished shards wait, in `staged`.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
@@ -86,14 +87,15 @@ class Shards:
         batch_size: int,
         readers: int,
     ):
-        self.rows = read_manifest(manifest)
+        listed = Manifest.open(manifest)
+        self.rows = listed.images
         if not self.rows:
             raise InputError("it lists no image", where=manifest, fix="run the manifest stage again")
         self.manifest, self.images, self.settings, self.device = manifest, Path(images), settings, device
         self.batch_size, self.readers = batch_size, readers
         self.detector = load_detector(settings.detector, settings.selection, device)
         self.dense = settings.selection.fixed
-        self.id_bytes = max(len(row.id.encode()) for row in self.rows)
+        self.id_bytes = listed.id_bytes
         self.recipe = {
             "format": {"schema": SCHEMA, "features": "float16"},
             "detector": self.detector.recipe,
@@ -101,7 +103,7 @@ class Shards:
         }
         self.key = {
             "recipe": self.recipe,
-            "manifest": sha256(manifest),
+            "manifest": images_sha256(manifest),
             "images_per_shard": settings.images_per_shard,
             "unreadable": settings.unreadable,
             "max_pixels": settings.max_pixels,

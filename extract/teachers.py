@@ -29,7 +29,7 @@ from extract.teaching.vision import VisionTeacher
 from manifests.errors import InputError
 from manifests.files import canonical_json, fingerprint, sha256, write_json, write_text
 from manifests.progress import progress
-from manifests.schema import read_manifest
+from manifests.tables import Manifest, manifest_sha256
 
 _HERE = Path(__file__).parent
 # The source files that decide the bytes of a shard: shards staged by other code are not continued.
@@ -63,7 +63,7 @@ def run(
     Parameters
     ----------
     dataset : its name, for the card.
-    manifest : ``manifest.jsonl``; its sha256 sums say which pictures are meant.
+    manifest : its folder; its sha256 sums say which pictures are meant.
     regions : the region store, read by the teacher regions-mean only.
     images : the image root, read by vision models only.
     staging : folder below which finished shards wait for the others.
@@ -75,8 +75,8 @@ def run(
     InputError : an empty manifest, a model that isn't on this machine, a picture that can't be read, or vectors that
         are not finite.
     """
-    rows = read_manifest(manifest)
-    texts = [text for row in rows for text in row.captions]
+    listed = Manifest.open(manifest)
+    rows, texts = listed.images, listed.texts(0, listed.num_captions)
     if not texts:
         raise InputError("it lists no caption", where=manifest, fix="run the manifest stage again")
     teachers: dict[Side, Teacher] = {}
@@ -86,17 +86,16 @@ def run(
         how = {"device": device, "batch_size": batch_size, "readers": readers, "max_pixels": settings.max_pixels}
         teachers["images"] = VisionTeacher(settings.images, rows, images, skip=settings.unreadable == "skip", **how)
     if settings.captions.model == LSA:
-        splits = [row.split for row in rows for _ in row.captions]
-        train = [number for number, split in enumerate(splits) if split == "train"]
+        train = np.flatnonzero(np.isin(listed.caption_rows, listed.rows_in("train"))).tolist()
         teachers["captions"] = LatentSemantics(texts, train, settings.captions.dim)
     else:
         teachers["captions"] = SentenceTeacher(settings.captions, texts, device=device, batch_size=caption_batch)
 
     recipe = {"format": FORMAT, "schema": SCHEMA, **{side: teacher.recipe for side, teacher in teachers.items()}}
-    recipe_hash, manifest_sha256 = fingerprint(recipe), sha256(manifest)
+    recipe_hash, manifest_digest = fingerprint(recipe), manifest_sha256(manifest)
     key = {
         "recipe": recipe,
-        "manifest": manifest_sha256,
+        "manifest": manifest_digest,
         "settings": settings.model_dump(mode="json"),
         "code": _CODE,
         # They move the last bits.
@@ -137,7 +136,7 @@ def run(
             "schema": SCHEMA,
             **counts,
             "dims": {side: teacher.dim for side, teacher in teachers.items()},
-            "manifest_sha256": manifest_sha256,
+            "manifest_sha256": manifest_digest,
             "shards": [{name: shard[name] for name in ("file", "of", "count", "sha256")} for shard in shards],
         }
         with staged.install(out, shards) as folder:

@@ -4,9 +4,7 @@ Words are lower-cased, punctuation and white space are dropped (`extract.text.wo
 it was written, and every word knows its place in it. The vocabulary comes from the train split alone.
 """
 
-from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -19,12 +17,13 @@ from extract.text.parts_of_speech import POS_NAMES
 from extract.text.pieces import PieceTokenizer
 from extract.text.settings import MAX_WORDS, TokenSettings
 from extract.text.vocabulary import UNKNOWN, build_vocabulary, read_vocabulary, word_numbers
-from extract.text.words import Words, load_language, split_words
+from extract.text.words import load_language, split_words
 from manifests.errors import InputError
-from manifests.files import sha256, whole_folder, write_text
+from manifests.files import whole_folder, write_text
 from manifests.locks import one_writer
 from manifests.progress import progress
-from manifests.schema import SPLITS, ImageRow, read_manifest
+from manifests.schema import SPLITS
+from manifests.tables import Manifest, manifest_sha256
 
 _BATCH = 2048
 _LIBRARIES = ("numpy", "h5py", "spacy")
@@ -33,7 +32,7 @@ _PIECE_LIBRARIES = ("tokenizers", "transformers")
 
 def _decides(*, manifest: Path, settings: TokenSettings, out: Path) -> dict[str, Any]:
     """What decides a token store, as JSON."""
-    return {"manifest": sha256(manifest), "settings": settings.model_dump(mode="json")}
+    return {"manifest": manifest_sha256(manifest), "settings": settings.model_dump(mode="json")}
 
 
 @one_writer("tokens", _decides)
@@ -43,9 +42,9 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
     Raises InputError for a caption without a word, a spaCy pipeline or a tokenizer that isn't there, or a vocabulary
     that can't be had.
     """
-    images = read_manifest(manifest)
+    listed = Manifest.open(manifest)
     reused = read_vocabulary(settings.vocabulary) if settings.vocabulary else None
-    if reused is None and not any(image.captions for image in images if image.split == "train"):
+    if reused is None and not listed.caption_counts[listed.rows_in("train")].any():
         raise InputError(
             "no caption is in the train split, so there is nothing to make a vocabulary of",
             where=manifest,
@@ -58,16 +57,16 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
     pieces = (Ragged(np.int32), Ragged(np.int32)) if tokenizer else None
     cut = 0
     found: dict[str, int] = {}  # every word, numbered as it is met: the vocabulary is known only at the end
-    caption_image = np.repeat(np.arange(len(images)), np.array([len(image.captions) for image in images], int))
-    captions = ((image, number) for image in images for number in range(len(image.captions)))
+    caption_image = listed.caption_rows
     with progress(what="words", unit="captions", total=len(caption_image)) as bar:
-        for batch in _batches(captions):
-            texts = [image.captions[number] for image, number in batch]
-            text.add([_bytes(image, number, manifest) for image, number in batch])
+        for first in range(0, len(caption_image), _BATCH):
+            texts = listed.texts(first, min(first + _BATCH, len(caption_image)))
+            text.add([np.frombuffer(its_text.encode("utf-8"), np.uint8) for its_text in texts])
             split = list(split_words(nlp, texts, settings.max_words))
             cut += sum(item.cut for item in split)
-            for (image, number), its_words in zip(batch, split, strict=True):
-                _check_words(its_words, image, number, manifest)
+            for caption, its_words in enumerate(split, first):
+                if not its_words.words:
+                    raise _no_word(listed, caption)
             words.add([np.array([found.setdefault(w, len(found)) for w in item.words], np.int32) for item in split])
             spans.add([item.spans for item in split])
             pos.add([item.pos for item in split])
@@ -76,9 +75,9 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
                 split_pieces = tokenizer.split(read, [item.spans for item in split])
                 pieces[0].add([item.ids for item in split_pieces])
                 pieces[1].add([item.word for item in split_pieces])
-            bar.update(len(batch))
+            bar.update(len(texts))
 
-    trained_on = np.array([image.split == "train" for image in images], bool)[caption_image]
+    trained_on = (listed.splits == SPLITS.index("train"))[caption_image]
     uses = np.bincount(words.flat[np.repeat(trained_on, words.lengths)], minlength=len(found))
     vocabulary = reused or build_vocabulary(dict(zip(found, uses.tolist(), strict=True)), settings.min_count)
     numbers = word_numbers(vocabulary)
@@ -101,7 +100,7 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
             text=text,
             pieces=pieces,
             caption_image=caption_image,
-            image_ids=[image.id for image in images],
+            image_ids=listed.ids,
             vocabulary=vocabulary,
             recipe={
                 "language": language,
@@ -113,36 +112,20 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
             | ({"max_words": settings.max_words} if settings.max_words != MAX_WORDS else {}),
             environment={"python": python_version()} | {library: version(library) for library in libraries},
         )
-        write_text(folder / "README.md", _card(TokenStore(folder), images, words, pos, told))
+        write_text(folder / "README.md", _card(TokenStore(folder), listed, words, pos, told))
     if told:
         tqdm.write(told)
 
 
-def _batches(captions: Iterable[tuple[ImageRow, int]]) -> Iterator[list[tuple[ImageRow, int]]]:
-    captions = iter(captions)
-    while batch := list(islice(captions, _BATCH)):
-        yield batch
-
-
-def _bytes(image: ImageRow, number: int, manifest: Path) -> np.ndarray:
-    """A caption in UTF-8, u8 [bytes]."""
-    try:
-        return np.frombuffer(image.captions[number].encode("utf-8"), np.uint8)
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"caption {number} holds half a character (a lone surrogate) at {error.start}",
-            where=f"{manifest}, image {image.id!r}",
-            fix="mend the caption in the data set's own file and run the manifest stage again",
-        ) from None
-
-
-def _check_words(words: Words, image: ImageRow, number: int, manifest: Path) -> None:
-    if not words.words:
-        raise InputError(
-            f"caption {number}, {image.captions[number]!r}, has no word left without punctuation and white space",
-            where=f"{manifest}, image {image.id!r}",
-            fix="mend or remove the caption in the data set's own file and run the manifest stage again",
-        )
+def _no_word(listed: Manifest, caption: int) -> InputError:
+    row = int(listed.caption_rows[caption])
+    number = caption - int(listed.first_caption[row])
+    return InputError(
+        f"caption {number}, {listed.texts(caption, caption + 1)[0]!r}, has no word left without punctuation and white "
+        "space",
+        where=f"{listed.place}, image {listed.images[row].id!r}",
+        fix="mend or remove the caption in the data set's own file and run the manifest stage again",
+    )
 
 
 _CARD = """# Captions as words
@@ -181,9 +164,9 @@ print(store.text(0), store.word_texts(0), [store.pos_names[tag] for tag in store
 """
 
 
-def _card(store: TokenStore, images: list[ImageRow], words: Ragged, pos: Ragged, cut: str) -> str:
+def _card(store: TokenStore, listed: Manifest, words: Ragged, pos: Ragged, cut: str) -> str:
     """README.md for the person who receives the folder; `cut` says how many captions were cut."""
-    per_split = {split: [len(image.captions) for image in images if image.split == split] for split in SPLITS}
+    per_split = {split: listed.caption_counts[listed.rows_in(split)] for split in SPLITS}
     counts = np.bincount(pos.flat, minlength=len(POS_NAMES))
     tags = [f"{POS_NAMES[tag]} {counts[tag]}" for tag in np.argsort(-counts, kind="stable") if counts[tag]]
     language, tokenizer, min_count = (store.recipe[key] for key in ("language", "tokenizer", "min_count"))
@@ -193,8 +176,8 @@ def _card(store: TokenStore, images: list[ImageRow], words: Ragged, pos: Ragged,
         pieces = f"`{tokenizer['class']}`, {tokenizer['size']} entries, {bound}"
     return _CARD.format(
         captions=store.num_captions,
-        images=len(images),
-        splits="\n".join(f"| {split} | {len(counts)} | {sum(counts)} |" for split, counts in per_split.items()),
+        images=len(listed),
+        splits="\n".join(f"| {split} | {len(counts)} | {counts.sum()} |" for split, counts in per_split.items()),
         words=len(pos.flat),
         cut=f" {cut}: their text is whole." if cut else "",
         language=" ".join(language[key] for key in ("name", "version") if key in language),

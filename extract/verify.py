@@ -27,7 +27,8 @@ from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import read_rows
 from manifests.progress import progress
-from manifests.schema import ImageRow, read_manifest
+from manifests.schema import CaptionedImage, ImageRow
+from manifests.tables import Manifest, is_manifest
 
 BLOCK = 2**21  # numbers of features looked at together: 4 MB
 _STORES = ("regions", "tokens", "text_features", "teachers", "pack")
@@ -46,7 +47,7 @@ def stores_in(folder: Path) -> list[Path]:
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     stores = [path for path in folders if _is_store(path)]
     emptied = [path for path in folders if path.name in _STORES and path not in stores]
-    emptied += [path for path in folders if path.name == "manifest" and not (path / "manifest.jsonl").is_file()]
+    emptied += [path for path in folders if path.name == "manifest" and not is_manifest(path)]
     if emptied:
         _refuse_emptied(emptied[0])
     if not stores:
@@ -72,24 +73,23 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
     Parameters
     ----------
     store : its folder.
-    manifest : the manifest it was made from; by default ``../manifest/manifest.jsonl`` beside the store, if there.
+    manifest : the manifest it was made from; by default the folder ``manifest`` beside the store, if there.
     limit : how many findings are kept; all are counted.
     """
     store = Path(store)
-    beside = store.absolute().parent / "manifest" / "manifest.jsonl"
-    manifest = manifest or (beside if beside.is_file() else None)
+    beside = store.absolute().parent / "manifest"
+    manifest = manifest or (beside if is_manifest(beside) else None)
     found = Verification(store, manifest, limit)
-    rows = _manifest(found)
     if any(store.glob("*.tar")):
-        verify_pack(found, rows)
+        verify_pack(found, _captioned(found))
     elif (store / "tokens.h5").exists():
-        verify_tokens(found, rows)
+        verify_tokens(found, _captioned(found))
     elif _recipe_format(store) == TEXT_FEATURES:
         verify_text_features(found)
     elif _recipe_format(store) == TEACHERS:
-        verify_teachers(found, rows)
+        verify_teachers(found, _captioned(found))
     else:
-        _verify_regions(found, rows)
+        _verify_regions(found, _images(found))
     return found
 
 
@@ -100,7 +100,7 @@ def _recipe_format(store: Path) -> Any:
         return None
 
 
-def _verify_regions(found: Verification, rows: list[ImageRow] | None) -> None:
+def _verify_regions(found: Verification, rows: Sequence[ImageRow] | None) -> None:
     recipe = _recipe(found)
     index = read_index(found, RegionIndex)
     failures = _failures(found)
@@ -128,11 +128,23 @@ def _recipe(found: Verification) -> tuple[dict[str, Any], str] | None:
     return None
 
 
-def _manifest(found: Verification) -> list[ImageRow] | None:
+def _images(found: Verification) -> Sequence[ImageRow] | None:
+    """The manifest's images, where there is one."""
     if found.manifest is None:
         return None
     try:
-        return read_manifest(found.manifest)
+        return Manifest.open(found.manifest).images
+    except InputError as error:
+        found.add(error.where, error.what)
+        return None
+
+
+def _captioned(found: Verification) -> Sequence[CaptionedImage] | None:
+    """The manifest's images with their captions, where there is one."""
+    if found.manifest is None:
+        return None
+    try:
+        return Manifest.open(found.manifest).checked().captioned
     except InputError as error:
         found.add(error.where, error.what)
         return None

@@ -16,10 +16,10 @@ from extract.stores.webdataset import PackedShard, PackIndex, Sample, read_sampl
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress
-from manifests.schema import ImageRow
+from manifests.schema import CaptionedImage
 
 
-def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
+def verify_pack(found: Verification, rows: Sequence[CaptionedImage] | None) -> None:
     """Add all findings of a folder of WebDataset shards; `rows` are the manifest's, where there is one."""
     recipe_holds(found)
     index = read_index(found, PackIndex)
@@ -41,7 +41,7 @@ def verify_pack(found: Verification, rows: Sequence[ImageRow] | None) -> None:
             found.add(str(found.manifest), "neither in a shard nor left out", place, row.id)
 
 
-def verify_tokens(found: Verification, rows: Sequence[ImageRow] | None) -> None:
+def verify_tokens(found: Verification, rows: Sequence[CaptionedImage] | None) -> None:
     """Add all findings of a token store; `rows` are the manifest's, where there is one."""
     found.holds = ("images", "captions")
     recipe_holds(found)
@@ -108,7 +108,7 @@ def _unchanged(found: Verification, name: str, listed: str, holding: str) -> boo
 
 
 def _read(
-    found: Verification, shard: PackedShard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
+    found: Verification, shard: PackedShard, dim: int, known: dict[str, CaptionedImage] | None, seen: dict[str, str]
 ) -> bool:
     """Add the findings of one shard's samples; note their ids in `seen`. False where not all of it could be read."""
     number = captions = 0
@@ -135,7 +135,7 @@ def _read(
 
 
 def _sample(
-    sample: Sample, shard: PackedShard, dim: int, known: dict[str, ImageRow] | None, seen: dict[str, str]
+    sample: Sample, shard: PackedShard, dim: int, known: dict[str, CaptionedImage] | None, seen: dict[str, str]
 ) -> Iterator[str]:
     """What is wrong with one sample."""
     regions, facts = sample.regions, sample.facts

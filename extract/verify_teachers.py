@@ -15,6 +15,7 @@ from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress
 from manifests.schema import ImageRow
+from manifests.tables import manifest_sha256
 
 # Of float16: half a unit in the last place of every number.
 _ROUNDING = 2e-3
@@ -48,7 +49,7 @@ def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> Non
                 bar.update(shard.count)
     found.images, found.captions = index.images, index.captions
     found.vectors = index.images + index.captions
-    if rows is not None and found.manifest and sha256(found.manifest) != index.manifest_sha256:
+    if rows is not None and found.manifest and manifest_sha256(found.manifest) != index.manifest_sha256:
         found.add(INDEX, f"made of another manifest than {found.manifest}")
 
 

@@ -1,20 +1,12 @@
-"""COCO's own ids of the captions of a manifest, for benchmarks that name captions by them: one JSON row an image."""
+"""COCO's own ids of the captions of an older project's manifest: one JSON row an image (today: `manifests.tables`)."""
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manifests.errors import InputError
-from manifests.files import write_text
 from manifests.jsonl import read_rows
+from manifests.names import is_caption_id
 
 COCO_IDS = "coco_ids.jsonl"
-
-
-def write_coco_ids(path: Path, captions: Mapping[str, Sequence[int]]) -> None:
-    """Write image id -> COCO's ids of its captions, both in the manifest's order, atomically."""
-    rows = [{"caption_ids": list(own), "image_id": image} for image, own in captions.items()]
-    write_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
 
 def read_coco_ids(path: Path) -> dict[str, list[int]]:
@@ -23,11 +15,7 @@ def read_coco_ids(path: Path) -> dict[str, list[int]]:
     found = {}
     for number, row in read_rows(path, fix=fix):
         ids = row.get("caption_ids")
-        if (
-            not isinstance(row.get("image_id"), str)
-            or not isinstance(ids, list)
-            or any(type(x) is not int for x in ids)
-        ):
+        if not isinstance(row.get("image_id"), str) or not isinstance(ids, list) or not all(map(is_caption_id, ids)):
             raise InputError(
                 "a row must have an 'image_id' and a list of whole numbers 'caption_ids'",
                 where=f"{path} line {number}",

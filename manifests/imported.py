@@ -1,4 +1,4 @@
-"""What a manifest of imported regions was made of: `source.json` beside `manifest.jsonl`.
+"""What a manifest of imported regions was made of: `source.json` beside its tables.
 
 The region stage reads it to find each image's regions again without searching through the files. For a data set of
 pictures it says that nothing is imported, so that every region stage may depend on it.

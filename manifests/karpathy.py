@@ -11,6 +11,7 @@ from typing import Any
 
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
+from manifests.names import is_caption_id
 from manifests.source import SourceCaption, SourceImage
 
 _FIX = "give Karpathy's JSON, as published; docs/parameters.md has other kinds of captions files"
@@ -38,7 +39,7 @@ def read(path: Path) -> Iterator[SourceImage]:
             place = f"{row}.sentences[{index}]"
             _check(sentence, dict, path, place)
             sentid = sentence.get("sentid") if type(cocoid) is int else None
-            if sentid is not None and type(sentid) is not int:
+            if sentid is not None and not is_caption_id(sentid):
                 raise InputError(f"'sentid' must be a whole number, not {sentid!r}", where=f"{path} {place}", fix=_FIX)
             text = _take(sentence, "raw", str, path, place)
             captions.append(SourceCaption(place, text, sentence.get("phrases"), sentid))

@@ -17,7 +17,6 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from manifests import folder, karpathy
-from manifests.coco_ids import COCO_IDS, write_coco_ids
 from manifests.errors import InputError
 from manifests.files import whole_folder
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
@@ -27,8 +26,9 @@ from manifests.names import id_problem
 from manifests.opening import open_file
 from manifests.picture_files import open_picture
 from manifests.progress import progress
-from manifests.schema import SPLITS, ImageRow, write_manifest
+from manifests.schema import SPLITS, CaptionedImage
 from manifests.source import SourceImage
+from manifests.tables import write_manifest
 
 _READERS = {"karpathy": karpathy.read, "folder": folder.read}
 Facts = tuple[str, int | None, int | None]
@@ -47,9 +47,8 @@ def run(
     duplicates: Literal["refuse", "allow"] = "refuse",
     out: Path,
 ) -> None:
-    """Write the folder `out`, whole or not at all: manifest.jsonl, in the source's order; grounding.jsonl where the
-    source tells objects; coco_ids.jsonl where all its images and captions are COCO's; source.json, which says that no
-    regions are imported.
+    """Write the folder `out`, whole or not at all: images.arrow and captions.arrow, in the source's order;
+    grounding.jsonl where the source tells objects; source.json, which says that no regions are imported.
 
     Parameters
     ----------
@@ -72,10 +71,9 @@ def run(
     facts = _pictures(images, entries, captions)
     rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, duplicates=duplicates)
     with whole_folder(out) as folder:
-        write_manifest(folder / "manifest.jsonl", rows)
+        write_manifest(folder, rows)
         if groundings:
             write_grounding(folder / "grounding.jsonl", groundings)
-        write_caption_ids(folder, entries)
         write_source(folder, None)
 
 
@@ -88,13 +86,6 @@ def checked_entries(entries: Iterable[SourceImage], file: Path) -> list[SourceIm
     if not found:
         raise InputError("there are no images", where=file, fix="give a captions file with at least one image")
     return found
-
-
-def write_caption_ids(folder: Path, entries: Iterable[SourceImage]) -> None:
-    """Write `folder`/coco_ids.jsonl where all images and captions are COCO's."""
-    coco_ids = {entry.id: [caption.coco_id for caption in entry.captions] for entry in entries}
-    if any(coco_ids.values()) and all(None not in own for own in coco_ids.values()):
-        write_coco_ids(folder / COCO_IDS, coco_ids)
 
 
 def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:
@@ -163,7 +154,7 @@ def manifest_rows(
     test_fraction: float,
     *,
     duplicates: Literal["refuse", "allow"],
-) -> Iterator[ImageRow]:
+) -> Iterator[CaptionedImage]:
     """One manifest row an entry, in order.
 
     `facts` are those of each entry of the captions file `file`. Raises InputError for equal sha256 sums in two splits,
@@ -182,7 +173,10 @@ def manifest_rows(
                     fix="remove one of the two, give both the same split, or set `source.duplicates: allow`",
                 )
             texts = tuple(caption.text for caption in entry.captions)
-            yield ImageRow(entry.id, entry.path, digest, width, height, split, texts)
+            ids = tuple(caption.coco_id for caption in entry.captions)
+            yield CaptionedImage(
+                entry.id, entry.path, digest, width, height, split, texts, ids if set(ids) != {None} else ()
+            )
             bar.update()
 
 

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import Any
 
 from manifests.errors import InputError
 
@@ -39,3 +40,8 @@ def id_problem(id: str) -> str | None:
         if told := _REFUSED.get(unicodedata.category(character)):
             return f"character {place} of the id {id!r} is {told}"
     return None
+
+
+def is_caption_id(value: Any) -> bool:
+    """Whether a JSON value is a caption's id: a whole number of at most 64 bits."""
+    return type(value) is int and -(2**63) <= value < 2**63

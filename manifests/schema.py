@@ -1,20 +1,18 @@
-"""The manifest: one JSON row an image, in the data set's own order, that every later stage reads instead of pictures.
+"""A manifest's rows: an image, and an image with its captions; what is wrong with one; manifests of older projects.
 
-A row has exactly the keys of `ImageRow`. Both writing and reading check every row, so that what is on disk is valid.
+Those have one JSON row an image in `manifest.jsonl`; `manifests.tables` writes and reads today's.
 """
 
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from manifests.errors import InputError
-from manifests.files import write_text
 from manifests.jsonl import read_rows
-from manifests.names import id_problem
+from manifests.names import id_problem, is_caption_id
 
 SPLITS = ("train", "val", "test")
+AGAIN = "run the manifest stage again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,6 @@ class ImageRow:
     width, height : upright size in pixels (after EXIF orientation); both None where the header can't be read (the
         region stage reports such a picture) or where imported files don't say.
     split : "train", "val" or "test".
-    captions : the image's captions, in the source's order; may be empty.
     """
 
     id: str
@@ -38,49 +35,54 @@ class ImageRow:
     width: int | None
     height: int | None
     split: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage(ImageRow):
+    """One image with its captions.
+
+    Parameters
+    ----------
+    captions : in the source's order; may be empty.
+    caption_ids : COCO's own id of each, None where the source has none; empty where it has none of any.
+    """
+
     captions: tuple[str, ...]
+    caption_ids: tuple[int | None, ...] = ()
 
 
-_KEYS = tuple(field.name for field in fields(ImageRow))
+_KEYS = tuple(field.name for field in fields(CaptionedImage) if field.name != "caption_ids")
 
 
-def write_manifest(path: Path, rows: Iterable[ImageRow]) -> None:
-    """Write `rows` in their order as JSON Lines with sorted keys, atomically. Raises InputError for an invalid row."""
-    lines, seen = [], {}
-    for number, row in enumerate(rows, 1):
-        value = {key: getattr(row, key) for key in _KEYS} | {"captions": list(row.captions)}
-        _check(value, seen, Path(path), number, fix="mend the code or the source that made this row")
-        lines.append(json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
-
-
-def read_manifest(path: Path) -> list[ImageRow]:
-    """Read and check a manifest. Raises InputError that names the file, the line and what to do."""
-    rows, seen, fix = [], {}, "run the manifest stage again"
-    for number, value in read_rows(path, fix=fix):
-        _check(value, seen, Path(path), number, fix=fix)
-        rows.append(ImageRow(**{**value, "captions": tuple(value["captions"])}))
+def read_jsonl(path: Path) -> list[CaptionedImage]:
+    """Read and check a manifest of an older project. Raises InputError that names the file, the line and what to do."""
+    rows: list[CaptionedImage] = []
+    seen: dict[str, int] = {}
+    for number, value in read_rows(path, fix=AGAIN):
+        problem = _keys_problem(value) or row_problem(value)
+        if problem is None and value["id"] in seen:
+            problem = f"id {value['id']!r} was already given on line {seen[value['id']]}"
+        if problem:
+            raise InputError(problem, where=f"{path} line {number}", fix=AGAIN)
+        seen[value["id"]] = number
+        rows.append(CaptionedImage(**{**value, "captions": tuple(value["captions"])}))
     return rows
 
 
-def _check(value: dict, seen: dict[str, int], path: Path, number: int, *, fix: str) -> None:
-    """Raise InputError unless `value` is a whole row whose id is not yet in `seen` (id -> line); then note it there."""
-    problem = _problem(value)
-    if problem is None and value["id"] in seen:
-        problem = f"id {value['id']!r} was already given on line {seen[value['id']]}"
-    if problem:
-        raise InputError(problem, where=f"{path} line {number}", fix=fix)
-    seen[value["id"]] = number
-
-
-def _problem(value: dict) -> str | None:
-    """What is wrong with a row's keys and values; None if nothing is."""
+def _keys_problem(value: dict) -> str | None:
     for key in value:
         if key not in _KEYS:
             return f"unknown key {key!r} (a row has {', '.join(_KEYS)})"
     for key in _KEYS:
         if key not in value:
             return f"key {key!r} is missing"
+    if not isinstance(value["captions"], list):
+        return f"'captions' must be a list of texts, not {value['captions']!r}"
+    return None
+
+
+def row_problem(value: dict) -> str | None:
+    """What is wrong with a row's values, those of `CaptionedImage` or of `ImageRow` alone; None if nothing is."""
     for key in ("id", "path", "sha256", "split"):
         if not isinstance(value[key], str) or not value[key]:
             return f"{key!r} must be text that isn't empty, not {value[key]!r}"
@@ -95,13 +97,16 @@ def _problem(value: dict) -> str | None:
     if value["split"] not in SPLITS:
         return f"'split' must be one of {', '.join(SPLITS)}, not {value['split']!r}"
     for key in ("width", "height"):
-        if value[key] is not None and (type(value[key]) is not int or value[key] < 1):
+        if value[key] is not None and (type(value[key]) is not int or not 1 <= value[key] < 2**31):
             return f"{key!r} must be a whole number of pixels above 0, or null, not {value[key]!r}"
     if (value["width"] is None) != (value["height"] is None):
         return "'width' and 'height' must both be known or both be null"
-    if not isinstance(value["captions"], list):
-        return f"'captions' must be a list of texts, not {value['captions']!r}"
-    for index, caption in enumerate(value["captions"]):
+    for id in value.get("caption_ids", ()):
+        if id is not None and not is_caption_id(id):
+            return f"'caption_ids' must be whole numbers of at most 64 bits, not {id!r}"
+    for index, caption in enumerate(value.get("captions", ())):
         if not isinstance(caption, str) or not caption.strip():
             return f"'captions[{index}]' must be text that isn't empty, not {caption!r}"
+        if half := re.search("[\ud800-\udfff]", caption):
+            return f"'captions[{index}]' has half of a surrogate pair at character {half.start()}, in {caption!r}"
     return None

@@ -41,6 +41,9 @@ class DatasetSource(Settings):
     )
     images: Path = Field(description="the image root; the file or folder of the regions where they are imported")
     captions: Path = Field(description="the captions file")
+    watch: Path | None = Field(
+        None, description="what DVC looks at beside the captions: images, or else captions again"
+    )
     val_fraction: float = Field(0.1, ge=0, lt=1, description="part to validate on, if the file has no splits")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="part to test on, if the file has no splits")
     duplicates: Literal["refuse", "allow"] = Field("refuse", description="the same bytes in two splits")
@@ -58,6 +61,14 @@ class DatasetSource(Settings):
         others = {"duplicates"} if self.imported else {"missing", "pictures"}
         for key in sorted(others & self.model_fields_set):
             raise ValueError(f"`{key}` is not for format {self.format}")
+        return self
+
+    @model_validator(mode="after")
+    def _watches_its_own(self) -> Self:
+        own = {"images": self.images} if self.imported else {"captions": self.captions, "images": self.images}
+        if self.watch is not None and self.watch not in own.values():
+            told = " or ".join(f"{path} (as `{key}`)" for key, path in own.items())
+            raise ValueError(f"`watch` must be {told}")
         return self
 
     @property

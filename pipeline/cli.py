@@ -90,11 +90,53 @@ def manifest(dataset: str) -> None:
     from manifests.manifest import run
 
     settings = read_params().dataset(dataset)
-    source, out = settings.source, places.manifest_folder(dataset)
+    source, out = settings.source, places.manifest(dataset)
     if source.imported:
-        run_imported(**source.model_dump(exclude={"pictures", "duplicates"}), **settings.regions.told, out=out)
+        run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch"}), **settings.regions.told, out=out)
     else:
-        run(**source.model_dump(exclude={"pictures", "missing"}), out=out)
+        run(**source.model_dump(exclude={"pictures", "missing", "watch"}), out=out)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--split", type=click.Choice(SPLITS))
+@click.option("--id", help="The one image of this id.")
+@click.option("--count", type=click.IntRange(0), default=20, show_default=True, help="Images; 0: all.")
+@click.option("--captions", is_flag=True, help="Their captions too.")
+def rows(dataset: str, **asked: Any) -> None:
+    """Print rows of DATASET's manifest: a table on a terminal, otherwise JSON Lines."""
+    from manifests.tables import Manifest
+    from pipeline.rows import as_json, as_table, chosen
+
+    found = chosen(Manifest.open(places.manifest(dataset)), **asked)
+    for line in (as_table if sys.stdout.isatty() else as_json)(found):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("dataset")
+def check(dataset: str) -> None:
+    """Hash DATASET's pictures (or imported files) again, and list those that aren't its manifest's any more.
+
+    DVC doesn't look at pictures. Where some were changed on purpose: dvc repro -f manifest@DATASET
+    """
+    from extract.exchange.regions import changed_files
+    from manifests.checking import changed_pictures
+    from manifests.tables import Manifest
+
+    settings, place = read_params().dataset(dataset), places.manifest(dataset)
+    source, listed = settings.source, Manifest.open(place)
+    if source.imported:
+        wrong = list(changed_files(place, source.images, settings.regions))
+        what = "files"
+    else:
+        wrong = [(str(source.images / row.path), told) for row, told in changed_pictures(listed, source.images)]
+        what = "pictures"
+    for path, told in wrong:
+        click.echo(f"{path}: {told}")
+    again = f"; restore them, or `dvc repro -f manifest@{dataset}`" if wrong else ""
+    click.echo(f"{dataset}: {len(wrong) or 'no'} {what} changed, of {len(listed):,} images{again}")
+    sys.exit(bool(wrong))
 
 
 @main.command()
@@ -243,7 +285,7 @@ def evaluate(run: str) -> None:
     dataset = settings.dataset
     evaluate_run(
         name=run,
-        manifest_dir=places.manifest_folder(dataset),
+        manifest_dir=places.manifest(dataset),
         **_features(settings),
         model=places.model(run),
         settings=params.evaluate,
@@ -285,7 +327,7 @@ def study(study: str) -> None:
         name=study,
         settings=settings,
         base=base,
-        manifest_dir=places.manifest_folder(settings.dataset),
+        manifest_dir=places.manifest(settings.dataset),
         **_features(base),
         teachers=_teachers(base),
         split=params.evaluate.split,
@@ -370,11 +412,11 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
         if out.exists():
             raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
         with whole_folder(out) as folder:
-            told = source.model_dump(exclude={"pictures", "duplicates"}) | settings.told
+            told = source.model_dump(exclude={"pictures", "duplicates", "watch"}) | settings.told
             manifest.run(**told, out=folder / "manifest")
             regions.run(
                 dataset=out.name,
-                manifest=folder / "manifest" / "manifest.jsonl",
+                manifest=folder / "manifest",
                 images=images,
                 settings=settings,
                 out=folder / "regions",
@@ -398,7 +440,7 @@ def export(format: str, data: Path, out: Path, drop_captions: bool) -> None:
     run(
         format=format,
         dataset=data.absolute().name,
-        manifest=data / "manifest" / "manifest.jsonl",
+        manifest=data / "manifest",
         regions=data / "regions",
         tokens=data / "tokens",
         out=out,
@@ -520,7 +562,7 @@ def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None
         name=run,
         image=image,
         caption=caption,
-        manifest_dir=places.manifest_folder(dataset),
+        manifest_dir=places.manifest(dataset),
         image_root=params.image_roots[dataset],
         **_features(settings),
         model=places.model(run),
@@ -533,7 +575,7 @@ def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None
 
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--manifest", type=click.Path(path_type=Path), help="Default: manifest/manifest.jsonl beside STORE.")
+@click.option("--manifest", type=click.Path(path_type=Path), help="Folder or file. Default: manifest beside STORE.")
 @click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
     """Check a STORE (regions, tokens, text_features, teachers, pack), or all stores of a data set's folder: checksums,

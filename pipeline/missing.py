@@ -54,7 +54,7 @@ def of_dataset(params: Params, name: str) -> Iterator[InputError]:
 def of_shared(params: Params, name: str) -> Iterator[InputError]:
     """What a data set that another project made lacks, the stores that runs read included. Pictures are optional."""
     runs = [run for run in params.runs.values() if run.dataset == name]
-    needed = [places.manifest_folder(name), places.regions(name), places.tokens(name)]
+    needed = [places.manifest(name), places.regions(name), places.tokens(name)]
     needed += [places.text_features(name)] * any(run.text.reads == "text_features" for run in runs)
     needed += [places.teachers(name)] * any(run.labels == "teachers" for run in runs)
     for path in needed:

@@ -57,6 +57,13 @@ class DatasetSettings(Settings):
             raise ValueError(f"with source.format {self.source.format}, regions must have {lacking}")
         return self
 
+    @model_validator(mode="after")
+    def _says_what_dvc_watches(self) -> Self:
+        if self.source.watch is None:
+            which = self.source.images if self.source.imported else self.source.captions
+            raise ValueError(f"source has no `watch`, which dvc.yaml reads: add `watch: {which}`")
+        return self
+
 
 class SharedSettings(Settings):
     """A data set that another project made; its manifest and stores were brought to `data/NAME` (`docs/sharing.md`)."""

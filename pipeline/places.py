@@ -16,12 +16,8 @@ def images(dataset: str) -> Path:
     return DATA / dataset / "images"
 
 
-def manifest_folder(dataset: str) -> Path:
-    return DATA / dataset / "manifest"
-
-
 def manifest(dataset: str) -> Path:
-    return manifest_folder(dataset) / "manifest.jsonl"
+    return DATA / dataset / "manifest"
 
 
 def regions(dataset: str) -> Path:

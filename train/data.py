@@ -17,7 +17,8 @@ from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from extract.text.vocabulary import MARKS
 from manifests.errors import InputError
-from manifests.schema import ImageRow, read_manifest
+from manifests.schema import ImageRow
+from manifests.tables import Manifest
 from train.batches import RegionBatch, TeacherBatch, WordBatch, as_float32, pad
 
 
@@ -66,12 +67,12 @@ class RetrievalData:
         teachers: Path | None = None,
         elsewhere: bool = False,
     ):
-        rows = read_manifest(manifest)
+        listed = Manifest.open(manifest)
         for store in (regions, tokens, text_features, teachers):
             if store is not None:
                 require_intact(store)
         self.region_store, self.token_store = RegionStore(regions), TokenStore(tokens)
-        if self.token_store.image_ids != [row.id for row in rows]:
+        if self.token_store.image_ids != listed.ids:
             raise InputError(
                 "its images are not those of the manifest",
                 where=tokens,
@@ -86,7 +87,8 @@ class RetrievalData:
         if self.pieces:
             tokenizer = self.token_store.require_tokenizer()
             self.vocabulary_size, self.marks = tokenizer["size"], (tokenizer["start_id"], tokenizer["end_id"])
-        here = [(number, row) for number, row in enumerate(rows) if row.split == split]
+        asked = listed.rows_in(split)
+        here = list(zip(asked.tolist(), listed.images_at(asked), strict=True))
         count = dict(zip(self.region_store.ids, self.region_store.num_boxes.tolist(), strict=True))
         kept = [(number, row) for number, row in here if elsewhere or count.get(row.id)]
         self.left_out = [] if elsewhere else [row.id for _, row in here if not count.get(row.id)]
@@ -95,7 +97,7 @@ class RetrievalData:
         self.images: list[ImageRow] = [row for _, row in kept]
         self._region_rows = [] if elsewhere else [self.region_store.row(row.id) for row in self.images]
         self.teacher_store = TeacherStore(teachers) if teachers else None
-        self._image_rows = np.array([number for number, _ in kept])
+        self.image_rows = np.array([number for number, _ in kept])
         if self.teacher_store:
             self.teacher_store.require_manifest(manifest)
             self._require_taught(self.teacher_store)
@@ -161,7 +163,7 @@ class RetrievalData:
         """What uni-modal teachers make of some captions and of their images; None without a teacher store."""
         if self.teacher_store is None:
             return None
-        images = self._image_rows[self.caption_image[np.asarray(captions)]]
+        images = self.image_rows[self.caption_image[np.asarray(captions)]]
         rows = [self._caption_rows[caption] for caption in captions]
         return TeacherBatch(
             images=torch.from_numpy(self.teacher_store.embeddings("images", images)),

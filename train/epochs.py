@@ -74,7 +74,7 @@ class StreamedEpochs:
         store = data.region_store
         require_same_recipe(recipe["regions"], wanted.urls[0], store.recipe, store.folder)
         captions = {
-            row.id: list(zip(data.captions_of(image), row.captions, strict=True))
+            row.id: [(caption, data.caption_text(caption)) for caption in data.captions_of(image)]
             for image, row in enumerate(data.images)
         }
         together = distributed.is_available() and distributed.is_initialized()

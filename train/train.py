@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from extract.stores.intact import INDEX
 from manifests.errors import InputError
 from manifests.files import sha256
+from manifests.tables import images_sha256
 from train.checkpoint import data_recipe
 from train.curves import TensorBoard, write_curves
 from train.data import RetrievalData
@@ -94,7 +96,10 @@ def run(
     }
     if data.teacher_store:
         record["teachers"] = data.teacher_store.recipe
-    key = {name: record.get(name) for name in ("settings", "recipe", "teachers")} | {"manifest": sha256(manifest)}
+    key = {name: record.get(name) for name in ("settings", "recipe", "teachers")} | {
+        "manifest": images_sha256(manifest),
+        "tokens": sha256(tokens / INDEX),
+    }
     state = StateFolder(staging, name, key)
     with state.alone(out, processes) as made:
         if made:

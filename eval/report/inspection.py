@@ -16,7 +16,7 @@ from extract.images import UnreadableImage, decode_file
 from manifests.errors import InputError
 from manifests.files import atomic, write_text
 from manifests.grounding import Grounding, read_grounding
-from manifests.schema import read_manifest
+from manifests.tables import Manifest
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 
@@ -52,16 +52,14 @@ def run(
     """
     if out.suffix not in SUFFIXES:
         raise InputError(f"can't draw to {out.suffix or 'no suffix'!r}", where=out, fix="name it .html or .png")
-    rows = {row.id: row for row in read_manifest(manifest_dir / "manifest.jsonl")}
-    if image not in rows:
-        near = [id for id in rows if image in id][:3] or list(rows)[:3]
-        raise InputError(
-            f"there is no image {image!r}", where=manifest_dir / "manifest.jsonl", fix=f"try {', '.join(near)}"
-        )
-    row = rows[image]
-    data = RetrievalData(
-        manifest_dir / "manifest.jsonl", regions, tokens, row.split, pieces=pieces, text_features=text_features
-    )
+    listed = Manifest.open(manifest_dir)
+    at = listed.row_of(image)
+    if at is None:
+        ids = listed.ids
+        near = [id for id in ids if image in id][:3] or ids[:3]
+        raise InputError(f"there is no image {image!r}", where=manifest_dir, fix=f"try {', '.join(near)}")
+    row = listed.images[at]
+    data = RetrievalData(manifest_dir, regions, tokens, row.split, pieces=pieces, text_features=text_features)
     if image in data.left_out:
         raise InputError(f"image {image} has no regions", where=regions, fix="choose another image")
     captions = data.captions_of([item.id for item in data.images].index(image))

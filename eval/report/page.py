@@ -42,7 +42,7 @@ class DataSet:
 def open_data_set(name: str, folder: Path, image_root: Path, runs: Sequence[RunResult]) -> DataSet:
     """Open `data/D` for the split that all `runs` were evaluated on; InputError if they weren't on the same images."""
     split = runs[0].metrics["split"]
-    data = RetrievalData(folder / "manifest" / "manifest.jsonl", folder / "regions", folder / "tokens", split)
+    data = RetrievalData(folder / "manifest", folder / "regions", folder / "tokens", split)
     for run in runs:
         if run.metrics["split"] != split:
             raise InputError(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from eval.report.results import RunResult
 from extract.stores.regions import RegionStore
-from manifests.schema import read_manifest
+from manifests.schema import SPLITS
+from manifests.tables import Manifest
 
 STORES = ("regions", "tokens", "text_features", "pack")
 
@@ -16,7 +17,7 @@ def provenance(
 ) -> dict:
     """What the templates show of it; `folder` is the data set's, `commit` the project's if that is known."""
     store = RegionStore(folder / "regions")
-    rows = read_manifest(folder / "manifest" / "manifest.jsonl")
+    listed = Manifest.open(folder / "manifest")
     flat = [_flat(run.settings) for run in runs]
     keys = sorted({key for settings in flat for key, value in settings.items() if value is not None})
     differing = [key for key in keys if len({_shown(settings.get(key)) for settings in flat}) > 1]
@@ -29,10 +30,10 @@ def provenance(
         "splits": [
             {
                 "name": split,
-                "images": sum(row.split == split for row in rows),
-                "captions": sum(len(row.captions) for row in rows if row.split == split),
+                "images": len(listed.rows_in(split)),
+                "captions": int(listed.caption_counts[listed.rows_in(split)].sum()),
             }
-            for split in ("train", "val", "test")
+            for split in SPLITS
         ],
         "stores": [
             {"name": name, "size": _size(folder / name)} for name in STORES if (folder / name / "index.json").exists()

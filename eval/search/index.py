@@ -1,7 +1,7 @@
 """An index: the embeddings of a data set by one run, laid out for search, and what they were made of.
 
 `indexes/R-D/` holds `pooled.npy`, `context.npy` and `captions.npy` in full precision (`eval.embeddings`), the codes
-that are searched first (`images/`, `captions/`: `eval.search.candidates`), `manifest.jsonl` with the images in the
+that are searched first (`images/`, `captions/`: `eval.search.candidates`), a manifest of the images in the
 index's order, `vocabulary.json`, the run's own, and `recipe.json`; an approximate one also has `images.faiss` and
 `captions.faiss`. `index.json` lists them all with their sha256. Embeddings are written as they are made, so that
 memory doesn't grow with the data set.
@@ -10,7 +10,7 @@ memory doesn't grow with the data set.
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -35,7 +35,8 @@ from manifests.errors import InputError
 from manifests.files import sha256, whole_folder, write_json
 from manifests.locks import one_writer
 from manifests.progress import progress
-from manifests.schema import SPLITS, ImageRow, read_manifest, write_manifest
+from manifests.schema import SPLITS, CaptionedImage
+from manifests.tables import Manifest, is_manifest, manifest_sha256, write_manifest
 from manifests.typed import Written, checked
 from train.checkpoint import WEIGHTS, load_model, read_record
 from train.data import RetrievalData
@@ -65,9 +66,10 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """What an index is made of; None for what isn't on this machine."""
+        listed = manifest_sha256(self.manifest) if is_manifest(self.manifest) else None
         return {
             "run": {"name": self.run, "weights_sha256": _digest(self.model / WEIGHTS)},
-            "data set": {"name": self.dataset, "manifest_sha256": _digest(self.manifest)},
+            "data set": {"name": self.dataset, "manifest_sha256": listed},
             "regions": {"files_sha256": _digest(self.regions / INDEX)},
         }
 
@@ -92,18 +94,18 @@ def run(
         approximate.require_faiss()
     record = read_record(source.model)
     source.words.require_vocabulary()
-    here = {row.split for row in read_manifest(source.manifest)}
-    if not (splits := [split for split in splits if split in here]):
+    listed = Manifest.open(source.manifest)
+    if not (splits := [split for split in splits if len(listed.rows_in(split))]):
         raise InputError("it has no image of these splits", where=source.manifest, fix="choose others")
     with whole_folder(out) as folder:
         parts = [_open(source, split) for split in splits]
         store = parts[0].region_store
         require_same_recipe(record["recipe"]["regions"], source.model, store.recipe, source.regions)
-        rows = [image for part in parts for image in part.images]
+        rows = [image for part in parts for image in _captioned(part)]
         network = load_model(source.model, device)
         _write_images(folder, network, parts, source.run, batch_size)
         _write_captions(folder, network, parts, source, device, batch_size)
-        write_manifest(folder / "manifest.jsonl", rows)
+        write_manifest(folder, rows)
         shutil.copyfile(source.words.vocabulary, folder / "vocabulary.json")
         pooled, context, captions = open_parts(folder, fix=_AGAIN)
         write_codes(folder / "images", pooled, context, what="images")
@@ -164,7 +166,7 @@ class Index:
 
     folder: Path
     recipe: dict[str, Any]
-    rows: list[ImageRow]
+    rows: list[CaptionedImage]
     pooled: np.ndarray
     context: np.ndarray
     captions: np.ndarray
@@ -179,7 +181,7 @@ class Index:
             raise InputError("no index that this program reads", where=folder, fix=_AGAIN)
         checked(recipe, _Recipe, where=folder / RECIPE, fix=_AGAIN)
         require_intact(folder, fix=_AGAIN)
-        rows, parts = read_manifest(folder / "manifest.jsonl"), open_parts(folder, fix=_AGAIN)
+        rows, parts = list(Manifest.open(folder).captioned), open_parts(folder, fix=_AGAIN)
         here, wanted = (len(parts[0]), len(parts[2])), (len(rows), sum(len(row.captions) for row in rows))
         if here != wanted:
             told = f"embeddings of {here[0]} images and {here[1]} captions, its manifest has {wanted}"
@@ -315,7 +317,7 @@ def _write_captions(
     device: str,
     batch_size: int,
 ) -> None:
-    texts = [text for part in parts for image in part.images for text in image.captions]
+    texts = [part.caption_text(caption) for part in parts for caption in range(part.num_captions)]
     if not texts:
         pooled, context = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled", "context"))
         save_array(folder / "captions.npy", np.empty((0, pooled.shape[2] + context.shape[1]), np.float32))
@@ -331,6 +333,12 @@ def _write_captions(
             arrays.fill(start, data.num_captions, encode, batch_size, "captions")
             start += data.num_captions
     arrays.finish()
+
+
+def _captioned(part: RetrievalData) -> list[CaptionedImage]:
+    """The images of a split with their captions."""
+    texts = [tuple(map(part.caption_text, part.captions_of(image))) for image in range(len(part.images))]
+    return [CaptionedImage(*astuple(image), own) for image, own in zip(part.images, texts, strict=True)]
 
 
 def _open(source: Source, split: str) -> RetrievalData:
@@ -357,10 +365,10 @@ def _read_as_the_run_does(
 ) -> AbstractContextManager[RetrievalData]:
     if _has_the_words(source):
         return nullcontext(part)
-    return captioned(part.images, source.words, source.regions, device=device, batch_size=batch_size)
+    return captioned(_captioned(part), source.words, source.regions, device=device, batch_size=batch_size)
 
 
-def _approximate(folder: Path, rows: list[ImageRow], recipe: dict[str, Any], kind: Kind) -> str:
+def _approximate(folder: Path, rows: list[CaptionedImage], recipe: dict[str, Any], kind: Kind) -> str:
     """Make FAISS's indexes; says how many of the ten best they find, for captions and images of the index itself."""
     index = Index(folder, recipe, rows, *open_parts(folder, fix=_AGAIN))
     found = []

@@ -22,7 +22,7 @@ from extract.settings import RegionSettings
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import sha256
-from manifests.schema import ImageRow
+from manifests.schema import CaptionedImage
 from train.batches import region_batch
 from train.checkpoint import load_model
 from train.models import RetrievalModel
@@ -35,7 +35,7 @@ class Hit:
     """One answer: an image, its score, the caption that was found or the image's first, and, where the boxes are known,
     the picture's shape and the regions that words matched, as SVG. `caption` is HTML there, with the words marked."""
 
-    image: ImageRow
+    image: CaptionedImage
     score: float
     text: str
     caption: str | None = None
@@ -53,7 +53,7 @@ class Answer:
     index: Index
     hits: list[Hit]
     unknown: list[str]
-    asked: ImageRow | None = None
+    asked: CaptionedImage | None = None
 
 
 def search_text(index: Index, source: Source, text: str, *, count: int, device: str) -> Answer:
@@ -173,7 +173,7 @@ def _encode_picture(
 
 
 def _draw(
-    rows: Sequence[ImageRow], network: RetrievalModel, source: Source, words: RunWords, device: str
+    rows: Sequence[CaptionedImage], network: RetrievalModel, source: Source, words: RunWords, device: str
 ) -> list[tuple[str, str | None, float]]:
     """Of every caption of `rows`, in order: itself with its words marked, the regions that they match, and the
     picture's width over height; nothing to draw where the regions came without boxes."""

@@ -18,7 +18,8 @@ from extract.text.settings import TextFeatureSettings, TokenSettings
 from extract.text.vocabulary import UNKNOWN
 from manifests.errors import InputError
 from manifests.files import sha256
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 from train.data import RetrievalData
 
 
@@ -59,7 +60,7 @@ class RunWords:
 
 @contextmanager
 def captioned(
-    rows: Sequence[ImageRow], words: RunWords, regions: Path, *, device: str = "cpu", batch_size: int = 256
+    rows: Sequence[CaptionedImage], words: RunWords, regions: Path, *, device: str = "cpu", batch_size: int = 256
 ) -> Iterator[RetrievalData]:
     """A data set of `rows`, whose captions are read as the run reads them, for as long as the block lasts.
 
@@ -74,7 +75,7 @@ def captioned(
     """
     with TemporaryDirectory(prefix="selfalign-") as temporary:
         folder = Path(temporary)
-        listed, states = folder / "manifest.jsonl", folder / "text_features"
+        listed, states = folder / "manifest", folder / "text_features"
         write_manifest(listed, rows)
         settings = words.tokens.model_copy(update={"vocabulary": words.vocabulary})
         with redirect_stderr(StringIO()):  # bars of what takes no time

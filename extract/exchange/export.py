@@ -17,7 +17,7 @@ from manifests.errors import InputError
 from manifests.files import whole_folder
 from manifests.locks import one_writer
 from manifests.progress import progress
-from manifests.schema import read_manifest
+from manifests.tables import Manifest
 
 CAPTIONS = "captions.json"
 _WRITERS = {"butd-tsv": butd_tsv.write, "lxmert-tsv": lxmert_tsv.write, "vinvl": vinvl.write, "bua-npz": bua_npz.write}
@@ -60,7 +60,7 @@ def run(
             )
         pack.write(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=PackSettings(), out=out)
         return
-    rows = read_manifest(manifest)
+    rows = Manifest.open(manifest).captioned
     if format == "karpathy":
         with whole_folder(out) as folder:
             karpathy.write(folder / f"dataset_{dataset}.json", dataset, rows)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from manifests.files import canonical_json, write_text
-from manifests.schema import ImageRow
+from manifests.schema import CaptionedImage
 
 
-def write(path: Path, name: str, rows: Sequence[ImageRow]) -> None:
+def write(path: Path, name: str, rows: Sequence[CaptionedImage]) -> None:
     """Write the images and captions of a manifest, in its order.
 
     An id that isn't the file name without its suffix becomes the `cocoid`, a number where it is one. `tokens` are the

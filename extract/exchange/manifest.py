@@ -15,10 +15,10 @@ from manifests.errors import InputError
 from manifests.files import fingerprint, whole_folder
 from manifests.imported import Imported, write_source
 from manifests.locks import one_writer
-from manifests.manifest import checked_entries, manifest_rows, write_caption_ids
+from manifests.manifest import checked_entries, manifest_rows
 from manifests.progress import progress
-from manifests.schema import write_manifest
 from manifests.source import SourceImage
+from manifests.tables import write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ def run(
     info: bool = False,
     out: Path,
 ) -> None:
-    """Write the folder `out`, whole or not at all: manifest.jsonl, source.json, and coco_ids.jsonl where all captions
-    are COCO's.
+    """Write the folder `out`, whole or not at all: images.arrow, captions.arrow and source.json.
 
     Parameters
     ----------
@@ -92,8 +91,7 @@ def run(
         left_out=left_out,
     )
     with whole_folder(out) as folder:
-        write_manifest(folder / "manifest.jsonl", rows)
-        write_caption_ids(folder, kept)
+        write_manifest(folder, rows)
         write_source(folder, imported)
     if left_out:
         log.warning("%d images have captions but no regions and are left out: %s ...", len(left_out), left_out[0])

@@ -31,7 +31,7 @@ from manifests.errors import DiskFull, InputError
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.imported import read_source
 from manifests.progress import progress
-from manifests.schema import read_manifest
+from manifests.tables import Manifest, images_sha256
 
 _TOGETHER = 16  # images that a thread reads at a time
 _MOST_BOXES = np.iinfo(np.int16).max
@@ -62,7 +62,7 @@ def run(
     Parameters
     ----------
     dataset : its name, for the card.
-    manifest : ``manifest.jsonl`` of an imported data set, with ``source.json`` beside it.
+    manifest : the folder of an imported data set's manifest, with ``source.json``.
     images : file or folder with the regions.
     staging : folder where finished shards wait.
     readers : threads that read and convert.
@@ -91,6 +91,20 @@ def run(
             work.finish(folder, dataset, done, about or About())
 
 
+def changed_files(manifest: Path, images: Path, settings: ImportSettings) -> Iterator[tuple[str, str]]:
+    """The files of an imported data set that aren't those its manifest was made of, with what is wrong."""
+    imported = read_source(manifest)
+    source = open_source(imported.format, images, **settings.told)
+    with progress(what="check", unit="B", total=source.size, scale=True) as bar:
+        now = source.hash_again(bar.update)
+    for name, digest in imported.files.items():
+        if now.get(name) != digest:
+            yield (
+                str(source.root / name if source.root.is_dir() else source.root),
+                "changed" if name in now else "missing",
+            )
+
+
 @contextmanager
 def _kept_to_continue(staged: Staging) -> Iterator[None]:
     """What is staged stays, and is told of, if the same command can continue with it; else it goes with the error."""
@@ -111,8 +125,9 @@ class _Import:
     """The shards of one store, numbered from 0 in manifest order."""
 
     def __init__(self, *, manifest: Path, images: Path, settings: ImportSettings, staging: Path):
-        self.rows = read_manifest(manifest)
-        self.imported = read_source(Path(manifest).parent)
+        listed = Manifest.open(manifest)
+        self.rows = listed.images
+        self.imported = read_source(manifest)
         if len(self.imported.places) != len(self.rows):
             raise InputError("not as long as its source.json", where=manifest, fix="run the manifest stage again")
         files = fingerprint(self.imported.files)
@@ -140,12 +155,12 @@ class _Import:
         }
         key = {
             "recipe": self.recipe,
-            "manifest": sha256(manifest),
+            "manifest": images_sha256(manifest),
             "images_per_shard": settings.images_per_shard,
             "code": CODE,
         }
         self._hash = fingerprint(self.recipe)
-        self._id_bytes = max(len(row.id.encode()) for row in self.rows)
+        self._id_bytes = listed.id_bytes
         # One image tells what all others must have: the length of a feature, and which labels.
         self._first = self._first_record()
         self.dim = self._first.features.shape[1]
@@ -237,7 +252,8 @@ class _Import:
 
     def _write(self, number: int, regions: list[Regions], norms: Norms, buffer: np.ndarray | None) -> dict[str, Any]:
         """Write a shard; what its done-marker is to say of it."""
-        ids = [self.rows[row].id for row in self.part(number)]
+        part = self.part(number)
+        ids = [row.id for row in self.rows[part.start : part.stop]]
         write_shard(
             self.path(number),
             ids,

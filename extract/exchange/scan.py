@@ -21,7 +21,7 @@ from manifests.errors import InputError
 from manifests.files import canonical_json, sha256, write_text
 from manifests.jsonl import parse_json, read_utf8
 from manifests.opening import open_file
-from manifests.schema import ImageRow
+from manifests.schema import CaptionedImage
 from manifests.source import SourceCaption, SourceImage
 
 CAPTIONS = 5
@@ -217,7 +217,12 @@ def _file_names(folder: Path) -> dict[str, str] | None:
 
 
 def write(
-    folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, drop_captions: bool, advance: Callable[[], object]
+    folder: Path,
+    rows: Sequence[CaptionedImage],
+    store: RegionStore,
+    *,
+    drop_captions: bool,
+    advance: Callable[[], object],
 ) -> None:
     """Write `rows`, which `store` has, as SCAN's loaders read it: boxes absolute (x1, y1, x2, y2), sizes (w, h).
 
@@ -241,7 +246,7 @@ def write(
     write_text(folder / "id_mapping.json", canonical_json({row.id: row.path for row in rows}) + "\n")
 
 
-def _write_captions(folder: Path, name: str, rows: Sequence[ImageRow], drop: bool) -> None:
+def _write_captions(folder: Path, name: str, rows: Sequence[CaptionedImage], drop: bool) -> None:
     each = 1 if all(len(row.captions) == 1 for row in rows) else CAPTIONS
     for row in rows:
         if len(row.captions) < each or (len(row.captions) > each and not drop):
@@ -263,7 +268,7 @@ def _write_captions(folder: Path, name: str, rows: Sequence[ImageRow], drop: boo
 def _write_arrays(
     folder: Path,
     name: str,
-    rows: Sequence[ImageRow],
+    rows: Sequence[CaptionedImage],
     store: RegionStore,
     shape: tuple[int, int],
     advance: Callable[[], object],

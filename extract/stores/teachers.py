@@ -17,8 +17,8 @@ from extract.stores.hdf5 import MappedHDF5, layout_problems, write_hdf5
 from extract.stores.intact import INDEX, CountedFile, Index, read_index
 from extract.stores.recipe import read_recipe_of
 from manifests.errors import InputError
-from manifests.files import sha256
 from manifests.jsonl import read_rows
+from manifests.tables import manifest_sha256
 from manifests.typed import Digest, Written, checked, schema
 
 FORMAT = "selfalign-teachers"
@@ -97,7 +97,7 @@ class TeacherStore:
 
     def require_manifest(self, manifest: Path) -> None:
         """Raise `InputError` unless the vectors are those of the images and captions of `manifest`."""
-        if self.index["manifest_sha256"] != sha256(manifest):
+        if self.index["manifest_sha256"] != manifest_sha256(manifest):
             raise InputError(f"made of another manifest than {manifest}", where=self.folder, fix=_AGAIN)
 
     def failures(self) -> dict[str, str]:

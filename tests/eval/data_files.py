@@ -17,8 +17,8 @@ from manifests import manifest, scenes
 from manifests.describing import WORDS
 from manifests.files import sha256, write_json
 from manifests.grounding import read_grounding
-from manifests.schema import read_manifest
 from manifests.settings import SceneSettings
+from manifests.tables import Manifest
 from train.data import RetrievalData
 from train.selfalign import ConceptBag
 
@@ -43,8 +43,8 @@ def draw_data_set(data: Path, *, test: int = 8, leave_out: int = 0) -> Path:
         out=folder / "manifest",
     )
     words = TokenSettings(language="scenes", min_count=1)
-    tokens.run(manifest=folder / "manifest" / "manifest.jsonl", settings=words, out=folder / "tokens")
-    rows = read_manifest(folder / "manifest" / "manifest.jsonl")
+    tokens.run(manifest=folder / "manifest", settings=words, out=folder / "tokens")
+    rows = list(Manifest.open(folder / "manifest").captioned)
     truth = read_grounding(folder / "manifest" / "grounding.jsonl")
     ids = [row.id for row in rows][: len(rows) - leave_out]
     features = np.zeros((len(ids), REGIONS, len(ATTRIBUTES)), np.float16)
@@ -72,7 +72,7 @@ def write_regions(folder: Path, ids: list[str], features: np.ndarray, boxes: np.
 
 def retrieval_data(folder: Path, split: str = "test") -> RetrievalData:
     """Open one split of a data set's folder."""
-    return RetrievalData(folder / "manifest" / "manifest.jsonl", folder / "regions", folder / "tokens", split)
+    return RetrievalData(folder / "manifest", folder / "regions", folder / "tokens", split)
 
 
 def give_codebook(model: nn.Module) -> nn.Module:

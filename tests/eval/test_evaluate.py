@@ -168,7 +168,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     train.run(
         name="tiny",
-        manifest=demo / "manifest" / "manifest.jsonl",
+        manifest=demo / "manifest",
         regions=demo / "regions",
         tokens=demo / "tokens",
         settings=RunSettings(**settings),
@@ -318,7 +318,7 @@ def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
     told = evaluate(trained, tmp_path)["modes"]
     found = cost.run(
         name="tiny",
-        manifest=trained / "demo" / "manifest" / "manifest.jsonl",
+        manifest=trained / "demo" / "manifest",
         regions=trained / "demo" / "regions",
         tokens=trained / "demo" / "tokens",
         model=trained / "run" / "model",

@@ -36,8 +36,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 def data_set(dense: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `data/D`: manifest, regions and tokens of `dense`, packed 6 images a shard."""
     folder = tmp_path_factory.mktemp("data_set") / "tiny"
-    (folder / "manifest").mkdir(parents=True)
-    manifest = Path(shutil.copy(dense.manifest, folder / "manifest" / "manifest.jsonl"))
+    manifest = Path(shutil.copytree(dense.manifest, folder / "manifest"))
     shutil.copytree(dense.out, folder / "regions")
     tokens.run(manifest=manifest, settings=TokenSettings(language="blank_en", min_count=1), out=folder / "tokens")
     pack.run(

@@ -12,7 +12,8 @@ from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, SCHEMA, Regions, RegionStore, region_index, write_shard
 from manifests.files import sha256, write_json
 from manifests.imported import write_source
-from manifests.schema import ImageRow, read_manifest, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import Manifest, write_manifest
 
 SPLITS = ("train",) * 5 + ("val",) * 2 + ("test",) * 3
 NAMES = [f"thing {number:02d}" for number in range(12)]
@@ -27,11 +28,11 @@ class DataSet:
 
     @property
     def manifest(self) -> Path:
-        return self.folder / "manifest" / "manifest.jsonl"
+        return self.folder / "manifest"
 
     @property
-    def rows(self) -> list[ImageRow]:
-        return read_manifest(self.manifest)
+    def rows(self) -> list[CaptionedImage]:
+        return list(Manifest.open(self.manifest).captioned)
 
     @property
     def store(self) -> RegionStore:
@@ -78,7 +79,7 @@ class Import:
     def regions(self, **options: Any) -> None:
         regions.run(
             dataset="imported",
-            manifest=self.out / "manifest" / "manifest.jsonl",
+            manifest=self.out / "manifest",
             images=self.images,
             settings=ImportSettings(**self.settings),
             out=self.out / "regions",
@@ -119,8 +120,8 @@ def write_data_set(
         found.append(Regions(features, boxes, (width, height), **(told if labels else {})))
         texts = tuple(f"Caption {k} of image {number}, “é”." for k in range(captions))
         path = f"a folder/{1000 + number}.jpg"
-        rows.append(ImageRow(f"{1000 + number}", path, "0" * 64, width, height, split, texts))
-    write_manifest(folder / "manifest" / "manifest.jsonl", rows)
+        rows.append(CaptionedImage(f"{1000 + number}", path, "0" * 64, width, height, split, texts))
+    write_manifest(folder / "manifest", rows)
     write_source(folder / "manifest", None)
     store = folder / "regions"
     recipe = {"format": {"schema": SCHEMA, "features": dtype}, "detector": {"name": "a test"}}

@@ -15,7 +15,8 @@ from extract import regions
 from extract.settings import BottomUpSettings, DemoDetectorSettings, RegionSettings
 from manifests.drawing import Scene, draw_scene
 from manifests.files import sha256
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 
 WEIGHTS = Path(extract.__file__).parent / "detectors" / "weights" / "demo.safetensors"
 SEED = 4711  # of the scenes here: neither the demo's nor that of the detector's training
@@ -81,7 +82,7 @@ class Pictures:
 
     @property
     def manifest(self) -> Path:
-        return self.folder / "manifest.jsonl"
+        return self.folder / "manifest"
 
     @property
     def out(self) -> Path:
@@ -104,7 +105,7 @@ def write_pictures(folder: Path, files: dict[str, bytes]) -> Pictures:
     write_manifest(
         pictures.manifest,
         [
-            ImageRow(f"id-{name}", name, sha256(pictures.images / name), None, None, "train", ("A ring.",))
+            CaptionedImage(f"id-{name}", name, sha256(pictures.images / name), None, None, "train", ("A ring.",))
             for name in files
         ],
     )

@@ -16,7 +16,7 @@ from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, write_shard
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
-from manifests.schema import read_manifest
+from manifests.tables import Manifest
 from tests.extract.region_files import Pictures, contents, region_settings
 
 Edit = Callable[[int, Regions], Regions]
@@ -132,7 +132,7 @@ def test_swapped_colour_channels_are_different(dense: Pictures, tmp_path: Path) 
     """The classic silent mistake: the network sees BGR where it was trained on RGB."""
     settings = region_settings()
     detector = load_detector(settings.detector, settings.selection)
-    rows = read_manifest(dense.manifest)
+    rows = list(Manifest.open(dense.manifest).captioned)
 
     def swapped(row: int, regions: Regions) -> Regions:
         picture = decode((dense.images / rows[row].path).read_bytes())

@@ -18,7 +18,6 @@ from extract.stores.intact import require_intact
 from extract.stores.recipe import read_recipe
 from extract.text.settings import TokenSettings
 from extract.verify import run as verify
-from manifests.coco_ids import COCO_IDS, read_coco_ids
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.karpathy import read as read_karpathy
@@ -149,7 +148,7 @@ def test_an_imported_store_has_what_every_store_has(data: DataSet, tmp_path: Pat
 def test_cocos_ids_of_captions_stay_with_an_import(data: DataSet, tmp_path: Path) -> None:
     back = way_back("butd-tsv", data.export("butd-tsv", tmp_path / "exported"), tmp_path / "back")
     back.manifest()
-    assert not (back.out / "manifest" / COCO_IDS).exists()
+    assert not any(row.caption_ids for row in DataSet(back.out).rows)
     captions = json.loads(back.captions.read_text(encoding="utf-8"))
     for number, image in enumerate(captions["images"]):
         image["cocoid"] = 500 + number
@@ -157,9 +156,8 @@ def test_cocos_ids_of_captions_stay_with_an_import(data: DataSet, tmp_path: Path
             sentence["sentid"] = 10 * number + k
     back.captions.write_text(json.dumps(captions), encoding="utf-8")
     back.manifest()
-    ids = read_coco_ids(back.out / "manifest" / COCO_IDS)
-    assert list(ids) == [row.id for row in DataSet(back.out).rows]
-    assert list(ids.values())[1] == [10, 11, 12, 13, 14]
+    assert all(row.caption_ids for row in DataSet(back.out).rows)
+    assert DataSet(back.out).rows[1].caption_ids == (10, 11, 12, 13, 14)
 
 
 def test_the_same_files_give_the_same_bytes(data: DataSet, tmp_path: Path) -> None:

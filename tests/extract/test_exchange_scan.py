@@ -1,6 +1,7 @@
 """SCAN's layout: what plain loaders read from an export, and the many ways in which the files are found in the wild."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from extract.verify import run as verify
 from manifests.errors import InputError
-from manifests.schema import write_manifest
+from manifests.tables import write_manifest
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
 
 BOXES = np.array([[[0, 10, 40, 30], [5, 5, 50, 100]], [[0, 0, 1, 1], [20, 30, 80, 90]]], np.float32)
@@ -64,8 +65,8 @@ def test_one_caption_an_image_stays_one(tmp_path: Path) -> None:
 
 def test_line_ends_in_a_caption_become_spaces(tmp_path: Path) -> None:
     data = write_data_set(tmp_path / "data")
-    content = data.manifest.read_text(encoding="utf-8").replace("Caption 3 of", r"Caption\r\n3 of")
-    data.manifest.write_text(content, encoding="utf-8")
+    texts = [tuple(text.replace("Caption 3 of", "Caption\r\n3 of") for text in row.captions) for row in data.rows]
+    write_manifest(data.manifest, [replace(row, captions=own) for row, own in zip(data.rows, texts, strict=True)])
     assert data.rows[0].captions[3].startswith("Caption\r\n3")
     back = way_back("scan", data.export("scan", tmp_path / "exported"), tmp_path / "back").run()
     assert back.rows[0].captions[3].startswith("Caption 3 of")

@@ -93,7 +93,7 @@ def test_a_missing_shard_and_a_missing_list_are_named(data_set_copy: Path) -> No
 @pytest.mark.parametrize(("store", "shard"), [("regions", "000002.h5"), ("tokens", "tokens.h5")])
 def test_training_refuses_what_has_changed(data_set_copy: Path, store: str, shard: str) -> None:
     stores = {name: data_set_copy / name for name in ("regions", "tokens")}
-    manifest = data_set_copy / "manifest" / "manifest.jsonl"
+    manifest = data_set_copy / "manifest"
     assert RetrievalData(manifest, **stores, split="train").num_captions == 15
     flip(data_set_copy / store / shard, 0.6)
     with pytest.raises(InputError, match=f"{shard}: the file has changed"):

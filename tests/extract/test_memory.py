@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from manifests.files import sha256
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 from tests.extract.region_files import encoded, quick_settings, scene
 
 CHECKOUT = Path(__file__).parents[2]
@@ -18,7 +19,7 @@ from extract.settings import RegionSettings
 folder = Path(sys.argv[1])
 settings = RegionSettings.model_validate_json(sys.argv[2])
 run(
-    dataset="many", manifest=folder / "manifest.jsonl", images=folder.parent, settings=settings,
+    dataset="many", manifest=folder / "manifest", images=folder.parent, settings=settings,
     out=folder / "regions", staging=folder / "staging",
 )
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -30,11 +31,11 @@ def peak_megabytes(folder: Path, count: int, settings: str) -> int:
     paths = sorted(folder.parent.glob("*.png"))
     digests = [sha256(path) for path in paths]
     rows = [
-        ImageRow(f"{i}", paths[i % len(paths)].name, digests[i % len(paths)], 160, 160, "train", ())
+        CaptionedImage(f"{i}", paths[i % len(paths)].name, digests[i % len(paths)], 160, 160, "train", ())
         for i in range(count)
     ]
     folder.mkdir()
-    write_manifest(folder / "manifest.jsonl", rows)
+    write_manifest(folder / "manifest", rows)
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(folder), settings], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )

@@ -22,7 +22,8 @@ from extract.stores.webdataset import sample_key
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
-from manifests.schema import ImageRow, read_manifest, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import Manifest, write_manifest
 from tests.extract.test_intact import flip
 
 # id -> split and captions; "gone" is in no region store
@@ -60,7 +61,7 @@ def write_manifest_of(path: Path, images: dict) -> Path:
     write_manifest(
         path,
         [
-            ImageRow(id=id, path="a.png", sha256="0" * 64, width=40, height=30, split=split, captions=captions)
+            CaptionedImage(id=id, path="a.png", sha256="0" * 64, width=40, height=30, split=split, captions=captions)
             for id, (split, captions) in images.items()
         ],
     )
@@ -89,7 +90,7 @@ def write_region_store(folder: Path, ids: list[str], attributes: bool = True) ->
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
-    manifest = write_manifest_of(folder / "manifest.jsonl", IMAGES)
+    manifest = write_manifest_of(folder / "manifest", IMAGES)
     tokens.run(manifest=manifest, settings=TokenSettings(language="blank_en", min_count=1), out=folder / "tokens")
     regions = write_region_store(folder / "regions", [id for id in IMAGES if id != "gone"])
     return Inputs(manifest, regions, folder / "tokens")
@@ -234,15 +235,15 @@ def test_labels_that_the_detector_lacks_are_absent(inputs, tmp_path):
 
 
 def test_tokens_of_another_manifest_are_an_error(inputs, tmp_path):
-    rows = read_manifest(inputs.manifest)
-    fewer = tmp_path / "fewer.jsonl"
+    rows = list(Manifest.open(inputs.manifest).captioned)
+    fewer = tmp_path / "fewer"
     write_manifest(fewer, rows[1:])
     with pytest.raises(InputError, match="other images"):
         Inputs(fewer, inputs.regions, inputs.tokens).pack(tmp_path / "pack")
-    reworded = write_manifest_of(tmp_path / "reworded.jsonl", IMAGES | {"4": ("train", ("the green ring",))})
+    reworded = write_manifest_of(tmp_path / "reworded", IMAGES | {"4": ("train", ("the green ring",))})
     with pytest.raises(InputError, match="image '4'"):
         Inputs(reworded, inputs.regions, inputs.tokens).pack(tmp_path / "pack")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fewer.jsonl", "reworded.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fewer", "reworded"]
 
 
 def test_a_store_that_has_changed_is_not_packed(inputs, tmp_path):

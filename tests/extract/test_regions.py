@@ -18,6 +18,7 @@ from extract.images import decode
 from extract.settings import RegionSettings
 from extract.stores.regions import FAILURES, RegionStore
 from manifests.errors import InputError
+from manifests.tables import Manifest, write_manifest
 from tests.extract.region_files import (
     Pictures,
     contents,
@@ -282,7 +283,7 @@ def test_changed_parameter_reuses_no_staged_shard(nine: Pictures, change: dict) 
 def test_changed_manifest_reuses_no_staged_shard(nine: Pictures) -> None:
     settings = region_settings(images_per_shard=4)
     shard = interrupt(nine, settings)
-    nine.manifest.write_text("".join(nine.manifest.read_text().splitlines(keepends=True)[::-1]))
+    write_manifest(nine.manifest, reversed(list(Manifest.open(nine.manifest).captioned)))
     nine.extract(settings)
     assert (nine.out / "000000.h5").stat().st_ino != shard.stat().st_ino
     assert RegionStore(nine.out).ids == [f"id-{i:03d}.png" for i in reversed(range(9))]

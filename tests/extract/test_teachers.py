@@ -1,8 +1,8 @@
 """The teachers stage: every teacher's own vectors, of length 1, in the manifest's order, shard by shard."""
 
-import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from extract.teaching.settings import ImageTeacherSettings, TeacherSettings
 from extract.teaching.vision import find_vision_model
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import Manifest, write_manifest
 from tests.encoders import write_encoder
 from tests.extract.teacher_models import SIDE, write_clip, write_vit
 
@@ -48,11 +49,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "images" / f"{number}.png"
         Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(path)
         facts = {"path": path.name, "sha256": sha256(path), "width": 30, "height": 20}
-        rows.append(ImageRow(id=f"p{number}", **facts, split=SPLITS[number], captions=captions))
+        rows.append(CaptionedImage(id=f"p{number}", **facts, split=SPLITS[number], captions=captions))
         if number != 3:
             features = rng.standard_normal((2 + number, 6)).astype(np.float16)
             kept.append((f"p{number}", Regions(features, np.tile(np.float32([0, 0, 9, 9]), (2 + number, 1)), (30, 20))))
-    write_manifest(root / "manifest" / "manifest.jsonl", rows)
+    write_manifest(root / "manifest", rows)
     folder = root / "regions"
     recipe_hash = write_recipe(folder, {"detector": {"name": "written by a test"}}, {})
     ids, regions = zip(*kept, strict=True)
@@ -76,7 +77,7 @@ def make(world: Path, root: Path, *, batch_size: int = 2, **settings) -> Teacher
     settings = {**BUILT_IN, "items_per_shard": 3, **settings}
     teachers.run(
         dataset="small",
-        manifest=world / "manifest" / "manifest.jsonl",
+        manifest=world / "manifest",
         regions=world / "regions",
         images=world / "images",
         settings=TeacherSettings(**settings),
@@ -387,12 +388,12 @@ def test_what_does_not_fit_is_told(world, vit, bert, tmp_path):
 def test_a_picture_that_cannot_be_read(world, vit, tmp_path):
     torn = tmp_path / "torn"
     shutil.copytree(world, torn)
-    rows = [json.loads(line) for line in (torn / "manifest" / "manifest.jsonl").read_text().splitlines()]
+    rows = list(Manifest.open(torn / "manifest").captioned)
     (torn / "images" / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="has changed since the manifest was made"):
         make(torn, tmp_path, **pictures(vit))
-    rows[1]["sha256"] = sha256(torn / "images" / "1.png")
-    (torn / "manifest" / "manifest.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    rows[1] = replace(rows[1], sha256=sha256(torn / "images" / "1.png"))
+    write_manifest(torn / "manifest", rows)
     with pytest.raises(InputError, match="'p1' can't be read.*teachers.D.unreadable: skip"):
         make(torn, tmp_path, **pictures(vit))
     made = make(torn, tmp_path, unreadable="skip", **pictures(vit))
@@ -401,7 +402,7 @@ def test_a_picture_that_cannot_be_read(world, vit, tmp_path):
 
 
 def findings(folder: Path, world: Path) -> list[str]:
-    return [str(f) for f in verify.run(store=folder, manifest=world / "manifest" / "manifest.jsonl").findings]
+    return [str(f) for f in verify.run(store=folder, manifest=world / "manifest").findings]
 
 
 def test_verify_names_what_is_wrong(store, world, tmp_path):
@@ -417,8 +418,9 @@ def test_verify_names_what_is_wrong(store, world, tmp_path):
     assert any("000000.h5 row 2 (p2): the vector's length is" in line for line in told)
     assert any("000001.h5 row 0 (p3): the vector is all zeros" in line for line in told)
     assert any("000004.h5: the file is missing" in line for line in told)
-    other = Path(shutil.copytree(world / "manifest", tmp_path / "manifest")) / "manifest.jsonl"
-    other.write_text(other.read_text().replace("Zebra!", "Zebras!"))
+    rows = list(Manifest.open(world / "manifest").captioned)
+    other = tmp_path / "manifest"
+    write_manifest(other, [replace(row, captions=(*row.captions, "Zebras!")) for row in rows])
     assert any("made of another manifest" in str(f) for f in verify.run(store=store.folder, manifest=other).findings)
 
 
@@ -439,7 +441,7 @@ def test_a_folder_that_is_not_there_is_not_taken_for_a_name(model, tmp_path, mon
 
 
 def test_card_and_verify_say_what_the_store_holds(store, world, tmp_path):
-    manifest = world / "manifest" / "manifest.jsonl"
+    manifest = world / "manifest"
     told = verify.run(store=store.folder, manifest=manifest).text()
     assert "(5 images, 7 captions, 12 vectors, 5 shards; " in told
     copy = Path(shutil.copytree(store.folder, tmp_path / "copy"))

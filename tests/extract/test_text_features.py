@@ -18,7 +18,8 @@ from extract.text.settings import TextFeatureSettings, TokenSettings
 from extract.text_encoder import PieceEncoder
 from extract.verify import run as verify
 from manifests.errors import InputError
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 from tests.encoders import tiny_config, write_encoder
 from tests.extract.test_intact import flip
 
@@ -32,12 +33,12 @@ CAPTIONS = (
 
 def write_tokens(folder: Path, encoder: Path | None, captions=CAPTIONS, **settings) -> Path:
     rows = [
-        ImageRow(id=str(number), path="a.png", sha256="0" * 64, width=4, height=3, split="train", captions=texts)
+        CaptionedImage(id=str(number), path="a.png", sha256="0" * 64, width=4, height=3, split="train", captions=texts)
         for number, texts in enumerate(captions)
     ]
-    write_manifest(folder / "manifest.jsonl", rows)
+    write_manifest(folder / "manifest", rows)
     chosen = TokenSettings(language="blank_en", min_count=1, tokenizer=encoder, **settings)
-    tokens.run(manifest=folder / "manifest.jsonl", settings=chosen, out=folder / "tokens")
+    tokens.run(manifest=folder / "manifest", settings=chosen, out=folder / "tokens")
     return folder / "tokens"
 
 

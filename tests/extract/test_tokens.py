@@ -18,7 +18,8 @@ from extract.text.settings import TokenSettings
 from extract.text.vocabulary import SPECIAL
 from manifests.describing import PARTS_OF_SPEECH
 from manifests.errors import InputError
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 
 CAPTIONS = {
     "one": ("train", ("A striped ring, left of the blue star.", "The ring is blue")),
@@ -30,9 +31,9 @@ CAPTIONS = {
 
 
 def manifest_of(folder: Path, captions: dict[str, tuple[str, tuple[str, ...]]]) -> Path:
-    path = folder / "manifest.jsonl"
+    path = folder / "manifest"
     rows = [
-        ImageRow(id=id, path="a.png", sha256="0" * 64, width=4, height=3, split=split, captions=texts)
+        CaptionedImage(id=id, path="a.png", sha256="0" * 64, width=4, height=3, split=split, captions=texts)
         for id, (split, texts) in captions.items()
     ]
     write_manifest(path, rows)
@@ -181,14 +182,13 @@ def test_a_caption_without_a_word_names_image_and_caption(tmp_path):
     with pytest.raises(InputError, match="caption 1, '... !', has no word left") as error:
         made(tmp_path, {"a": ("train", ("ring",)), "b": ("val", ("star", "... !"))})
     assert "'b'" in error.value.where
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest"]
 
 
 def test_half_a_character_is_an_error(tmp_path):
-    path = manifest_of(tmp_path, {"a": ("train", ("ring",))})
-    path.write_text(path.read_text().replace('"ring"', '"ring \\ud83d"'))
-    with pytest.raises(InputError, match="surrogate"):
-        tokens.run(manifest=path, settings=TokenSettings(language="blank_en"), out=tmp_path / "tokens")
+    with pytest.raises(InputError, match=r"'captions\[1\]' has half of a surrogate pair at character 5") as error:
+        manifest_of(tmp_path, {"a": ("train", ("star", "ring \ud83d"))})
+    assert error.value.where.endswith("images.arrow row 0")
 
 
 def test_without_train_captions_another_vocabulary_is_needed(tmp_path, store):
@@ -247,7 +247,7 @@ def test_an_earlier_store_is_replaced_whole_and_kept_after_a_failure(tmp_path):
     assert (first.path / "stray").exists()
     assert made(tmp_path, {"a": ("train", ("a star",))}).num_captions == 1
     assert not (first.path / "stray").exists()
-    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["manifest.jsonl", "tokens"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["manifest", "tokens"]
 
 
 @pytest.mark.parametrize(

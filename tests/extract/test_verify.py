@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from extract.stores.regions import FAILURES, INDEX
 from extract.verify import Verification, run, stores_in
 from manifests.errors import InputError
 from manifests.files import sha256, write_json, write_text
-from manifests.schema import read_manifest, write_manifest
+from manifests.tables import Manifest, write_manifest
 from pipeline.cli import main
 from tests.extract.exchange_files import Import
 from tests.extract.region_files import Pictures, encoded, region_settings, scene, write_pictures
@@ -39,8 +40,7 @@ def ragged_copy(ragged: Pictures, tmp_path: Path) -> Path:
 
 
 def copied(pictures: Pictures, folder: Path) -> Path:
-    (folder / "manifest").mkdir()
-    shutil.copy(pictures.manifest, folder / "manifest")
+    shutil.copytree(pictures.manifest, folder / "manifest")
     return shutil.copytree(pictures.out, folder / "regions")
 
 
@@ -71,7 +71,7 @@ def found(store: Path) -> list[str]:
 def test_a_store_of_the_stage_is_sound(copy: Path) -> None:
     verification = run(store=copy)
     assert verification.findings == [] and verification.total == 0
-    rows = read_manifest(copy.parent / "manifest" / "manifest.jsonl")
+    rows = list(Manifest.open(copy.parent / "manifest").captioned)
     assert verification.images == len(rows) and verification.shards == -(-len(rows) // 4)
     assert verification.text().startswith("sound: ") and "\n" not in verification.text()
 
@@ -136,23 +136,23 @@ def test_an_unlisted_shard_is_named(copy: Path) -> None:
 
 
 def test_an_image_that_is_nowhere_is_named_with_its_row(copy: Path) -> None:
-    path = copy.parent / "manifest" / "manifest.jsonl"
-    rows = read_manifest(path)
-    new = rows[0].__class__(**{name: getattr(rows[0], name) for name in rows[0].__slots__} | {"id": "new", "path": "n"})
+    path = copy.parent / "manifest"
+    rows = list(Manifest.open(path).captioned)
+    new = replace(rows[0], id="new", path="n")
     write_manifest(path, [*rows[:3], new, *rows[3:]])
     assert found(copy) == [f"{path} row 3 (new): neither in the store nor in {FAILURES}"]
 
 
 def test_an_image_that_the_manifest_lacks_is_named(copy: Path) -> None:
-    path = copy.parent / "manifest" / "manifest.jsonl"
-    rows = read_manifest(path)
+    path = copy.parent / "manifest"
+    rows = list(Manifest.open(path).captioned)
     write_manifest(path, [row for row in rows if row.id != "id-005.png"])
     assert found(copy) == ["000001.h5 row 1 (id-005.png): the manifest has no such image"]
 
 
 def test_another_order_than_the_manifests_is_named(copy: Path) -> None:
-    path = copy.parent / "manifest" / "manifest.jsonl"
-    rows = read_manifest(path)
+    path = copy.parent / "manifest"
+    rows = list(Manifest.open(path).captioned)
     write_manifest(path, [rows[1], rows[0], *rows[2:]])
     (finding,) = found(copy)
     assert finding.startswith("000000.h5 row 1 (id-001.png): not in the manifest's order")
@@ -229,10 +229,9 @@ def test_confidences_and_classes_out_of_range_are_named(dense_copy: Path) -> Non
 
 
 def test_an_image_size_other_than_the_manifests_is_named(dense_copy: Path) -> None:
-    path = dense_copy.parent / "manifest" / "manifest.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0] |= {"width": 77, "height": 160}
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    path = dense_copy.parent / "manifest"
+    rows = list(Manifest.open(path).captioned)
+    write_manifest(path, [replace(rows[0], width=77, height=160), *rows[1:]])
     (finding,) = found(dense_copy)
     assert finding.startswith("000000.h5 row 0 (id-000.png): image_size is ")
     assert finding.endswith("the manifest says 77 x 160")
@@ -345,9 +344,9 @@ def test_pictures_that_could_not_be_read_are_accounted_for(tmp_path: Path) -> No
 
 
 def test_a_spoilt_manifest_is_a_finding(copy: Path) -> None:
-    write_text(copy.parent / "manifest" / "manifest.jsonl", "{}\n")
+    write_text(copy.parent / "manifest" / "images.arrow", "{}\n")
     (finding,) = found(copy)
-    assert "manifest.jsonl line 1: " in finding
+    assert "images.arrow: no whole Arrow file" in finding
 
 
 def test_findings_are_counted_beyond_the_limit(dense_copy: Path) -> None:
@@ -403,7 +402,7 @@ def test_a_folder_that_should_hold_a_store_and_is_empty_is_told(data_set_copy: P
 
 def test_the_manifest_is_found_from_inside_the_store(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
-    assert run(store=Path(".")).manifest == copy.parent / "manifest" / "manifest.jsonl"
+    assert run(store=Path(".")).manifest == copy.parent / "manifest"
 
 
 def test_a_changed_vocabulary_is_named(data_set_copy: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from extract.stores.webdataset import Sample, read_samples, write_sample
 from extract.verify import run
 from manifests.files import sha256, write_json
-from manifests.schema import read_manifest, write_manifest
+from manifests.tables import Manifest, write_manifest
 from tests.extract.test_intact import flip
 
 SHARD = "tiny-train-000001.tar"
@@ -107,8 +107,8 @@ def test_images_that_are_nowhere_are_named(data_set_copy: Path) -> None:
 
 
 def test_tokens_of_another_manifest_are_named(data_set_copy: Path) -> None:
-    manifest = data_set_copy / "manifest" / "manifest.jsonl"
-    rows = read_manifest(manifest)
+    manifest = data_set_copy / "manifest"
+    rows = list(Manifest.open(manifest).captioned)
     write_manifest(manifest, [replace(rows[0], captions=("Another ring.",)), *rows[1:]])
     assert found(data_set_copy / "tokens") == ["tokens.h5: its captions are not the manifest's"]
     assert any("its captions are not the manifest's" in finding for finding in found(data_set_copy / "pack"))

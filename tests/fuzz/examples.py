@@ -31,11 +31,11 @@ from extract.teaching.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from extract.text.words import load_language
 from manifests import manifest
-from manifests.coco_ids import write_coco_ids
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.grounding import Grounding, Phrase, write_grounding
 from manifests.progress import progress
-from manifests.schema import write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import Manifest, images_sha256, write_manifest
 from tests.encoders import write_encoder
 from tests.extract.exchange_files import write_data_set
 from tests.extract.region_files import encoded, large_png, scene
@@ -90,16 +90,31 @@ def make(root: Path) -> Path:
     return root
 
 
+def coco(id: str) -> tuple[int, int]:
+    """COCO's ids of an image's two captions."""
+    return 10 * int(id), 10 * int(id) + 1
+
+
+def _older(row: CaptionedImage) -> str:
+    """A row of an older project's manifest."""
+    names = ("id", "path", "sha256", "width", "height", "split", "captions")
+    return json.dumps({name: getattr(row, name) for name in names}) + "\n"
+
+
 def _data_set(folder: Path, counts: tuple[int, ...]) -> None:
     """Every store that a data set can have; the words of “tiny” are word pieces too."""
     data = write_data_set(folder, counts=counts)
-    rows = [replace(row, sha256=fingerprint(row.id), captions=row.captions[:2]) for row in data.rows]
+    rows = [
+        replace(row, sha256=fingerprint(row.id), captions=row.captions[:2], caption_ids=coco(row.id))
+        for row in data.rows
+    ]
     write_manifest(data.manifest, rows)
     phrases = ((Phrase(0, 7, 0, "phrase"),), (Phrase(0, 7, 1, "phrase"),))
     boxes, labels = ((1.0, 2.0, 90.0, 80.0), (5.0, 5.0, 30.0, 60.0)), ({"shape": "ring"}, {})
-    write_grounding(data.manifest.with_name("grounding.jsonl"), [Grounding(r.id, boxes, labels, phrases) for r in rows])
-    ids = {row.id: [10 * int(row.id), 10 * int(row.id) + 1] for row in rows}
-    write_coco_ids(data.manifest.with_name("coco_ids.jsonl"), ids)
+    write_grounding(data.manifest / "grounding.jsonl", [Grounding(r.id, boxes, labels, phrases) for r in rows])
+    write_text(folder / "older" / "manifest.jsonl", "".join(map(_older, rows)))
+    ids = [{"caption_ids": list(row.caption_ids), "image_id": row.id} for row in rows]
+    write_text(folder / "older" / "coco_ids.jsonl", "".join(json.dumps(row) + "\n" for row in ids))
     write_text(folder / "regions" / FAILURES, "")
     write_card(folder / "regions")
     encoder = write_encoder(folder / "encoder", width=8)
@@ -172,9 +187,9 @@ def _exchanged(root: Path) -> None:
     write_json(root / "exchange" / "scan" / "id_mapping.json", {row.id: row.path for row in data.rows})
 
     imported, images = root / "imported", root / "exchange" / "butd-tsv" / "regions.tsv"
-    listed, told = imported / "manifest" / "manifest.jsonl", ImportSettings(images_per_shard=4)
+    listed, told = imported / "manifest", ImportSettings(images_per_shard=4)
     imported_manifest.run(
-        images=images, captions=images.with_name("captions.json"), format="butd-tsv", out=listed.parent, **told.told
+        images=images, captions=images.with_name("captions.json"), format="butd-tsv", out=listed, **told.told
     )
     made = _Import(manifest=listed, images=images, settings=told, staging=imported / "staging")
     made.staged.folder.mkdir(parents=True)
@@ -200,7 +215,7 @@ def _weights(folder: Path) -> None:
 def opened(data: Path, split: str, run: str) -> RetrievalData:
     """A data set's split as a run reads it."""
     return RetrievalData(
-        data / "manifest" / "manifest.jsonl",
+        data / "manifest",
         data / "regions",
         data / "tokens",
         split,
@@ -217,7 +232,7 @@ def source(root: Path, run: str = "plain") -> index.Source:
         run=run,
         dataset="tiny",
         model=model,
-        manifest=data / "manifest" / "manifest.jsonl",
+        manifest=data / "manifest",
         regions=data / "regions",
         tokens=data / "tokens",
         text_features=None,
@@ -230,7 +245,8 @@ def state_folder(root: Path) -> StateFolder:
     data = root / "data" / "tiny"
     train = opened(data, "train", "aligned")
     record = {"settings": RUNS["aligned"].model_dump(), "recipe": data_recipe(train), "teachers": None}
-    return StateFolder(root / "staging", "aligned", record | {"manifest": sha256(data / "manifest" / "manifest.jsonl")})
+    key = {"manifest": images_sha256(data / "manifest"), "tokens": sha256(data / "tokens" / "index.json")}
+    return StateFolder(root / "staging", "aligned", record | key)
 
 
 def _runs(root: Path) -> None:
@@ -290,7 +306,7 @@ def _without_coco(data: Path) -> Path:
     """The manifest's folder without COCO's ids: COCO's own figures take seconds."""
     folder = data.parent / "plain_manifest"
     shutil.copytree(data / "manifest", folder, dirs_exist_ok=True)
-    (folder / "coco_ids.jsonl").unlink()
+    write_manifest(folder, [replace(row, caption_ids=()) for row in Manifest.open(data / "manifest").captioned])
     return folder
 
 

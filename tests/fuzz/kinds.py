@@ -45,13 +45,12 @@ from extract.text.settings import TextFeatureSettings
 from extract.text.vocabulary import read_vocabulary
 from extract.text_encoder import load_encoder
 from manifests import manifest
-from manifests.coco_ids import read_coco_ids
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256
 from manifests.grounding import read_grounding
 from manifests.imported import read_source
 from manifests.manifest import checked_entries
-from manifests.schema import read_manifest
+from manifests.tables import Manifest, manifest_sha256
 from pipeline.params import read_params
 from tests.extract.region_files import quick_settings
 from tests.fuzz import examples
@@ -198,9 +197,10 @@ def _renew(folder: Path) -> None:
         entry["sha256"] = sha256(folder / entry["file"])
     for name in index.get("files", {}):
         index["files"][name] = sha256(folder / name)
-    for key, file in (("tokens_sha256", "tokens/tokens.h5"), ("manifest_sha256", "manifest/manifest.jsonl")):
-        if key in index:
-            index[key] = sha256(folder.parent / file)
+    if "tokens_sha256" in index:
+        index["tokens_sha256"] = sha256(folder.parent / "tokens" / "tokens.h5")
+    if "manifest_sha256" in index:
+        index["manifest_sha256"] = manifest_sha256(folder.parent / "manifest")
     _rewrite(path, json.dumps(index).encode())
 
 
@@ -213,7 +213,7 @@ def _rewrite(path: Path, data: bytes) -> None:
 
 
 def manifest_read(t: Try) -> None:
-    read_manifest(t.data / "manifest" / "manifest.jsonl")
+    list(Manifest.open(t.data / "manifest").captioned)
 
 
 def grounding_read(t: Try) -> None:
@@ -223,18 +223,21 @@ def grounding_read(t: Try) -> None:
 
 
 def coco_ids_read(t: Try) -> None:
-    read_coco_ids(t.data / "manifest" / "coco_ids.jsonl")
-    _eccv(None, examples.opened(t.data, "test", "plain"), t.data / "manifest" / "coco_ids.jsonl")
+    _eccv(None, examples.opened(t.data, "test", "plain"), Manifest.open(t.data / "manifest"))
+
+
+def older_manifest_read(t: Try) -> None:
+    list(Manifest.open(t.data / "older").captioned)
 
 
 def words_made(t: Try) -> None:
-    tokens.run(manifest=t.data / "manifest" / "manifest.jsonl", settings=examples.WORDS, out=t.out)
+    tokens.run(manifest=t.data / "manifest", settings=examples.WORDS, out=t.out)
 
 
 def taught(t: Try) -> None:
     teachers.run(
         dataset="tiny",
-        manifest=t.data / "manifest" / "manifest.jsonl",
+        manifest=t.data / "manifest",
         regions=t.data / "regions",
         images=t.root,
         settings=TeacherSettings(**examples.TEACHERS, items_per_shard=6),
@@ -253,7 +256,7 @@ def stated(t: Try) -> None:
 def extracted(t: Try) -> None:
     regions.run(
         dataset="pictures",
-        manifest=t.root / "pictures" / "manifest" / "manifest.jsonl",
+        manifest=t.root / "pictures" / "manifest",
         images=t.root / "pictures" / "images",
         settings=quick_settings(unreadable="skip"),
         out=t.out,
@@ -333,7 +336,7 @@ def packed(name: str) -> Use:
         data = t.root / "data" / name
         pack.run(
             dataset="tiny",
-            manifest=data / "manifest" / "manifest.jsonl",
+            manifest=data / "manifest",
             regions=data / "regions",
             tokens=data / "tokens",
             settings=PackSettings(images_per_shard=6),
@@ -349,7 +352,7 @@ def exported(name: str) -> Use:
         export.run(
             format=t.random.choice(("scan", "butd-tsv", "lxmert-tsv", "vinvl", "bua-npz", "wds", "karpathy")),
             dataset=name,
-            manifest=data / "manifest" / "manifest.jsonl",
+            manifest=data / "manifest",
             regions=data / "regions",
             tokens=data / "tokens",
             out=t.out,
@@ -411,7 +414,7 @@ def states_read(t: Try) -> None:
 
 def vectors_read(t: Try) -> None:
     store = TeacherStore(t.data / "teachers")
-    store.require_manifest(t.data / "manifest" / "manifest.jsonl")
+    store.require_manifest(t.data / "manifest")
     store.failures()
     for side in ("images", "captions"):
         found = store.embeddings(side, list(range(store.count(side))))
@@ -420,7 +423,7 @@ def vectors_read(t: Try) -> None:
 
 def teachers_read(t: Try) -> None:
     data = RetrievalData(
-        t.data / "manifest" / "manifest.jsonl",
+        t.data / "manifest",
         t.data / "regions",
         t.data / "tokens",
         "train",
@@ -430,9 +433,7 @@ def teachers_read(t: Try) -> None:
 
 
 def streamed(t: Try) -> None:
-    data = RetrievalData(
-        t.data / "manifest" / "manifest.jsonl", t.data / "regions", t.data / "tokens", "train", elsewhere=True
-    )
+    data = RetrievalData(t.data / "manifest", t.data / "regions", t.data / "tokens", "train", elsewhere=True)
     shards, recipe = open_shards([str(path) for path in sorted((t.data / "pack").glob("tiny-train-*.tar"))])
     assert recipe
     texts = {
@@ -470,14 +471,14 @@ def imported(format: str, folder: str, listed: str | None = "captions.json", **s
         )
         imported_regions.run(
             dataset="tiny",
-            manifest=out / "manifest" / "manifest.jsonl",
+            manifest=out / "manifest",
             images=images,
             settings=told,
             out=out / "regions",
             staging=out / "staging",
             readers=2,
         )
-        found = verify.run(store=out / "regions", manifest=out / "manifest" / "manifest.jsonl")
+        found = verify.run(store=out / "regions", manifest=out / "manifest")
         if found.total:
             raise AssertionError(f"what was imported isn't sound: {found.findings[0]}")
 
@@ -488,7 +489,7 @@ def reimported(t: Try) -> None:
     """The region stage of an import, whose manifest, source or done-markers are damaged."""
     imported_regions.run(
         dataset="tiny",
-        manifest=t.root / "imported" / "manifest" / "manifest.jsonl",
+        manifest=t.root / "imported" / "manifest",
         images=t.root / "exchange" / "butd-tsv" / "regions.tsv",
         settings=ImportSettings(images_per_shard=4),
         out=t.root / "imported" / "regions",
@@ -535,7 +536,7 @@ def model_loaded(t: Try) -> None:
 def training_continued(t: Try) -> None:
     train(
         name="aligned",
-        manifest=t.data / "manifest" / "manifest.jsonl",
+        manifest=t.data / "manifest",
         regions=t.data / "regions",
         tokens=t.data / "tokens",
         settings=examples.RUNS["aligned"],
@@ -597,12 +598,12 @@ def params_read(t: Try) -> None:
 def vocabulary_read(t: Try) -> None:
     read_vocabulary(t.data / "tokens" / "vocabulary.json")
     settings = examples.WORDS.model_copy(update={"vocabulary": t.data / "tokens" / "vocabulary.json"})
-    tokens.run(manifest=t.data / "manifest" / "manifest.jsonl", settings=settings, out=t.out)
+    tokens.run(manifest=t.data / "manifest", settings=settings, out=t.out)
 
 
 def tokenizer_read(t: Try) -> None:
     settings = examples.WORDS.model_copy(update={"tokenizer": t.data / "encoder"})
-    tokens.run(manifest=t.data / "manifest" / "manifest.jsonl", settings=settings, out=t.out)
+    tokens.run(manifest=t.data / "manifest", settings=settings, out=t.out)
 
 
 def _store(name: str) -> tuple[Use, Use]:
@@ -624,16 +625,17 @@ KINDS = {
     for kind in (
         Kind(
             "manifest",
-            (f"{_TINY}/manifest/manifest.jsonl",),
+            (f"{_TINY}/manifest/*.arrow",),
             (
-                *(manifest_read, words_made, taught, packed("tiny"), exported("tiny"), evaluated("plain")),
+                *(manifest_read, coco_ids_read, words_made, taught),
+                *(packed("tiny"), exported("tiny"), evaluated("plain")),
                 *(verified(f"{_TINY}/{name}") for name in ("regions", "tokens", "teachers", "pack")),
             ),
             (f"{_TINY}/teachers",),
         ),
         Kind("manifest of pictures", ("pictures/manifest/*",), (extracted,), only=("pictures",)),
         Kind("grounding", (f"{_TINY}/manifest/grounding.jsonl",), (grounding_read,)),
-        Kind("coco_ids", (f"{_TINY}/manifest/coco_ids.jsonl",), (coco_ids_read,)),
+        Kind("older manifest", (f"{_TINY}/older/*",), (older_manifest_read,)),
         Kind(
             "source",
             ("imported/manifest/*",),

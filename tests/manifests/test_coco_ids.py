@@ -1,4 +1,4 @@
-"""COCO's ids of captions: kept where every image and caption has one, otherwise not, and read back with checks."""
+"""COCO's ids of captions: kept where an image and its caption have one; read with checks from older manifests."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from PIL import Image
 from manifests.coco_ids import COCO_IDS, read_coco_ids
 from manifests.errors import InputError
 from manifests.manifest import run
+from manifests.tables import Manifest
 
 
 def made(folder: Path, *, cocoids: tuple, sentids: tuple) -> Path:
@@ -25,25 +26,32 @@ def made(folder: Path, *, cocoids: tuple, sentids: tuple) -> Path:
     return folder / "out"
 
 
+def ids(out: Path) -> dict[str, tuple]:
+    return {row.id: row.caption_ids for row in Manifest.open(out).captioned}
+
+
 def test_ids_of_coco_are_kept_in_order(tmp_path: Path):
     out = made(tmp_path, cocoids=(391895, 60623, 7), sentids=((770337, 771687), (152106,), ()))
-    assert read_coco_ids(out / COCO_IDS) == {"391895": [770337, 771687], "60623": [152106], "7": []}
-    made(tmp_path, cocoids=(391895, None), sentids=((770337,), (152106,)))
-    assert not (out / COCO_IDS).exists()  # what an earlier run left is gone
+    assert ids(out) == {"391895": (770337, 771687), "60623": (152106,), "7": ()}
+    made(tmp_path, cocoids=(391895, None), sentids=((0, None), (152106,)))
+    assert ids(out) == {"391895": (0, None), "1": ()}
 
 
 @pytest.mark.parametrize(
-    ("cocoids", "sentids"), [((None,), ((3,),)), ((1, 2), ((3,), (None,))), (("a",), ((3,),)), ((1,), ((),))]
+    ("cocoids", "sentids"), [((None,), ((3,),)), ((1, 2), ((None,), (None,))), (("a",), ((3,),)), ((1,), ((),))]
 )
-def test_what_is_not_all_of_coco_has_none(tmp_path: Path, cocoids: tuple, sentids: tuple):
-    assert not (made(tmp_path, cocoids=cocoids, sentids=sentids) / COCO_IDS).exists()
+def test_what_is_not_of_coco_has_none(tmp_path: Path, cocoids: tuple, sentids: tuple):
+    assert set(ids(made(tmp_path, cocoids=cocoids, sentids=sentids)).values()) == {()}
 
 
 def test_broken_ids_are_refused_and_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"images\[0\].sentences\[0\]: 'sentid' must be a whole number, not 'x'"):
         made(tmp_path, cocoids=(1,), sentids=(("x",),))
-    (tmp_path / COCO_IDS).write_text(
-        '{"image_id": "1", "caption_ids": [2]}\n{"image_id": "2", "caption_ids": [true]}\n'
-    )
-    with pytest.raises(InputError, match="line 2: a row must have .*Fix: run the manifest stage again"):
-        read_coco_ids(tmp_path / COCO_IDS)
+    with pytest.raises(InputError, match="'sentid' must be a whole number, not 9223372036854775808"):
+        made(tmp_path, cocoids=(1,), sentids=((2**63,),))
+    for bad in ("true", "9223372036854775808"):
+        (tmp_path / COCO_IDS).write_text(
+            f'{{"image_id": "1", "caption_ids": [2]}}\n{{"image_id": "2", "caption_ids": [{bad}]}}\n'
+        )
+        with pytest.raises(InputError, match="line 2: a row must have .*Fix: run the manifest stage again"):
+            read_coco_ids(tmp_path / COCO_IDS)

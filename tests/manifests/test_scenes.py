@@ -14,8 +14,8 @@ from manifests.files import sha256
 from manifests.grounding import read_grounding
 from manifests.manifest import run as run_manifest
 from manifests.scenes import run
-from manifests.schema import read_manifest
 from manifests.settings import DatasetSource, SceneSettings
+from manifests.tables import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_scenes_become_a_manifest_with_grounding(tmp_path):
         format="karpathy",
         out=tmp_path / "manifest",
     )
-    rows = read_manifest(tmp_path / "manifest" / "manifest.jsonl")
+    rows = list(Manifest.open(tmp_path / "manifest").captioned)
     grounding = read_grounding(tmp_path / "manifest" / "grounding.jsonl")
     assert [row.split for row in rows] == ["train"] * 6 + ["val"] * 2 + ["test"] * 3
     assert [row.id for row in rows] == [f"{number:06d}" for number in range(11)] == list(grounding)

@@ -28,7 +28,8 @@ from extract.stores.regions import FAILURES, SCHEMA, Regions, region_index, writ
 from extract.text.settings import TokenSettings
 from manifests.files import sha256, write_json
 from manifests.imported import write_source
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 from train.checkpoint import read_record
 from train.settings import RunSettings
 from train.train import run as train
@@ -43,12 +44,12 @@ def write_data_set(folder: Path, shards: int) -> Path:
     rng = np.random.default_rng(1)
     ids = [f"{number:06d}" for number in range(shards * PER_SHARD)]
     rows = [
-        ImageRow(
+        CaptionedImage(
             id, f"{id}.jpg", "0" * 64, 20, 10, SPLITS[number % 10], tuple(f"word{number % 7} {k}" for k in "abcde")
         )
         for number, id in enumerate(ids)
     ]
-    write_manifest(folder / "manifest" / "manifest.jsonl", rows)
+    write_manifest(folder / "manifest", rows)
     write_source(folder / "manifest", None)
     store = folder / "regions"
     recipe_hash = write_recipe(store, {"format": {"schema": SCHEMA, "features": "float16"}}, {})
@@ -71,7 +72,7 @@ def write_data_set(folder: Path, shards: int) -> Path:
 def work(folder: Path) -> None:
     """Verify, describe, compare, pack, export, import, train and evaluate."""
     torch.set_num_threads(1)
-    regions, listed = folder / "regions", folder / "manifest" / "manifest.jsonl"
+    regions, listed = folder / "regions", folder / "manifest"
     assert verify.run(store=regions).total == 0
     assert card.run(regions).findings == []
     assert compare.run(a=regions, b=regions, tolerances=compare.Tolerances()).verdict == "identical"
@@ -84,7 +85,7 @@ def work(folder: Path) -> None:
     import_manifest.run(format="wds", images=folder / "pack", captions=folder / "pack", out=back / "manifest")
     import_regions.run(
         dataset="back",
-        manifest=back / "manifest" / "manifest.jsonl",
+        manifest=back / "manifest",
         images=folder / "pack",
         settings=ImportSettings(images_per_shard=PER_SHARD),
         out=back / "regions",

@@ -180,7 +180,12 @@ def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, A
     small = shrink_demo(params)
     demo, aligned = small["datasets"]["demo"], small["runs"]["vsrn-selfalign"]
     small["datasets"]["pictures"] = copy.deepcopy(demo) | {
-        "source": {"format": "karpathy", "images": str(pictures), "captions": str(pictures / "captions.json")},
+        "source": {
+            "format": "karpathy",
+            "images": str(pictures),
+            "captions": str(pictures / "captions.json"),
+            "watch": str(pictures / "captions.json"),
+        },
         "tokens": {"language": "blank_en", "min_count": 1},
     }
     small["datasets"]["pictures"]["regions"]["images_per_shard"] = 4

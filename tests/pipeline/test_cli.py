@@ -14,12 +14,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from manifests.schema import ImageRow, write_manifest
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 from pipeline.cli import main
 from tests.pipeline.project import CHECKOUT, Project
 
 STAGES = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-ROW = ImageRow("1", "a.jpg", "0" * 64, 4, 3, "train", ("A dog.",))
+ROW = CaptionedImage("1", "a.jpg", "0" * 64, 4, 3, "train", ("A dog.",))
 HEAVY = ("torch", "torchvision", "spacy", "transformers", "matplotlib", "h5py")
 
 
@@ -128,7 +129,7 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(folder: Project) -> N
 
 
 def test_nobody_reading_is_one_line(folder: Project) -> None:
-    write_manifest(folder.root / "data/demo/manifest/manifest.jsonl", [ROW])
+    write_manifest(folder.root / "data/demo/manifest", [ROW])
     reader, writer = os.pipe()
     os.close(reader)
     answer = subprocess.run(

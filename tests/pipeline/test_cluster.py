@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,14 +263,13 @@ def folder(pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     project.root.mkdir()
     params = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
     tiny = params["datasets"]["demo"]
-    tiny["source"]["images"] = str(pictures.images)
+    tiny["source"] |= dict.fromkeys(("images", "watch"), str(pictures.images))
     tiny["regions"]["images_per_shard"] = PER_SHARD
     tiny["regions"]["detector"] |= {"weights": str(WEIGHTS), "sha256": sha256(WEIGHTS), "shortest": 64, "longest": 64}
     params["datasets"]["tiny"] = tiny
     project.write_params(params)
     manifest = project.root / places.manifest("tiny")
-    manifest.parent.mkdir(parents=True)
-    manifest.write_bytes(pictures.manifest.read_bytes())
+    shutil.copytree(pictures.manifest, manifest)
     project.environment |= {"PYTHONPATH": str(CHECKOUT), "SELFALIGN_CLUSTER": "local:2"}
     monkeypatch.chdir(project.root)
     for name in ("SELFALIGN_THREADS", "SELFALIGN_BATCH"):

@@ -18,8 +18,8 @@ PLUMBING = {
     *("manifests/errors.py", "manifests/files.py", "manifests/locks.py", "manifests/progress.py", "manifests/jsonl.py"),
     *("manifests/typed.py", "manifests/names.py", "manifests/opening.py", "extract/workers.py", "extract/device.py"),
 }
-# How manifest.jsonl and the files beside it look decides what the manifest stage writes; others depend on the files.
-FORMATS = {"manifests/schema.py", "manifests/grounding.py", "manifests/coco_ids.py", "manifests/imported.py"}
+# How the manifest's tables and the files beside them look decides what its stage writes; others depend on the files.
+FORMATS = {f"manifests/{name}.py" for name in ("schema", "tables", "arrow", "grounding", "coco_ids", "imported")}
 # Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`, and
 # only the manifest stage asks exchange formats for their captions.
 UNUSED = {"detector": {"extract/detectors/base.py"}, "regions": {"manifests/source.py"}}
@@ -92,6 +92,13 @@ def test_command_is_thin_and_described(stage: str) -> None:
     assert "SELFALIGN_" not in str(declared)
     assert len(declared["desc"]) > 10
     assert "vars" not in declared and "wdir" not in declared
+
+
+def test_regions_depend_on_no_caption() -> None:
+    made = [dep for dep in STAGES["regions"]["deps"] if dep.startswith("data/")]
+    assert made == ["data/${key}/manifest/images.arrow", "data/${key}/manifest/source.json"]
+    watched = [dep for dep in STAGES["manifest"]["deps"] if dep.startswith("${")]
+    assert watched == ["${item.source.captions}", "${item.source.watch}"]
 
 
 def test_only_the_manifest_looks_at_the_source_files() -> None:

@@ -110,7 +110,7 @@ def test_an_imported_set_is_ready_or_says_what_is_missing(folder: Project) -> No
             continue  # is exported of tokens alone
         exported = data.export(format, folder.root / "exported" / format)
         captions = exported if format == "scan" else exported / "captions.json"
-        source = {"format": format, "images": str(exported), "captions": str(captions)}
+        source = {"format": format, "images": str(exported), "captions": str(captions), "watch": str(exported)}
         regions = {"boxes": "xyxy"} if format == "scan" else {}
         entry = {"source": source, "regions": regions, "tokens": tokens, "pack": {}}
         change(folder, lambda params, name=format, entry=entry: params["datasets"].update({name: entry}))
@@ -120,8 +120,8 @@ def test_an_imported_set_is_ready_or_says_what_is_missing(folder: Project) -> No
     def break_them(params: dict[str, Any]) -> None:
         sets = params["datasets"]
         sets["scan"]["regions"] = {}
-        sets["vinvl"]["source"] |= {"images": "/data/f30k", "captions": "/data/f30k"}
-        sets["butd-tsv"]["source"]["images"] = str(folder.root / "made")
+        sets["vinvl"]["source"] |= dict.fromkeys(("images", "captions", "watch"), "/data/f30k")
+        sets["butd-tsv"]["source"] |= dict.fromkeys(("images", "watch"), str(folder.root / "made"))
         sets["bua-npz"]["source"]["pictures"] = "/data/pictures"
 
     change(folder, break_them)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -165,6 +166,44 @@ def test_a_run_that_reads_other_words_reruns_alone(project: Project) -> None:
         params["text_features"] = {}
         project.write_params(params)
         assert would_run(project) == {"train@on-pictures", "evaluate@on-pictures", ENSEMBLE, "report"}
+
+
+def test_a_reworded_caption_reruns_no_regions(project: Project) -> None:
+    captions = Path(project.params["datasets"]["pictures"]["source"]["captions"])
+    before, manifest = captions.read_text(encoding="utf-8"), project.digests("data/pictures/manifest")
+    with project.restored():
+        first = json.loads(before)["images"][0]["sentences"][0]["raw"]
+        captions.write_text(before.replace(json.dumps(first), json.dumps(f"{first} Again."), 1), encoding="utf-8")
+        try:
+            assert project.repro("-s", "manifest@pictures").stages == ["manifest@pictures"]
+            changed = [
+                name for name, digest in project.digests("data/pictures/manifest").items() if manifest[name] != digest
+            ]
+            assert changed == ["data/pictures/manifest/captions.arrow"]
+            stale = would_run(project)
+        finally:
+            captions.write_text(before, encoding="utf-8")
+    project.command("dvc", "checkout", "-f", "data/pictures/manifest")
+    assert project.digests("data/pictures/manifest") == manifest
+    assert {"tokens@pictures", "pack@pictures"} <= stale and "regions@pictures" not in stale
+
+
+def test_a_clone_without_pictures_and_captions_keeps_its_manifest(project: Project, tmp_path: Path) -> None:
+    clone = Project(shutil.copytree(project.root, tmp_path / "clone", symlinks=True))
+    manifest, there = clone.digests("data/pictures/manifest"), tmp_path / "pictures"
+    there.mkdir()
+    params = clone.params
+    source = params["datasets"]["pictures"]["source"]
+    shutil.copy(source["captions"], there)
+    source |= {"images": str(there), "captions": str(there / "captions.json"), "watch": str(there / "captions.json")}
+    clone.write_params(params)
+    told = clone.command("dvc", "repro", "manifest@pictures", "regions@pictures", ends_with=255).text
+    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert "image 'photo 0.jpg' can't be read" in line and "Fix: put the file there" in line and "Traceback" not in told
+    (there / "captions.json").unlink()
+    told = clone.command("dvc", "repro", "manifest@pictures", ends_with=255).text
+    assert f"{there / 'captions.json'}" in told and "Traceback" not in told
+    assert clone.digests("data/pictures/manifest") == manifest and len(manifest) == 3
 
 
 def test_one_stage_runs_alone(project: Project) -> None:

@@ -29,9 +29,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for format in ("scan", "butd-tsv"):
         project.command("selfalign", "export", format, "data/demo", str(files / format))
     demo = params["datasets"]["demo"]
-    scan = {"format": "scan", "images": str(files / "scan"), "captions": str(files / "scan")}
+    scan = {"format": "scan", **dict.fromkeys(("images", "captions", "watch"), str(files / "scan"))}
     butd = {"format": "butd-tsv", "images": str(files / "butd-tsv" / "regions.tsv")}
-    butd["captions"] = str(files / "butd-tsv" / "captions.json")
+    butd |= {"captions": str(files / "butd-tsv" / "captions.json"), "watch": butd["images"]}
     for name, source, regions in (("scan", scan, {"boxes": "xyxy"}), ("butd", butd, {})):
         imported = {"source": source, "regions": {"images_per_shard": 32, **regions}}
         params["datasets"][name] = copy.deepcopy(demo) | imported
@@ -87,6 +87,8 @@ def test_a_changed_file_is_imported_again(project: Project, reproduced: list[str
     features = np.load(path)
     features[0, 0, 0] += 1
     np.save(path, features)
+    told = project.command("selfalign", "check", "scan", ends_with=1).text
+    assert f"{path}: changed" in told and "scan: 1 files changed, of 80 images; restore them, or `dvc repro" in told
     assert project.repro("regions@scan").stages == ["manifest@scan", "regions@scan"]
     store = RegionStore(project.root / "data" / "scan" / "regions")
     assert store.regions(48).features[0, 0] == features[0, 0, 0].astype(np.float16)

@@ -112,7 +112,7 @@ def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, key: str, value: Any,
     assert f"{place}: " in text and told in text
 
 
-IMPORTED = {"format": "scan", "images": "/data/scan", "captions": "/data/scan"}
+IMPORTED = {"format": "scan", "images": "/data/scan", "captions": "/data/scan", "watch": "/data/scan"}
 
 
 def test_an_imported_set_has_its_own_regions(tmp_path: Path) -> None:

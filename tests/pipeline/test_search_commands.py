@@ -26,7 +26,7 @@ from extract.stores.regions import RegionStore
 from extract.text.settings import TextFeatureSettings
 from manifests import manifest, scenes
 from manifests.errors import InputError
-from manifests.schema import read_manifest
+from manifests.tables import Manifest
 from pipeline import places
 from pipeline.cli import main
 from pipeline.params import Params, read_params
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _make(params: Params) -> None:
     data = params.dataset("demo")
     scenes.run(settings=params.scenes, out=places.SCENES)
-    manifest.run(**data.source.model_dump(exclude={"pictures", "missing"}), out=places.manifest_folder("demo"))
+    manifest.run(**data.source.model_dump(exclude={"pictures", "missing", "watch"}), out=places.manifest("demo"))
     listed = places.manifest("demo")
     regions.run(
         dataset="demo",
@@ -247,7 +247,7 @@ def test_an_index_of_some_splits_and_by_the_command(tmp_path: Path):
     made = selfalign("index", "camera", "demo", "--split", "test", "--out", str(tmp_path / "i"))
     assert made.exit_code == 0 and "10 images and 50 captions of demo, as camera sees them" in made.output
     index = Index.open(tmp_path / "i")
-    assert [row.id for row in index.rows] == [row.id for row in read_manifest(places.manifest("demo"))[-10:]]
+    assert [row.id for row in index.rows] == Manifest.open(places.manifest("demo")).ids[-10:]
     found = selfalign("search", "--image", index.rows[3].id, "--images", "--index", str(tmp_path / "i"))
     assert found.exit_code == 0 and re.search(rf"^ +1  {re.escape(index.rows[3].id)} +1\.0000", found.stdout, re.M)
 

@@ -19,6 +19,7 @@ import h5py
 import pytest
 import yaml
 
+from manifests.tables import Manifest
 from tests.extract.test_intact import flip
 from tests.pipeline import servers
 from tests.pipeline.project import CHECKOUT, Project, Result, copy_checkout, shrink_demo
@@ -258,8 +259,7 @@ def test_shards_are_streamed_over_http_with_webdataset_alone(world: World, featu
         check=True,
         timeout=60,
     ).stdout.splitlines()
-    manifest = (features.root / "data/demo/manifest/manifest.jsonl").read_text().splitlines()
-    train = [row["id"] for row in map(json.loads, manifest) if row["split"] == "train"]
+    train = [row.id for row in Manifest.open(features.root / "data/demo/manifest").images if row.split == "train"]
     assert [line.split()[0] for line in said] == train and len(train) == 24
     assert all(line.endswith(" (12, 256) (12, 4)") for line in said)
 

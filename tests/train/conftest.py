@@ -27,7 +27,7 @@ def dataset(tmp_path_factory) -> dict[str, Path]:
     scenes.run(settings=SceneSettings(seed=3, train=300, val=60, test=20), out=root / "scenes")
     images = root / "scenes" / "images"
     manifest.run(format="karpathy", images=images, captions=root / "scenes" / "captions.json", out=root / "manifest")
-    listed = root / "manifest" / "manifest.jsonl"
+    listed = root / "manifest"
     regions.run(
         dataset="small",
         manifest=listed,

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from extract.stores.recipe import write_recipe
 from extract.teaching.settings import TeacherSettings
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
-from manifests.schema import read_manifest
+from manifests.tables import Manifest, write_manifest
 from tests.train.joint_steps import BASES, MadeData, made_model
 from train.batches import TeacherBatch
 from train.checkpoint import load_model
@@ -172,7 +173,7 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(trained, taught, tmp_path)
 def test_evaluation_needs_no_teachers_and_reports_uni_modal_retrieval(trained, dataset, tmp_path):
     figures = evaluate(
         name="test",
-        manifest_dir=dataset["manifest"].parent,
+        manifest_dir=dataset["manifest"],
         regions=dataset["regions"],
         tokens=dataset["tokens"],
         model=trained / "model",
@@ -189,7 +190,7 @@ def test_evaluation_needs_no_teachers_and_reports_uni_modal_retrieval(trained, d
 
 def test_the_feed_gives_each_caption_its_own_vectors(taught, tmp_path):
     data = RetrievalData(**taught, split="val")
-    rows = read_manifest(taught["manifest"])
+    rows = list(Manifest.open(taught["manifest"]).captioned)
     first = next(number for number, row in enumerate(rows) if row.split == "val")
     caption = sum(len(row.captions) for row in rows[:first])
     batch = data.teacher_batch([7, 0, 7])
@@ -206,8 +207,8 @@ def test_teachers_that_do_not_belong_are_refused(taught, tmp_path):
     without = {name: path for name, path in taught.items() if name != "teachers"}
     with pytest.raises(InputError, match="CUSA learns from teachers.*dvc repro teachers@"):
         train(without, tmp_path, SETTINGS)
-    other = Path(shutil.copytree(taught["manifest"].parent, tmp_path / "manifest")) / "manifest.jsonl"
-    other.write_text(other.read_text() + "\n")
+    other, rows = tmp_path / "manifest", list(Manifest.open(taught["manifest"]).captioned)
+    write_manifest(other, [replace(rows[0], captions=(*rows[0].captions, "A zebra.")), *rows[1:]])
     with pytest.raises(InputError, match="made of another manifest than .*Fix: run the teachers stage"):
         RetrievalData(**taught | {"manifest": other}, split="train")
     torn = Path(shutil.copytree(taught["teachers"], tmp_path / "teachers"))
@@ -217,7 +218,7 @@ def test_teachers_that_do_not_belong_are_refused(taught, tmp_path):
     with pytest.raises(InputError, match=r"000001\.h5: the file has changed"):
         RetrievalData(**taught | {"teachers": torn}, split="train")
     failed = Path(shutil.copytree(taught["teachers"], tmp_path / "failed"))
-    image = next(row for row in read_manifest(taught["manifest"]) if row.split == "train")
+    image = next(row for row in Manifest.open(taught["manifest"]).images if row.split == "train")
     line = {"id": image.id, "path": image.path, "reason": "the file is empty"}
     (failed / "failures.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(InputError, match=f"'{image.id}' has regions, but no vector of its teacher: the file is empty"):

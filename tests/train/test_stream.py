@@ -24,7 +24,7 @@ from extract.stores.recipe import write_recipe
 from extract.stores.regions import RegionStore, write_shard
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
-from manifests.schema import read_manifest
+from manifests.tables import Manifest
 from tests.extract.test_intact import flip
 from tests.pipeline import servers
 from tests.pipeline.recipes import placed, recipe
@@ -56,7 +56,7 @@ def packed_copy(packed: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def captions(dataset: dict[str, Path]) -> Captions:
     """Image id of the train split -> its captions, numbered over the split."""
-    rows = [row for row in read_manifest(dataset["manifest"]) if row.split == "train"]
+    rows = [row for row in Manifest.open(dataset["manifest"]).captioned if row.split == "train"]
     numbers = count()
     return {row.id: [(next(numbers), text) for text in row.captions] for row in rows}
 
@@ -271,7 +271,7 @@ def test_the_pages_run_streams_over_http(dataset: dict[str, Path], tmp_path: Pat
 def test_only_the_other_splits_need_be_in_the_store(dataset: dict[str, Path], packed: Path, tmp_path: Path) -> None:
     """What somebody has who fetched the validation images alone."""
     store = RegionStore(dataset["regions"])
-    rows = [row for row in read_manifest(dataset["manifest"]) if row.split != "train"]
+    rows = [row for row in Manifest.open(dataset["manifest"]).captioned if row.split != "train"]
     folder = tmp_path / "regions"
     shutil.copytree(dataset["regions"], folder)
     write_shard(

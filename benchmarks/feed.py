@@ -35,7 +35,7 @@ REGIONS, DIM, BATCH, PER_SHARD = 36, 2048, 128, 256
 
 def write_store(folder: Path, images: int) -> None:
     """A region store of random bits below 1.0, shard by shard."""
-    recipe_hash = write_recipe(folder, {"made": "for benchmarks.feed"}, {})
+    recipe_hash = write_recipe(folder, {"made": "for benchmarks.feed"})
     boxes, shards, rng = np.tile(np.float32([0, 0, 9, 9]), (REGIONS, 1)), [], np.random.default_rng(0)
     for start in range(0, images, PER_SHARD):
         count = min(PER_SHARD, images - start)

@@ -51,6 +51,7 @@ def run(
     batch_size: int,
     staging: Path,
     out: Path,
+    cache: Path | None = None,
 ) -> None:
     """Make every point of the study `name` and write them to the CSV file `out`.
 
@@ -59,6 +60,7 @@ def run(
     base : the run that is varied.
     split : what the points are evaluated on.
     staging : folder of unfinished work, the points' included.
+    cache : the machine's cache folder, with points that were trained before.
     """
     stores = {"manifest": manifest_dir, "regions": regions, "tokens": tokens, "text_features": text_features}
     data = RetrievalData(**stores, split=split, pieces=base.text.pieces)
@@ -89,6 +91,7 @@ def run(
                         curves=Path(folder) / "epochs.csv",
                         staging=staging,
                         device=device,
+                        cache=cache,
                     )
                     record, network = read_record(model), load_model(model, device)
                 _, figures = recall_figures(embed(network, data, batch_size, run=name), data.caption_image, folds=1)

@@ -124,7 +124,7 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
             write_json(folder / "classes.json", names)
         index["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
         write_json(folder / INDEX, index)
-        write_recipe(folder, recipe, made_by={})
+        write_recipe(folder, recipe)
         write_card(folder)
 
 

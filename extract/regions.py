@@ -1,11 +1,11 @@
 """Stage `regions@D`: from the manifest's pictures to a region store.
 
 The unit of work is a shard, made here or on the workers of a Dask cluster by the same function
-(`extract.shards.Shards.make`). Finished shards wait in a staging folder and survive a kill; the store appears under
-its final name whole or not at all.
+(`extract.shards.Shards.make`), in the cache. A store is put together from shards that are there and shards that are
+made; it appears under its final name whole or not at all.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from extract.card import write_card
+from extract.engine.cache import Place, in_use
 from extract.settings import About, RegionSettings
 from extract.shards import TIMES, Made, Shards
 from extract.stores.intact import INDEX
 from extract.stores.norms import Norms
-from extract.stores.recipe import environment, write_recipe
+from extract.stores.recipe import note_made, write_recipe
 from extract.stores.regions import FAILURES, region_index
 from manifests.errors import DiskFull, InputError
-from manifests.files import canonical_json, write_json, write_text
+from manifests.files import canonical_json, link_or_copy, whole_folder, write_json, write_text
+from manifests.locks import sole_writer
 from manifests.progress import progress
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def run(
     images: Path,
     settings: RegionSettings,
     out: Path,
-    staging: Path,
+    cache: Path,
     device: str = "cpu",
     batch_size: int = 16,
     readers: int = 2,
@@ -49,7 +51,8 @@ def run(
     dataset : its name, for the card.
     manifest : its folder; its sha256 sums decide what is read.
     images : the image root that the manifest's paths start from.
-    staging : folder where finished shards wait; a killed run continues from there.
+    cache : the machine's cache folder (`extract.engine.cache`): what is there isn't computed again, and a killed run
+        continues from there.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
     client : of a Dask cluster whose workers make the shards, each on its own `device` ("auto" is settled there).
         They must see the same files under the same paths.
@@ -66,44 +69,78 @@ def run(
         "manifest": manifest,
         "images": images,
         "settings": settings,
-        "staging": staging,
+        "cache": cache,
         "batch_size": batch_size,
         "readers": readers,
     }
     shards = Shards(**work, device="cpu" if client else device)
-    with shards.staged.alone(out, f"extraction of {dataset}") as made:
+    key = shards.key | {"images_per_shard": settings.images_per_shard, "unreadable": settings.unreadable}
+    with sole_writer(out, f"extraction of {dataset}", key) as made, in_use(shards.cache.folder):
         if made:
             return
-        found = {number: shards.staged.finished(shards.path(number)) for number in range(len(shards))}
+        computed, told = shards.cache.open({row.sha256 for row in shards.rows}, shards.differs)
+        for line in told:
+            tqdm.write(f"regions {dataset}: {line}")
+        shards.cache.prepare()
+        found = {number: shards.finished(number) for number in range(len(shards))}
         missing = [number for number, done in found.items() if not done]
+        known = shards.cache.rows({row.sha256 for number in missing for row in shards.part(number)})
+        parts = {
+            number: {r.sha256: known[r.sha256] for r in shards.part(number) if r.sha256 in known} for number in missing
+        }
         outcomes = None
         if client:
             from extract.workers import on_workers
 
-            outcomes = on_workers(client, shards, missing, work, device=device, threads=threads)
-        found |= _make(shards, missing, outcomes)
-        done = [found[number] for number in range(len(shards))]
-        with shards.staged.install(out, done) as folder:
+            outcomes = on_workers(client, shards, parts, work, device=device, threads=threads)
+        made_now = _make(shards, parts, outcomes)
+        done = [found[number] or made_now[number].done for number in range(len(shards))]
+        with whole_folder(out) as folder:
+            _install(folder, done)
             _finish(folder, dataset, shards, done, about or About())
-    failures = sum(len(shard["failures"]) for shard in done)
+    environments = [shard["environment"] for shard in done]
+    note_made(
+        out,
+        shards.recipe_hash,
+        *("torch", "torchvision", "numpy", "pillow"),
+        shards=[each for number, each in enumerate(environments) if each not in environments[:number]],
+    )
+    computed += sum(each.computed for each in made_now.values())
+    pictures, failures = len(shards.rows), sum(len(shard["failures"]) for shard in done)
     if failures:
-        tqdm.write(f"{failures} of {len(shards.rows)} pictures could not be read: see {Path(out) / FAILURES}")
+        tqdm.write(f"{failures} of {pictures} pictures could not be read: see {Path(out) / FAILURES}")
+    reused = pictures - failures - sum(each.computed for each in made_now.values())
+    tqdm.write(f"regions {dataset}: {pictures} pictures, {computed} computed, {reused} reused")
+
+
+def _install(folder: Path, done: Sequence[dict[str, Any]]) -> None:
+    """Put the shards of these sidecars into a folder, under their numbers, and check their sizes."""
+    for number, shard in enumerate(done):
+        target = folder / f"{number:06d}.h5"
+        shard["file"] = target.name
+        link_or_copy(Path(shard["path"]), target)
+        if (size := target.stat().st_size) != shard["size"]:
+            raise InputError(
+                f"it has {size} bytes, it was finished with {shard['size']}",
+                where=shard["path"],
+                fix="run the stage again: it makes only what is missing",
+            )
 
 
 def _make(
-    shards: Shards, missing: Sequence[int], outcomes: Generator[tuple[int, Made | Exception], None, None] | None
-) -> dict[int, dict[str, Any]]:
-    """Done-markers of the `missing` shards, made here or taken from the workers' `outcomes`."""
+    shards: Shards,
+    parts: Mapping[int, Mapping[str, Place]],
+    outcomes: Generator[tuple[int, Made | Exception], None, None] | None,
+) -> dict[int, Made]:
+    """The shards of `parts` (number -> known results), made here or taken from the workers' `outcomes`."""
     pictures = len(shards.rows)
-    ready = pictures - sum(len(shards.part(number)) for number in missing)
-    if ready:
-        tqdm.write(f"continuing: {ready} of {pictures} pictures are staged in {shards.staged.folder}")
+    ready = pictures - sum(len(shards.part(number)) for number in parts)
     made: dict[int, Made] = {}
     failed: dict[int, Exception] = {}
     with progress(what="regions", unit="images", total=pictures, initial=ready) as bar:
         if outcomes is None:
-            for number in missing:
-                made[number] = shards.make(number, bar.update)
+            for number, known in parts.items():
+                made[number] = shards.make(number, known, bar.update)
         else:
             with closing(outcomes):
                 for number, outcome in outcomes:
@@ -112,14 +149,14 @@ def _make(
                         bar.update(len(shards.part(number)))
                         continue
                     failed[number] = outcome
-                    tqdm.write(f"shard {shards.path(number).name} failed: {_message(outcome)}")
+                    tqdm.write(f"shard {number:06d} failed: {_message(outcome)}")
                     if isinstance(outcome, DiskFull):
                         break
     times = {what: sum(each.seconds[what] for each in made.values()) for what in TIMES}
     tqdm.write("regions: " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in times.items()))
     if failed:
         raise _failure(shards, failed)
-    return {number: each.done for number, each in made.items()}
+    return made
 
 
 def _message(error: Exception) -> str:
@@ -132,8 +169,8 @@ def _failure(shards: Shards, failed: dict[int, Exception]) -> InputError:
     if isinstance(first, InputError) and len({str(error) for error in failed.values()}) == 1:
         return first
     return InputError(
-        f"{len(failed)} of {len(shards)} shards failed (listed above), the others are staged; {_message(first)}",
-        where=shards.staged.folder,
+        f"{len(failed)} of {len(shards)} shards failed (listed above), the others are kept; {_message(first)}",
+        where=shards.cache.folder,
         fix="mend the cause and run the stage again: it makes only what is missing",
     )
 
@@ -151,7 +188,7 @@ def _finish(folder: Path, dataset: str, shards: Shards, done: Sequence[dict[str,
     ) | {
         "dataset": dataset,
         "about": about.model_dump(exclude_none=True),
-        "norms": Norms.together(Norms(*shard["norms"]) for shard in done).as_json(),
+        "norms": Norms.together(Norms(*shard["norms"]) for shard in done if shard["norms"]).as_json(),
     }
     if not index["images"]:
         raise InputError(
@@ -161,10 +198,5 @@ def _finish(folder: Path, dataset: str, shards: Shards, done: Sequence[dict[str,
         )
     write_json(folder / INDEX, index)
     write_text(folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
-    makers = {what: _one_or_all({shard[what] for shard in done}) for what in ("device", "threads")}
-    write_recipe(folder, shards.recipe, environment("torch", "torchvision", "numpy", "pillow", **makers))
+    write_recipe(folder, shards.recipe)
     write_card(folder)
-
-
-def _one_or_all(values: set[Any]) -> Any:
-    return sorted(values) if len(values) > 1 else next(iter(values))

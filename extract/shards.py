@@ -1,60 +1,81 @@
-"""The shards of a region store: what decides their bytes, and how one is made from the manifest's rows.
+"""The shards of a region store: what is in each, and how one is made from the manifest's rows.
 
-A shard is the unit of work, here as on the workers of a cluster (`extract.workers`). Decoding runs in threads beside
-the network; pictures of one shape share a batch, and which ones do depends on the manifest and the batch size alone,
-so that equal machines give equal bytes.
+A shard is the unit of work, here as on the workers of a cluster (`extract.workers`). Pictures whose regions the cache
+has are not even read. Decoding runs in threads beside the network; pictures of one shape share a batch, and which ones
+do depends on the manifest, the cache and the batch size alone, so that equal machines give equal bytes.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from extract.detectors import load_detector
+from extract.detectors import DETECTORS, load_detector
+from extract.engine.cache import Cache, Place
+from extract.engine.code import code_fingerprint
 from extract.images import UnreadableImage
 from extract.pictures import ahead, read_picture
 from extract.settings import RegionSettings
+from extract.stores.hdf5 import MappedHDF5
 from extract.stores.norms import Norms
-from extract.stores.regions import SCHEMA, Regions, write_shard
-from extract.stores.staging import Staging
+from extract.stores.regions import FIELDS, SCHEMA, Regions, region_layout_problems, shard_row, write_shard
 from manifests.errors import InputError
-from manifests.files import fingerprint, sha256
+from manifests.files import fingerprint
 from manifests.schema import ImageRow
 from manifests.tables import Manifest, images_sha256
+from manifests.typed import Count, Written, checked
 
 # A shape that few pictures share must not keep them waiting in memory for the whole shard.
 PENDING_BATCHES = 4
 TIMES = ("read", "compute", "write")
+# Results of the same numbers on another device, in another batch or by another library differ by no more: boxes in
+# pixels, confidences, features as a part of the largest.
+TOLERANCES = {"boxes": 0.1, "features": 0.01, "objects_conf": 0.01, "attrs_conf": 0.01}
 
 
-def _code() -> dict[str, str]:
-    here = Path(__file__).parent
-    rooms = [*sorted((here / "detectors").glob("*.py")), *sorted((here / "stores").glob("*.py"))]
-    files = [Path(__file__), here / "images.py", here / "pictures.py", here / "selection.py", *rooms]
-    return {str(file.relative_to(here)): sha256(file) for file in files}
+CODE_OF = ("extract.shards",)
 
 
-# The source files that decide the bytes of a shard: shards staged by other code are not continued. Taken at the
-# import, so that a worker that has been running since before an edit doesn't pass for one that runs the new code.
-CODE = _code()
+def others(detector: str) -> set[str]:
+    """The modules of the other detectors."""
+    return {own.__module__ for name, own in DETECTORS.items() if name != detector}
+
+
+# What the code of each detector means, taken at the import, so that a worker that has been running since before an edit
+# doesn't pass for one that runs the new code.
+CODE = {name: code_fingerprint(*CODE_OF, without=others(name)) for name in DETECTORS}
+
+
+class _Facts(Written):
+    """What a shard's sidecar says beside the cache's own."""
+
+    count: Count
+    first: str | None
+    last: str | None
+    failures: list[dict[str, str]]
+    max_pixels: int
+    norms: tuple[Count, float, float, float] | None
+    environment: dict[str, str | int]
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A finished shard: its done-marker, and the seconds spent on it.
+    """A finished shard: its sidecar, the pictures that went through the network for it, and the seconds spent on it.
 
     ``seconds`` counts waiting for decoded pictures ("read"), the network and selection ("compute", of all streams
     together) and "write".
     """
 
     done: dict[str, Any]
+    computed: int
     seconds: dict[str, float]
 
 
@@ -65,13 +86,14 @@ class Shards:
     ----------
     manifest : its folder; its sha256 sums decide what is read.
     images : the image root that the manifest's paths start from.
-    staging : folder below which finished shards wait, in `staged`.
+    cache : the machine's cache folder.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
 
     Attributes
     ----------
     recipe : what decides the numbers by design, as JSON.
-    key : all that decides the bytes of the shards, as JSON, the code and the manifest included.
+    key : all by which workers must agree with whoever asks them, as JSON.
+    computed : pictures that went through the network.
 
     Raises `InputError` for an empty manifest and for wrong weights.
     """
@@ -82,7 +104,7 @@ class Shards:
         manifest: Path,
         images: Path,
         settings: RegionSettings,
-        staging: Path,
+        cache: Path,
         device: str,
         batch_size: int,
         readers: int,
@@ -101,66 +123,112 @@ class Shards:
             "detector": self.detector.recipe,
             "selection": settings.selection.model_dump(),
         }
-        self.key = {
-            "recipe": self.recipe,
-            "manifest": images_sha256(manifest),
-            "images_per_shard": settings.images_per_shard,
-            "unreadable": settings.unreadable,
-            "max_pixels": settings.max_pixels,
-            "code": CODE,
-            # They move the last bits.
-            "batch_size": batch_size,
-            "torch": torch.__version__,
-        }
-        self.staged = Staging(staging, self.key)
-        self._recipe_hash = fingerprint(self.recipe)
+        self.key = {"recipe": self.recipe, "manifest": images_sha256(manifest), "code": CODE[settings.detector.name]}
+        self.cache = Cache(cache, "regions", self.recipe, self.key["code"], self._sound)
+        self.recipe_hash = fingerprint(self.recipe)
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.settings.images_per_shard)
-
-    def path(self, number: int) -> Path:
-        """Where shard `number` lies once it is made."""
-        return self.staged.folder / f"{number:06d}.h5"
 
     def part(self, number: int) -> Sequence[ImageRow]:
         """The manifest's rows of shard `number`."""
         size = self.settings.images_per_shard
         return self.rows[number * size : (number + 1) * size]
 
-    def make(self, number: int, advance: Callable[[int], Any] = lambda pictures: None) -> Made:
-        """Make shard `number`, unless it is staged already; call `advance` with each number of pictures done.
+    def finished(self, number: int) -> dict[str, Any] | None:
+        """The sidecar of shard `number`, if it is in the cache. Pictures that could not be read are tried again, unless
+        they are to be skipped and the same bound held."""
+        done = self.cache.finished(self._content(number))
+        try:
+            checked(done, _Facts, where=self.cache.folder, fix="remove it")
+        except InputError:
+            return None
+        if done["failures"]:
+            same = self.settings.unreadable == "skip" and done["max_pixels"] == self.settings.max_pixels
+            return done if same else None
+        return done
+
+    def _content(self, number: int) -> dict[str, Any]:
+        """What is to be in shard `number`."""
+        rows = self.part(number)
+        return {"rows": [[row.id, row.sha256] for row in rows], "id_bytes": self.id_bytes, "dense": self.dense}
+
+    def _sound(self, shard: MappedHDF5, pictures: int) -> bool:
+        layout = "ragged" if self.dense is None else "dense"
+        return not any(region_layout_problems(shard, pictures, self.detector.dim, layout, "<f2"))
+
+    def differs(self, sample: Mapping[str, Place]) -> str | None:
+        """Compute the regions of some pictures (sha256 -> place) again; which number is another one, if any."""
+        rows = {row.sha256: row for row in self.rows if row.sha256 in sample}
+        seconds = dict.fromkeys(TIMES, 0.0)
+        again, _ = self._extract(list(rows.values()), seconds, lambda pictures: None)
+        for number, row in enumerate(rows.values()):
+            place = sample[row.sha256]
+            shard = self.cache.shard(place.file)
+            if shard is None:
+                return f"image {row.id!r}: its shard {place.file} is damaged"
+            known = shard_row(shard, place.row)
+            if number not in again or (told := difference(known, again[number])):
+                return f"image {row.id!r}: {told if number in again else 'it can no longer be read'}"
+        return None
+
+    def make(
+        self, number: int, known: Mapping[str, Place], advance: Callable[[int], Any] = lambda pictures: None
+    ) -> Made:
+        """Make shard `number` in the cache of `known` results (picture's sha256 -> place) and of the network's; call
+        `advance` with each number of pictures done.
 
         Raises `InputError` for a picture that can't be decoded (unless ``settings.unreadable`` is "skip"), that is
         missing or that changed since the manifest was made, and for a full disk.
         """
-        path, rows, seconds = self.path(number), self.part(number), dict.fromkeys(TIMES, 0.0)
-        done = self.staged.finished(path)
-        if done:
+        rows, seconds = self.part(number), dict.fromkeys(TIMES, 0.0)
+        if done := self.finished(number):  # by a worker that died before it could say so
             advance(len(rows))
-            return Made(done, seconds)
-        regions, failures = self._extract(rows, seconds, advance)
+            return Made(done, 0, seconds)
+        regions: dict[int, Regions] = {}
+        with _timed(seconds, "read"):
+            for place, row in enumerate(rows):
+                if row.sha256 in known and (own := self.cache.shard(known[row.sha256].file)):
+                    regions[place] = shard_row(own, known[row.sha256].row)
+        advance(len(regions))
+        new = [place for place in range(len(rows)) if place not in regions]
+        found, failures = self._extract([rows[place] for place in new], seconds, advance)
+        regions |= {new[place]: own for place, own in found.items()}
         numbers = sorted(regions)
-        ids = [rows[number].id for number in numbers]
+        ids = [rows[place].id for place in numbers]
+        path = self.cache.path(self._content(number))
         with _timed(seconds, "write"):
             write_shard(
                 path,
                 ids,
-                [regions[number] for number in numbers],
-                self._recipe_hash,
+                [regions[place] for place in numbers],
+                self.recipe_hash,
                 dim=self.detector.dim,
                 dense=self.dense,
                 id_bytes=self.id_bytes,
             )
+            norms = Norms.together(Norms.of(own.features) for own in regions.values())
             facts = {
                 "count": len(ids),
                 "first": ids[0] if ids else None,
                 "last": ids[-1] if ids else None,
                 "failures": failures,
-                "norms": astuple(Norms.together(Norms.of(found.features) for found in regions.values())),
-                "device": self.device.partition(":")[0],
-                "threads": torch.get_num_threads(),
+                "max_pixels": self.settings.max_pixels,
+                "norms": astuple(norms) if norms.count else None,
+                "environment": self.environment,
             }
-            return Made(self.staged.finish(path, facts), seconds)
+            done = self.cache.finish(path, [rows[place].sha256 for place in numbers], facts)
+        return Made(done, len(found), seconds)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What may move the last bits."""
+        return {
+            "device": self.device.partition(":")[0],
+            "threads": torch.get_num_threads(),
+            "batch_size": self.batch_size,
+            "torch": torch.__version__,
+        }
 
     def _extract(
         self, rows: Sequence[ImageRow], seconds: dict[str, float], advance: Callable[[int], Any]
@@ -226,6 +294,23 @@ class Shards:
                 fix="replace the picture, or set `regions.unreadable: skip` to list it in failures.jsonl and go on",
             ) from error
         return {"id": row.id, "path": row.path, "reason": str(error)}
+
+
+def difference(known: Regions, again: Regions) -> str | None:
+    """Which field of a picture's regions isn't the same within `TOLERANCES`, and by how much it differs; or None."""
+    if known.image_size != again.image_size or len(known) != len(again):
+        return f"{len(again)} regions in {again.image_size}, {len(known)} in {known.image_size} before"
+    for name in FIELDS:
+        ours, theirs = getattr(again, name), getattr(known, name)
+        if (ours is None) != (theirs is None):
+            return f"{name} is there only {'now' if theirs is None else 'before'}"
+        if ours is None or not len(ours):
+            continue
+        off = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max()
+        scale = max(1.0, float(np.abs(theirs.astype(np.float64)).max())) if name == "features" else 1.0
+        if not off <= TOLERANCES.get(name, 0.0) * scale:
+            return f"{name} differ by {off:.3g}"
+    return None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from extract.stores.intact import INDEX
-from extract.stores.recipe import environment, write_recipe
+from extract.stores.recipe import note_made, write_recipe
 from extract.stores.staging import Staging
 from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, Side, write_shard
 from extract.teaching.lsa import LatentSemantics
@@ -142,8 +142,9 @@ def run(
         with staged.install(out, shards) as folder:
             write_json(folder / INDEX, index)
             write_text(folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
-            write_recipe(folder, recipe, environment("torch", "transformers", "h5py", "numpy", device=device))
+            write_recipe(folder, recipe)
             write_text(folder / "README.md", _card(dataset, index, recipe, recipe_hash, len(failures)))
+    note_made(out, recipe_hash, "torch", "transformers", "h5py", "numpy", device=device)
     if failures:
         tqdm.write(f"{len(failures)} of {len(rows)} images have no vector: see {Path(out) / FAILURES}")
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from extract.stores.intact import INDEX
-from extract.stores.recipe import environment, write_recipe
+from extract.stores.recipe import note_made, write_recipe
 from extract.stores.staging import Staging
 from extract.stores.text_features import FORMAT, SCHEMA, write_shard
 from extract.stores.tokens import TokenStore
@@ -109,9 +109,9 @@ def run(
         }
         with staged.install(out, shards) as folder:
             write_json(folder / INDEX, index)
-            made_by = environment("torch", "transformers", "h5py", "numpy", model=settings.model, device=device)
-            write_recipe(folder, recipe, made_by)
+            write_recipe(folder, recipe)
             write_text(folder / "README.md", _card(dataset, index, recipe, recipe_hash))
+    note_made(out, recipe_hash, "torch", "transformers", "h5py", "numpy", model=settings.model, device=device)
 
 
 @torch.inference_mode()

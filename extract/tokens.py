@@ -4,14 +4,13 @@ Words are lower-cased, punctuation and white space are dropped (`extract.text.wo
 it was written, and every word knows its place in it. The vocabulary comes from the train split alone.
 """
 
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from extract.stores.recipe import note_made
 from extract.stores.tokens import Ragged, TokenStore, write_tokens
 from extract.text.parts_of_speech import POS_NAMES
 from extract.text.pieces import PieceTokenizer
@@ -110,9 +109,9 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
             }
             # Named only where somebody set it: stores made before it could be set keep their recipe.
             | ({"max_words": settings.max_words} if settings.max_words != MAX_WORDS else {}),
-            environment={"python": python_version()} | {library: version(library) for library in libraries},
         )
         write_text(folder / "README.md", _card(TokenStore(folder), listed, words, pos, told))
+    note_made(out, TokenStore(out).recipe_hash, *libraries)
     if told:
         tqdm.write(told)
 

@@ -1,8 +1,8 @@
 """Shards made on the workers of a Dask cluster (docs/extraction.md).
 
-A worker is told once where everything lies and what the shards' bytes depend on; a task is the number of a shard.
-Workers write and mark shards themselves, in the staging folder that all machines share, so a worker that dies costs
-the shard that it was making, and a scheduler that dies costs one shard a worker.
+A worker is told once where everything lies and what the numbers depend on; a task is the number of a shard, with what
+the cache has of it. Workers write shards themselves, into the cache that all machines share, so a worker that dies
+costs the shard that it was making, and a scheduler that dies costs one shard a worker.
 """
 
 import fcntl
@@ -23,6 +23,7 @@ from distributed import Client, Worker, WorkerPlugin, as_completed, get_worker
 from tqdm import tqdm
 
 from extract.device import torch_device
+from extract.engine.cache import Place
 from extract.shards import Made, Shards
 from manifests.errors import InputError
 from manifests.files import fingerprint
@@ -33,13 +34,13 @@ RETRIES = 2  # of an error that is not the user's; Dask itself tries again, else
 def on_workers(
     client: Client,
     shards: Shards,
-    numbers: Sequence[int],
+    parts: Mapping[int, Mapping[str, Place]],
     work: Mapping[str, Any],
     *,
     device: str,
     threads: int | None,
 ) -> Generator[tuple[int, Made | Exception], None, None]:
-    """Have the shards `numbers` made; yield each with what came of it, in the order in which they end.
+    """Have the shards of `parts` (number -> known results) made; yield each with what came of it, as they end.
 
     An exception stands for a shard that failed for good. No other shard is touched by it.
 
@@ -51,7 +52,7 @@ def on_workers(
 
     Raises `InputError` where the scheduler is lost.
     """
-    plugin = RegionWorker(work, shards.key, device, threads)
+    plugin = RegionWorker(work, shards.key, shards.cache.versions, device, threads)
     # The run that goes on after a killed one replaces its plugin.
     name = f"selfalign-regions-{fingerprint(shards.key)[:16]}"
     group = f"regions-{uuid.uuid4().hex}"
@@ -67,7 +68,10 @@ def on_workers(
         ) from error
     if not client.scheduler_info()["workers"]:
         tqdm.write("no worker has joined the cluster yet: waiting for one")
-    futures = {client.submit(_make, number, name, key=(group, number), retries=RETRIES): number for number in numbers}
+    futures = {
+        client.submit(_make, number, dict(known), name, key=(group, number), retries=RETRIES): number
+        for number, known in parts.items()
+    }
     try:
         for future in as_completed(futures):
             if future.cancelled():
@@ -86,12 +90,12 @@ def _lost(client: Client) -> InputError:
     return InputError(
         "the connection to the scheduler is lost",
         where=client.scheduler.address if client.scheduler else "Dask cluster",
-        fix="run the stage again: finished shards are staged",
+        fix="run the stage again: finished shards are kept",
     )
 
 
-def _make(number: int, plugin: str) -> Made | InputError:
-    return get_worker().plugins[plugin].make(number)
+def _make(number: int, known: dict[str, Place], plugin: str) -> Made | InputError:
+    return get_worker().plugins[plugin].make(number, known)
 
 
 class RegionWorker(WorkerPlugin):
@@ -101,11 +105,19 @@ class RegionWorker(WorkerPlugin):
     ----------
     work : the arguments of `Shards`, but for the device; relative paths start from this process's folder.
     key : ``Shards.key`` of the caller; a worker that comes to another refuses.
+    versions : of the cache's results, the ones to use.
     device, threads : as in `on_workers`.
     """
 
-    def __init__(self, work: Mapping[str, Any], key: Mapping[str, Any], device: str, threads: int | None):
-        self.work, self.key, self.device, self.threads = work, key, device, threads
+    def __init__(
+        self,
+        work: Mapping[str, Any],
+        key: Mapping[str, Any],
+        versions: Sequence[str],
+        device: str,
+        threads: int | None,
+    ):
+        self.work, self.key, self.versions, self.device, self.threads = work, key, list(versions), device, threads
         self.folder = Path.cwd()
 
     def setup(self, worker: Worker) -> None:
@@ -119,14 +131,14 @@ class RegionWorker(WorkerPlugin):
         if self.slot:
             self.slot.close()
 
-    def make(self, number: int) -> Made | InputError:
+    def make(self, number: int, known: Mapping[str, Place]) -> Made | InputError:
         """Make a shard. The user's mistakes are returned, not raised: trying again would not mend them."""
         with self.one_at_a_time:
             torch.set_num_threads(self.threads)
             try:
                 if self.shards is None:
                     self.shards = self._load()
-                return self.shards.make(number)
+                return self.shards.make(number, known)
             except InputError as error:
                 return error
 
@@ -148,6 +160,7 @@ class RegionWorker(WorkerPlugin):
                 where=self.folder,
                 fix="start the workers again, in the environment that this command runs in",
             )
+        shards.cache.versions = self.versions
         return shards
 
     def _device(self) -> str:

@@ -34,14 +34,14 @@ def atomic(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
     vanished was given up.
     """
     path = Path(path)
-    temporary = _temporary(path, "tmp")
+    written = temporary(path)
     with room_for(path):
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
+            yield written
+            _sync(written)
+            os.replace(written, path)
         except FileNotFoundError as error:
             if path.parent.is_dir():
                 raise
@@ -51,7 +51,7 @@ def atomic(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
                 fix="run the same command again",
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
         _sync(path.parent)
 
 
@@ -65,20 +65,20 @@ def whole_folder(out: Path) -> Iterator[Path]:
     `DiskFull` where there is no room.
     """
     out = Path(out)
-    temporary, earlier = _temporary(out, "tmp"), _temporary(out, "old")
+    written, earlier = temporary(out), temporary(out, "old")
     with room_for(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _recover(out)
-        temporary.mkdir()
+        written.mkdir()
         try:
-            yield temporary
-            for folder, _, files in os.walk(temporary, topdown=False):
+            yield written
+            for folder, _, files in os.walk(written, topdown=False):
                 for name in files:
                     _sync(Path(folder, name))
                 _sync(Path(folder))
-            _replace(temporary, out, earlier)
+            _replace(written, out, earlier)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(written, ignore_errors=True)
         shutil.rmtree(earlier, ignore_errors=True)
 
 
@@ -141,8 +141,8 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _temporary(path: Path, role: str) -> Path:
-    """The name of what this process writes beside `path`. Machines that share a folder may share process ids."""
+def temporary(path: Path, role: str = "tmp") -> Path:
+    """The name under which this process writes beside `path`. Machines that share a folder may share process ids."""
     return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{role}")
 
 
@@ -153,6 +153,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that can't be. Raises `InputError` where it was removed."""
+    try:
+        os.link(source, target)
+        return
+    except FileNotFoundError as error:
+        raise InputError(
+            "a finished shard was removed", where=source, fix="run the stage again: it makes only what is missing"
+        ) from error
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
 
 
 @contextmanager

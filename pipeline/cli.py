@@ -169,7 +169,7 @@ def regions(dataset: str) -> None:
             images=settings.source.images,
             settings=settings.regions,
             out=places.regions(dataset),
-            staging=machine.staging,
+            cache=machine.cache,
             device=machine.device if client else machine.torch_device(),
             batch_size=machine.batch,
             readers=machine.readers,
@@ -271,6 +271,7 @@ def train(run: str) -> None:
         device=machine.torch_device(),
         checkpoint_minutes=machine.checkpoint_minutes,
         tensorboard=machine.tensorboard,
+        cache=machine.cache,
     )
 
 
@@ -334,6 +335,7 @@ def study(study: str) -> None:
         device=machine.torch_device(),
         batch_size=machine.encode_batch,
         staging=machine.staging,
+        cache=machine.cache,
         out=places.study(study),
     )
 
@@ -627,6 +629,43 @@ def compare(a: Path, b: Path, file: Path | None, **tolerances: float) -> None:
         write_json(file, found.as_json())
     click.echo(found.text())
     sys.exit(found.verdict == "different")
+
+
+@main.group("cache")
+def cache_() -> None:
+    """List, verify or prune what was computed once (SELFALIGN_CACHE)."""
+
+
+@cache_.command("list")
+def cache_list() -> None:
+    """List recipes' results and trained runs, the least recently used first."""
+    from pipeline.caching import listing
+
+    click.echo(listing(Machine.from_environment()))
+
+
+@cache_.command("verify")
+def cache_verify() -> None:
+    """Hash all that is kept, and name what is damaged."""
+    from extract.engine.cache import damaged
+
+    found = list(damaged(Machine.from_environment().cache))
+    for path in found:
+        click.echo(f"{path}: not as its sidecar says; it will be made again when it is needed")
+    sys.exit(bool(found))
+
+
+@cache_.command("prune")
+@click.option("--gb", type=float, help="Keep that many GB that nothing else holds. Default: SELFALIGN_CACHE_GB.")
+def cache_prune(gb: float | None) -> None:
+    """Remove what was used least recently, until the rest is within the bound. What is in use stays."""
+    from extract.engine.cache import prune
+
+    machine = Machine.from_environment()
+    removed = prune(machine.cache, (machine.cache_gb if gb is None else gb) * 1e9)
+    for entry in removed:
+        click.echo(f"removed {entry.folder}")
+    click.echo(f"{sum(entry.own for entry in removed) / 1e6:,.1f} MB freed")
 
 
 @main.command()

@@ -32,6 +32,11 @@ class Machine(BaseModel):
     encode_batch: int = Field(256, ge=1, description="images or captions a batch in evaluation and text features")
     readers: int = Field(2, ge=1, description="threads that read and decode pictures")
     staging: Path = Field(Path(".staging"), description="folder of unfinished stores and runs")
+    cache: Path = Field(
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "selfalign"),
+        description="folder of what was computed once: shared by clones, data sets and colleagues on one disk",
+    )
+    cache_gb: float = Field(200, ge=0, description="GB of the cache that nothing else holds: more is removed")
     processes: int = Field(1, ge=1, description="processes that train together, one a GPU")
     checkpoint_minutes: float = Field(10, ge=0, description="minutes after which a run's state is saved in mid-epoch")
     tensorboard: Path | None = Field(None, description="folder for TensorBoard's curves of training")

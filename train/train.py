@@ -27,6 +27,7 @@ from train.loop import Loop
 from train.masking import share_momentum
 from train.models import RetrievalModel, build_model
 from train.processes import Processes, join, leave
+from train.reuse import TrainedRuns
 from train.settings import RunSettings
 from train.state import Progress, StateFolder
 
@@ -49,6 +50,7 @@ def run(
     device: str = "cpu",
     checkpoint_minutes: float = 10.0,
     tensorboard: Path | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Train the run `name` and write its best checkpoint to `out`, its curves to the CSV file `curves`.
 
@@ -63,6 +65,7 @@ def run(
     device : a torch device; it changes the speed and the last bits.
     checkpoint_minutes : the state is saved after every epoch, and within one after so many minutes.
     tensorboard : folder for TensorBoard's files, if any.
+    cache : the machine's cache folder, where a run that was trained before is taken from, if any (`train.reuse`).
 
     Raises
     ------
@@ -102,6 +105,12 @@ def run(
     }
     state = StateFolder(staging, name, key)
     with state.alone(out, processes) as made:
+        stores = {"regions": regions, "tokens": tokens, "text_features": text_features, "teachers": teachers}
+        known = TrainedRuns(cache, settings, key["manifest"], stores) if cache else None
+        if not made and processes.told(processes.first and known is not None and known.install(out, curves)):
+            made = True
+            if processes.first:
+                tqdm.write(f"run {name}: trained before with this data, settings and code, and reused ({known.folder})")
         if made:
             leave()
             return
@@ -146,6 +155,8 @@ def run(
         if processes.first:
             write_curves(curves, progress.rows)
             state.finish(out, progress)
+            if known:
+                known.keep(out, curves)
             state.remove()
     leave()
 

@@ -28,7 +28,7 @@ from eval.search.exact import nearest
 from eval.search.words import RunWords, captioned
 from extract.stores.intact import INDEX, require_intact
 from extract.stores.recipe import FILE as RECIPE
-from extract.stores.recipe import environment, first_difference, read_recipe, require_same_recipe, write_recipe
+from extract.stores.recipe import first_difference, note_made, read_recipe, require_same_recipe, write_recipe
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
@@ -120,13 +120,14 @@ def run(
             "features": store.recipe,
             "words": record["recipe"]["tokens"],
         }
-        write_recipe(folder, recipe, environment("torch", "numpy", device=device.partition(":")[0]))
+        recipe_hash = write_recipe(folder, recipe)
         told = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
         if kind != "exact":
             told += "; " + _approximate(folder, rows, recipe, kind)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         listed = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
         write_json(folder / INDEX, {"shards": [], "files": listed})
+    note_made(out, recipe_hash, "torch", "numpy", device=device)
     return f"{told}: {out}"
 
 

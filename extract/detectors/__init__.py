@@ -26,9 +26,9 @@ from extract.detectors.weights_file import local_weights
 from extract.settings import BottomUpSettings, DetectorSettings, SelectionSettings
 from manifests.errors import InputError
 
-__all__ = ["Candidates", "Detector", "load_detector"]
+__all__ = ["DETECTORS", "Candidates", "Detector", "load_detector"]
 
-_DETECTORS = {"demo": DemoDetector, "rcnn": RCNNDetector, "detectron2": Detectron2Detector}
+DETECTORS = {"demo": DemoDetector, "rcnn": RCNNDetector, "detectron2": Detectron2Detector}
 _BOTTOM_UP_36 = BottomUpSettings(min_boxes=36, max_boxes=36)
 
 
@@ -57,4 +57,4 @@ def load_detector(
         raise InputError(
             first["msg"], where="detector spec, " + ".".join(map(str, first["loc"])), fix="see extract/settings.py"
         ) from None
-    return _DETECTORS[settings.name](settings, chosen, local_weights(settings.weights, settings.sha256), device)
+    return DETECTORS[settings.name](settings, chosen, local_weights(settings.weights, settings.sha256), device)

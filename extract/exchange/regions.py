@@ -24,7 +24,7 @@ from extract.exchange.source import LABELS, Record
 from extract.settings import About, ImportSettings
 from extract.stores.intact import INDEX
 from extract.stores.norms import Norms
-from extract.stores.recipe import environment, write_recipe
+from extract.stores.recipe import note_made, write_recipe
 from extract.stores.regions import FAILURES, SCHEMA, Regions, region_index, write_shard
 from extract.stores.staging import Staging
 from manifests.errors import DiskFull, InputError
@@ -89,6 +89,7 @@ def run(
         done = [found[number] for number in range(len(work))]
         with work.staged.install(out, done) as folder:
             work.finish(folder, dataset, done, about or About())
+    note_made(out, fingerprint(work.recipe), "numpy", "h5py")
 
 
 def changed_files(manifest: Path, images: Path, settings: ImportSettings) -> Iterator[tuple[str, str]]:
@@ -388,7 +389,7 @@ class _Import:
         }
         write_json(folder / INDEX, index)
         write_text(folder / FAILURES, "")
-        write_recipe(folder, self.recipe, environment("numpy", "h5py"))
+        write_recipe(folder, self.recipe)
         write_card(folder)
 
 

@@ -1,22 +1,24 @@
 """Recipes: what decides the numbers in a store, and what merely made them.
 
-A recipe is JSON whose canonical text gives the recipe hash; the environment stands beside it, outside the hash.
-Stores whose recipes differ are never mixed (docs/architecture.md, "Stores").
+A recipe is JSON whose canonical text gives the recipe hash. What made a store is noted outside it, so that a store that
+is made again is the same to the byte. Stores whose recipes differ are never mixed (docs/architecture.md, "Stores").
 """
 
 import os
 import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import InputError
-from manifests.files import fingerprint, write_json
+from manifests.files import canonical_json, fingerprint, write_json
 from manifests.typed import Written, read_checked
 
 FILE = "recipe.json"
+MADE = "made.jsonl"
 
 
 class _Written(Written):
@@ -24,11 +26,16 @@ class _Written(Written):
     recipe_hash: str
 
 
-def environment(*packages: str, **facts: Any) -> dict[str, Any]:
-    """What made a store, without any time: Python, the versions of `packages`, threads, the commit, further `facts`."""
+def note_made(out: Path, recipe_hash: str, *packages: str, **facts: Any) -> None:
+    """Add a line to ``made.jsonl`` beside the store `out`: when and where it was made, by which commit, Python,
+    versions of `packages`, and further `facts`."""
     git = shutil.which("git")
     asked = git and subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
+    made = {
+        "store": Path(out).name,
+        "recipe_hash": recipe_hash,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -36,12 +43,14 @@ def environment(*packages: str, **facts: Any) -> dict[str, Any]:
         "commit": asked.stdout.strip() or None if asked else None,
         **facts,
     }
+    with open(Path(out).with_name(MADE), "a", encoding="utf-8") as file:
+        file.write(canonical_json(made) + "\n")
 
 
-def write_recipe(folder: Path, recipe: dict[str, Any], made_by: dict[str, Any]) -> str:
+def write_recipe(folder: Path, recipe: dict[str, Any]) -> str:
     """Write `folder`/recipe.json and return the recipe hash."""
     recipe_hash = fingerprint(recipe)
-    write_json(Path(folder) / FILE, {"recipe": recipe, "recipe_hash": recipe_hash, "environment": made_by})
+    write_json(Path(folder) / FILE, {"recipe": recipe, "recipe_hash": recipe_hash})
     return recipe_hash
 
 

@@ -27,6 +27,7 @@ from manifests.typed import Count, Written, checked, schema
 SCHEMA = 1
 FAILURES = "failures.jsonl"
 _LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
+FIELDS = ("boxes", "features", *_LABELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,14 @@ def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str
         yield problem
     elif (np.diff(shard["offsets"]) != counts).any():
         yield "num_boxes isn't what offsets say"
+
+
+def shard_row(shard: MappedHDF5, row: int) -> Regions:
+    """The regions of one picture of a shard, as read-only views."""
+    part = slice(*shard["offsets"][row : row + 2]) if "offsets" in shard else row
+    labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
+    width, height = shard["image_size"][row].tolist()
+    return Regions(features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels)
 
 
 def region_index(
@@ -328,13 +337,7 @@ class RegionStore:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a store of {len(self)} images")
         number = bisect.bisect_right(self._starts, row) - 1
-        shard, local = self.shard(number), row - self._starts[number]
-        part = slice(*shard["offsets"][local : local + 2]) if "offsets" in shard else local
-        labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
-        width, height = shard["image_size"][local].tolist()
-        return Regions(
-            features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels
-        )
+        return shard_row(self.shard(number), row - self._starts[number])
 
     def read(self, row: int) -> Regions:
         """As `regions`, but features are read past the map: a process that goes through a store doesn't grow by it."""

@@ -6,7 +6,6 @@ with the shard's size and sha256 and a fingerprint of its own (docs/architecture
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from typing import Any
 
 from extract.stores.intact import INDEX
 from manifests.errors import InputError
-from manifests.files import abandoned, atomic, fingerprint, json_text, sha256, whole_folder
+from manifests.files import abandoned, atomic, fingerprint, json_text, link_or_copy, sha256, whole_folder
 from manifests.locks import sole_writer
 
 ABOUT = "about.json"  # in a staging folder: what it is for
@@ -92,7 +91,7 @@ class Staging:
         """
         with whole_folder(out) as ready:
             for shard in done:
-                _link_or_copy(self.folder / shard["file"], ready / shard["file"])
+                link_or_copy(self.folder / shard["file"], ready / shard["file"])
                 if (size := (ready / shard["file"]).stat().st_size) != shard["size"]:
                     raise InputError(
                         f"it has {size} bytes, it was finished with {shard['size']}",
@@ -116,15 +115,3 @@ def _require_listed(store: Path) -> None:
             where=store,
             fix="run the stage again: it makes only what is missing",
         )
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-        return
-    except FileNotFoundError as error:
-        raise InputError(
-            "a finished shard was removed", where=source, fix="run the stage again: it makes only what is missing"
-        ) from error
-    except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)

@@ -104,7 +104,6 @@ def write_tokens(
     image_ids: list[str],
     vocabulary: list[str],
     recipe: dict[str, Any],
-    environment: dict[str, str],
 ) -> None:
     """Write a token store's four files (shapes above; `pieces` = ids and words).
 
@@ -118,7 +117,7 @@ def write_tokens(
         "vocabulary_size": len(vocabulary),
         "vocabulary_sha256": sha256(folder / "vocabulary.json"),
     }
-    recipe_hash = write_recipe(folder, recipe, environment)
+    recipe_hash = write_recipe(folder, recipe)
     arrays = {
         "words": words.flat,
         "spans": spans.flat,

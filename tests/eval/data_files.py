@@ -59,7 +59,7 @@ def draw_data_set(data: Path, *, test: int = 8, leave_out: int = 0) -> Path:
 
 def write_regions(folder: Path, ids: list[str], features: np.ndarray, boxes: np.ndarray) -> None:
     """Write a region store of one shard: `features [N, R, D]` and `boxes [N, R, 4]`."""
-    recipe_hash = write_recipe(folder, {"detector": {"name": "written by a test"}}, {})
+    recipe_hash = write_recipe(folder, {"detector": {"name": "written by a test"}})
     regions = [Regions(own, box, (SIDE, SIDE)) for own, box in zip(features, boxes, strict=True)]
     write_shard(
         folder / "000000.h5", ids, regions, recipe_hash, dim=features.shape[2], dense=features.shape[1], id_bytes=32

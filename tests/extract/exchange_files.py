@@ -125,7 +125,7 @@ def write_data_set(
     write_source(folder / "manifest", None)
     store = folder / "regions"
     recipe = {"format": {"schema": SCHEMA, "features": dtype}, "detector": {"name": "a test"}}
-    recipe_hash = write_recipe(store, recipe, {})
+    recipe_hash = write_recipe(store, recipe)
     dense = counts[0] if len(set(counts)) == 1 else None
     done = []
     for first in range(0, len(rows), 4):

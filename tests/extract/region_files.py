@@ -1,6 +1,7 @@
 """What the tests of the region stage share: pictures of known content, manifests of them, runs of the stage."""
 
 import io
+import json
 import struct
 import zlib
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ class Pictures:
         return self.folder / "images"
 
     @property
-    def staging(self) -> Path:
-        return self.folder / "staging"
+    def cache(self) -> Path:
+        return self.folder / "cache"
 
     @property
     def manifest(self) -> Path:
@@ -90,7 +91,7 @@ class Pictures:
 
     def extract(self, settings: RegionSettings, **others: Any) -> Path:
         """Run the stage into `out`; `others` replace its arguments."""
-        places = {"manifest": self.manifest, "images": self.images, "out": self.out, "staging": self.staging}
+        places = {"manifest": self.manifest, "images": self.images, "out": self.out, "cache": self.cache}
         arguments = places | others
         regions.run(dataset="tiny", settings=settings, **arguments)
         return arguments["out"]
@@ -124,6 +125,14 @@ def mixed_files() -> dict[str, bytes]:
         f"{i:03d}.png": encoded(Image.fromarray(scene(i % 6)[0]).resize(sizes[i * 7 % 4]), compress_level=1)
         for i in range(15)
     }
+
+
+def cached(cache: Path, per_shard: int) -> dict[str, Path]:
+    """The finished shards of a cache by the name that they have in the store: pictures are called 000.png and so on."""
+    sidecars = [path for path in cache.glob("regions/*/*/*.json") if path.with_suffix(".h5").is_file()]
+    first = {path: json.loads(path.read_text())["first"] for path in sidecars}
+    numbers = {path: int(name.removeprefix("id-").removesuffix(".png")) // per_shard for path, name in first.items()}
+    return {f"{number:06d}.h5": path.with_suffix(".h5") for path, number in sorted(numbers.items(), key=lambda i: i[1])}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

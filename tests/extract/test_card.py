@@ -81,7 +81,7 @@ def test_every_example_of_a_card_runs_with_nothing_of_ours(
 def test_licence_and_citation_come_from_the_parameters(dense: Pictures, tmp_path: Path) -> None:
     about = About(licence="CC BY 4.0", cite="Somebody 2020")
     store = dense.extract(
-        region_settings(images_per_shard=4), batch_size=3, out=tmp_path / "out", staging=tmp_path / "s", about=about
+        region_settings(images_per_shard=4), batch_size=3, out=tmp_path / "out", cache=tmp_path / "s", about=about
     )
     text = (store / "README.md").read_text()
     assert "| licence of the pictures | CC BY 4.0 (" in text and "| cite | Somebody 2020 |" in text

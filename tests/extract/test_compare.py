@@ -33,7 +33,7 @@ def rewritten(source: Path, out: Path, edit: Edit = unchanged, rows: Sequence[in
     ids = [store.ids[row] for row in rows]
     regions = [edit(row, store.regions(row)) for row in rows]
     out.mkdir()
-    recipe_hash = write_recipe(out, store.recipe | recipe, {})
+    recipe_hash = write_recipe(out, store.recipe | recipe)
     dim = regions[0].features.shape[1]
     write_shard(out / "000000.h5", ids, regions, recipe_hash, dim=dim, dense=None, id_bytes=20)
     digest = sha256(out / "000000.h5")

@@ -22,7 +22,7 @@ from extract.workers import claim_slot
 from manifests.errors import DiskFull, InputError
 from manifests.files import sha256, write_text
 from tests.extract.disks import Disk
-from tests.extract.region_files import Pictures, contents, quick_settings, scene_files, write_pictures
+from tests.extract.region_files import Pictures, cached, contents, quick_settings, scene_files, write_pictures
 
 SHARDS, KILLS = 48, 20
 PER_SHARD = 4
@@ -72,32 +72,30 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 
 
 class Observer:
-    """Looks at a staging folder after a kill, and remembers which shards were finished."""
+    """Looks at a cache after a kill, and remembers which shards were finished."""
 
-    def __init__(self, staging: Path, expected: dict[str, bytes]):
-        self.staging, self.expected = staging, expected
+    def __init__(self, cache: Path, expected: dict[str, bytes]):
+        self.cache, self.expected = cache, expected
         self.finished: dict[str, tuple[int, int]] = {}
 
     def markers(self) -> int:
-        return len(list(self.staging.glob("*/[0-9]*.json")))
+        return len(list(self.cache.glob("regions/*/*/*.json")))
 
     def look(self) -> None:
-        for shard in self.staging.glob("*/[0-9]*.h5"):
-            assert shard.read_bytes() == self.expected[shard.name], f"{shard.name} is not whole"
+        for name, shard in cached(self.cache, PER_SHARD).items():
+            assert shard.read_bytes() == self.expected[name], f"{name} is not whole"
+            assert json.loads(shard.with_suffix(".json").read_text())["sha256"] == sha256(shard)
             with h5py.File(shard) as file:
                 assert len(file["image_id"]) == PER_SHARD
-        for marker in self.staging.glob("*/[0-9]*.json"):
-            shard = marker.with_suffix(".h5")
-            assert json.loads(marker.read_text())["sha256"] == sha256(shard)
             seen = (shard.stat().st_ino, shard.stat().st_mtime_ns)
-            assert self.finished.setdefault(shard.name, seen) == seen, f"{shard.name} was made again"
+            assert self.finished.setdefault(name, seen) == seen, f"{name} was made again"
 
 
 @pytest.mark.timeout(280)
 def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path: Path) -> None:
     expected = contents(many.out)
-    places = {"out": tmp_path / "regions", "staging": tmp_path / "staging"}
-    observer = Observer(places["staging"], expected)
+    places = {"out": tmp_path / "regions", "cache": tmp_path / "cache"}
+    observer = Observer(places["cache"], expected)
     rng = random.Random(20)
     longest = 1.0  # seconds; adapted so that attempts get as far as one to four new shards
     reached = []
@@ -121,7 +119,6 @@ def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path:
     for name, seen in observer.finished.items():
         assert ((places["out"] / name).stat().st_ino, (places["out"] / name).stat().st_mtime_ns) == seen
     assert verify.run(store=places["out"], manifest=many.manifest).total == 0
-    assert not any(places["staging"].iterdir())
 
 
 # -- Full disks --------------------------------------------------------------------------------------------------------
@@ -162,28 +159,28 @@ def test_a_shard_on_a_disk_with_little_room_is_whole_or_absent(
 
 
 def test_a_full_disk_is_told_and_the_next_run_completes(many: Pictures, disk: Disk) -> None:
-    places = {"out": disk.folder / "regions", "staging": disk.folder / "staging"}
+    places = {"out": disk.folder / "regions", "cache": disk.folder / "cache"}
     expected = contents(many.out)
     disk.resize("500k")  # of 1.3 MB
-    observer = Observer(places["staging"], expected)
+    observer = Observer(places["cache"], expected)
     with pytest.raises(DiskFull, match=r"No space left on device: without it, \d+\.\d MB are free.*make room") as error:
         many.extract(SETTINGS, **places)
-    assert Path(error.value.where).parent.parent == places["staging"]
+    assert Path(error.value.where).is_relative_to(places["cache"])
     observer.look()
     assert 0 < len(observer.finished) < SHARDS and not places["out"].exists()
-    assert not list(places["staging"].glob("*/.*"))
+    assert not list(places["cache"].glob("regions/*/*/.*"))
     disk.resize("8m")
     many.extract(SETTINGS, **places)
     assert contents(places["out"]) == expected
 
 
 def test_no_room_for_the_store_itself_keeps_the_shards(many: Pictures, disk: Disk, tmp_path: Path) -> None:
-    places = {"out": disk.folder / "regions", "staging": tmp_path / "staging"}
+    places = {"out": disk.folder / "regions", "cache": tmp_path / "cache"}
     disk.resize("500k")
     with pytest.raises(DiskFull, match=str(places["out"])):
         many.extract(SETTINGS, **places)
     assert not list(disk.folder.iterdir())
-    before = {path.name: path.stat().st_mtime_ns for path in places["staging"].glob("*/*.h5")}
+    before = {name: path.stat().st_mtime_ns for name, path in cached(places["cache"], PER_SHARD).items()}
     assert len(before) == SHARDS
     disk.resize("8m")
     many.extract(SETTINGS, **places)

@@ -20,7 +20,7 @@ folder = Path(sys.argv[1])
 settings = RegionSettings.model_validate_json(sys.argv[2])
 run(
     dataset="many", manifest=folder / "manifest", images=folder.parent, settings=settings,
-    out=folder / "regions", staging=folder / "staging",
+    out=folder / "regions", cache=folder / "cache",
 )
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

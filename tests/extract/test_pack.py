@@ -78,7 +78,7 @@ def write_region_store(folder: Path, ids: list[str], attributes: bool = True) ->
             labels |= {"attrs_id": rng.integers(0, 2, count, np.int32), "attrs_conf": rng.random(count, np.float32)}
         features, boxes = rng.normal(size=(count, 8)).astype(np.float16), rng.random((count, 4), np.float32)
         regions.append(Regions(features=features, boxes=boxes, image_size=(40, 30 + count), **labels))
-    recipe_hash = write_recipe(folder, {"detector": "drawn"}, {})
+    recipe_hash = write_recipe(folder, {"detector": "drawn"})
     write_shard(folder / "000000.h5", ids, regions, recipe_hash, dense=None, dim=8, id_bytes=16)
     shard = {"file": "000000.h5", "count": len(ids), "sha256": sha256(folder / "000000.h5")}
     shard |= {"first": ids[0], "last": ids[-1]}

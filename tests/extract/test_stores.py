@@ -18,7 +18,7 @@ import pytest
 from extract.stores import hdf5
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
 from extract.stores.open_files import MOST_OPEN
-from extract.stores.recipe import environment, read_recipe, require_same_recipe, write_recipe
+from extract.stores.recipe import note_made, read_recipe, require_same_recipe, write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, region_index, write_shard
 from extract.stores.staging import Staging
 from manifests.errors import InputError
@@ -112,10 +112,8 @@ def test_chunked_dataset_cannot_be_mapped(tmp_path: Path) -> None:
 
 def test_recipe_comes_back_and_its_hash_is_of_the_recipe_alone(tmp_path: Path) -> None:
     recipe = {"b": 1, "a": {"c": [1, 2]}}
-    for name, made_by in (("here", {"threads": 1}), ("there", {"threads": 2})):
-        (tmp_path / name).mkdir()
-        assert write_recipe(tmp_path / name, recipe, made_by) == fingerprint(recipe)
-        assert read_recipe(tmp_path / name) == (recipe, fingerprint({"a": {"c": [1, 2]}, "b": 1}))
+    assert write_recipe(tmp_path, recipe) == fingerprint(recipe)
+    assert read_recipe(tmp_path) == (recipe, fingerprint({"a": {"c": [1, 2]}, "b": 1}))
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"recipe": {}}', "[1]", '{"recipe": {"a": 2}, "recipe_hash": "0"}'])
@@ -137,10 +135,12 @@ def test_different_recipes_are_named_with_the_first_differing_key() -> None:
         require_same_recipe(ours, "here", ours | {"detector": {"name": "demo"}}, "there")
 
 
-def test_environment_has_versions_and_no_time() -> None:
-    first = environment("numpy", device="cpu")
-    assert first["packages"] == {"numpy": np.__version__} and first["device"] == "cpu"
-    assert first == environment("numpy", device="cpu")
+def test_what_made_a_store_is_noted_beside_it_a_line_each_time(tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        note_made(tmp_path / "regions", "0123", "numpy", device=device)
+    lines = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text().splitlines()]
+    assert [line["device"] for line in lines] == ["cpu", "cuda"]
+    assert lines[0]["packages"] == {"numpy": np.__version__} and lines[0]["store"] == "regions"
 
 
 # -- Staging -----------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def regions_of(count: int, boxes: int, seed: int = 0) -> list[Regions]:
 
 def write_store(folder: Path, shards: list[tuple[list[str], list[Regions]]], dense: int | None) -> RegionStore:
     folder.mkdir()
-    recipe_hash = write_recipe(folder, {"made": "by hand"}, {})
+    recipe_hash = write_recipe(folder, {"made": "by hand"})
     listed = []
     for number, (ids, regions) in enumerate(shards):
         file = f"{number:06d}.h5"
@@ -320,7 +320,7 @@ def test_padded_batches_do_not_stay_resident(tmp_path: Path) -> None:
 
     features = np.ones((400, 36, 1024), np.float16)
     boxes = np.zeros((36, 4), np.float32)
-    recipe_hash = write_recipe(tmp_path, {"made": "by hand"}, {})
+    recipe_hash = write_recipe(tmp_path, {"made": "by hand"})
     ids = [f"{i:03d}" for i in range(400)]
     pictures = [Regions(some, boxes, (5, 5)) for some in features]
     write_shard(tmp_path / "0.h5", ids, pictures, recipe_hash, dim=1024, dense=36, id_bytes=3)

@@ -55,7 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             kept.append((f"p{number}", Regions(features, np.tile(np.float32([0, 0, 9, 9]), (2 + number, 1)), (30, 20))))
     write_manifest(root / "manifest", rows)
     folder = root / "regions"
-    recipe_hash = write_recipe(folder, {"detector": {"name": "written by a test"}}, {})
+    recipe_hash = write_recipe(folder, {"detector": {"name": "written by a test"}})
     ids, regions = zip(*kept, strict=True)
     write_shard(folder / "000000.h5", ids, regions, recipe_hash, dim=6, dense=None, id_bytes=2)
     shard = {"file": "000000.h5", "count": 4, "first": ids[0], "last": ids[-1], "sha256": sha256(folder / "000000.h5")}

@@ -247,7 +247,7 @@ def test_an_earlier_store_is_replaced_whole_and_kept_after_a_failure(tmp_path):
     assert (first.path / "stray").exists()
     assert made(tmp_path, {"a": ("train", ("a star",))}).num_captions == 1
     assert not (first.path / "stray").exists()
-    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["manifest", "tokens"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["made.jsonl", "manifest", "tokens"]
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_a_swapped_recipe_names_every_shard(ragged_copy: Path, dense: Pictures) 
 
 def test_more_regions_than_the_recipe_allows_are_named(ragged_copy: Path) -> None:
     recipe, _ = read_recipe(ragged_copy)
-    write_recipe(ragged_copy, recipe | {"selection": recipe["selection"] | {"max_boxes": 1}}, {})
+    write_recipe(ragged_copy, recipe | {"selection": recipe["selection"] | {"max_boxes": 1}})
     assert any("row 0 (id-000.png): has " in finding and "allows 1" in finding for finding in found(ragged_copy))
 
 

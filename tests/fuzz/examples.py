@@ -21,7 +21,7 @@ from eval.search import index
 from eval.search.words import RunWords
 from eval.settings import EvaluationSettings
 from eval.study import COLUMNS, write_points
-from extract import pack, teachers, text_features, tokens
+from extract import pack, regions, teachers, text_features, tokens
 from extract.card import write_card
 from extract.exchange import manifest as imported_manifest
 from extract.exchange.regions import _Import
@@ -38,7 +38,7 @@ from manifests.schema import CaptionedImage
 from manifests.tables import Manifest, images_sha256, write_manifest
 from tests.encoders import write_encoder
 from tests.extract.exchange_files import write_data_set
-from tests.extract.region_files import encoded, large_png, scene
+from tests.extract.region_files import encoded, large_png, quick_settings, scene
 from train.checkpoint import data_recipe, read_record, save_model
 from train.data import RetrievalData
 from train.models import build_model
@@ -174,6 +174,14 @@ def _pictures(folder: Path) -> None:
     write_json(folder / "listed.json", listed)
     listing = {"images": folder / "images", "captions": folder / "captions.csv"}
     manifest.run(**listing, format="folder", duplicates="allow", out=folder / "manifest")
+    regions.run(
+        dataset="pictures",
+        manifest=folder / "manifest",
+        images=folder / "images",
+        settings=quick_settings(unreadable="skip"),
+        out=folder / "regions",
+        cache=folder / "cache",
+    )
 
 
 def _exchanged(root: Path) -> None:

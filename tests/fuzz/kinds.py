@@ -254,14 +254,18 @@ def stated(t: Try) -> None:
 
 
 def extracted(t: Try) -> None:
+    out = t.out
     regions.run(
         dataset="pictures",
         manifest=t.root / "pictures" / "manifest",
         images=t.root / "pictures" / "images",
         settings=quick_settings(unreadable="skip"),
-        out=t.out,
-        staging=t.root / "staging",
+        out=out,
+        cache=t.root / "pictures" / "cache",
     )
+    found = verify.run(store=out)
+    if found.total:
+        raise AssertionError(f"what was extracted isn't sound: {found.findings[0]}")
 
 
 def pictures_listed(name: str, format: str) -> Use:
@@ -634,6 +638,7 @@ KINDS = {
             (f"{_TINY}/teachers",),
         ),
         Kind("manifest of pictures", ("pictures/manifest/*",), (extracted,), only=("pictures",)),
+        Kind("cache", ("pictures/cache/regions/*/*", "pictures/cache/regions/*/*/*"), (extracted,), only=("pictures",)),
         Kind("grounding", (f"{_TINY}/manifest/grounding.jsonl",), (grounding_read,)),
         Kind("older manifest", (f"{_TINY}/older/*",), (older_manifest_read,)),
         Kind(

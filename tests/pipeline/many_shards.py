@@ -52,7 +52,7 @@ def write_data_set(folder: Path, shards: int) -> Path:
     write_manifest(folder / "manifest", rows)
     write_source(folder / "manifest", None)
     store = folder / "regions"
-    recipe_hash = write_recipe(store, {"format": {"schema": SCHEMA, "features": "float16"}}, {})
+    recipe_hash = write_recipe(store, {"format": {"schema": SCHEMA, "features": "float16"}})
     boxes, done, norms = np.tile(np.array([1, 2, 8, 9], np.float32), (REGIONS, 1)), [], []
     for number in range(shards):
         part = ids[number * PER_SHARD : (number + 1) * PER_SHARD]

@@ -34,6 +34,7 @@ ARTIFACTS = (
     "report",
     "dvc.lock",
     ".staging",
+    "cache",
 )  # of a checkout in use, and not its code
 # (width, height), split and number of captions of each picture
 PICTURES = (
@@ -72,6 +73,7 @@ class Project:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SELFALIGN_", "GIT_"))},
             **{"PATH": path, "PYTHONPATH": str(root), "SELFALIGN_THREADS": "1", "SELFALIGN_BATCH": "4"},
+            "SELFALIGN_CACHE": str(root / "cache"),
             **{"CI": "1", "DVC_NO_ANALYTICS": "1"},  # DVC asks nobody for news, and starts no process to do so
             **{"HF_HUB_OFFLINE": "1", "http_proxy": nowhere, "https_proxy": nowhere},
             **{"DVC_GLOBAL_CONFIG_DIR": str(root / ".dvc/tmp"), "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site")},
@@ -97,8 +99,9 @@ class Project:
     def repro(self, *arguments: str) -> Result:
         return self.command("dvc", "repro", *arguments)
 
-    def kill_when(self, made: str, *arguments: str) -> None:
-        """Run `dvc repro`, and SIGKILL it with all that it started as soon as there is a file of the pattern `made`."""
+    def kill_when(self, made: str, *arguments: str, count: int = 1) -> None:
+        """Run `dvc repro`, and SIGKILL it with all that it started as soon as there are `count` files of the pattern
+        `made`."""
         with TemporaryFile("w+") as output:
             process = subprocess.Popen(
                 ["dvc", "repro", *arguments],
@@ -109,7 +112,7 @@ class Project:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            while not any(self.root.glob(made)):
+            while len(list(self.root.glob(made))) < count:
                 if process.poll() is not None:
                     output.seek(0)
                     pytest.fail(f"dvc repro ended before there was {made}:\n{output.read()}")

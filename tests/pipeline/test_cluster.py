@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import os
 import pickle
 import shutil
@@ -30,7 +31,7 @@ from pipeline.cluster import open_client, worker_threads
 from pipeline.machine import Machine
 from tests.extract.disks import mounted
 from tests.extract.held import hold, holding
-from tests.extract.region_files import WEIGHTS, Pictures, contents, quick_settings, scene_files, write_pictures
+from tests.extract.region_files import WEIGHTS, Pictures, cached, contents, quick_settings, scene_files, write_pictures
 from tests.pipeline.project import CHECKOUT, Project
 
 SHARDS, PER_SHARD = 8, 4
@@ -75,10 +76,10 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def staged(staging: Path) -> dict[str, tuple[int, int]]:
-    """The finished shards of a staging folder, by their name, with what changes when one is made again."""
-    shards = [marker.with_suffix(".h5") for marker in staging.glob("*/[0-9]*.json")]
-    return {shard.name: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in shards}
+def finished(cache: Path) -> dict[str, tuple[int, int]]:
+    """The finished shards of a cache, by their name in the store, with what changes when one is made again."""
+    shards = {name: path.stat() for name, path in cached(cache, PER_SHARD).items()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in shards.items()}
 
 
 def kept(before: dict[str, tuple[int, int]], out: Path) -> bool:
@@ -181,8 +182,8 @@ def test_a_killed_worker_costs_the_shard_that_it_was_making(
         try:
             reader = stuck.reader()
             assert reader in client.run(os.getpid).values()
-            until(lambda: len(staged(pictures.staging)) == SHARDS - 1)
-            before = staged(pictures.staging)
+            until(lambda: len(finished(pictures.cache)) == SHARDS - 1)
+            before = finished(pictures.cache)
         finally:
             stuck.put_back()
             os.kill(reader, signal.SIGKILL)
@@ -190,7 +191,6 @@ def test_a_killed_worker_costs_the_shard_that_it_was_making(
         assert contents(running.result(WAIT)) == serial
     assert kept(before, pictures.out)
     assert verify.run(store=pictures.out, manifest=pictures.manifest).total == 0
-    assert not pictures.staging.exists()
 
 
 def test_failed_shards_are_listed_and_all_others_staged(
@@ -198,32 +198,33 @@ def test_failed_shards_are_listed_and_all_others_staged(
 ) -> None:
     missing = (pictures.images / "005.png").rename(pictures.folder / "moved.png")
     with pytest.raises(InputError, match="can't be opened") as here:
-        pictures.extract(SETTINGS, staging=pictures.folder / "other")
+        pictures.extract(SETTINGS, cache=pictures.folder / "other")
     with pytest.raises(InputError) as there:
         pictures.extract(SETTINGS, client=client, device="auto", threads=2)
     assert str(there.value) == str(here.value)
-    assert f"shard 000001.h5 failed: {here.value}" in capfd.readouterr().out
-    before = staged(pictures.staging)
+    assert f"shard 000001 failed: {here.value}" in capfd.readouterr().out
+    before = finished(pictures.cache)
     assert sorted(before) == [f"{i:06d}.h5" for i in range(SHARDS) if i != 1]
-    (folder,) = pictures.staging.iterdir()
-    assert '"threads": 2' in (folder / "000000.json").read_text()
+    shards = cached(pictures.cache, PER_SHARD)
+    assert '"threads": 2' in shards["000000.h5"].with_suffix(".json").read_text()
 
-    (folder / "000003.json").unlink()
-    (folder / "000003.h5").unlink()
-    (folder / "000003.h5").mkdir()  # what no code of ours foresees
-    with pytest.raises(InputError, match="2 of 8 shards failed .listed above., the others are staged"):
+    shards["000003.h5"].with_suffix(".json").unlink()
+    shards["000003.h5"].unlink()
+    shards["000003.h5"].mkdir()  # what no code of ours foresees
+    with pytest.raises(InputError, match="2 of 8 shards failed .listed above., the others are kept"):
         pictures.extract(SETTINGS, client=client, device="auto", threads=1)
     listed = capfd.readouterr().out
-    assert "shard 000001.h5 failed: " in listed and "shard 000003.h5 failed: IsADirectoryError: " in listed
+    assert "shard 000001 failed: " in listed and "shard 000003 failed: IsADirectoryError: " in listed
     assert not pictures.out.exists()
 
     missing.rename(pictures.images / "005.png")
-    (folder / "000003.h5").rmdir()
+    shards["000003.h5"].rmdir()
     pictures.extract(SETTINGS, client=client, device="auto", threads=1)
     del before["000003.h5"]
     assert kept(before, pictures.out)
     assert verify.run(store=pictures.out, manifest=pictures.manifest).total == 0
-    assert yaml.safe_load((pictures.out / "recipe.json").read_text())["environment"]["threads"] == [1, 2]
+    made = json.loads((pictures.folder / "made.jsonl").read_text().splitlines()[-1])
+    assert {each["threads"] for each in made["shards"]} == {1, 2}
 
 
 def test_a_full_disk_is_told_and_the_next_run_completes(
@@ -231,13 +232,13 @@ def test_a_full_disk_is_told_and_the_next_run_completes(
 ) -> None:
     with mounted(tmp_path / "disk") as disk:
         disk.resize("100k")  # of 230
-        where = {"staging": disk.folder / "staging", "out": disk.folder / "regions"}
+        where = {"cache": disk.folder / "cache", "out": disk.folder / "regions"}
         with pytest.raises(DiskFull, match="No space left on device.*MB are free.*make room"):
             pictures.extract(SETTINGS, client=client, device="auto", threads=1, **where)
         until(lambda: not any(client.processing().values()))
-        for shard in where["staging"].glob("*/[0-9]*.h5"):
-            assert shard.read_bytes() == serial[shard.name]
-        before = staged(where["staging"])
+        for name, shard in cached(where["cache"], PER_SHARD).items():
+            assert shard.read_bytes() == serial[name]
+        before = finished(where["cache"])
         assert 0 < len(before) < SHARDS and not where["out"].exists()
         disk.resize("2m")
         pictures.extract(SETTINGS, client=client, device="auto", threads=1, **where)
@@ -245,10 +246,10 @@ def test_a_full_disk_is_told_and_the_next_run_completes(
 
 
 def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: Pictures) -> None:
-    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS, "staging": pictures.staging}
+    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS, "cache": pictures.cache}
     work |= {"batch_size": 4, "readers": 1}
     shards = Shards(**work, device="cpu")
-    shards.key["code"] = {**shards.key["code"], "images.py": "0" * 64}
+    shards.key["code"] = "0" * 64
     ((number, error),) = on_workers(client, shards, [3], work, device="cpu", threads=1)
     assert number == 3 and isinstance(error, InputError) and "its code differ" in error.what
 
@@ -272,7 +273,7 @@ def folder(pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copytree(pictures.manifest, manifest)
     project.environment |= {"PYTHONPATH": str(CHECKOUT), "SELFALIGN_CLUSTER": "local:2"}
     monkeypatch.chdir(project.root)
-    for name in ("SELFALIGN_THREADS", "SELFALIGN_BATCH"):
+    for name in ("SELFALIGN_THREADS", "SELFALIGN_BATCH", "SELFALIGN_CACHE"):
         monkeypatch.setenv(name, project.environment[name])
     return project
 
@@ -287,7 +288,7 @@ def regions_serially() -> dict[str, bytes]:
 def test_a_killed_scheduler_and_then_a_failed_shard(
     folder: Project, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, staging = folder.root / places.regions("tiny"), folder.root / ".staging"
+    out, cache = folder.root / places.regions("tiny"), folder.root / "cache"
     stuck = Stuck(pictures.images / "021.png")
     path = stuck.path(folder.root / "site")
     with open(folder.root / "log", "wb") as log:
@@ -302,7 +303,7 @@ def test_a_killed_scheduler_and_then_a_failed_shard(
         )
         try:
             reader = stuck.reader()
-            until(lambda: len(staged(staging)) == SHARDS - 1)
+            until(lambda: len(finished(cache)) == SHARDS - 1)
             assert run.poll() is None and reader != run.pid
         finally:
             os.killpg(run.pid, signal.SIGKILL)
@@ -311,18 +312,18 @@ def test_a_killed_scheduler_and_then_a_failed_shard(
             stuck.put_back()
     until(lambda: not Path(f"/proc/{reader}").exists())
     assert "dashboard: http://127.0.0.1:" in (folder.root / "log").read_text()
-    before = staged(staging)
+    before = finished(cache)
     assert not out.exists() and sorted(before) == [f"{i:06d}.h5" for i in range(SHARDS) if i != 5]
 
     moved = (pictures.images / "021.png").rename(pictures.folder / "moved.png")
     for name in ("000001", "000002"):  # something to be done beside the shard that fails
-        (next(staging.glob("[0-9a-f]*")) / f"{name}.json").unlink()
+        cached(cache, PER_SHARD)[f"{name}.h5"].with_suffix(".json").unlink()
         del before[f"{name}.h5"]
     monkeypatch.setenv("SELFALIGN_CLUSTER", "local:2")
     failed = CliRunner().invoke(main, ["regions", "tiny"])
     assert failed.exit_code == 1
-    assert "shard 000005.h5 failed: " in failed.stdout and f"error: {pictures.images / '021.png'}: " in failed.stderr
-    again = staged(staging)
+    assert "shard 000005 failed: " in failed.stdout and f"error: {pictures.images / '021.png'}: " in failed.stderr
+    again = finished(cache)
     assert set(again) == {f"{i:06d}.h5" for i in range(SHARDS)} - {"000005.h5"} and again.items() >= before.items()
     assert not out.exists()
 
@@ -331,6 +332,7 @@ def test_a_killed_scheduler_and_then_a_failed_shard(
     completed = regions_serially()
     assert kept(again, out)
     out.rename(folder.root / "earlier")
+    monkeypatch.setenv("SELFALIGN_CACHE", str(folder.root / "another cache"))
     assert completed == regions_serially()
 
 
@@ -364,14 +366,14 @@ def test_a_scheduler_elsewhere_may_die_too(pictures: Pictures, serial: dict[str,
             running = pool.submit(pictures.extract, SETTINGS, client=client, device="auto", threads=None)
             assert stuck.reader() == processes[1].pid, log.read_text()
             processes[0].kill()
-            with pytest.raises(InputError, match="the connection to the scheduler is lost.*finished shards are staged"):
+            with pytest.raises(InputError, match="the connection to the scheduler is lost.*finished shards are kept"):
                 running.result(30)
-        assert not pictures.out.exists() and staged(pictures.staging)
+        assert not pictures.out.exists() and finished(pictures.cache)
     finally:
         for process in processes:
             process.kill()
             process.wait()
     stuck.put_back()
     stuck.let_go()
-    before = staged(pictures.staging)
+    before = finished(pictures.cache)
     assert contents(pictures.extract(SETTINGS)) == serial and kept(before, pictures.out)

@@ -16,7 +16,15 @@ STAGES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stag
 # checked, names of packages, which worker and device make it.
 PLUMBING = {
     *("manifests/errors.py", "manifests/files.py", "manifests/locks.py", "manifests/progress.py", "manifests/jsonl.py"),
-    *("manifests/typed.py", "manifests/names.py", "manifests/opening.py", "extract/workers.py", "extract/device.py"),
+    *(
+        "manifests/typed.py",
+        "manifests/names.py",
+        "manifests/opening.py",
+        "extract/workers.py",
+        "extract/device.py",
+        "extract/engine/cache.py",
+        "extract/engine/code.py",
+    ),
 }
 # How the manifest's tables and the files beside them look decides what its stage writes; others depend on the files.
 FORMATS = {f"manifests/{name}.py" for name in ("schema", "tables", "arrow", "grounding", "coco_ids", "imported")}

@@ -80,7 +80,7 @@ def _make(params: Params) -> None:
         images=data.source.images,
         settings=data.regions,
         out=places.regions("demo"),
-        staging=Path(".staging"),
+        cache=Path(".staging"),
     )
     tokens.run(manifest=listed, settings=data.tokens, out=places.tokens("demo"))
     text_features.run(

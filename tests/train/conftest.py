@@ -34,7 +34,7 @@ def dataset(tmp_path_factory) -> dict[str, Path]:
         images=images,
         settings=RegionSettings(**PARAMS["regions"]),
         out=root / "regions",
-        staging=root / "staging",
+        cache=root / "cache",
     )
     tokens.run(manifest=listed, settings=TokenSettings(**PARAMS["tokens"]), out=root / "tokens")
     return {"manifest": listed, "regions": root / "regions", "tokens": root / "tokens"}

@@ -234,7 +234,7 @@ def test_other_teachers_are_another_run(taught, tmp_path):
     changed = Path(shutil.copytree(taught["teachers"], tmp_path / "teachers"))
     recipe = json.loads((changed / "recipe.json").read_text())
     assert len(list((tmp_path / "staging").iterdir())) == 1
-    recipe_hash = write_recipe(changed, recipe["recipe"] | {"captions": {"name": "other"}}, {})
+    recipe_hash = write_recipe(changed, recipe["recipe"] | {"captions": {"name": "other"}})
     index = json.loads((changed / "index.json").read_text())
     for entry in index["shards"]:
         vectors = MappedHDF5(changed / entry["file"])["embeddings"].copy()

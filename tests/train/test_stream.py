@@ -300,7 +300,7 @@ def test_shards_of_another_recipe_than_the_store_are_refused(
 ) -> None:
     written = json.loads((packed_copy / "recipe.json").read_text())["recipe"]
     written["regions"]["selection"]["nms_threshold"] = 0.9
-    write_recipe(packed_copy, written, {})
+    write_recipe(packed_copy, written)
     with pytest.raises(InputError, match=r"'selection.nms_threshold': 0.9 here, 0.3 there"):
         trained(dataset, tmp_path, stream={"urls": [f"{packed_copy}/{PATTERN}"]})
 

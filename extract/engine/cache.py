@@ -1,0 +1,265 @@
+"""The cache: what was computed once is found again by what went in.
+
+A recipe's results are finished shards, each with a sidecar that says which pictures (by their sha256) are in its rows.
+There is no database: a folder a recipe, shards by the content that they were asked for. A store is put together from
+what is there and what has to be computed (docs/architecture.md, "The cache"). Results enter by whole shards; which came
+first stays. Many processes and machines may share a cache.
+
+    CACHE/regions/RECIPE/VERSION/NAME.h5, NAME.json
+    CACHE/regions/RECIPE/about.json, versions.json
+    CACHE/runs/KEY/about.json, epochs.csv, model
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from extract.stores.hdf5 import MappedHDF5
+from manifests.errors import InputError
+from manifests.files import abandoned, atomic, fingerprint, json_text, sha256, temporary, write_json
+from manifests.locks import sole_writer
+from manifests.progress import progress
+from manifests.typed import Count, Digest, Written, read_checked
+
+ABOUT = "about.json"
+_USED = "used"  # the name of a marker, with host and process
+_LONG = 2 * 24 * 60 * 60  # seconds after which a process of another machine counts as dead
+_SAMPLE = 8  # pictures that are computed again where the code has another meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a result lies: the shard's file and the row in it."""
+
+    file: Path
+    row: int
+
+
+Version = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+
+
+class Versions(Written):
+    """Which versions of a recipe's results some code makes, and which it doesn't."""
+
+    accepted: list[Version]
+    refused: list[Version]
+
+
+class _Sidecar(Written):
+    """What every sidecar has; the stage adds facts of its own."""
+
+    sha256: Digest
+    size: Count
+    pictures: list[Digest]
+
+
+class Cache:
+    """The results of one recipe.
+
+    Parameters
+    ----------
+    root : the machine's cache folder.
+    kind, recipe : "regions", and what decides the numbers by design, as JSON.
+    code : fingerprint of the code that computes (`extract.engine.code`). Results of another one count once a sample of
+        them was computed again and is equal.
+    sound : whether a shard with the results of so many pictures has the arrays that it should have.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        kind: str,
+        recipe: Mapping[str, Any],
+        code: str,
+        sound: Callable[[MappedHDF5, int], bool],
+    ):
+        self.recipe, self.code, self._sound = recipe, code, sound
+        self.folder = Path(root).expanduser() / kind / fingerprint(recipe)[:32]
+        self.versions: list[str] = []
+        self._shards: dict[Path, MappedHDF5 | None] = {}
+
+    def open(self, wanted: Collection[str], differs: Callable[[dict[str, Place]], str | None]) -> tuple[int, list[str]]:
+        """Find out which versions of the results the code at hand makes.
+
+        Parameters
+        ----------
+        wanted : sha256 of the pictures whose results are asked for.
+        differs : computes some pictures (sha256 -> place) again, and says which number is another one, or None.
+
+        Returns how many pictures were computed for that, and what to tell.
+        """
+        path, told, computed = self.folder / "versions.json", [], 0
+        with sole_writer(path, "look into the cache"):
+            known = _read(path, dict[str, Versions]) or {}
+            ours = Versions(**known.get(self.code, {"accepted": [], "refused": []}))
+            others = {version for each in known.values() for version in each["accepted"]}
+            for version in sorted(others.difference(ours.accepted, ours.refused)):
+                sample = _spread(self._rows([version], set(wanted).difference(self._rows(ours.accepted, set(wanted)))))
+                if not sample:  # nothing that is still to be computed
+                    continue
+                computed += len(sample)
+                difference = differs(sample)
+                if difference is None:
+                    ours.accepted.append(version)
+                    told.append(f"new code, the same numbers in {len(sample)} pictures: what is known is used")
+                else:
+                    ours.refused.append(version)
+                    told.append(f"new code, other numbers ({difference}): what is known of older code isn't used")
+            if not ours.accepted:
+                ours.accepted.append(self.code[:16])
+            write_json(self.folder / ABOUT, {"recipe": self.recipe})
+            write_json(path, known | {self.code: ours.model_dump()})
+        self.versions = ours.accepted
+        return computed, told
+
+    def rows(self, wanted: Collection[str]) -> dict[str, Place]:
+        """Where the results of some pictures lie, by their sha256, as far as there are any."""
+        return self._rows(self.versions, set(wanted))
+
+    def _rows(self, versions: Iterable[str], wanted: set[str]) -> dict[str, Place]:
+        found: dict[str, Place] = {}
+        for version in versions:
+            for sidecar in sorted((self.folder / version).glob("*.json")):
+                done = _read(sidecar, _Sidecar)
+                for row, digest in enumerate(done["pictures"] if done else ()):
+                    if digest in wanted and digest not in found:
+                        found[digest] = Place(sidecar.with_suffix(".h5"), row)
+        return found
+
+    def path(self, content: Any) -> Path:
+        """Where the shard of a certain content (JSON) is to be written."""
+        return self._candidates(content)[0]
+
+    def finished(self, content: Any) -> dict[str, Any] | None:
+        """The sidecar of a shard of a certain content that is whole, with its ``path``; a damaged one is removed."""
+        for shard in self._candidates(content):
+            done = _read(shard.with_suffix(".json"), _Sidecar)
+            if self.shard(shard) is not None:
+                return done | {"path": str(shard)}
+            for path in (shard.with_suffix(".json"), shard):
+                path.unlink(missing_ok=True)
+        return None
+
+    def finish(self, shard: Path, pictures: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the sidecar of a shard that lies whole under its name, with the sha256 of the picture of each row."""
+        shard.chmod(0o444)
+        self._shards.pop(shard, None)
+        done = {"sha256": sha256(shard), "size": shard.stat().st_size, "pictures": list(pictures), **facts}
+        with atomic(shard.with_suffix(".json")) as sidecar:
+            sidecar.write_text(json_text(done), encoding="utf-8")
+        return done | {"path": str(shard)}
+
+    def shard(self, file: Path) -> MappedHDF5 | None:
+        """A shard of the cache, if it is as its sidecar says: it is hashed once."""
+        if file not in self._shards:
+            self._shards[file] = self._opened(file)
+        return self._shards[file]
+
+    def _opened(self, file: Path) -> MappedHDF5 | None:
+        done = _read(file.with_suffix(".json"), _Sidecar)
+        if done is None or not file.is_file() or done["sha256"] != sha256(file):
+            return None
+        try:
+            shard = MappedHDF5(file)
+            return shard if self._sound(shard, len(done["pictures"])) else None
+        except (InputError, KeyError):
+            return None
+
+    def prepare(self) -> None:
+        """Make the folder of new results, without what killed processes were writing there."""
+        folder = self.folder / self.versions[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_behind in abandoned(folder):
+            left_behind.unlink(missing_ok=True)
+
+    def _candidates(self, content: Any) -> list[Path]:
+        name = f"{fingerprint(content)[:32]}.h5"
+        return [self.folder / version / name for version in self.versions]
+
+
+@contextmanager
+def in_use(entry: Path) -> Iterator[None]:
+    """Keep an entry of the cache from being removed meanwhile; what was used last is removed last."""
+    entry.mkdir(parents=True, exist_ok=True)
+    marker = temporary(entry / _USED)
+    marker.touch()
+    os.utime(entry)
+    try:
+        yield
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A recipe's results, or a trained run: its folder, bytes that nothing but the cache holds, and bytes in all; when
+    it was used last (seconds since the epoch), and whether it is in use."""
+
+    folder: Path
+    own: int
+    size: int
+    last: float
+    used: bool
+
+
+def entries(root: Path) -> list[Entry]:
+    """What a cache holds, the least recently used first."""
+    return sorted((_entry(path) for path in Path(root).expanduser().glob("*/*") if path.is_dir()), key=lambda e: e.last)
+
+
+def _entry(folder: Path) -> Entry:
+    states = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    for left_behind in abandoned(folder, _USED):
+        if left_behind != temporary(folder / _USED):
+            left_behind.unlink(missing_ok=True)
+    used = any(time.time() - path.stat().st_mtime < _LONG for path in folder.glob(f".{_USED}.*"))
+    own = sum(state.st_size for state in states if state.st_nlink == 1)
+    return Entry(folder, own, sum(state.st_size for state in states), folder.stat().st_mtime, used)
+
+
+def prune(root: Path, bound: float) -> list[Entry]:
+    """Remove the least recently used entries until the others hold at most `bound` bytes that nothing else holds.
+
+    What is in use stays. Returns what was removed.
+    """
+    found, removed = entries(root), []
+    own = sum(entry.own for entry in found)
+    for entry in found:
+        if own <= bound:
+            break
+        if not entry.used and entry.own:
+            shutil.rmtree(entry.folder, ignore_errors=True)
+            own -= entry.own
+            removed.append(entry)
+    return removed
+
+
+def damaged(root: Path) -> Iterator[Path]:
+    """Hash every shard of a cache; gives those that aren't as their sidecar says."""
+    sidecars = [path for path in sorted(Path(root).expanduser().glob("*/*/*/*.json"))]
+    for sidecar in progress(sidecars, what="cache", unit="files"):
+        shard = sidecar.with_suffix(".h5")
+        if shard.is_file() and (_read(sidecar, _Sidecar) or {}).get("sha256") != sha256(shard):
+            yield shard
+
+
+def _spread(rows: dict[str, Place]) -> dict[str, Place]:
+    """Some of many, evenly."""
+    digests = sorted(rows)
+    step = max(1, len(digests) // _SAMPLE)
+    return {digest: rows[digest] for digest in digests[::step][:_SAMPLE]}
+
+
+def _read(path: Path, kind: Any) -> dict[str, Any] | None:
+    """A JSON file as it stands, if it is of that kind: what is damaged in a cache is made again."""
+    try:
+        return read_checked(path, kind, fix="remove it")[1]
+    except InputError:
+        return None

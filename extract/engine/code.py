@@ -1,0 +1,76 @@
+"""What code means: a fingerprint of syntax trees, in which comments, docstrings and blank lines count for nothing.
+
+Results are kept by what made them. An edited comment makes DVC run a stage; it must not make anybody's features anew.
+"""
+
+import ast
+import hashlib
+from collections.abc import Collection, Iterator
+from functools import cache
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("manifests", "extract", "train", "eval", "pipeline")
+# What no number depends on: how files are written and locked, messages, progress.
+_PLUMBING = {
+    *("manifests.errors", "manifests.files", "manifests.locks", "manifests.progress", "manifests.jsonl"),
+    *("manifests.typed", "extract.device", "extract.engine.code", "extract.engine.cache"),
+}
+
+
+def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
+    """SHA-256, in hex, of the meaning of `modules` and of all modules of this project that they import.
+
+    `without` names modules that are not followed: parts that weren't asked for.
+    """
+    whole, left_out = hashlib.sha256(), _PLUMBING.union(without)
+    seen, waiting = set(), list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name in left_out or _file(name) is None:
+            continue
+        seen.add(name)
+        waiting += _imports(name)
+    for name in sorted(seen):
+        whole.update(f"{name}\0{_meaning(name)}\0".encode())
+    return whole.hexdigest()
+
+
+def _file(module: str) -> Path | None:
+    """The source of a module of this project; None of any other."""
+    if module.partition(".")[0] not in _PACKAGES:
+        return None
+    path = _ROOT / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_bytes())
+
+
+@cache
+def _meaning(module: str) -> str:
+    """The syntax tree of a module as text, without docstrings."""
+    tree = _tree(module)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
+                node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+@cache
+def _imports(module: str) -> list[str]:
+    """The modules that a module imports, in functions too."""
+    return list(_imported(_tree(module)))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

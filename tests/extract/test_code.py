@@ -1,0 +1,91 @@
+"""Code counts by what it means: comments, docstrings and blank lines change no fingerprint, numbers do."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from extract.detectors import DETECTORS
+from extract.engine import code
+from extract.engine.code import code_fingerprint
+from extract.shards import CODE, CODE_OF, others
+from tests.pipeline.project import CHECKOUT
+from train.reuse import unused_modules
+from train.settings import RunSettings
+
+BASES = {"vsrn": {"name": "vsrn", "dim": 8, "graph_layers": 1}, "camera": {"name": "camera", "dim": 64}}
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("code")
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=CHECKOUT, capture_output=True, text=True
+    )
+    for name in files.stdout.splitlines():
+        if name.endswith(".py") and not name.startswith(("tests", "benchmarks")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((CHECKOUT / name).read_bytes())
+    return folder
+
+
+def run_settings(base: dict) -> RunSettings:
+    return RunSettings(dataset="d", epochs=1, base=base, text={"reads": "tokens", "word_dim": 8}, triplet={})
+
+
+@pytest.fixture
+def fingerprints(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+    """Gives what the copied code means: of each detector, and of a run of each of two bases."""
+    monkeypatch.setattr(code, "_ROOT", copied)
+
+    def found() -> dict[str, str]:
+        for kept in (code._tree, code._meaning, code._imports):
+            kept.cache_clear()
+        detectors = {name: code_fingerprint(*CODE_OF, without=others(name)) for name in DETECTORS}
+        return detectors | {
+            name: code_fingerprint("train.train", "eval.validation", without=unused_modules(run_settings(base)))
+            for name, base in BASES.items()
+        }
+
+    yield found
+    for kept in (code._tree, code._meaning, code._imports):
+        kept.cache_clear()
+
+
+def test_comments_change_nothing_and_numbers_what_uses_them(
+    copied: Path, fingerprints: Callable[[], dict[str, str]]
+) -> None:
+    before = fingerprints()
+    assert {name: before[name] for name in DETECTORS} == CODE
+    for path in copied.rglob("*.py"):
+        path.write_text(f"# A comment.\n\n{path.read_text()}\n\n# Another.\n")
+    assert fingerprints() == before
+
+    def changed(name: str, old: str, new: str) -> set[str]:
+        """The fingerprints that an edit changes; it is taken back."""
+        path = copied / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        after = fingerprints()
+        path.write_text(text)
+        return {name for name in before if after[name] != before[name]}
+
+    assert changed("extract/detectors/demo.py", '"after_nms": 48', '"after_nms": 49') == {"demo"}
+    assert changed("extract/detectors/rcnn.py", "1e-5", "1e-6") == {"rcnn"}
+    assert changed("extract/selection.py", "import torch\n", "import torch\n\nX = 1\n") == {
+        "demo",
+        "rcnn",
+        "detectron2",
+    }
+    assert changed("train/models/camera.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera"}
+    assert changed("train/losses/ranking.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera", "vsrn"}
+    assert changed("train/models/cusa.py", "import torch\n", "import torch\n\nX = 1\n") == set()
+    assert changed("extract/regions.py", '"regions"', '"regions "') == set()
+
+
+def test_every_module_that_a_run_may_leave_out_is_there() -> None:
+    settings = run_settings({"name": "vse_infinity", "dim": 8})
+    for module in unused_modules(settings):
+        assert (CHECKOUT / f"{module.replace('.', '/')}.py").is_file(), module

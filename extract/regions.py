@@ -5,6 +5,7 @@ The unit of work is a shard, made here or on the workers of a Dask cluster by th
 made; it appears under its final name whole or not at all.
 """
 
+import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -88,6 +89,7 @@ def run(
         parts = {
             number: {r.sha256: known[r.sha256] for r in shards.part(number) if r.sha256 in known} for number in missing
         }
+        _require_room(dataset, shards, parts)
         outcomes = None
         if client:
             from extract.workers import on_workers
@@ -111,6 +113,26 @@ def run(
         tqdm.write(f"{failures} of {pictures} pictures could not be read: see {Path(out) / FAILURES}")
     reused = pictures - failures - sum(each.computed for each in made_now.values())
     tqdm.write(f"regions {dataset}: {pictures} pictures, {computed} computed, {reused} reused")
+
+
+def _require_room(dataset: str, shards: Shards, parts: Mapping[int, Mapping[str, Place]]) -> None:
+    """Say what there is to do. Raises `DiskFull` where the cache's disk has less room than its shards may need."""
+    pictures = sum(row.sha256 not in known for number, known in parts.items() for row in shards.part(number))
+    written = sum(len(shards.part(number)) for number in parts)
+    # A region's feature in half precision, its box, and its class and attribute with their confidences.
+    size = written * shards.settings.selection.max_boxes * (2 * shards.detector.dim + 32)
+    folder = shards.cache.folder
+    free = shutil.disk_usage(folder).free
+    tqdm.write(
+        f"regions {dataset}: {pictures} of {len(shards.rows)} pictures to compute, at most {size / 1e9:.2f} GB to "
+        f"write, {free / 1e9:.1f} GB free in {folder}"
+    )
+    if size > free:
+        raise DiskFull(
+            f"the shards may need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            where=folder,
+            fix="make room on that disk, or set SELFALIGN_CACHE to a folder on another one",
+        )
 
 
 def _install(folder: Path, done: Sequence[dict[str, Any]]) -> None:

@@ -159,6 +159,7 @@ def regions(dataset: str) -> None:
         )
         return
 
+    from extract.engine.cache import prune
     from extract.regions import run
     from pipeline.cluster import open_client, worker_threads
 
@@ -177,6 +178,7 @@ def regions(dataset: str) -> None:
             threads=worker_threads(machine),
             about=settings.about,
         )
+    prune(machine.cache, machine.cache_gb * 1e9)
 
 
 @main.command()
@@ -256,6 +258,7 @@ def train(run: str) -> None:
         os.execv(sys.executable, [sys.executable, *launcher, "-m", "pipeline.cli", "train", run])
 
     from eval.validation import validate
+    from extract.engine.cache import prune
     from train.train import run as train_run
 
     train_run(
@@ -273,6 +276,7 @@ def train(run: str) -> None:
         tensorboard=machine.tensorboard,
         cache=machine.cache,
     )
+    prune(machine.cache, machine.cache_gb * 1e9)
 
 
 @main.command()

@@ -228,8 +228,9 @@ def test_failed_shards_are_listed_and_all_others_staged(
 
 
 def test_a_full_disk_is_told_and_the_next_run_completes(
-    client: Client, pictures: Pictures, serial: dict[str, bytes], tmp_path: Path
+    client: Client, pictures: Pictures, serial: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("extract.regions._require_room", lambda *_: None)  # somebody else fills it meanwhile
     with mounted(tmp_path / "disk") as disk:
         disk.resize("100k")  # of 230
         where = {"cache": disk.folder / "cache", "out": disk.folder / "regions"}

@@ -5,6 +5,7 @@ has are not even read. Decoding runs in threads beside the network; pictures of 
 do depends on the manifest, the cache and the batch size alone, so that equal machines give equal bytes.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,17 +137,17 @@ class Shards:
         return self.rows[number * size : (number + 1) * size]
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """The sidecar of shard `number`, if it is in the cache. Pictures that could not be read are tried again, unless
-        they are to be skipped and the same bound held."""
+        """The sidecar of shard `number`, if it is in the cache. Pictures that could not be read, or were larger than they
+        may be now, are tried again, unless they are to be skipped and the same bound held."""
         done = self.cache.finished(self._content(number))
         try:
             checked(done, _Facts, where=self.cache.folder, fix="remove it")
         except InputError:
             return None
-        if done["failures"]:
-            same = self.settings.unreadable == "skip" and done["max_pixels"] == self.settings.max_pixels
-            return done if same else None
-        return done
+        if done["max_pixels"] == self.settings.max_pixels:
+            return done if not done["failures"] or self.settings.unreadable == "skip" else None
+        sizes = self.cache.shard(Path(done["path"]))["image_size"].astype(np.int64)
+        return None if done["failures"] or (sizes.prod(1) > self.settings.max_pixels).any() else done
 
     def _content(self, number: int) -> dict[str, Any]:
         """What is to be in shard `number`."""
@@ -189,7 +190,9 @@ class Shards:
         with _timed(seconds, "read"):
             for place, row in enumerate(rows):
                 if row.sha256 in known and (own := self.cache.shard(known[row.sha256].file)):
-                    regions[place] = shard_row(own, known[row.sha256].row)
+                    found = shard_row(own, known[row.sha256].row)
+                    if math.prod(found.image_size) <= self.settings.max_pixels:  # else it is refused as ever
+                        regions[place] = found
         advance(len(regions))
         new = [place for place in range(len(rows)) if place not in regions]
         found, failures = self._extract([rows[place] for place in new], seconds, advance)

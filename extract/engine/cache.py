@@ -141,6 +141,8 @@ class Cache:
         """The sidecar of a shard of a certain content that is whole, with its ``path``; a damaged one is removed."""
         for shard in self._candidates(content):
             done = _read(shard.with_suffix(".json"), _Sidecar)
+            if done is None:
+                continue
             if self.shard(shard) is not None:
                 return done | {"path": str(shard)}
             for path in (shard.with_suffix(".json"), shard):

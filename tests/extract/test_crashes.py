@@ -91,6 +91,7 @@ class Observer:
             assert self.finished.setdefault(name, seen) == seen, f"{name} was made again"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path: Path) -> None:
     expected = contents(many.out)
@@ -113,6 +114,8 @@ def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path:
         assert not places["out"].exists()
         reached.append(observer.markers() - before)
         longest *= 1.5 if reached[-1] == 0 else 0.9
+        if observer.markers() > SHARDS - 6:  # the next run could end by itself
+            break
     assert sum(made > 0 for made in reached) >= 5 and len(observer.finished) < SHARDS
     assert finish(start(alone, many, places)) == 0
     assert contents(places["out"]) == expected

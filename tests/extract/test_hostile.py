@@ -19,6 +19,7 @@ import torch
 from extract import picture
 from extract.detectors.checkpoint import read_checkpoint
 from extract.detectors.weights_file import local_weights
+from extract.stores.regions import RegionStore
 from extract.stores.unpickle import Refused, unpickle
 from manifests import manifest
 from manifests.errors import InputError
@@ -154,13 +155,19 @@ def test_a_picture_above_max_pixels_is_a_refusal_or_a_failure(tmp_path: Path) ->
         search_by(pictures.images / "000.png", region_settings(max_pixels=160 * 160 - 1))
 
 
-def test_shards_staged_under_another_bound_are_not_continued(tmp_path: Path) -> None:
+def test_pictures_above_the_bound_are_refused_whatever_the_cache_knows(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "p", scene_files(3) | {"x.png": b""})
     with pytest.raises(InputError):
         pictures.extract(region_settings(images_per_shard=1))
-    assert len(list(pictures.staging.glob("*/*.h5"))) == 3
-    with pytest.raises(InputError, match="25,600 pixels"):
-        pictures.extract(region_settings(images_per_shard=1, max_pixels=99))
+    assert len(list(pictures.cache.glob("regions/*/*/*.h5"))) == 3
+    for size in (1, 4):
+        with pytest.raises(InputError, match="25,600 pixels"):
+            pictures.extract(region_settings(images_per_shard=size, max_pixels=99))
+    skipping = region_settings(images_per_shard=1, max_pixels=25_600, unreadable="skip")
+    pictures.extract(skipping)
+    assert len(RegionStore(pictures.out)) == 3
+    pictures.extract(skipping.model_copy(update={"max_pixels": 10**6}))
+    assert len(RegionStore(pictures.out)) == 3
 
 
 _IMPORT = """

@@ -251,7 +251,7 @@ def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: 
     work |= {"batch_size": 4, "readers": 1}
     shards = Shards(**work, device="cpu")
     shards.key["code"] = "0" * 64
-    ((number, error),) = on_workers(client, shards, [3], work, device="cpu", threads=1)
+    ((number, error),) = on_workers(client, shards, {3: {}}, work, device="cpu", threads=1)
     assert number == 3 and isinstance(error, InputError) and "its code differ" in error.what
 
 

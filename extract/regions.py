@@ -200,7 +200,8 @@ def _failure(shards: Shards, failed: dict[int, Exception]) -> InputError:
 def _finish(folder: Path, dataset: str, shards: Shards, done: Sequence[dict[str, Any]], about: About) -> None:
     """Write what stands beside the shards in `folder`: index, failures, recipe and card."""
     detector = shards.detector
-    failures = [failure for shard in done for failure in shard["failures"]]
+    paths = {row.id: row.path for row in shards.rows}
+    failures = [failure | {"path": paths[failure["id"]]} for shard in done for failure in shard["failures"]]
     index = region_index(
         done,
         dim=detector.dim,

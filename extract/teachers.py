@@ -177,7 +177,7 @@ _CARD = """# Uni-modal teachers: {dataset}
 
 Rows are in the manifest's order, images in the first shards, captions in those after (`index.json` says which, with
 counts and sha256). {failed} images have no vector and are zeros: `failures.jsonl`. Recipe `{recipe_hash}`
-(`recipe.json` has it whole, and what made this store).
+(`recipe.json` has it whole).
 
 The vector of the first image with h5py alone:
 

@@ -149,7 +149,7 @@ _CARD = """# Text features: {dataset}
 | weights | {weights} |
 | tokenizer | `{tokenizer}`, {size:,} entries |
 | kept | pieces that belong to a word; the encoder saw special tokens and punctuation too |
-| recipe | `{recipe_hash}` (`recipe.json` has it whole, and what made this store) |
+| recipe | `{recipe_hash}` (`recipe.json` has it whole) |
 | shards | {shards}, captions in the order of the token store (`index.json` has counts and sha256) |
 
 The states of the first caption with h5py alone:

@@ -4,6 +4,8 @@ A stage that goes on where it was killed needs its staging folder; one whose par
 """
 
 import json
+import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,13 +19,16 @@ from manifests.locks import sole_writer
 from pipeline import places
 
 _DAY = 24 * 60 * 60
+_RUN = re.compile("train-(.+)-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file or folder of unfinished work: its bytes, the days since it was last written to, the work it is of."""
+    """A file or folder of unfinished work; what is locked while somebody works there; its bytes, the days since it was
+    last written to, the work it is of."""
 
     path: Path
+    of: Path
     size: int
     days: float
     work: str
@@ -39,8 +44,8 @@ def run(staging: Path, *, days: float = 0, remove: bool = False) -> str:
         told = ""
         if remove:
             try:
-                with sole_writer(each.path, "work there", wait=False):
-                    shutil.rmtree(each.path) if each.path.is_dir() else each.path.unlink()
+                with sole_writer(each.of, "work there", wait=False):
+                    shutil.rmtree(each.path) if each.path.is_dir() else each.path.unlink(missing_ok=True)
                 freed += each.size
                 told = "  removed"
             except InputError as error:
@@ -57,31 +62,36 @@ def run(staging: Path, *, days: float = 0, remove: bool = False) -> str:
 
 def _staged(staging: Path) -> Iterator[Leftover]:
     for path in sorted(staging.iterdir()) if staging.is_dir() else ():
-        if path.is_dir():
-            yield _leftover(path, _work(path))
+        if path.is_dir() and (work := _work(path)):
+            yield _leftover(path, path, work)
 
 
-def _work(folder: Path) -> str:
+def _work(folder: Path) -> str | None:
+    """What a staging folder is for; None where it is none of ours."""
     try:
         return str(json.loads((folder / ABOUT).read_text(encoding="utf-8"))["work"])
     except (OSError, ValueError, KeyError, TypeError):
-        kind, _, rest = folder.name.partition("-")
-        return {"train": f"training of {rest.rpartition('-')[0]}", "study": f"study {rest}"}.get(kind, "a stage")
+        if found := _RUN.fullmatch(folder.name):
+            return f"training of {found[1]}"
+        return f"study {folder.name.removeprefix('study-')}" if folder.name.startswith("study-") else None
 
 
 def _abandoned() -> Iterator[Leftover]:
-    """What killed processes were writing beside artifacts."""
+    """What killed processes were writing beside artifacts. A folder that was moved away for one that never came is the
+    only one: the next writer puts it back."""
     for root in (places.DATA, places.RUNS, places.ENSEMBLES, places.STUDIES, places.INDEXES):
         for folder in (root, *(path for path in root.glob("*") if path.is_dir())):
             for path in abandoned(folder):
-                yield _leftover(path, "killed while it was written")
+                out = path.with_name(path.name[1:].rpartition(f".{platform.node()}.")[0])
+                if path.suffix == ".tmp" or out.exists():
+                    yield _leftover(path, out, "killed while it was written")
 
 
-def _leftover(path: Path, work: str) -> Leftover:
+def _leftover(path: Path, of: Path, work: str) -> Leftover:
     files = [path, *path.rglob("*")]
     states = [file.stat() for file in files if file.exists()]
     last = max(state.st_mtime for state in states)
-    return Leftover(path, sum(state.st_size for state in states), (time.time() - last) / _DAY, work)
+    return Leftover(path, of, sum(state.st_size for state in states), (time.time() - last) / _DAY, work)
 
 
 def _megabytes(size: int) -> str:

@@ -33,7 +33,7 @@ class Machine(BaseModel):
     readers: int = Field(2, ge=1, description="threads that read and decode pictures")
     staging: Path = Field(Path(".staging"), description="folder of unfinished stores and runs")
     cache: Path = Field(
-        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "selfalign"),
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "selfalign"),
         description="folder of what was computed once: shared by clones, data sets and colleagues on one disk",
     )
     cache_gb: float = Field(200, ge=0, description="GB of the cache that nothing else holds: more is removed")

@@ -9,19 +9,50 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from extract.engine.cache import ABOUT, in_use
 from extract.engine.code import code_fingerprint
 from extract.stores.intact import listed_files
-from manifests.files import fingerprint, whole_folder, write_json
+from extract.text_encoder import encoder_recipe
+from manifests.errors import InputError
+from manifests.files import atomic, fingerprint, sha256, whole_folder, write_json
+from manifests.locks import sole_writer
+from manifests.typed import Digest, Written, read_checked
 from train.settings import RunSettings
 
 CURVES, MODEL = "epochs.csv", "model"
+# What each base is made of; a transformer looks at boxes as CAMERA does.
 _BASES = {
     "vsrn": {"train.models.vsrn", "train.models.caption_decoder"},
     "camera": {"train.models.camera"},
     "vse_infinity": {"train.models.vse_infinity"},
-    "transformer": {"train.models.transformer"},
+    "transformer": {"train.models.transformer", "train.models.camera"},
 }
+
+
+class _About(Written):
+    key: dict[str, Any]
+    files: dict[str, Digest]
+
+
+def run_code(settings: RunSettings) -> str:
+    """What the code means that trains a run of these settings, as one number; to be asked for before it is loaded."""
+    return code_fingerprint("train.train", "eval.validation", without=unused_modules(settings))
+
+
+def run_key(
+    settings: RunSettings, code: str, manifest_sha256: str, stores: Mapping[str, Path | None]
+) -> dict[str, Any]:
+    """All that decides a trained run, as JSON: settings, code, data (the sha256 of the shards) and text encoder."""
+    encoder = settings.text.encoder
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "code": code,
+        "manifest": manifest_sha256,
+        "stores": {name: _shards(folder) for name, folder in stores.items() if folder},
+        "encoder": encoder_recipe(encoder.model, encoder.revision) if encoder else None,
+    }
 
 
 def unused_modules(settings: RunSettings) -> set[str]:
@@ -47,46 +78,64 @@ def _unused(settings: RunSettings) -> Iterator[str]:
             yield "train.losses.alignment"
     if not settings.stream:
         yield "train.stream"
-    yield from ("train.curves", "train.processes", "train.reuse", "train.state")  # how it is told, shared and kept
+    yield from ("train.curves", "train.reuse", "train.state")  # how it is told and kept
 
 
-class TrainedRuns:
-    """The place of one trained run in the machine's cache.
+class TrainedRun:
+    """The place of one trained run in the machine's cache. What goes wrong there is told, and costs nobody a run.
 
     Parameters
     ----------
     cache : the cache folder.
-    settings, manifest_sha256 : of the run, and of its manifest.
-    stores : the folders of the stores that it reads; what counts is the sha256 of their shards.
+    key : of the run (`run_key`).
     """
 
-    def __init__(self, cache: Path, settings: RunSettings, manifest_sha256: str, stores: Mapping[str, Path | None]):
-        code = code_fingerprint("train.train", "eval.validation", without=unused_modules(settings))
-        self.about: dict[str, Any] = {
-            "settings": settings.model_dump(mode="json"),
-            "manifest": manifest_sha256,
-            "stores": {name: _shards(folder) for name, folder in stores.items() if folder},
-            "code": code,
-        }
-        self.folder = Path(cache).expanduser() / "runs" / fingerprint(self.about)[:32]
+    def __init__(self, cache: Path, key: Mapping[str, Any]):
+        self.key = dict(key)
+        self.folder = Path(cache).expanduser() / "runs" / fingerprint(self.key)[:32]
 
     def install(self, out: Path, curves: Path) -> bool:
-        """Put a run that was trained before into `out` and `curves`; says whether there is one."""
+        """Put a run that was trained before into `out` and `curves`; says whether there is one that is whole."""
         if not (self.folder / ABOUT).is_file():
             return False
-        with in_use(self.folder):
-            with whole_folder(out) as ready:
+        try:
+            with in_use(self.folder), whole_folder(out) as ready:
+                files = read_checked(self.folder / ABOUT, _About, fix="remove it")[0].files
                 shutil.copytree(self.folder / MODEL, ready, dirs_exist_ok=True)
-            curves.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.folder / CURVES, curves)
+                with atomic(curves) as written:
+                    shutil.copyfile(self.folder / CURVES, written)
+                    _require_same(files, {MODEL: ready, CURVES: written})
+        except (InputError, OSError, shutil.Error) as error:
+            tqdm.write(f"a trained run of the cache can't be used, and is trained again ({error})")
+            return False
         return True
 
     def keep(self, out: Path, curves: Path) -> None:
-        """Keep what was trained into `out` and `curves`."""
-        with whole_folder(self.folder) as ready:
-            shutil.copytree(out, ready / MODEL)
-            shutil.copyfile(curves, ready / CURVES)
-            write_json(ready / ABOUT, self.about)
+        """Keep what was trained into `out` and `curves`, unless somebody has kept it meanwhile."""
+        try:
+            with sole_writer(self.folder, "keeping of a run"):
+                if (self.folder / ABOUT).is_file():
+                    return
+                with whole_folder(self.folder) as ready:
+                    shutil.copytree(out, ready / MODEL)
+                    shutil.copyfile(curves, ready / CURVES)
+                    write_json(ready / ABOUT, {"key": self.key, "files": _files(ready)})
+        except (InputError, OSError, shutil.Error) as error:
+            tqdm.write(f"the run could not be kept for other projects ({error})")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ABOUT)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def _require_same(files: Mapping[str, str], copied: Mapping[str, Path]) -> None:
+    """Raise `InputError` where a copied file isn't the one that was kept."""
+    model, curves = copied[MODEL], copied[CURVES]
+    found = {f"{MODEL}/{name}": digest for name, digest in _files(model).items()} | {CURVES: sha256(curves)}
+    if found != files:
+        wrong = sorted(name for name in {*found, *files} if found.get(name) != files.get(name))
+        raise InputError("not what was kept", where=", ".join(wrong), fix="remove the entry")
 
 
 def _shards(folder: Path) -> str:

@@ -16,9 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from extract.stores.intact import INDEX
 from manifests.errors import InputError
-from manifests.files import sha256
 from manifests.tables import images_sha256
 from train.checkpoint import data_recipe
 from train.curves import TensorBoard, write_curves
@@ -27,7 +25,7 @@ from train.loop import Loop
 from train.masking import share_momentum
 from train.models import RetrievalModel, build_model
 from train.processes import Processes, join, leave
-from train.reuse import TrainedRuns
+from train.reuse import TrainedRun, run_code, run_key
 from train.settings import RunSettings
 from train.state import Progress, StateFolder
 
@@ -72,6 +70,7 @@ def run(
     InputError : a loss or gradient that is not finite, with its step, its terms and the batch's image ids; regions
         without boxes for a base that looks at them.
     """
+    code = run_code(settings)
     processes = join(device)
     torch.manual_seed(settings.seed)
     text = {"pieces": settings.text.pieces, "text_features": text_features}
@@ -99,14 +98,12 @@ def run(
     }
     if data.teacher_store:
         record["teachers"] = data.teacher_store.recipe
-    key = {name: record.get(name) for name in ("settings", "recipe", "teachers")} | {
-        "manifest": images_sha256(manifest),
-        "tokens": sha256(tokens / INDEX),
-    }
+    stores = {"regions": regions, "tokens": tokens, "text_features": text_features, "teachers": teachers}
+    key = run_key(settings, code, images_sha256(manifest), stores)
     state = StateFolder(staging, name, key)
+    # What a run streams isn't in its key.
+    known = TrainedRun(cache, key) if cache and not streamed else None
     with state.alone(out, processes) as made:
-        stores = {"regions": regions, "tokens": tokens, "text_features": text_features, "teachers": teachers}
-        known = TrainedRuns(cache, settings, key["manifest"], stores) if cache else None
         if not made and processes.told(processes.first and known is not None and known.install(out, curves)):
             made = True
             if processes.first:

@@ -15,7 +15,7 @@ from extract.detectors.checkpoint import read_content
 from extract.images import DECODING
 from extract.settings import BottomUpSettings, DetectionSettings, Detectron2Settings
 from manifests.errors import InputError
-from manifests.files import sha256
+from manifests.files import fingerprint
 
 
 class Detectron2Detector(Detector):
@@ -58,8 +58,7 @@ class Detectron2Detector(Detector):
         self.recipe = {
             "name": settings.name,
             "version": __version__,
-            "config_sha256": sha256(Path(settings.config)),
-            "options": list(settings.options),
+            "config": fingerprint(_resolved(config)),
             "weights_sha256": settings.sha256,
             "decoding": DECODING,
         }
@@ -114,3 +113,11 @@ def _checkpoint(weights: Path) -> dict[str, Any]:
     arrays = content.get("blobs", content)
     state = {name: value for name, value in arrays.items() if not str(name).endswith("_momentum")}
     return {"model": state, "matching_heuristics": weights.suffix == ".pkl"}
+
+
+def _resolved(config: Any) -> str:
+    """The whole config with what its bases say, but for where it runs and where the weights lie."""
+    whole = config.clone()
+    whole.defrost()
+    whole.MODEL.DEVICE = whole.MODEL.WEIGHTS = whole.OUTPUT_DIR = ""
+    return whole.dump()

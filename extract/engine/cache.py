@@ -11,12 +11,15 @@ first stays. Many processes and machines may share a cache.
 """
 
 import os
+import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -30,7 +33,9 @@ from manifests.typed import Count, Digest, Written, read_checked
 
 ABOUT = "about.json"
 _USED = "used"  # the name of a marker, with host and process
-_LONG = 2 * 24 * 60 * 60  # seconds after which a process of another machine counts as dead
+_BEAT, _LONG = 600, 24 * 60 * 60  # seconds between signs of life, and without one until another machine's is dead
+KINDS = ("regions", "runs")
+_NAME = re.compile("[0-9a-f]{32}")
 _SAMPLE = 8  # pictures that are computed again where the code has another meaning
 
 
@@ -133,29 +138,37 @@ class Cache:
                         found[digest] = Place(sidecar.with_suffix(".h5"), row)
         return found
 
-    def path(self, content: Any) -> Path:
-        """Where the shard of a certain content (JSON) is to be written."""
-        return self._candidates(content)[0]
-
     def finished(self, content: Any) -> dict[str, Any] | None:
-        """The sidecar of a shard of a certain content that is whole, with its ``path``; a damaged one is removed."""
-        for shard in self._candidates(content):
+        """The sidecar of a shard of a certain content (JSON) that is whole, with its ``path``."""
+        for version in self.versions:
+            shard = self._place(version, content)
             done = _read(shard.with_suffix(".json"), _Sidecar)
-            if done is None:
-                continue
-            if self.shard(shard) is not None:
+            if done is not None and self.shard(shard) is not None:
                 return done | {"path": str(shard)}
-            for path in (shard.with_suffix(".json"), shard):
-                path.unlink(missing_ok=True)
         return None
 
-    def finish(self, shard: Path, pictures: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the sidecar of a shard that lies whole under its name, with the sha256 of the picture of each row."""
-        shard.chmod(0o444)
-        self._shards.pop(shard, None)
-        done = {"sha256": sha256(shard), "size": shard.stat().st_size, "pictures": list(pictures), **facts}
-        with atomic(shard.with_suffix(".json")) as sidecar:
-            sidecar.write_text(json_text(done), encoding="utf-8")
+    def draft(self, content: Any) -> Path:
+        """Where this process is to write a shard of a certain content, for `publish`."""
+        return temporary(self._place(self.versions[0], content))
+
+    def publish(self, draft: Path, content: Any, pictures: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a draft the shard of its content, with a sidecar that says of which picture each row is; the sidecar,
+        with its ``path``. Where another process was first, it is that one's."""
+        shard = self._place(self.versions[0], content)
+        done = {"sha256": sha256(draft), "size": draft.stat().st_size, "pictures": list(pictures), **facts}
+        draft.chmod(0o444)
+        with sole_writer(shard, "shard of the cache"):
+            self._shards.pop(shard, None)
+            first = self.finished(content)
+            if first is not None:
+                draft.unlink()
+                return first
+            # A damaged shard goes first: no sidecar ever stands beside another one's shard.
+            shard.with_suffix(".json").unlink(missing_ok=True)
+            os.replace(draft, shard)
+            with atomic(shard.with_suffix(".json"), make_folder=False) as sidecar:
+                sidecar.write_text(json_text(done), encoding="utf-8")
+            self._shards.pop(shard, None)
         return done | {"path": str(shard)}
 
     def shard(self, file: Path) -> MappedHDF5 | None:
@@ -181,21 +194,40 @@ class Cache:
         for left_behind in abandoned(folder):
             left_behind.unlink(missing_ok=True)
 
-    def _candidates(self, content: Any) -> list[Path]:
-        name = f"{fingerprint(content)[:32]}.h5"
-        return [self.folder / version / name for version in self.versions]
+    def _place(self, version: str, content: Any) -> Path:
+        return self.folder / version / f"{fingerprint(content)[:32]}.h5"
 
 
 @contextmanager
 def in_use(entry: Path) -> Iterator[None]:
-    """Keep an entry of the cache from being removed meanwhile; what was used last is removed last."""
-    entry.mkdir(parents=True, exist_ok=True)
-    marker = temporary(entry / _USED)
-    marker.touch()
-    os.utime(entry)
+    """Keep an entry of the cache from being removed meanwhile; what was used last is removed last.
+
+    Raises `InputError` where nothing can be written there.
+    """
+    marker, ended = temporary(entry / _USED), Event()
+    try:
+        entry.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        os.utime(entry)
+    except PermissionError as error:
+        raise InputError(
+            f"nothing can be written there ({error.strerror})",
+            where=entry,
+            fix="let your group write in the cache, or set SELFALIGN_CACHE to a folder of yours",
+        ) from error
+
+    def beat() -> None:
+        while not ended.wait(_BEAT):
+            with suppress(OSError):
+                marker.touch()
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        ended.set()
+        thread.join()
         marker.unlink(missing_ok=True)
 
 
@@ -212,18 +244,30 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """What a cache holds, the least recently used first."""
-    return sorted((_entry(path) for path in Path(root).expanduser().glob("*/*") if path.is_dir()), key=lambda e: e.last)
+    """What a cache holds, the least recently used first. Other folders there are none of ours, and aren't looked at."""
+    named = (path for kind in KINDS for path in (Path(root).expanduser() / kind).glob("*"))
+    ours = [path for path in named if _NAME.fullmatch(path.name) and (path / ABOUT).is_file()]
+    found = []
+    for path in ours:
+        with suppress(FileNotFoundError):  # somebody is removing it
+            found.append(_entry(path))
+    return sorted(found, key=lambda entry: entry.last)
 
 
 def _entry(folder: Path) -> Entry:
     states = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    for left_behind in abandoned(folder, _USED):
-        if left_behind != temporary(folder / _USED):
-            left_behind.unlink(missing_ok=True)
-    used = any(time.time() - path.stat().st_mtime < _LONG for path in folder.glob(f".{_USED}.*"))
     own = sum(state.st_size for state in states if state.st_nlink == 1)
-    return Entry(folder, own, sum(state.st_size for state in states), folder.stat().st_mtime, used)
+    return Entry(folder, own, sum(state.st_size for state in states), folder.stat().st_mtime, _is_used(folder))
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether a process of this machine that is alive, or one of another that gave a sign of life, uses an entry."""
+    dead = {path for path in abandoned(folder, _USED) if path != temporary(folder / _USED)}
+    ours = f".{_USED}.{platform.node()}."
+    return any(
+        path not in dead and (path.name.startswith(ours) or time.time() - path.stat().st_mtime < _LONG)
+        for path in folder.glob(f".{_USED}.*")
+    )
 
 
 def prune(root: Path, bound: float) -> list[Entry]:
@@ -236,16 +280,19 @@ def prune(root: Path, bound: float) -> list[Entry]:
     for entry in found:
         if own <= bound:
             break
-        if not entry.used and entry.own:
-            shutil.rmtree(entry.folder, ignore_errors=True)
-            own -= entry.own
-            removed.append(entry)
+        if entry.own and not _is_used(entry.folder):
+            with suppress(OSError):  # somebody else removes it, or may
+                going = temporary(entry.folder, "old")
+                os.replace(entry.folder, going)
+                shutil.rmtree(going)
+                own -= entry.own
+                removed.append(entry)
     return removed
 
 
 def damaged(root: Path) -> Iterator[Path]:
-    """Hash every shard of a cache; gives those that aren't as their sidecar says."""
-    sidecars = [path for path in sorted(Path(root).expanduser().glob("*/*/*/*.json"))]
+    """Hash every shard of regions in a cache; gives those that aren't as their sidecar says."""
+    sidecars = [path for entry in entries(root) for path in sorted(entry.folder.glob("*/*.json"))]
     for sidecar in progress(sidecars, what="cache", unit="files"):
         shard = sidecar.with_suffix(".h5")
         if shard.is_file() and (_read(sidecar, _Sidecar) or {}).get("sha256") != sha256(shard):

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("manifests", "extract", "train", "eval", "pipeline")
@@ -58,7 +59,17 @@ def _meaning(module: str) -> str:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
                 node.body = node.body[1:]
-    return ast.dump(tree)
+    return _text(tree)
+
+
+def _text(node: Any) -> str:
+    """A syntax tree as text that is the same in every Python: `ast.dump` names fields that only some have."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({','.join(f'{name}={_text(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(map(_text, node))}]"
+    return repr(node)
 
 
 @cache

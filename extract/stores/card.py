@@ -19,7 +19,7 @@ _REGIONS = """# Region features: {dataset}
 | features | {precision}; norms {norms} |
 | boxes | {boxes} |
 | image_size | (width, height) |
-| recipe | `{recipe_hash}` (`recipe.json` has it whole, and what made this store) |
+| recipe | `{recipe_hash}` (`recipe.json` has it whole) |
 | shards | {shards}, rows in manifest order (`index.json` has counts and sha256) |
 {about}
 

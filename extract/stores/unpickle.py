@@ -16,9 +16,10 @@ import numpy as np
 from manifests.opening import MOST_ROW
 
 _MOST_STEPS = 2_000_000  # opcodes: one can make 200 bytes of an empty set
+_MOST_NUMBERED = 5_000
 _SLACK = 2**20  # bytes that may be built of a small file
 _NUMERIC = re.compile(r"[<>=|]?[biufc][0-9]{1,2}")
-_PLAIN = (str, int, float, complex, bytes, type(None), np.generic)  # what a key may be: to hash it takes no time
+_PLAIN = (str, int, float, complex, bytes, type(None), np.generic)  # what a key may be
 _DATA = re.compile(r"NONE|NEW(TRUE|FALSE)|INT|LONG[14]?|BININT[12]?|(BIN)?FLOAT|(SHORT_)?(BIN)?(STRING|BYTES)8?"
                    r"|(SHORT_)?(BIN)?UNICODE8?|BYTEARRAY8")  # fmt: skip
 
@@ -72,7 +73,7 @@ class Unpickler:
         self._records = records
         self._calls = {**CALLS, **(calls or {})}
         self.room = 4 * self.file.left + _SLACK
-        self._steps = 0
+        self._steps = self._numbered = 0
 
     def take(self, size: int) -> None:
         """Account for `size` bytes that are to be built. Raises `Refused` beyond what the file can hold."""
@@ -138,19 +139,30 @@ class Unpickler:
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
+    def _keys(self, items: list[Any]) -> list[Any]:
+        """Items that may be keys: plain ones, and few that aren't text, whose hashes somebody can make collide."""
+        for item in items:
+            parts = item if isinstance(item, tuple) else (item,)
+            if not all(isinstance(part, _PLAIN) for part in parts):
+                raise Refused("a key that is neither text nor a number")
+        self._numbered += sum(not isinstance(item, str | bytes) for item in items)
+        if self._numbered > _MOST_NUMBERED:
+            raise Refused(f"more than {_MOST_NUMBERED} keys that are no text")
+        return items
+
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
-            target.update(_plain(items))
+            target.update(self._keys(items))
         elif not isinstance(target, Record):
             raise Refused("items of what is no list")
 
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if isinstance(target, dict):
-            target.update(zip(_plain(items[::2]), items[1::2], strict=True))
+            target.update(zip(self._keys(items[::2]), items[1::2], strict=True))
         elif not isinstance(target, Record):
             raise Refused("keys of what is no dictionary")
 
@@ -187,13 +199,6 @@ class Unpickler:
             self._stack[-1] = _fill(self, target, *state)
         elif not isinstance(target, Record | dict):  # of an OrderedDict, attributes that torch adds
             raise Refused("it sets the state of what has none")
-
-
-def _plain(items: list[Any]) -> list[Any]:
-    for item in items:
-        if not isinstance(item, _PLAIN) and not (isinstance(item, tuple) and all(isinstance(x, _PLAIN) for x in item)):
-            raise Refused("a key that is neither text nor a number")
-    return items
 
 
 class _Bounded:
@@ -303,7 +308,7 @@ def _dict(unpickler: Unpickler, pairs: Any = (), *_: Any) -> dict:
     if not isinstance(pairs, list | tuple) or not all(isinstance(x, list | tuple) and len(x) == 2 for x in pairs):
         raise Refused("a dictionary of no pairs")
     unpickler.take(100 * len(pairs))
-    return dict(zip(_plain([key for key, _ in pairs]), [value for _, value in pairs], strict=True))
+    return dict(zip(unpickler._keys([key for key, _ in pairs]), [value for _, value in pairs], strict=True))
 
 
 def _make_set(kind: type) -> Callable[..., Any]:
@@ -311,7 +316,7 @@ def _make_set(kind: type) -> Callable[..., Any]:
         if not isinstance(items, list | tuple):
             raise Refused("a set of no list")
         unpickler.take(100 * len(items))
-        return kind(_plain(list(items)))
+        return kind(unpickler._keys(list(items)))
 
     return make
 
@@ -352,7 +357,7 @@ _STEPS: dict[str, Callable[[Unpickler, Any], Any]] = {
     "TUPLE1": lambda u, _: u._push(tuple(u._pop(1))),
     "TUPLE2": lambda u, _: u._push(tuple(u._pop(2))),
     "TUPLE3": lambda u, _: u._push(tuple(u._pop(3))),
-    "FROZENSET": lambda u, _: u._push(frozenset(_plain(u._items()))),
+    "FROZENSET": lambda u, _: u._push(frozenset(u._keys(u._items()))),
     "DICT": lambda u, _: u._push(_dict(u, [*zip(*[iter(u._items())] * 2, strict=True)])),
     "APPEND": lambda u, _: u._extend(u._pop(1)),
     "APPENDS": lambda u, _: u._extend(u._items()),

@@ -18,6 +18,7 @@ from extract import verify
 from extract.detectors.demo import DemoDetector
 from extract.engine.cache import damaged, entries, in_use, prune
 from extract.settings import RegionSettings
+from extract.shards import Shards
 from extract.stores.regions import RegionStore
 from manifests.files import sha256
 from manifests.schema import CaptionedImage
@@ -25,6 +26,7 @@ from manifests.tables import Manifest, write_manifest
 from tests.extract.region_files import WEIGHTS, Pictures, contents, quick_settings, scene_files, write_pictures
 
 COUNT, PER_SHARD = 40, 8
+DemoDetectorPrepare = DemoDetector.prepare
 SETTINGS = quick_settings(images_per_shard=PER_SHARD)
 
 
@@ -180,10 +182,12 @@ def test_a_damaged_shard_of_the_cache_is_computed_again(count: Counter) -> None:
 
 def filled(root: Path, name: str, size: int, last: float) -> Path:
     """An entry of a cache that holds `size` bytes and was used last at that time."""
-    (root / "runs" / name).mkdir(parents=True)
-    (root / "runs" / name / "model").write_bytes(bytes(size))
-    os.utime(root / "runs" / name, (last, last))
-    return root / "runs" / name
+    entry = root / "runs" / (name * 32)
+    entry.mkdir(parents=True)
+    (entry / "model").write_bytes(bytes(size))
+    (entry / "about.json").touch()
+    os.utime(entry, (last, last))
+    return entry
 
 
 def test_what_was_used_longest_ago_is_removed_first_and_never_what_is_in_use_or_linked(tmp_path: Path) -> None:
@@ -201,6 +205,48 @@ def test_what_was_used_longest_ago_is_removed_first_and_never_what_is_in_use_or_
         assert [entry.folder for entry in prune(cache, 0)] == [newest]
     assert linked.exists() and [entry.folder for entry in prune(cache, 0)] == [used]
     assert not list(linked.parent.glob("*/.used*"))
+
+
+def test_folders_that_are_not_the_caches_are_left_alone(tmp_path: Path) -> None:
+    for name in ("thesis/chapters", "runs/mine", f"runs/{'a' * 32}"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "text").write_bytes(bytes(1000))
+    assert entries(tmp_path) == [] and prune(tmp_path, 0) == []
+    assert len(list(tmp_path.rglob("text"))) == 3
+
+
+def test_a_long_run_stays_in_use(tmp_path: Path) -> None:
+    entry = filled(tmp_path, "a", 10, 0)
+    with in_use(entry):
+        for marker in entry.glob(".used*"):
+            os.utime(marker, (0, 0))
+        assert prune(tmp_path, 0) == []
+
+
+def test_a_process_that_publishes_second_takes_the_first_ones_shard(count: Counter) -> None:
+    """Two processes of other last bits: a shard that is there is never replaced by another sound one."""
+    pictures, cache = count.pictures, count.pictures.folder / "both"
+    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS, "cache": cache}
+    both = [Shards(**work, device="cpu", batch_size=8, readers=1) for _ in range(2)]
+    for shards in both:
+        shards.cache.open({row.sha256 for row in shards.rows}, shards.differs)
+        shards.cache.prepare()
+    first = both[0].make(0, {}).done
+    plain = shards_module.Shards.finished
+    with pytest.MonkeyPatch.context() as patch:  # the second has begun before the first had ended
+        patch.setattr(shards_module.Shards, "finished", lambda *_: None)
+        patch.setattr(DemoDetector, "prepare", lambda _, rgb: DemoDetectorPrepare(_, np.ascontiguousarray(255 - rgb)))
+        second = both[1].make(0, {}).done
+    assert second["sha256"] == first["sha256"] == plain(both[1], 0)["sha256"]
+    assert Path(first["path"]).stat().st_size == first["size"] and sha256(Path(first["path"])) == first["sha256"]
+
+
+def test_numbers_that_are_all_a_fifth_smaller_are_other_numbers(count: Counter) -> None:
+    regions = RegionStore(count.pictures.out).regions(0)
+    unit = dataclasses.replace(regions, features=(regions.features / 100).astype(np.float16))
+    assert shards_module.difference(unit, unit) is None
+    other = dataclasses.replace(unit, features=(unit.features * np.float16(0.8)).astype(np.float16))
+    assert "features differ by" in shards_module.difference(unit, other)
 
 
 def test_a_marker_of_a_dead_process_keeps_nothing(tmp_path: Path) -> None:

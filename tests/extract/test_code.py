@@ -85,6 +85,24 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
     assert changed("extract/regions.py", '"regions"', '"regions "') == set()
 
 
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"name": "vsrn", "dim": 8, "graph_layers": 1},
+        {"name": "camera", "dim": 64},
+        {"name": "vse_infinity", "dim": 8},
+        {"name": "transformer", "dim": 64, "layers": 1, "heads": 2},
+    ],
+    ids=lambda base: base["name"],
+)
+def test_no_module_that_a_run_uses_imports_one_that_it_leaves_out(base: dict) -> None:
+    left_out = unused_modules(run_settings(base)) - {"train.curves", "train.reuse", "train.state"}
+    chooses = {"train.models", "train.models.retrieval", "train.losses", "train.selfalign", "train.epochs"}
+    kept = [f"train.models.{path.stem}" for path in (CHECKOUT / "train/models").glob("*.py")]
+    for module in set(kept) - left_out - chooses - {"train.models.__init__"}:
+        assert not left_out.intersection(code._imports(module)), module
+
+
 def test_every_module_that_a_run_may_leave_out_is_there() -> None:
     settings = run_settings({"name": "vse_infinity", "dim": 8})
     for module in unused_modules(settings):

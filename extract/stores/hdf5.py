@@ -221,11 +221,12 @@ def read_layout(path: Path) -> _Layout:
         stream = open_file(path)
     try:
         with stream, h5py.File(stream, "r") as file:
-            # A link may lead to another file.
-            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            # An iterator of h5py's that isn't run to its end keeps the lock that all of h5py waits for. And a link may
+            # lead to another file.
+            own = [name for name in list(file) if isinstance(file.get(name, getlink=True), h5py.HardLink)]
             items = {name: item for name in own if isinstance(item := file[name], h5py.Dataset)}
             datasets = {name: (item.id.get_offset(), item.shape, item.dtype) for name, item in items.items()}
-            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            attributes = {name: _plain(value) for name, value in list(file.attrs.items())}
             state = _state(stream.fileno())
     except Exception as error:  # HDF5 raises whatever a damaged file leads it to
         raise InputError(

@@ -8,6 +8,8 @@ import platform
 import re
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -114,6 +116,28 @@ def test_recipe_comes_back_and_its_hash_is_of_the_recipe_alone(tmp_path: Path) -
     recipe = {"b": 1, "a": {"c": [1, 2]}}
     assert write_recipe(tmp_path, recipe) == fingerprint(recipe)
     assert read_recipe(tmp_path) == (recipe, fingerprint({"a": {"c": [1, 2]}, "b": 1}))
+
+
+def test_an_attribute_that_is_no_text_leaves_other_threads_their_files(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "sound.h5", {"a": np.zeros(2)}, {"schema": 1})
+    with h5py.File(tmp_path / "damaged.h5", "w") as file:
+        file.attrs["recipe_hash"] = np.bytes_(b"\xff\xfe")
+    # The error is held, and so is all that it came from: an iterator of h5py's among it would keep h5py's lock.
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from extract.stores.hdf5 import MappedHDF5
+from manifests.errors import InputError
+try:
+    MappedHDF5(sys.argv[1]).attributes
+except InputError as error:
+    held = error
+with ThreadPoolExecutor(1) as other:
+    print(other.submit(lambda: MappedHDF5(sys.argv[2])["a"].tolist()).result(), held.what)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "damaged.h5"), str(tmp_path / "sound.h5")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("[0.0, 0.0] not a readable HDF5 file ('utf-8'")
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"recipe": {}}', "[1]", '{"recipe": {"a": 2}, "recipe_hash": "0"}'])

@@ -117,6 +117,8 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(folder: Project) -> N
         env=folder.environment,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever started the tests in the background had it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not any(folder.root.rglob("*.png")):
         assert process.poll() is None

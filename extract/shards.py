@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from extract.detectors import DETECTORS, load_detector
-from extract.engine.cache import Cache, Place
+from extract.engine.cache import Cache, Place, Sidecar
 from extract.engine.code import code_fingerprint
 from extract.images import UnreadableImage
 from extract.pictures import ahead, read_picture
@@ -32,7 +32,7 @@ from manifests.errors import InputError
 from manifests.files import fingerprint
 from manifests.schema import ImageRow
 from manifests.tables import Manifest, images_sha256
-from manifests.typed import Count, Written, checked
+from manifests.typed import Count
 
 # A shape that few pictures share must not keep them waiting in memory for the whole shard.
 PENDING_BATCHES = 4
@@ -56,8 +56,8 @@ def others(detector: str) -> set[str]:
 CODE = {name: code_fingerprint(*CODE_OF, without=others(name)) for name in DETECTORS}
 
 
-class _Facts(Written):
-    """What a shard's sidecar says beside the cache's own."""
+class _Sidecar(Sidecar):
+    """What a shard's sidecar says."""
 
     count: Count
     first: str | None
@@ -125,7 +125,7 @@ class Shards:
             "selection": settings.selection.model_dump(),
         }
         self.key = {"recipe": self.recipe, "manifest": images_sha256(manifest), "code": CODE[settings.detector.name]}
-        self.cache = Cache(cache, "regions", self.recipe, self.key["code"], self._sound)
+        self.cache = Cache(cache, "regions", self.recipe, self.key["code"], _Sidecar, self._sound)
         self.recipe_hash = fingerprint(self.recipe)
 
     def __len__(self) -> int:
@@ -140,11 +140,7 @@ class Shards:
         """The sidecar of shard `number`, if it is in the cache. Pictures that could not be read are tried again, unless
         they are to be skipped."""
         done = self.cache.finished(self._content(number))
-        try:
-            checked(done, _Facts, where=self.cache.folder, fix="remove it")
-        except InputError:
-            return None
-        return done if not done["failures"] or self.settings.unreadable == "skip" else None
+        return done if done and (not done["failures"] or self.settings.unreadable == "skip") else None
 
     def _content(self, number: int) -> dict[str, Any]:
         """What is to be in shard `number`."""

@@ -57,8 +57,8 @@ class Versions(Written):
     refused: list[Version]
 
 
-class _Sidecar(Written):
-    """What every sidecar has; the stage adds facts of its own."""
+class Sidecar(Written):
+    """What every sidecar has; a stage adds facts of its own."""
 
     sha256: Digest
     size: Count
@@ -74,6 +74,7 @@ class Cache:
     kind, recipe : "regions", and what decides the numbers by design, as JSON.
     code : fingerprint of the code that computes (`extract.engine.code`). Results of another one count once a sample of
         them was computed again and is equal.
+    sidecar : what a sidecar says.
     sound : whether a shard with the results of so many pictures has the arrays that it should have.
     """
 
@@ -83,9 +84,10 @@ class Cache:
         kind: str,
         recipe: Mapping[str, Any],
         code: str,
+        sidecar: type[Sidecar],
         sound: Callable[[MappedHDF5, int], bool],
     ):
-        self.recipe, self.code, self._sound = recipe, code, sound
+        self.recipe, self.code, self._sidecar, self._sound = recipe, code, sidecar, sound
         self.folder = Path(root).expanduser() / kind / fingerprint(recipe)[:32]
         self.versions: list[str] = []
         self._shards: dict[Path, MappedHDF5 | None] = {}
@@ -132,7 +134,7 @@ class Cache:
         found: dict[str, Place] = {}
         for version in versions:
             for sidecar in sorted((self.folder / version).glob("*.json")):
-                done = _read(sidecar, _Sidecar)
+                done = _read(sidecar, self._sidecar)
                 for row, digest in enumerate(done["pictures"] if done else ()):
                     if digest in wanted and digest not in found:
                         found[digest] = Place(sidecar.with_suffix(".h5"), row)
@@ -142,7 +144,7 @@ class Cache:
         """The sidecar of a shard of a certain content (JSON) that is whole, with its ``path``."""
         for version in self.versions:
             shard = self._place(version, content)
-            done = _read(shard.with_suffix(".json"), _Sidecar)
+            done = _read(shard.with_suffix(".json"), self._sidecar)
             if done is not None and self.shard(shard) is not None:
                 return done | {"path": str(shard)}
         return None
@@ -178,7 +180,7 @@ class Cache:
         return self._shards[file]
 
     def _opened(self, file: Path) -> MappedHDF5 | None:
-        done = _read(file.with_suffix(".json"), _Sidecar)
+        done = _read(file.with_suffix(".json"), self._sidecar)
         if done is None or not file.is_file() or done["sha256"] != sha256(file):
             return None
         try:
@@ -295,7 +297,7 @@ def damaged(root: Path) -> Iterator[Path]:
     sidecars = [path for entry in entries(root) for path in sorted(entry.folder.glob("*/*.json"))]
     for sidecar in progress(sidecars, what="cache", unit="files"):
         shard = sidecar.with_suffix(".h5")
-        if shard.is_file() and (_read(sidecar, _Sidecar) or {}).get("sha256") != sha256(shard):
+        if shard.is_file() and (_read(sidecar, Sidecar) or {}).get("sha256") != sha256(shard):
             yield shard
 
 

@@ -330,7 +330,7 @@ class RegionStore:
     @property
     def num_boxes(self) -> np.ndarray:
         """The number of regions of every picture, int64 ``[N]``; 0 is possible in a store of detections."""
-        return np.concatenate([self.shard(number)["num_boxes"] for number in range(len(self._shards))], dtype=np.int64)
+        return self._table[1]
 
     def regions(self, row: int) -> Regions:
         """The regions of one picture, as read-only views."""
@@ -357,12 +357,7 @@ class RegionStore:
         if wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} images")
         all_firsts, all_counts, all_sizes = self._table
-        numbers = (np.searchsorted(self._starts, wanted, side="right") - 1).tolist()
-        opened = {}
-        for number in set(numbers):
-            shard = self.shard(number)
-            opened[number] = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
-        firsts, counts = all_firsts[wanted].tolist(), all_counts[wanted]
+        numbers, firsts, counts = self._number_of(wanted), all_firsts[wanted], all_counts[wanted]
         most = int(counts.max())
         features = np.empty((len(wanted), most, self.dim), self.shard(int(numbers[0]))["features"].dtype)
         boxes = np.zeros((len(wanted), most, 4), np.float32)
@@ -386,7 +381,7 @@ class RegionStore:
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of every picture its first region among its shard's, its number of regions, and its size."""
         counts = [self.shard(number)["num_boxes"].astype(np.int64) for number in range(len(self._shards))]
-        sizes = [self.shard(number)["image_size"] for number in range(len(self._shards))]
+        sizes = [self.shard(number)["image_size"].copy() for number in range(len(self._shards))]
         return np.concatenate([some.cumsum() - some for some in counts]), np.concatenate(counts), np.concatenate(sizes)
 
     def __getstate__(self) -> dict[str, Any]:

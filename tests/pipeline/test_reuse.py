@@ -26,7 +26,7 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Project:
         (pictures / name).write_bytes(data)
     params = shrink_demo(project.params)
     own = params["datasets"].pop("demo") | {
-        "source": {"format": "folder", "images": "pictures", "captions": "captions.jsonl"},
+        "source": {"format": "folder", "images": "pictures", "captions": "captions.jsonl", "watch": "captions.jsonl"},
         "tokens": {"language": "blank_en", "min_count": 1},
     }
     own["regions"]["images_per_shard"] = 8

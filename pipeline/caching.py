@@ -15,7 +15,8 @@ def listing(machine: Machine) -> str:
     own = sum(entry.own for entry in found) / 1e9
     folder = machine.cache.expanduser()
     total = f"{folder}: {own:.2f} GB that nothing else holds, of at most {machine.cache_gb:g} (SELFALIGN_CACHE_GB)"
-    return "\n".join([*(_line(entry) for entry in found), total])
+    heading = f"{'in the cache':>13}  {'also in stores':>20}  {'unused for':>11}  entry (what it is of)"
+    return "\n".join([heading, *(_line(entry) for entry in found), total])
 
 
 def _line(entry: Entry) -> str:
@@ -30,7 +31,8 @@ def _of(entry: Entry) -> str:
     try:
         about = json.loads((entry.folder / ABOUT).read_text(encoding="utf-8"))
         if entry.folder.parent.name == "runs":
-            return f"{about['settings']['base']['name']} on {about['settings']['dataset']}"
+            settings = about["key"]["settings"]
+            return f"{settings['base']['name']} on {settings['dataset']}, seed {settings['seed']}"
         return f"detector {about['recipe']['detector']['name']}, {about['recipe']['selection']['rule']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"

@@ -21,8 +21,9 @@ from extract.stores.intact import INDEX
 from extract.stores.norms import Norms
 from extract.stores.recipe import note_made, write_recipe
 from extract.stores.regions import FAILURES, region_index
+from extract.stores.staging import installing
 from manifests.errors import DiskFull, InputError
-from manifests.files import canonical_json, link_or_copy, whole_folder, write_json, write_text
+from manifests.files import canonical_json, write_json, write_text
 from manifests.locks import sole_writer
 from manifests.progress import progress
 
@@ -64,7 +65,7 @@ def run(
     ------
     InputError : a picture that can't be decoded (unless ``settings.unreadable`` is "skip"), that is missing or that
         changed since the manifest was made; wrong weights; no readable picture at all; a full disk; shards that the
-        workers could not make, after all others are staged.
+        workers could not make, after all others are kept.
     """
     work = {
         "manifest": manifest,
@@ -97,8 +98,8 @@ def run(
             outcomes = on_workers(client, shards, parts, work, device=device, threads=threads)
         made_now = _make(shards, parts, outcomes)
         done = [found[number] or made_now[number].done for number in range(len(shards))]
-        with whole_folder(out) as folder:
-            _install(folder, done)
+        done = [shard | {"file": f"{number:06d}.h5"} for number, shard in enumerate(done)]
+        with installing(out, [(Path(shard["path"]), shard) for shard in done]) as folder:
             _finish(folder, dataset, shards, done, about or About())
     environments = [shard["environment"] for shard in done]
     note_made(
@@ -133,20 +134,6 @@ def _require_room(dataset: str, shards: Shards, parts: Mapping[int, Mapping[str,
             where=folder,
             fix="make room on that disk, or set SELFALIGN_CACHE to a folder on another one",
         )
-
-
-def _install(folder: Path, done: Sequence[dict[str, Any]]) -> None:
-    """Put the shards of these sidecars into a folder, under their numbers, and check their sizes."""
-    for number, shard in enumerate(done):
-        target = folder / f"{number:06d}.h5"
-        shard["file"] = target.name
-        link_or_copy(Path(shard["path"]), target)
-        if (size := target.stat().st_size) != shard["size"]:
-            raise InputError(
-                f"it has {size} bytes, it was finished with {shard['size']}",
-                where=shard["path"],
-                fix="run the stage again: it makes only what is missing",
-            )
 
 
 def _make(

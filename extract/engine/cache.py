@@ -107,14 +107,18 @@ class Cache:
             known = _read(path, dict[str, Versions]) or {}
             ours = Versions(**known.get(self.code, {"accepted": [], "refused": []}))
             others = {version for each in known.values() for version in each["accepted"]}
-            for version in sorted(others.difference(ours.accepted, ours.refused)):
-                sample = _spread(self._rows([version], set(wanted).difference(self._rows(ours.accepted, set(wanted)))))
+            undecided = sorted(others.difference(ours.accepted, ours.refused))
+            missing = set(wanted).difference(self._rows(ours.accepted, set(wanted))) if undecided else set()
+            for version in undecided:
+                there = self._rows([version], missing)
+                sample = _spread(there)
                 if not sample:  # nothing that is still to be computed
                     continue
                 computed += len(sample)
                 difference = differs(sample)
                 if difference is None:
                     ours.accepted.append(version)
+                    missing.difference_update(there)
                     told.append(f"new code, the same numbers in {len(sample)} pictures: what is known is used")
                 else:
                     ours.refused.append(version)
@@ -209,6 +213,8 @@ def in_use(entry: Path) -> Iterator[None]:
     marker, ended = temporary(entry / _USED), Event()
     try:
         entry.mkdir(parents=True, exist_ok=True)
+        for left_behind in abandoned(entry, _USED):
+            left_behind.unlink(missing_ok=True)
         marker.touch()
         os.utime(entry)
     except PermissionError as error:

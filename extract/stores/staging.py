@@ -7,8 +7,8 @@ with the shard's size and sha256 and a fingerprint of its own (docs/architecture
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from manifests.errors import InputError
 from manifests.files import abandoned, atomic, fingerprint, json_text, link_or_copy, sha256, whole_folder
 from manifests.locks import sole_writer
 
+_AGAIN = "run the stage again: it makes only what is missing"
 ABOUT = "about.json"  # in a staging folder: what it is for
 
 
@@ -38,21 +39,14 @@ class Staging:
 
         `work` names what is done, for whoever waits: "extraction of coco".
         """
-        root_is_new = not self.folder.parent.exists()
-        try:
-            with sole_writer(out, work, self.key, staging=self.folder) as made:
-                if not made:
-                    self.folder.mkdir(exist_ok=True)
-                    with atomic(self.folder / ABOUT) as about:
-                        about.write_text(json_text({"work": work, "out": str(Path(out).absolute())}), encoding="utf-8")
-                    for left_behind in abandoned(self.folder):
-                        left_behind.unlink(missing_ok=True)
-                yield made
-        except BaseException:
-            if root_is_new:
-                with suppress(OSError):  # it holds what can be continued
-                    self.folder.parent.rmdir()
-            raise
+        with sole_writer(out, work, self.key, staging=self.folder) as made:
+            if not made:
+                self.folder.mkdir(exist_ok=True)
+                with atomic(self.folder / ABOUT) as about:
+                    about.write_text(json_text({"work": work, "out": str(Path(out).absolute())}), encoding="utf-8")
+                for left_behind in abandoned(self.folder):
+                    left_behind.unlink(missing_ok=True)
+            yield made
 
     def discard(self) -> None:
         """Remove all that is staged under this key."""
@@ -89,19 +83,26 @@ class Staging:
 
         Raises `InputError`, and installs nothing, where a shard is missing or has another size.
         """
-        with whole_folder(out) as ready:
-            for shard in done:
-                link_or_copy(self.folder / shard["file"], ready / shard["file"])
-                if (size := (ready / shard["file"]).stat().st_size) != shard["size"]:
-                    raise InputError(
-                        f"it has {size} bytes, it was finished with {shard['size']}",
-                        where=self.folder / shard["file"],
-                        fix="run the stage again: it makes only what is missing",
-                    )
+        with installing(out, [(self.folder / shard["file"], shard) for shard in done]) as ready:
             yield ready
-            _require_listed(ready)
         # A worker that was given up for lost may be writing there to this day: it makes no folder.
         self.discard()
+
+
+@contextmanager
+def installing(out: Path, shards: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Path]:
+    """Give a folder with finished shards, to which index, recipe and card are added; at the end it becomes `out`.
+
+    `shards` are each one's place, and its name in the store (``file``) and bytes (``size``). Raises `InputError`, and
+    installs nothing, where a shard is missing, has another size, or isn't listed by the index.
+    """
+    with whole_folder(out) as ready:
+        for source, shard in shards:
+            link_or_copy(source, ready / shard["file"])
+            if (size := (ready / shard["file"]).stat().st_size) != shard["size"]:
+                raise InputError(f"it has {size} bytes, it was finished with {shard['size']}", where=source, fix=_AGAIN)
+        yield ready
+        _require_listed(ready)
 
 
 def _require_listed(store: Path) -> None:
@@ -113,5 +114,5 @@ def _require_listed(store: Path) -> None:
         raise InputError(
             f"its index lists {len(listed)} shards, {len(there)} are there: {', '.join(sorted({*listed} ^ {*there}))}",
             where=store,
-            fix="run the stage again: it makes only what is missing",
+            fix=_AGAIN,
         )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from extract import regions as regions_stage
 from extract import shards as shards_module
 from extract import verify
 from extract.detectors.demo import DemoDetector
@@ -20,6 +21,7 @@ from extract.engine.cache import damaged, entries, in_use, prune
 from extract.settings import RegionSettings
 from extract.shards import Shards
 from extract.stores.regions import RegionStore
+from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.schema import CaptionedImage
 from manifests.tables import Manifest, write_manifest
@@ -261,3 +263,30 @@ def test_damage_in_the_cache_is_found(count: Counter) -> None:
     shard.chmod(0o644)
     shard.write_bytes(shard.read_bytes()[:-1])
     assert list(damaged(count.pictures.cache)) == [shard]
+
+
+@pytest.mark.parametrize("spoil", ["another shard", "a shard less"])
+def test_a_store_is_installed_as_its_index_lists_it_or_not_at_all(
+    count: Counter, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    before, plain = contents(count.pictures.out), regions_stage._finish
+
+    def spoilt(folder: Path, *arguments: object) -> None:
+        plain(folder, *arguments)
+        if spoil == "another shard":
+            (folder / "000099.h5").write_bytes(b"x")
+        else:
+            (folder / "000001.h5").unlink()
+
+    monkeypatch.setattr(regions_stage, "_finish", spoilt)
+    with pytest.raises(InputError, match=r"its index lists 5 shards, [46] are there: 0000\d\d\.h5"):
+        count.pictures.extract(SETTINGS)
+    assert contents(count.pictures.out) == before
+
+
+def test_a_marker_of_a_dead_process_is_removed_by_the_next_user(tmp_path: Path) -> None:
+    entry = filled(tmp_path, "a", 10, 0)
+    dead = entry / f".used.{platform.node()}.{2**22 + 1}.tmp"
+    dead.touch()
+    with in_use(entry):
+        assert not dead.exists() and len(list(entry.glob(".used*"))) == 1

@@ -26,10 +26,10 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torchvision.ops import nms
 
-from extract.detectors import load_detector
-from extract.images import decode
-from extract.regions import run
 from extract.settings import RegionSettings
+from extract.stages.regions import run
+from extract.vision.decode import decode
+from extract.vision.detectors import load_detector
 from manifests.drawing import draw_scene
 from manifests.files import sha256, write_json
 from manifests.schema import CaptionedImage

@@ -14,7 +14,7 @@ class _Weights(Settings):
 
 
 class DemoDetectorSettings(_Weights):
-    """The demo's small network (`extract.detectors.demo`)."""
+    """The demo's small network (`extract.vision.detectors.demo`)."""
 
     name: Literal["demo"]
     shortest: int = Field(160, ge=8, description="pixels of the shorter side after resizing")
@@ -22,7 +22,7 @@ class DemoDetectorSettings(_Weights):
 
 
 class RCNNSettings(_Weights):
-    """A detectron2 checkpoint on torchvision's parts (`extract.detectors.rcnn`); the defaults are detectron2's."""
+    """A detectron2 checkpoint on torchvision's parts (`extract.vision.detectors.rcnn`), detectron2's defaults."""
 
     name: Literal["rcnn"]
     shortest: int = Field(600, ge=1, description="pixels of the shorter side after resizing")
@@ -45,7 +45,7 @@ class RCNNSettings(_Weights):
 
 
 class Detectron2Settings(_Weights):
-    """The real detectron2, where it is installed (`extract.detectors.detectron2_backend`)."""
+    """The real detectron2, where it is installed (`extract.vision.detectors.detectron2_backend`)."""
 
     name: Literal["detectron2"]
     config: str = Field(description="path of a config file")

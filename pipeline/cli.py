@@ -76,7 +76,7 @@ def scenes() -> None:
 @main.command()
 def detector() -> None:
     """Train the demo's detector (a frozen stage: its weights are committed)."""
-    from extract.detectors.training import run
+    from extract.vision.detectors.training import run
 
     Machine.from_environment().torch_device()
     run(settings=read_params().detector, out=places.DEMO_WEIGHTS)
@@ -120,7 +120,7 @@ def check(dataset: str) -> None:
 
     DVC doesn't look at pictures. Where some were changed on purpose: dvc repro -f manifest@DATASET
     """
-    from extract.exchange.regions import changed_files
+    from extract.stages.import_regions import changed_files
     from manifests.checking import changed_pictures
     from manifests.tables import Manifest
 
@@ -145,7 +145,7 @@ def regions(dataset: str) -> None:
     """Extract the regions of DATASET's pictures, or import them."""
     settings, machine = read_params().dataset(dataset), Machine.from_environment()
     if settings.source.imported:
-        from extract.exchange.regions import run as run_imported
+        from extract.stages.import_regions import run as run_imported
 
         run_imported(
             dataset=dataset,
@@ -160,7 +160,7 @@ def regions(dataset: str) -> None:
         return
 
     from extract.engine.cache import prune
-    from extract.regions import run
+    from extract.stages.regions import run
     from pipeline.cluster import open_client, worker_threads
 
     with open_client(machine) as client:
@@ -185,7 +185,7 @@ def regions(dataset: str) -> None:
 @click.argument("dataset")
 def tokens(dataset: str) -> None:
     """Split DATASET's captions into words, parts of speech and word pieces."""
-    from extract.tokens import run
+    from extract.stages.tokens import run
 
     settings = read_params().dataset(dataset).tokens
     run(manifest=places.manifest(dataset), settings=settings, out=places.tokens(dataset))
@@ -195,7 +195,7 @@ def tokens(dataset: str) -> None:
 @click.argument("dataset")
 def text_features(dataset: str) -> None:
     """Run a frozen text encoder once over DATASET's captions."""
-    from extract.text_features import run
+    from extract.stages.text_features import run
 
     machine = Machine.from_environment()
     run(
@@ -213,7 +213,7 @@ def text_features(dataset: str) -> None:
 @click.argument("dataset")
 def teachers(dataset: str) -> None:
     """Let uni-modal teachers look once at DATASET's images and captions."""
-    from extract.teachers import run
+    from extract.stages.teachers import run
 
     params, machine = read_params(), Machine.from_environment()
     settings = params.teacher(dataset)
@@ -236,7 +236,7 @@ def teachers(dataset: str) -> None:
 @click.argument("dataset")
 def pack(dataset: str) -> None:
     """Pack DATASET's regions and captions into WebDataset shards."""
-    from extract.pack import run
+    from extract.stages.pack import run
 
     run(
         dataset=dataset,
@@ -405,7 +405,8 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
 
     A data set with that `source.format` in params.yaml does the same as stages: docs/exchange.md.
     """
-    from extract.exchange import manifest, regions
+    from extract.exchange import manifest
+    from extract.stages import import_regions as regions
     from extract.stores.regions import RegionStore
     from manifests.files import whole_folder
     from manifests.locks import sole_writer
@@ -586,7 +587,7 @@ def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
     """Check a STORE (regions, tokens, text_features, teachers, pack), or all stores of a data set's folder: checksums,
     arrays, boxes, and every image of its manifest."""
-    from extract.verify import run, stores_in
+    from extract.check.verify import run, stores_in
 
     unsound = 0
     for each in stores_in(store):
@@ -603,7 +604,7 @@ def verify(store: Path, manifest: Path | None, limit: int) -> None:
 @click.option("--cite", help="What to cite: write it into the store's card.")
 def card(store: Path, croissant: bool, licence: str | None, cite: str | None) -> None:
     """Print the card of a STORE (regions, tokens, text_features, teachers, pack), and check that all it says holds."""
-    from extract.card import run
+    from extract.cards.card import run
     from manifests.files import json_text
 
     found = run(store, licence=licence, cite=cite)
@@ -625,7 +626,7 @@ def card(store: Path, croissant: bool, licence: str | None, cite: str | None) ->
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all numbers there too.")
 def compare(a: Path, b: Path, file: Path | None, **tolerances: float) -> None:
     """Say how far two region stores are apart: identical, equivalent or different."""
-    from extract.compare import Tolerances, run
+    from extract.check.compare import Tolerances, run
     from manifests.files import write_json
 
     found = run(a=a, b=b, tolerances=Tolerances(**tolerances))

@@ -79,7 +79,7 @@ class Machine(BaseModel):
         """The torch device to use, with torch's thread count set on the way."""
         import torch
 
-        from extract.device import torch_device
+        from extract.engine.device import torch_device
 
         torch.set_num_threads(self.threads)
         return torch_device(self.device)

@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 import braceexpand
 
 from eval.spice import reason_to_skip
-from extract.detectors.weights_file import cache_folder
 from extract.exchange.formats import open_source
 from extract.settings import DetectorSettings
-from extract.teaching.sentences import read_modules
-from extract.teaching.settings import LSA, REGIONS_MEAN, TeacherSettings
-from extract.teaching.vision import find_vision_model
+from extract.teachers.sentences import read_modules
+from extract.teachers.settings import LSA, REGIONS_MEAN, TeacherSettings
+from extract.teachers.vision import find_vision_model
+from extract.text.encoder import find_encoder
 from extract.text.pieces import PieceTokenizer
 from extract.text.settings import TokenSettings
 from extract.text.words import load_language
-from extract.text_encoder import find_encoder
+from extract.vision.detectors.weights_file import cache_folder
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 from eval.settings import EvaluationSettings, ReportSettings
 from eval.study_settings import StudySettings, varied
 from extract.settings import About, DetectorTrainingSettings, ImportSettings, PackSettings, RegionSettings
-from extract.teaching.settings import TeacherSettings
+from extract.teachers.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.names import ALLOWED, name_problem

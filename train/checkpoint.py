@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from extract.stores.recipe import require_same_recipe
 from extract.stores.tensors import load_into, read_tensors, require_shapes, shapes_of
-from extract.text_encoder import encoder_of
+from extract.text.encoder import encoder_of
 from manifests.errors import InputError
 from manifests.files import atomic, write_json
 from manifests.typed import Count, Written, read_checked

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from extract.engine.cache import ABOUT, in_use
 from extract.engine.code import code_fingerprint
 from extract.stores.intact import listed_files
-from extract.text_encoder import encoder_recipe
+from extract.text.encoder import encoder_recipe
 from manifests.errors import InputError
 from manifests.files import atomic, fingerprint, sha256, whole_folder, write_json
 from manifests.locks import sole_writer

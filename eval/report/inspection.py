@@ -12,7 +12,7 @@ from eval.report.drawing import caption_html, draw, marks, place
 from eval.report.matched_picture import SOFT, draw_regions, write_caption
 from eval.report.pictures import data_uri
 from eval.report.templates import render
-from extract.images import UnreadableImage, decode_file
+from extract.vision.decode import UnreadableImage, decode_file
 from manifests.errors import InputError
 from manifests.files import atomic, write_text
 from manifests.grounding import Grounding, read_grounding

@@ -13,7 +13,7 @@ from eval.report.examples import Example, choose
 from eval.report.matched_picture import INK, SOFT, draw_regions, write_caption
 from eval.report.page import DataSet, compared
 from eval.report.results import RunResult
-from extract.images import UnreadableImage, decode_file
+from extract.vision.decode import UnreadableImage, decode_file
 from manifests.files import atomic
 
 TRACK = "#e9edf1"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from extract.images import UnreadableImage, decode_file
+from extract.vision.decode import UnreadableImage, decode_file
 
 
 @dataclass

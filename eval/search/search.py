@@ -17,9 +17,9 @@ from eval.matching.correspondence import match_words
 from eval.report.drawing import caption_html, draw, marks
 from eval.search.index import Index, Source
 from eval.search.words import RunWords, captioned, unknown_words
-from extract.picture import extract
 from extract.settings import RegionSettings
 from extract.stores.regions import RegionStore
+from extract.vision.one_picture import extract
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.schema import CaptionedImage

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from extract import text_features, tokens
+from extract.stages import text_features, tokens
 from extract.stores.recipe import require_same_recipe
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TextFeatureSettings, TokenSettings

@@ -15,7 +15,7 @@ _PACKAGES = ("manifests", "extract", "train", "eval", "pipeline")
 # What no number depends on: how files are written and locked, messages, progress.
 _PLUMBING = {
     *("manifests.errors", "manifests.files", "manifests.locks", "manifests.progress", "manifests.jsonl"),
-    *("manifests.typed", "extract.device", "extract.engine.code", "extract.engine.cache"),
+    *("manifests.typed", "extract.engine.device", "extract.engine.code", "extract.engine.cache"),
 }
 
 

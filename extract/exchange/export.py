@@ -8,9 +8,9 @@ the manifest that the store lacks are left out, and counted.
 import logging
 from pathlib import Path
 
-from extract import pack
 from extract.exchange import bua_npz, butd_tsv, karpathy, lxmert_tsv, scan, vinvl
 from extract.settings import PackSettings
+from extract.stages import pack
 from extract.stores.intact import require_intact
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from extract import tokens
+from extract.stages import tokens
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, region_index, write_shard
 from extract.stores.tokens import TokenStore

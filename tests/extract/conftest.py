@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from extract import pack, tokens
 from extract.settings import PackSettings
+from extract.stages import pack, tokens
 from extract.text.settings import TokenSettings
 from tests.extract.disks import Disk, mounted
 from tests.extract.region_files import Pictures, mixed_files, region_settings, scene_files, write_pictures

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from extract.exchange import export, manifest, regions
+from extract.exchange import export, manifest
 from extract.settings import ImportSettings
+from extract.stages import import_regions as regions
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, SCHEMA, Regions, RegionStore, region_index, write_shard
 from manifests.files import sha256, write_json

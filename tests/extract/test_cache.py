@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from extract import regions as regions_stage
-from extract import shards as shards_module
-from extract import verify
-from extract.detectors.demo import DemoDetector
+from extract.check import verify
 from extract.engine.cache import damaged, entries, in_use, prune
 from extract.settings import RegionSettings
-from extract.shards import Shards
+from extract.stages import regions as regions_stage
 from extract.stores.regions import RegionStore
+from extract.vision import shards as shards_module
+from extract.vision.detectors.demo import DemoDetector
+from extract.vision.shards import Shards
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.schema import CaptionedImage
@@ -166,7 +166,7 @@ def test_new_code_with_other_numbers_computes_all(count: Counter, monkeypatch: p
     told = count.capfd.readouterr().out
     assert count.computed == 8 + COUNT and "new code, other numbers (image 'id-" in told
     assert contents(count.pictures.out) != before
-    monkeypatch.setitem(shards_module.CODE, "demo", shards_module.code_fingerprint("extract.images"))
+    monkeypatch.setitem(shards_module.CODE, "demo", shards_module.code_fingerprint("extract.vision.decode"))
 
 
 def test_a_damaged_shard_of_the_cache_is_computed_again(count: Counter) -> None:

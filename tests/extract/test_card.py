@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from extract.card import run
+from extract.cards.card import run
 from extract.settings import About
 from extract.stores.recipe import read_recipe
 from manifests.errors import InputError

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from extract.detectors import DETECTORS
 from extract.engine import code
 from extract.engine.code import code_fingerprint
-from extract.shards import CODE, CODE_OF, others
+from extract.vision.detectors import DETECTORS
+from extract.vision.shards import CODE, CODE_OF, others
 from tests.pipeline.project import CHECKOUT
 from train.reuse import unused_modules
 from train.settings import RunSettings
@@ -72,9 +72,9 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
         path.write_text(text)
         return {name for name in before if after[name] != before[name]}
 
-    assert changed("extract/detectors/demo.py", '"after_nms": 48', '"after_nms": 49') == {"demo"}
-    assert changed("extract/detectors/rcnn.py", "1e-5", "1e-6") == {"rcnn"}
-    assert changed("extract/selection.py", "import torch\n", "import torch\n\nX = 1\n") == {
+    assert changed("extract/vision/detectors/demo.py", '"after_nms": 48', '"after_nms": 49') == {"demo"}
+    assert changed("extract/vision/detectors/rcnn.py", "1e-5", "1e-6") == {"rcnn"}
+    assert changed("extract/vision/selection.py", "import torch\n", "import torch\n\nX = 1\n") == {
         "demo",
         "rcnn",
         "detectron2",
@@ -82,7 +82,7 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
     assert changed("train/models/camera.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera"}
     assert changed("train/losses/ranking.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera", "vsrn"}
     assert changed("train/models/cusa.py", "import torch\n", "import torch\n\nX = 1\n") == set()
-    assert changed("extract/regions.py", '"regions"', '"regions "') == set()
+    assert changed("extract/stages/regions.py", '"regions"', '"regions "') == set()
 
 
 @pytest.mark.parametrize(

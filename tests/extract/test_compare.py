@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from extract.compare import Comparison, Tolerances, match, run
-from extract.detectors import load_detector
-from extract.images import decode
+from extract.check.compare import Comparison, Tolerances, match, run
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, write_shard
+from extract.vision.decode import decode
+from extract.vision.detectors import load_detector
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.tables import Manifest

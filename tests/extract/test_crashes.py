@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from extract import verify
+from extract.check import verify
+from extract.engine.workers import claim_slot
 from extract.stores.hdf5 import write_hdf5
-from extract.workers import claim_slot
 from manifests.errors import DiskFull, InputError
 from manifests.files import sha256, write_text
 from tests.extract.disks import Disk
@@ -31,7 +31,7 @@ WAIT = 120  # seconds that no process here may take
 
 # Processes forked from a server that has imported torch start at once.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["extract.regions", "tests.extract.region_files"])
+FORKS.set_forkserver_preload(["extract.stages.regions", "tests.extract.region_files"])
 
 
 def alone(pictures: Pictures, places: dict[str, Path]) -> None:
@@ -173,7 +173,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(many: Pict
 def test_a_disk_that_fills_is_told_and_the_next_run_completes(
     many: Pictures, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.regions._require_room", lambda *_: None)  # somebody else fills it meanwhile
+    monkeypatch.setattr("extract.stages.regions._require_room", lambda *_: None)  # somebody else fills it meanwhile
     places = {"out": disk.folder / "regions", "cache": disk.folder / "cache"}
     expected = contents(many.out)
     disk.resize("500k")  # of 1.3 MB

@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 from torchvision.ops import box_iou
 
-from extract.detectors import Detector, load_detector
 from extract.settings import BottomUpSettings, DemoDetectorSettings
 from extract.stores.regions import Regions
+from extract.vision.detectors import Detector, load_detector
 from manifests.drawing import Scene
 from manifests.errors import InputError
 from manifests.files import sha256

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract import tokens
+from extract.stages import tokens
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set

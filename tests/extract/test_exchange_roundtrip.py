@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract import tokens
-from extract.card import run as describe
+from extract.cards.card import run as describe
+from extract.check.verify import run as verify
 from extract.exchange.butd_tsv import ButdSource
 from extract.exchange.half import to_float16
 from extract.settings import About
+from extract.stages import tokens
 from extract.stores.intact import require_intact
 from extract.stores.recipe import read_recipe
 from extract.text.settings import TokenSettings
-from extract.verify import run as verify
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.karpathy import read as read_karpathy

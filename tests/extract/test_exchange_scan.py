@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from extract.verify import run as verify
+from extract.check.verify import run as verify
 from manifests.errors import InputError
 from manifests.tables import write_manifest
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from extract.engine.staging import Staging
 from extract.exchange.formats import open_source
 from extract.settings import ImportSettings
 from extract.stores.intact import require_intact
-from extract.stores.staging import Staging
 from manifests.errors import DiskFull, InputError
 from pipeline.cli import main
 from tests.extract.disks import Disk

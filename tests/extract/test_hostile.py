@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from extract import picture
-from extract.detectors.checkpoint import read_checkpoint
-from extract.detectors.weights_file import local_weights
 from extract.stores.regions import RegionStore
 from extract.stores.unpickle import Refused, unpickle
+from extract.vision import one_picture as picture
+from extract.vision.detectors.checkpoint import read_checkpoint
+from extract.vision.detectors.weights_file import local_weights
 from manifests import manifest
 from manifests.errors import InputError
 from manifests.jsonl import read_utf8
@@ -68,7 +68,7 @@ def test_where_a_picture_should_be(kind: str, tmp_path: Path) -> None:
 
 
 def search_by(path: Path, settings: Any) -> None:
-    from extract.detectors import load_detector
+    from extract.vision.detectors import load_detector
 
     recipe = {"detector": load_detector(settings.detector, settings.selection).recipe}
     picture.extract(path, settings, recipe | {"selection": settings.selection.model_dump()})
@@ -128,7 +128,7 @@ def test_where_weights_should_be(kind: str, tmp_path: Path) -> None:
 def exported_of(data: DataSet, tmp_path: Path, format: str) -> Path:
     """An export; wds asks for tokens, which captions are cut into only here."""
     if format == "wds" and not (data.folder / "tokens").exists():
-        from extract import tokens
+        from extract.stages import tokens
         from extract.text.settings import TokenSettings
 
         settings = TokenSettings(language="blank_en", min_count=1)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from extract import images
-from extract.images import UnreadableImage, decode, decode_file
+from extract.vision import decode as images
+from extract.vision.decode import UnreadableImage, decode, decode_file
 from manifests.manifest import _upright_size
 from manifests.opening import MAX_PIXELS
 from tests.extract.alone import run_alone
@@ -221,7 +221,7 @@ def test_a_picture_of_62_million_pixels_takes_less_than_600_megabytes(kind: str,
         image = Image.new("RGBA", size, (9, 99, 199, 77)) if mode == "rgba" else Image.new("I;16", size, 12345)
         image.save(path, "PNG", compress_level=1, exif=exif if turned else None)
     code = f"""
-from extract.images import decode_file, decode
+from extract.vision.decode import decode, decode_file
 decode(open({str(path.with_name("small"))!r}, "rb"))
 print(peak())
 assert decode_file({str(path)!r}).shape == (7900, 7900, 3)

@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).parents[2]
 RUN = """
 import resource, sys
 from pathlib import Path
-from extract.regions import run
+from extract.stages.regions import run
 from extract.settings import RegionSettings
 
 folder = Path(sys.argv[1])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from extract import pack, tokens
+from extract.stages import pack, tokens
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import Regions, RegionStore, region_index, write_shard
 from extract.stores.webdataset import sample_key

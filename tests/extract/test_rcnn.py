@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from extract.detectors import load_detector
-from extract.detectors.checkpoint import read_checkpoint
-from extract.detectors.rcnn import FPN, Conventions, build, cell_anchors
-from extract.selection import detections
+from extract.vision.detectors import load_detector
+from extract.vision.detectors.checkpoint import read_checkpoint
+from extract.vision.detectors.rcnn import FPN, Conventions, build, cell_anchors
+from extract.vision.selection import detections
 from manifests.errors import InputError
 from manifests.files import sha256
 

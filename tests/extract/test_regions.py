@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.detectors import load_detector
-from extract.images import decode
 from extract.settings import RegionSettings
 from extract.stores.regions import FAILURES, RegionStore
+from extract.vision.decode import decode
+from extract.vision.detectors import load_detector
 from manifests.errors import InputError
 from tests.extract.region_files import (
     Pictures,
@@ -30,7 +30,7 @@ from tests.extract.region_files import (
     write_pictures,
 )
 
-# pytest undoes the filter that extract.images sets
+# pytest undoes the filter that extract.vision.decode sets
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
 

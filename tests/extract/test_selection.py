@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from extract.detectors.proposals import propose
-from extract.selection import bottom_up
+from extract.vision.detectors.proposals import propose
+from extract.vision.selection import bottom_up
 
 
 def iou(a: list[float], b: list[float]) -> float:

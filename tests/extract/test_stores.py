@@ -17,12 +17,12 @@ import h5py
 import numpy as np
 import pytest
 
+from extract.engine.staging import Staging
 from extract.stores import hdf5
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
 from extract.stores.open_files import MOST_OPEN
 from extract.stores.recipe import note_made, read_recipe, require_same_recipe, write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, region_index, write_shard
-from extract.stores.staging import Staging
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256, write_json
 from tests.extract.region_files import Pictures, contents

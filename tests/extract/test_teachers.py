@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BertModel, ViTModel
 
-from extract import teachers, verify
-from extract.card import run as run_card
+from extract.cards.card import run as run_card
+from extract.check import verify
+from extract.engine.staging import Staging
+from extract.stages import teachers
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, region_index, write_shard
-from extract.stores.staging import Staging
 from extract.stores.teachers import TeacherStore
-from extract.teaching.settings import ImageTeacherSettings, TeacherSettings
-from extract.teaching.vision import find_vision_model
+from extract.teachers.settings import ImageTeacherSettings, TeacherSettings
+from extract.teachers.vision import find_vision_model
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.schema import CaptionedImage

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import BertModel
 
-from extract import text_features, tokens
-from extract.stores.staging import Staging
+from extract.check.verify import run as verify
+from extract.engine.staging import Staging
+from extract.stages import text_features, tokens
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
+from extract.text.encoder import PieceEncoder
 from extract.text.settings import TextFeatureSettings, TokenSettings
-from extract.text_encoder import PieceEncoder
-from extract.verify import run as verify
 from manifests.errors import InputError
 from manifests.schema import CaptionedImage
 from manifests.tables import write_manifest

@@ -12,7 +12,7 @@ import pytest
 import spacy
 from pydantic import ValidationError
 
-from extract import tokens
+from extract.stages import tokens
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TokenSettings
 from extract.text.vocabulary import SPECIAL

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from extract.check.verify import Verification, run, stores_in
 from extract.stores.recipe import read_recipe, write_recipe
 from extract.stores.regions import FAILURES, INDEX
-from extract.verify import Verification, run, stores_in
 from manifests.errors import InputError
 from manifests.files import sha256, write_json, write_text
 from manifests.tables import Manifest, write_manifest

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract.check.verify import run
 from extract.stores.webdataset import Sample, read_samples, write_sample
-from extract.verify import run
 from manifests.files import sha256, write_json
 from manifests.tables import Manifest, write_manifest
 from tests.extract.test_intact import flip

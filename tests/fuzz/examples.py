@@ -21,13 +21,13 @@ from eval.search import index
 from eval.search.words import RunWords
 from eval.settings import EvaluationSettings
 from eval.study import COLUMNS, write_points
-from extract import pack, regions, teachers, text_features, tokens
-from extract.card import write_card
+from extract.cards.card import write_card
 from extract.exchange import manifest as imported_manifest
-from extract.exchange.regions import _Import
 from extract.settings import ImportSettings, PackSettings
+from extract.stages import pack, regions, teachers, text_features, tokens
+from extract.stages.import_regions import _Import
 from extract.stores.regions import FAILURES
-from extract.teaching.settings import TeacherSettings
+from extract.teachers.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from extract.text.words import load_language
 from manifests import manifest

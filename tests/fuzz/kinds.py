@@ -28,22 +28,24 @@ from eval.search.search import search_image, search_text
 from eval.settings import ReportSettings
 from eval.study_settings import StudySettings
 from eval.validation import validate
-from extract import card, compare, pack, regions, teachers, text_features, tokens, verify
-from extract.detectors import load_detector
+from extract.cards import card
+from extract.check import compare, verify
 from extract.exchange import captions, export
 from extract.exchange import manifest as imported_manifest
-from extract.exchange import regions as imported_regions
-from extract.images import UnreadableImage, decode
 from extract.settings import ImportSettings, PackSettings
+from extract.stages import import_regions as imported_regions
+from extract.stages import pack, regions, teachers, text_features, tokens
 from extract.stores.intact import listed_files, require_intact
 from extract.stores.regions import RegionStore
 from extract.stores.teachers import TeacherStore
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
-from extract.teaching.settings import TeacherSettings
+from extract.teachers.settings import TeacherSettings
+from extract.text.encoder import load_encoder
 from extract.text.settings import TextFeatureSettings
 from extract.text.vocabulary import read_vocabulary
-from extract.text_encoder import load_encoder
+from extract.vision.decode import UnreadableImage, decode
+from extract.vision.detectors import load_detector
 from manifests import manifest
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256

@@ -16,11 +16,12 @@ from eval.search.search import search_text
 from eval.search.words import RunWords
 from eval.settings import EvaluationSettings
 from eval.validation import validate
-from extract import card, compare, pack, tokens, verify
+from extract.cards import card
+from extract.check import compare, verify
 from extract.exchange import export
 from extract.exchange import manifest as import_manifest
-from extract.exchange import regions as import_regions
 from extract.settings import ImportSettings, PackSettings
+from extract.stages import import_regions, pack, tokens
 from extract.stores.intact import INDEX
 from extract.stores.norms import Norms
 from extract.stores.recipe import write_recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from extract.stores.staging import Staging
+from extract.engine.staging import Staging
 from pipeline.cli import main
 
 

@@ -20,9 +20,9 @@ import yaml
 from click.testing import CliRunner
 from distributed import Client
 
-from extract import verify
-from extract.shards import Shards
-from extract.workers import on_workers
+from extract.check import verify
+from extract.engine.workers import on_workers
+from extract.vision.shards import Shards
 from manifests.errors import DiskFull, InputError
 from manifests.files import sha256
 from pipeline import cluster, places
@@ -230,7 +230,7 @@ def test_failed_shards_are_listed_and_all_others_staged(
 def test_a_full_disk_is_told_and_the_next_run_completes(
     client: Client, pictures: Pictures, serial: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.regions._require_room", lambda *_: None)  # somebody else fills it meanwhile
+    monkeypatch.setattr("extract.stages.regions._require_room", lambda *_: None)  # somebody else fills it meanwhile
     with mounted(tmp_path / "disk") as disk:
         disk.resize("100k")  # of 230
         where = {"cache": disk.folder / "cache", "out": disk.folder / "regions"}

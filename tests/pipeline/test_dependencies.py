@@ -20,8 +20,8 @@ PLUMBING = {
         "manifests/typed.py",
         "manifests/names.py",
         "manifests/opening.py",
-        "extract/workers.py",
-        "extract/device.py",
+        "extract/engine/workers.py",
+        "extract/engine/device.py",
         "extract/engine/cache.py",
         "extract/engine/code.py",
     ),
@@ -30,7 +30,7 @@ PLUMBING = {
 FORMATS = {f"manifests/{name}.py" for name in ("schema", "tables", "arrow", "grounding", "coco_ids", "imported")}
 # Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`, and
 # only the manifest stage asks exchange formats for their captions.
-UNUSED = {"detector": {"extract/detectors/base.py"}, "regions": {"manifests/source.py"}}
+UNUSED = {"detector": {"extract/vision/detectors/base.py"}, "regions": {"manifests/source.py"}}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {
     "scenes": ["scenes"],

@@ -29,7 +29,7 @@ def test_every_floor_is_looked_at() -> None:
     for floor in FLOORS:
         assert len([file for file in graph if file.startswith(f"{floor}/")]) > 3
     assert "train/train.py" in graph["pipeline/cli.py"]  # imported in a function
-    assert "manifests/errors.py" in graph["extract/regions.py"]
+    assert "manifests/errors.py" in graph["extract/stages/regions.py"]
 
 
 @pytest.mark.parametrize(

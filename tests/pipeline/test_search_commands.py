@@ -20,10 +20,10 @@ from eval.search.index import Index, Source
 from eval.search.search import search_image, search_text
 from eval.search.words import RunWords
 from eval.validation import validate
-from extract import regions, text_features, tokens
-from extract.picture import extract
+from extract.stages import regions, text_features, tokens
 from extract.stores.regions import RegionStore
 from extract.text.settings import TextFeatureSettings
+from extract.vision.one_picture import extract
 from manifests import manifest, scenes
 from manifests.errors import InputError
 from manifests.tables import Manifest

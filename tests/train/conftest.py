@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from extract import regions, tokens
 from extract.settings import RegionSettings
+from extract.stages import regions, tokens
 from extract.text.settings import TokenSettings
 from manifests import manifest, scenes
 from manifests.settings import SceneSettings

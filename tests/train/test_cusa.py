@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from eval.evaluate import run as evaluate
 from eval.settings import EvaluationSettings
 from eval.validation import validate
-from extract import teachers
+from extract.stages import teachers
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
 from extract.stores.recipe import write_recipe
-from extract.teaching.settings import TeacherSettings
+from extract.teachers.settings import TeacherSettings
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.tables import Manifest, write_manifest

@@ -18,8 +18,8 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from extract import pack
 from extract.settings import PackSettings
+from extract.stages import pack
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import RegionStore, write_shard
 from manifests.errors import InputError

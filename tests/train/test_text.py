@@ -9,7 +9,7 @@ import torch
 
 from eval.matching.correspondence import match_words
 from eval.validation import validate
-from extract import text_features, tokens
+from extract.stages import text_features, tokens
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from tests.encoders import ENTRIES, write_encoder

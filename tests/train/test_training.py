@@ -11,8 +11,8 @@ import torch
 
 from eval.recall import chance_recalls
 from eval.validation import validate
-from extract import tokens
 from extract.exchange import export
+from extract.stages import tokens
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256, write_json

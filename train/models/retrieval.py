@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extract.text.encoder import load_encoder
 from extract.text.parts_of_speech import POS_NAMES
 from extract.text.vocabulary import MARKS
-from extract.text_encoder import load_encoder
 from manifests.errors import InputError
 from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.losses import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from extract.text_encoder import PieceEncoder
+from extract.text.encoder import PieceEncoder
 from manifests.errors import InputError
 from train.batches import RegionBatch
 from train.masking import masked_mean

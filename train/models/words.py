@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from extract.text_encoder import PieceEncoder
+from extract.text.encoder import PieceEncoder
 from manifests.errors import InputError
 from train.batches import WordBatch
 
@@ -57,7 +57,7 @@ class Transformer(nn.Module):
 
     Parameters
     ----------
-    model : the encoder, for instance `extract.text_encoder.load_encoder`'s, or ``BertModel(BertConfig())``.
+    model : the encoder, for instance `extract.text.encoder.load_encoder`'s, or ``BertModel(BertConfig())``.
     tune : false keeps its weights and its evaluation mode: its states are then those that `CachedStates` reads.
     """
 
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `extract.text_encoder.encoder_of` makes an encoder of this architecture from."""
+        """What `extract.text.encoder.encoder_of` makes an encoder of this architecture from."""
         return self.encoder.config
 
     def train(self, mode: bool = True) -> Self:

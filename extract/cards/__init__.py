@@ -1,0 +1,1 @@
+"""Cards: README.md and croissant.json of a store."""

@@ -1,0 +1,1 @@
+"""Checks of stores: `selfalign verify` and `selfalign compare`."""

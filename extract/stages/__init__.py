@@ -1,0 +1,1 @@
+"""Stages: one `run` a stage of dvc.yaml."""

@@ -1,0 +1,406 @@
+"""The `regions` stage of an imported data set: an ordinary region store, made of files instead of pictures.
+
+The recipe says `imported`, with the files' sha256. Threads read a shard's images while the shard before is written and
+the one before that is hashed; finished shards wait in the staging folder, so that a killed import continues, and the
+store appears whole or not at all (docs/architecture.md, "Resume"). Memory holds two shards' features, three where
+images differ in their number of regions.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from extract.cards.card import write_card
+from extract.engine.code import code_fingerprint
+from extract.engine.staging import Staging
+from extract.exchange.formats import open_source
+from extract.exchange.half import to_float16
+from extract.exchange.source import LABELS, Record
+from extract.settings import About, ImportSettings
+from extract.stores.intact import INDEX
+from extract.stores.norms import Norms
+from extract.stores.recipe import note_made, write_recipe
+from extract.stores.regions import FAILURES, SCHEMA, Regions, region_index, write_shard
+from manifests.errors import DiskFull, InputError
+from manifests.files import fingerprint, write_json, write_text
+from manifests.imported import read_source
+from manifests.progress import progress
+from manifests.tables import Manifest, images_sha256
+
+_TOGETHER = 16  # images that a thread reads at a time
+_MOST_BOXES = np.iinfo(np.int16).max
+_DTYPES = dict(zip(LABELS, (np.int32, np.float32, np.int32, np.float32), strict=True))
+CODE = code_fingerprint("extract.stages.import_regions")
+
+
+def run(
+    *,
+    dataset: str,
+    manifest: Path,
+    images: Path,
+    settings: ImportSettings,
+    out: Path,
+    staging: Path,
+    readers: int = 2,
+    check: bool = True,
+    about: About | None = None,
+) -> None:
+    """Import the regions of every image of a manifest into the region store `out`.
+
+    Parameters
+    ----------
+    dataset : its name, for the card.
+    manifest : the folder of an imported data set's manifest, with ``source.json``.
+    images : file or folder with the regions.
+    staging : folder where finished shards wait.
+    readers : threads that read and convert.
+    check : hash the files again, to notice a change since the manifest was made; for the caller that has just made it
+        there is no need.
+    about : what the card says of the pictures' licence and of what to cite.
+
+    Raises
+    ------
+    InputError : names file, row and fix: a file that changed since the manifest was made, arrays that don't fit each
+        other or `num_boxes`, NaN, numbers too large for the precision, boxes outside their picture; a full disk.
+    """
+    work = _Import(manifest=manifest, images=images, settings=settings, staging=staging)
+    with work.staged.alone(out, f"import of {dataset}") as made, _kept_to_continue(work.staged):
+        if made:
+            return
+        found = {number: work.staged.finished(work.path(number)) for number in range(len(work))}
+        missing = [number for number, done in found.items() if not done]
+        ready = len(work.rows) - sum(len(work.part(number)) for number in missing)
+        if ready:
+            tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
+        with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
+            found |= work.make(missing, readers, bar, check=check)
+        done = [found[number] for number in range(len(work))]
+        with work.staged.install(out, done) as folder:
+            work.finish(folder, dataset, done, about or About())
+    note_made(out, fingerprint(work.recipe), "numpy", "h5py")
+
+
+def changed_files(manifest: Path, images: Path, settings: ImportSettings) -> Iterator[tuple[str, str]]:
+    """The files of an imported data set that aren't those its manifest was made of, with what is wrong."""
+    imported = read_source(manifest)
+    source = open_source(imported.format, images, **settings.told)
+    with progress(what="check", unit="B", total=source.size, scale=True) as bar:
+        now = source.hash_again(bar.update)
+    for name, digest in imported.files.items():
+        if now.get(name) != digest:
+            yield (
+                str(source.root / name if source.root.is_dir() else source.root),
+                "changed" if name in now else "missing",
+            )
+
+
+@contextmanager
+def _kept_to_continue(staged: Staging) -> Iterator[None]:
+    """What is staged stays, and is told of, if the same command can continue with it; else it goes with the error."""
+    told = f"finished shards wait in {staged.folder}, and the same command continues with them"
+    try:
+        yield
+    except DiskFull as error:
+        raise DiskFull(error.what, where=error.where, fix=f"{error.fix}: {told}") from error
+    except InputError:  # other files or parameters will have another staging folder
+        staged.discard()
+        raise
+    except KeyboardInterrupt:
+        tqdm.write(f"stopped: {told}")
+        raise
+
+
+class _Import:
+    """The shards of one store, numbered from 0 in manifest order."""
+
+    def __init__(self, *, manifest: Path, images: Path, settings: ImportSettings, staging: Path):
+        listed = Manifest.open(manifest)
+        self.rows = listed.images
+        self.imported = read_source(manifest)
+        if len(self.imported.places) != len(self.rows):
+            raise InputError("not as long as its source.json", where=manifest, fix="run the manifest stage again")
+        files = fingerprint(self.imported.files)
+        for row, place in zip(self.rows, self.imported.places, strict=True):
+            if row.sha256 != fingerprint([files, place]):
+                raise InputError(
+                    f"its sha256 isn't that of image {row.id!r}'s place in the files, as source.json tells it",
+                    where=manifest,
+                    fix="run the manifest stage again",
+                )
+        self.settings = settings
+        self.source = open_source(self.imported.format, images, **settings.told)
+        self.source.object_names = self.imported.object_names
+        # None: there are no boxes.
+        self.boxes = settings.boxes if self.imported.format == "scan" else "xyxy"
+        self.recipe = {
+            "format": {"schema": SCHEMA, "features": settings.precision},
+            "imported": {
+                "format": self.imported.format,
+                "files": self.imported.files,
+                "boxes": self.boxes,
+                "sizes": settings.sizes if self.boxes and self.imported.format == "scan" else None,
+                "info": settings.info,
+            },
+        }
+        key = {
+            "recipe": self.recipe,
+            "manifest": images_sha256(manifest),
+            "images_per_shard": settings.images_per_shard,
+            "code": CODE,
+        }
+        self._hash = fingerprint(self.recipe)
+        self._id_bytes = listed.id_bytes
+        # One image tells what all others must have: the length of a feature, and which labels.
+        self._first = self._first_record()
+        self.dim = self._first.features.shape[1]
+        self.staged = Staging(staging, key)
+
+    def _first_record(self) -> Record:
+        for place in self.imported.places:
+            record = self.source.read(place)
+            if len(record.features):
+                return record
+        raise InputError(
+            "no image has a region", where=self.source.root, fix="check `source.images`, the path of the regions"
+        )
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.settings.images_per_shard)
+
+    def path(self, number: int) -> Path:
+        return self.staged.folder / f"{number:06d}.h5"
+
+    def part(self, number: int) -> range:
+        """The manifest's rows of a shard."""
+        size = self.settings.images_per_shard
+        return range(number * size, min((number + 1) * size, len(self.rows)))
+
+    def make(self, numbers: Sequence[int], readers: int, bar: "tqdm[Any]", *, check: bool) -> dict[int, dict[str, Any]]:
+        """Done-markers of these shards, made here: one is hashed and the next written while the third is read."""
+        done: dict[int, Future[dict[str, Any]]] = {}
+        buffers = [self._buffer() for _ in range(min(2, len(numbers)))]
+        given_up = Event()
+
+        def go_on(_: int) -> None:
+            if given_up.is_set():
+                raise CancelledError
+
+        with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(1) as finishing, ThreadPoolExecutor(readers) as pool:
+            again = beside.submit(self.source.hash_again, go_on) if check else None
+            waiting: dict[int, list[Future[tuple[list[Regions], Norms]]]] = {}
+            try:
+                for place, number in enumerate(numbers):
+                    for ahead in range(place, min(place + 2, len(numbers))):
+                        if numbers[ahead] not in waiting:
+                            waiting[numbers[ahead]] = self._submit(pool, numbers[ahead], buffers[ahead % 2])
+                    regions, norms = [], Norms()
+                    for future in waiting[number]:
+                        block, lengths = future.result()
+                        regions += block
+                        norms = Norms.together((norms, lengths))
+                        bar.update(len(block))
+                    del waiting[number]
+                    facts = self._write(number, regions, norms, buffers[place % 2])
+                    if place:
+                        done[numbers[place - 1]].result()
+                    done[number] = finishing.submit(self.staged.finish, self.path(number), facts)
+                finished = {number: future.result() for number, future in done.items()}
+                if again:
+                    self._refuse_changed(again.result())
+                return finished
+            except BaseException:
+                given_up.set()
+                for futures in waiting.values():
+                    for future in futures:
+                        future.cancel()
+                raise
+
+    def _refuse_changed(self, files: dict[str, str]) -> None:
+        for name, digest in self.imported.files.items():
+            if files.get(name) != digest:
+                raise InputError(
+                    "it has changed since the manifest was made",
+                    where=self.source.root / name,
+                    fix="run the manifest stage again: `dvc repro manifest@<data set>`",
+                )
+
+    def _buffer(self) -> np.ndarray | None:
+        """Room for a shard's features ``[images, R, D]``; None for a ragged store."""
+        if self.imported.boxes is None:
+            return None
+        images = min(self.settings.images_per_shard, len(self.rows))
+        return np.empty((images, self.imported.boxes, self.dim), self.settings.precision)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, number: int, buffer: np.ndarray | None
+    ) -> list[Future[tuple[list[Regions], Norms]]]:
+        """Have a shard's images read, some at a time."""
+        part = self.part(number)
+        blocks = [slice(at, min(at + _TOGETHER, len(part))) for at in range(0, len(part), _TOGETHER)]
+        return [pool.submit(self._read, part[block], None if buffer is None else buffer[block]) for block in blocks]
+
+    def _write(self, number: int, regions: list[Regions], norms: Norms, buffer: np.ndarray | None) -> dict[str, Any]:
+        """Write a shard; what its done-marker is to say of it."""
+        part = self.part(number)
+        ids = [row.id for row in self.rows[part.start : part.stop]]
+        write_shard(
+            self.path(number),
+            ids,
+            regions,
+            self._hash,
+            dim=self.dim,
+            dense=self.imported.boxes,
+            id_bytes=self._id_bytes,
+            features=None if buffer is None else buffer[: len(ids)],
+        )
+        return {"count": len(ids), "first": ids[0], "last": ids[-1], "norms": astuple(norms)}
+
+    def _read(self, rows: range, buffer: np.ndarray | None) -> tuple[list[Regions], Norms]:
+        """The regions of some images, their features in `buffer` where there is one, and these features' norms."""
+        outs = [None] * len(rows) if buffer is None else buffer
+        regions = [self._regions(row, out) for row, out in zip(rows, outs, strict=True)]
+        norms = [Norms.of(found.features) for found in regions]
+        for row, found, lengths in zip(rows, regions, norms, strict=True):
+            if lengths.least == 0:
+                raise InputError(
+                    f"features are all zero: region {np.flatnonzero(~found.features.any(1))[0]}",
+                    where=self._where(row),
+                    fix="extract or fetch this image again; where regions are padded, give it as many as it has",
+                )
+        return regions, Norms.together(norms)
+
+    def _where(self, row: int) -> str:
+        return f"{self.source.where(self.imported.places[row])} (image {self.rows[row].id!r})"
+
+    def _regions(self, row: int, out: np.ndarray | None) -> Regions:
+        """One image's regions as the store keeps them; `out` is room for its features."""
+        where, record = self._where(row), self.source.read(self.imported.places[row])
+        self._check(record, where)
+        boxes, size = self._boxes(record, where)
+        told = record.labels if len(boxes) else dict.fromkeys(self._first.labels, np.empty(0, np.int32))
+        labels = {name: _label(values, name, len(boxes), self._names(name), where) for name, values in told.items()}
+        return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)
+
+    def _names(self, label: str) -> list[str] | None:
+        """What a label's numbers mean, where the files say so."""
+        named = {"objects_id": self.imported.object_names, "attrs_id": self.imported.attribute_names}
+        return named.get(label)
+
+    def _check(self, record: Record, where: str) -> None:
+        """All images are alike, and no image has more regions than the store can count."""
+        rows, dim = record.features.shape
+        if (rows and dim != self.dim) or rows > _MOST_BOXES:
+            raise InputError(
+                f"{rows} regions of {dim} numbers, the first image's have {self.dim}",
+                where=where,
+                fix=f"import files of one detector, with at most {_MOST_BOXES} regions an image",
+            )
+        if self.imported.boxes not in (None, rows):
+            raise InputError(
+                f"{rows} regions, its num_boxes says {self.imported.boxes}", where=where, fix="fetch the file again"
+            )
+        if rows and record.labels.keys() != self._first.labels.keys():
+            raise InputError(
+                f"it has the labels {sorted(record.labels)}, the first image has {sorted(self._first.labels)}",
+                where=where,
+                fix="give all images the same",
+            )
+
+    def _features(self, values: np.ndarray, out: np.ndarray | None, where: str) -> np.ndarray:
+        values = values.reshape(-1, self.dim)
+        out = np.empty(values.shape, self.settings.precision) if out is None else out
+        if out.dtype == np.float16 and values.dtype != np.float16:
+            whole = to_float16(np.ascontiguousarray(values, np.float32), out)
+        else:
+            with np.errstate(over="ignore"):
+                np.copyto(out, values)
+            whole = np.isfinite(out).all()
+        if whole:
+            return out
+        wrong = np.flatnonzero(~np.isfinite(values).all(1))
+        if len(wrong):
+            raise InputError(
+                f"features are NaN or infinite: region {wrong[0]}", where=where, fix="extract or fetch this image again"
+            )
+        more = "extract this image again" if out.dtype == np.float32 else "set `regions.precision: float32`"
+        raise InputError(
+            f"a feature is {np.abs(values).max():g}, {out.dtype} ends at {np.finfo(out.dtype).max:g}",
+            where=where,
+            fix=more,
+        )
+
+    def _boxes(self, record: Record, where: str) -> tuple[np.ndarray, tuple[int, int]]:
+        """Boxes absolute (x1, y1, x2, y2), and (width, height). Without boxes: all of a picture of one pixel."""
+        if record.boxes is None or record.size is None:
+            return np.tile(np.array([0, 0, 1, 1], np.float32), (len(record.features), 1)), (1, 1)
+        size = record.size if self.settings.sizes == "wh" else record.size[::-1]
+        if not all(0 < side < 2**31 and side == int(side) for side in size):
+            raise InputError(f"the picture's size is {size}", where=where, fix="give whole pixels, (width, height)")
+        width, height = (int(side) for side in size)
+        boxes = np.array(record.boxes, np.float32)
+        if boxes.size != 4 * len(record.features):
+            raise InputError(
+                f"boxes {list(boxes.shape)} of {len(record.features)} regions",
+                where=where,
+                fix="give four numbers a region",
+            )
+        boxes = boxes.reshape(-1, 4)
+        if self.boxes and self.boxes.startswith("relative"):
+            boxes *= np.array([width, height, width, height], np.float32)
+        if self.boxes and self.boxes.endswith("xywh"):
+            boxes[:, 2:] += boxes[:, :2]
+        limits = np.array([width, height], np.float32)
+        inside = (boxes[:, :2] >= -1) & (boxes[:, :2] <= boxes[:, 2:]) & (boxes[:, 2:] <= limits + 1)
+        if not inside.all():  # NaN compares false
+            region = int(np.flatnonzero(~inside.all(1))[0])
+            x1, y1, x2, y2 = boxes[region].tolist()
+            asked = "`regions.boxes` and `regions.sizes`" if self.imported.format == "scan" else "the file"
+            raise InputError(
+                f"box {region} is ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}) in a picture of {width} x {height}",
+                where=where,
+                fix=f"check {asked}: boxes lie in their picture, give or take a pixel",
+            )
+        return np.clip(boxes, 0, np.tile(limits, 2)), (width, height)
+
+    def finish(self, folder: Path, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
+        """Write what stands beside the shards in `folder`: index, failures, recipe and cards."""
+        index = region_index(
+            done,
+            dim=self.dim,
+            dense=self.imported.boxes,
+            object_names=self.imported.object_names,
+            attribute_names=self.imported.attribute_names,
+        ) | {
+            "dataset": dataset,
+            "about": about.model_dump(exclude_none=True),
+            "norms": Norms.together(Norms(*shard["norms"]) for shard in done).as_json(),
+        }
+        write_json(folder / INDEX, index)
+        write_text(folder / FAILURES, "")
+        write_recipe(folder, self.recipe)
+        write_card(folder)
+
+
+def _label(values: np.ndarray, name: str, rows: int, names: list[str] | None, where: str) -> np.ndarray:
+    """Classes as int32 (of `names`, where they have some), confidences as float32, one a region."""
+    dtype, fix = _DTYPES[name], "fetch or export the file again"
+    if values.shape != (rows,) or values.dtype.kind not in "iuf":
+        raise InputError(f"{name} is {values.dtype} {list(values.shape)} of {rows} regions", where=where, fix=fix)
+    kept = values.astype(dtype)
+    if dtype is np.int32:
+        if not (kept == values).all():
+            raise InputError(f"{name} doesn't fit {np.dtype(dtype)}", where=where, fix=fix)
+        wrong, told = (kept < 0) | (kept >= (np.inf if names is None else len(names))), "a class"
+    else:
+        wrong, told = ~((kept >= 0) & (kept <= 1)), "within 0 and 1"  # NaN compares false
+    if wrong.any():
+        region = int(np.flatnonzero(wrong)[0])
+        raise InputError(f"{name} of region {region} is {values[region]:g}, not {told}", where=where, fix=fix)
+    return kept

@@ -1,0 +1,93 @@
+"""The built-in caption teacher `lsa`, for when no sentence encoder is at hand: latent semantic analysis.
+
+Words are weighted by TF-IDF (1 + log of the count, times log((1 + n) / (1 + captions with the word)) + 1) and projected
+on the leading right singular vectors of the train split's captions (Deerwester et al., JASIS 1990). It knows which
+words occur together, and neither their order nor their meaning.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from extract.teachers.settings import LSA
+from manifests.errors import InputError
+from manifests.progress import progress
+
+# The singular vectors come from the products of all pairs of words: 130 MB and half a minute at this size.
+WORDS = 4096
+_BATCH = 1024
+_WORD = re.compile(r"\w+")
+
+
+class LatentSemantics:
+    """Vectors of captions (`extract.teachers.teacher.Teacher`).
+
+    Parameters
+    ----------
+    texts, train : the captions, and which of them the words and the projection are learned from.
+    dim : at most; there are no more than the train split's captions say different things.
+
+    Raises
+    ------
+    InputError : the train split has no words.
+    """
+
+    def __init__(self, texts: Sequence[str], train: Sequence[int], dim: int):
+        self.texts = texts
+        self.failures: dict[int, str] = {}
+        counts = Counter(word for caption in train for word in _words(texts[caption]))
+        if not counts:
+            raise InputError(
+                "the train split's captions have no words",
+                where=f"the caption teacher {LSA}",
+                fix="choose a text encoder in teachers.D.captions.model",
+            )
+        listed = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
+        self._place = {word: place for place, word in enumerate(listed)}
+        # Behind the words stands what is none of them, so that no train caption is empty.
+        self._width = len(listed) + 1
+        self._idf, self._projection = self._fit(train, dim)
+        self.dim = self._projection.shape[1]
+        self.recipe = {"name": LSA, "dim": self.dim, "words": WORDS, "weights": "tf-idf of the train split"}
+
+    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of consecutive rows; a caption without any known word is zeros."""
+        for first in range(rows.start, rows.stop, _BATCH):
+            batch = list(range(first, min(first + _BATCH, rows.stop)))
+            yield batch, (self._weighted(batch) @ self._projection).astype(np.float32)
+
+    def _fit(self, train: Sequence[int], dim: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weights ``[V]`` of the words and the projection ``[V, W]``."""
+        with_word, products = np.zeros(self._width), np.zeros((self._width, self._width))
+        parts = [train[first : first + _BATCH] for first in range(0, len(train), _BATCH)]
+        for part in parts:
+            with_word += (self._counts(part) > 0).sum(0)
+        self._idf = np.log((1 + len(train)) / (1 + with_word)) + 1
+        for part in progress(parts, what=f"teachers: {LSA}", unit="batches"):
+            weighted = self._weighted(part)
+            products += weighted.T @ weighted
+        squares, vectors = np.linalg.eigh(products)
+        # Beyond the captions' rank directions are arbitrary.
+        leading = vectors[:, squares > 1e-9 * squares[-1]][:, ::-1][:, :dim]
+        # Their signs are free: the largest number is made positive.
+        signs = np.sign(leading[np.abs(leading).argmax(0), np.arange(leading.shape[1])])
+        return self._idf, leading * signs
+
+    def _weighted(self, captions: Sequence[int]) -> np.ndarray:
+        """TF-IDF of unit length, float64 ``[n, V]``."""
+        counts = self._counts(captions)
+        weighted = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * self._idf
+        return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
+
+    def _counts(self, captions: Sequence[int]) -> np.ndarray:
+        counts = np.zeros((len(captions), self._width))
+        for row, caption in enumerate(captions):
+            for word in _words(self.texts[caption]) or [""]:
+                counts[row, self._place.get(word, -1)] += 1
+        return counts
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())

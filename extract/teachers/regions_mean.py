@@ -1,0 +1,61 @@
+"""The built-in image teacher `regions-mean`, for when no vision model is at hand.
+
+An image is the mean of its region features, less the mean of that over the train split: without this step all images
+would be alike. It knows what the detector knows, and nothing of where things are.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from extract.stores.intact import require_intact
+from extract.stores.regions import RegionStore
+from extract.teachers.settings import REGIONS_MEAN
+from manifests.progress import progress
+from manifests.schema import ImageRow
+
+_BATCH = 256
+
+
+class RegionsMean:
+    """Means of a region store's features (`extract.teachers.teacher.Teacher`)."""
+
+    def __init__(self, regions: Path, rows: Sequence[ImageRow]):
+        require_intact(regions)
+        self.store, self.rows = RegionStore(regions), rows
+        self.dim = self.store.dim
+        self.failures: dict[int, str] = {}
+        self.recipe = {"name": REGIONS_MEAN, "less": "mean of the train split", "regions": self.store.recipe_hash}
+        self._centre: np.ndarray | None = None
+
+    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of consecutive rows."""
+        if self._centre is None:
+            self._centre = self._mean_of_train()
+        for first in range(rows.start, rows.stop, _BATCH):
+            batch = list(range(first, min(first + _BATCH, rows.stop)))
+            found = np.zeros((len(batch), self.dim), np.float32)
+            for place, row in enumerate(batch):
+                mean = self._mean(row)
+                if mean is None:
+                    self.failures[row] = "the region store has no regions of it"
+                else:
+                    found[place] = mean - self._centre
+            yield batch, found
+
+    def _mean_of_train(self) -> np.ndarray:
+        train = [row for row, image in enumerate(self.rows) if image.split == "train"]
+        total, count = np.zeros(self.dim), 0
+        for row in progress(train, what="teachers: mean of the train split", unit="images"):
+            mean = self._mean(row)
+            if mean is not None:
+                total, count = total + mean, count + 1
+        return (total / max(count, 1)).astype(np.float32)
+
+    def _mean(self, row: int) -> np.ndarray | None:
+        image = self.rows[row].id
+        if image not in self.store:
+            return None
+        features = self.store.regions(self.store.row(image)).features
+        return features.mean(0, dtype=np.float32) if len(features) else None

@@ -1,0 +1,153 @@
+"""Image teachers of Hugging Face transformers or timm: a vision model with its own preprocessing, over whole pictures.
+
+timm's models come through transformers' wrapper and need the package timm; everything else is told by their folder.
+Of a model with two halves (CLIP, SigLIP) the vision half is taken.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from extract.hub import Kind, find_model, load_model, model_recipe
+from extract.teachers.settings import ImageTeacherSettings
+from extract.vision.decode import DECODING, UnreadableImage
+from extract.vision.reading import ahead, read_picture
+from manifests.errors import InputError
+from manifests.files import sha256
+from manifests.schema import ImageRow
+
+KIND = Kind("image teacher", "google/vit-base-patch16-224-in21k", "--include '*.json' --include '*.safetensors'")
+_PREPROCESSING = "preprocessor_config.json"
+_OTHER_POOLING = "set teachers.D.images.pooling to cls or mean"
+
+
+def find_vision_model(settings: ImageTeacherSettings) -> tuple[Path, bool]:
+    """The folder of a vision model and whether it is timm's. Raises InputError where files are missing."""
+    folder = find_model(settings.model, settings.revision, KIND)
+    timm = '"architecture"' in (folder / "config.json").read_text(encoding="utf-8")
+    if not timm and not (folder / _PREPROCESSING).is_file():
+        raise InputError(
+            f"it lacks {_PREPROCESSING}",
+            where=f"{KIND.role} {settings.model!r} in {folder}",
+            fix=KIND.how_to_get(settings.model, settings.revision),
+        )
+    return folder, timm
+
+
+class VisionTeacher:
+    """Pooled states of a vision model (`extract.teachers.teacher.Teacher`).
+
+    Parameters
+    ----------
+    rows, images : the manifest's rows and the image root that their paths start from.
+    skip : pictures that can't be decoded have no vector; else they stop the stage.
+    max_pixels : those with more can't be decoded.
+    batch_size, readers : pictures a batch, threads that read and prepare them.
+
+    Raises
+    ------
+    InputError : a model that isn't on this machine, doesn't load or gives no such pooled output; a picture that is
+        missing, has changed or, unless they are skipped, can't be decoded.
+    """
+
+    def __init__(
+        self,
+        settings: ImageTeacherSettings,
+        rows: Sequence[ImageRow],
+        images: Path,
+        *,
+        skip: bool,
+        max_pixels: int,
+        device: str,
+        batch_size: int,
+        readers: int,
+    ):
+        self.rows, self.images, self.device = rows, images, device
+        self.skip, self.max_pixels = skip, max_pixels
+        self.batch_size, self.readers, self.pooling = batch_size, readers, settings.pooling
+        self.failures: dict[int, str] = {}
+        self.where = f"{KIND.role} {settings.model!r}"
+        folder, timm = find_vision_model(settings)
+        self._prepare = _preprocessing(folder, settings, timm)
+        spare = None if settings.pooling == "pooler" else "pooler"
+        model = load_model(settings.model, settings.revision, KIND, spare, {"pooler": _OTHER_POOLING})
+        self._model = getattr(model, "vision_model", model).requires_grad_(False).to(device)
+        self.recipe = {
+            **model_recipe(settings.model, folder),
+            "pooling": settings.pooling,
+            "preprocessing_sha256": sha256(folder / ("config.json" if timm else _PREPROCESSING)),
+            "decoding": DECODING,
+        }
+        grey = self._prepared(np.full((64, 64, 3), 128, np.uint8))
+        self.dim = self._pooled(grey[None]).shape[1]
+
+    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of rows in their order, read and prepared while the batch before is looked at."""
+        with ThreadPoolExecutor(self.readers) as readers:
+            read = zip(rows, ahead(readers, self._read, rows, 2 * self.batch_size), strict=True)
+            while batch := list(islice(read, self.batch_size)):
+                yield self._looked_at(batch)
+
+    def _looked_at(self, batch: list[tuple[int, Future[Tensor]]]) -> tuple[list[int], np.ndarray]:
+        found = np.zeros((len(batch), self.dim), np.float32)
+        pictures = {}
+        for place, (row, picture) in enumerate(batch):
+            try:
+                pictures[place] = picture.result()
+            except UnreadableImage as error:
+                self._failed(row, error)
+        if pictures:
+            found[list(pictures)] = self._pooled(torch.stack(list(pictures.values()))).cpu().numpy()
+        return [row for row, _ in batch], found
+
+    def _read(self, row: int) -> Tensor:
+        return self._prepared(read_picture(self.images, self.rows[row], self.max_pixels))
+
+    def _prepared(self, rgb: np.ndarray) -> Tensor:
+        return self._prepare(images=Image.fromarray(rgb), return_tensors="pt")["pixel_values"][0]
+
+    @torch.inference_mode()
+    def _pooled(self, pictures: Tensor) -> Tensor:
+        """``[B, W]``."""
+        out = self._model(pixel_values=pictures.to(self.device))
+        if self.pooling == "pooler":
+            pooled = getattr(out, "pooler_output", None)
+            if pooled is None:
+                raise InputError("it has no pooled output", where=self.where, fix=_OTHER_POOLING)
+            return pooled.flatten(1)
+        states = out.last_hidden_state
+        if states.dim() == 4:  # a convolutional network's [B, W, H, W]
+            states = states.flatten(2).transpose(1, 2)
+        return states[:, 0] if self.pooling == "cls" else states.mean(1)
+
+    def _failed(self, row: int, error: UnreadableImage) -> None:
+        image = self.rows[row]
+        if not self.skip:
+            raise InputError(
+                f"image {image.id!r} can't be read: {error}",
+                where=self.images / image.path,
+                fix="replace the picture, or set `teachers.D.unreadable: skip` to go on without it",
+            ) from error
+        self.failures[row] = str(error)
+
+
+def _preprocessing(folder: Path, settings: ImageTeacherSettings, timm: bool) -> Any:
+    from transformers import AutoImageProcessor
+
+    where, fix = f"{KIND.role} {settings.model!r} in {folder}", KIND.how_to_get(settings.model, settings.revision)
+    if timm:
+        try:
+            import timm as _  # noqa: F401
+        except ImportError as error:
+            raise InputError("timm's models need the package timm", where=where, fix="pip install timm") from error
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"its preprocessing doesn't load ({error})", where=where, fix=fix) from error

@@ -1,0 +1,1 @@
+"""Pictures to regions: decoding, detectors, selection."""

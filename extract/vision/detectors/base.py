@@ -1,0 +1,119 @@
+"""What a detector is to the region stage: pictures in, regions out.
+
+A detector proposes; the selection rule chooses; both are the same for every network. Boxes are (x1, y1, x2, y2) in
+pixels everywhere: of the network's picture in `Candidates`, of the original picture in `Regions`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from extract.settings import BottomUpSettings, DetectionSettings
+from extract.stores.regions import Regions
+from extract.vision.selection import bottom_up, detections
+from manifests.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """One picture's proposals before selection.
+
+    boxes ``[P, 4]`` in the network's picture, features ``[P, D]``, class probabilities without background ``[P, C]``,
+    box deltas of every class ``[P, 4 C]``, attribute probabilities ``[P, A]`` or None.
+    """
+
+    boxes: Tensor
+    features: Tensor
+    classes: Tensor
+    deltas: Tensor
+    attributes: Tensor | None
+
+
+class Detector(ABC):
+    """A region extractor.
+
+    Attributes
+    ----------
+    recipe : everything that decides its numbers by design, as JSON; part of the store's recipe hash.
+    selection : the rule that chooses regions among its proposals.
+    device : where its network is.
+    dim : D, the length of a region feature.
+    object_names, attribute_names : the names behind the ids; None where it knows none.
+    """
+
+    recipe: dict[str, Any]
+    selection: BottomUpSettings | DetectionSettings
+    device: str
+    dim: int
+    object_names: tuple[str, ...] | None
+    attribute_names: tuple[str, ...] | None
+
+    @abstractmethod
+    def network_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) to which a picture of that size is resized: pictures that share it can share a batch."""
+
+    @abstractmethod
+    def candidates(self, pictures: Tensor) -> list[Candidates]:
+        """Propose regions in uint8 RGB pictures ``[B, 3, H, W]`` of `network_size`, on `device`."""
+
+    def prepare(self, rgb: np.ndarray) -> Tensor:
+        """Resize an upright RGB picture (uint8 ``[H, W, 3]``) to uint8 ``[3, h, w]``: PIL's bilinear filter."""
+        size = self.network_size(rgb.shape[1], rgb.shape[0])
+        if size != (rgb.shape[1], rgb.shape[0]):
+            rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
+        return torch.tensor(rgb).permute(2, 0, 1).contiguous()
+
+    @torch.inference_mode()
+    def detect(self, pictures: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Regions]:
+        """Regions of `prepare`d pictures, uint8 ``[B, 3, h, w]``, whose original (width, height) are `sizes`.
+
+        Raises `InputError` where a picture has fewer proposals than ``selection.min_boxes``.
+        """
+        if self.device.startswith("cuda"):
+            pictures = pictures.pin_memory().to(self.device, non_blocking=True)
+        found = self.candidates(pictures)
+        return [self._regions(f, pictures.shape[-2:], size) for f, size in zip(found, sizes, strict=True)]
+
+    def _regions(self, found: Candidates, network: tuple[int, int], size: tuple[int, int]) -> Regions:
+        rows, boxes, objects_id, objects_conf = self._select(found, network)
+        if len(rows) < self.selection.min_boxes:
+            raise InputError(
+                f"the detector proposes {len(rows)} regions in a picture of {size[0]} x {size[1]} pixels, fewer than "
+                f"the {self.selection.min_boxes} asked for",
+                where="params.yaml, `selection.min_boxes`",
+                fix="lower it, or let the detector see larger pictures",
+            )
+        x, y = size[0] / network[1], size[1] / network[0]
+        boxes = boxes.float() * boxes.new_tensor([x, y, x, y], dtype=torch.float32)
+        attributes = None if found.attributes is None else found.attributes[rows].max(1)
+        return Regions(
+            features=found.features[rows].half().cpu().numpy(),
+            boxes=boxes.clamp(min=0).minimum(boxes.new_tensor([*size, *size])).cpu().numpy(),
+            image_size=size,
+            objects_id=objects_id.int().cpu().numpy(),
+            objects_conf=objects_conf.float().cpu().numpy(),
+            attrs_id=None if attributes is None else attributes.indices.int().cpu().numpy(),
+            attrs_conf=None if attributes is None else attributes.values.float().cpu().numpy(),
+        )
+
+    def _select(self, found: Candidates, network: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows of the proposals, boxes in the network's picture, classes and their confidence."""
+        thresholds = {
+            "max_boxes": self.selection.max_boxes,
+            "nms_threshold": self.selection.nms_threshold,
+            "score_threshold": self.selection.score_threshold,
+        }
+        if self.selection.rule == "detections":
+            rows, classes, boxes = detections(
+                found.boxes, found.classes, found.deltas, (network[0], network[1]), **thresholds
+            )
+            return rows, boxes, classes, found.classes[rows, classes]
+        rows = bottom_up(found.boxes, found.classes, min_boxes=self.selection.min_boxes, **thresholds)
+        confidence, classes = found.classes[rows].max(1)
+        return rows, found.boxes[rows], classes, confidence

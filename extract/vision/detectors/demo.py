@@ -1,0 +1,64 @@
+"""The demo's detector: `SceneRCNN` with its committed weights."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from extract.settings import BottomUpSettings, DemoDetectorSettings, DetectionSettings
+from extract.stores.tensors import load_into, read_tensors
+from extract.vision.decode import DECODING
+from extract.vision.detectors.base import Candidates, Detector
+from extract.vision.detectors.scene_rcnn import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE, SceneRCNN
+
+PROPOSALS = {"before_nms": 300, "after_nms": 48, "nms_threshold": 0.7}
+
+
+class DemoDetector(Detector):
+    """`SceneRCNN` on `device`; `weights` is a checked local file."""
+
+    dim = FEATURE_DIM
+    object_names = OBJECTS
+    attribute_names = ATTRIBUTES
+
+    def __init__(
+        self,
+        settings: DemoDetectorSettings,
+        selection: BottomUpSettings | DetectionSettings,
+        weights: Path,
+        device: str,
+    ):
+        self.settings, self.selection, self.device = settings, selection, device
+        self.recipe = {
+            "name": settings.name,
+            "weights_sha256": settings.sha256,
+            "decoding": DECODING,
+            "pixels": "RGB, (x / 255 - 0.5) / 0.25",
+            "resize": {
+                "filter": "PIL bilinear",
+                "shortest": settings.shortest,
+                "longest": settings.longest,
+                "multiple_of": STRIDE,
+            },
+            "proposals": PROPOSALS,
+            "pooling": "RoIAlign 5x5, aligned, sampling ratio 2",
+        }
+        self.network = SceneRCNN().eval().requires_grad_(False)
+        fix = "use the demo's own weights: `git checkout` them"
+        load_into(self.network, read_tensors(weights, fix=fix)[0], weights, fix=fix)
+        self.network.to(device)
+
+    def network_size(self, width: int, height: int) -> tuple[int, int]:
+        shorter, longer = min(width, height), max(width, height)
+        scale = min(self.settings.shortest / shorter, self.settings.longest / longer)
+        return tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in (width, height))
+
+    def candidates(self, pictures: Tensor) -> list[Candidates]:
+        pictures = pictures.to(self.device, torch.float32) / 255
+        return self.network.candidates(
+            pictures,
+            before=PROPOSALS["before_nms"],
+            after=PROPOSALS["after_nms"],
+            at_least=self.selection.min_boxes,
+            nms_threshold=PROPOSALS["nms_threshold"],
+        )

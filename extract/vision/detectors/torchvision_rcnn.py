@@ -1,0 +1,107 @@
+"""Detectron2's checkpoints behind the `Detector` interface, without detectron2."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extract.settings import BottomUpSettings, DetectionSettings, RCNNSettings
+from extract.vision.decode import DECODING
+from extract.vision.detectors.base import Candidates, Detector
+from extract.vision.detectors.checkpoint import read_checkpoint
+from extract.vision.detectors.rcnn import Conventions, Outputs, build
+from manifests.errors import InputError
+from manifests.jsonl import read_utf8
+
+_CONVENTIONS = {"stride_in_1x1", "pooling", "sampling_ratio", "anchor_sizes", "anchor_ratios"}
+_PROPOSALS = {"proposals_before", "proposals_after"}
+
+
+class RCNNDetector(Detector):
+    """A C4 or FPN network from a checkpoint's own shapes; `weights` is a checked local file.
+
+    Raises `InputError` that lists missing and unexpected parameters and wrong shapes.
+    """
+
+    def __init__(
+        self, settings: RCNNSettings, selection: BottomUpSettings | DetectionSettings, weights: Path, device: str
+    ):
+        self.settings, self.selection, self.device = settings, selection, device
+        self.recipe = _recipe(settings)
+        state = read_checkpoint(weights)
+        if settings.variance_includes_eps:
+            state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
+        conventions = Conventions(
+            **settings.model_dump(include=_CONVENTIONS | _PROPOSALS), rpn_nms=settings.proposals_nms
+        )
+        try:
+            self.network = build(state, conventions).to(device, getattr(torch, settings.precision))
+        except KeyError as error:
+            raise InputError(
+                f"the checkpoint has no parameter {error.args[0]!r}",
+                where=weights,
+                fix="use a whole checkpoint of a C4 or FPN Faster R-CNN",
+            ) from error
+        except RuntimeError as error:
+            raise InputError(
+                " ".join(str(error).split()), where=weights, fix="use a checkpoint whose parameters fit together"
+            ) from error
+        self.dim = self.network.dim
+        self.object_names = _names(settings.object_names, self.network.num_classes, "object_names")
+        attributes = self.network.attributes
+        self.attribute_names = (
+            None
+            if attributes is None
+            else _names(settings.attribute_names, attributes.score.out_features, "attribute_names")
+        )
+        self._mean = torch.tensor(settings.pixel_mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(settings.pixel_std, device=device).view(3, 1, 1)
+
+    def network_size(self, width: int, height: int) -> tuple[int, int]:
+        """Detectron2's ResizeShortestEdge, its order of rounding included."""
+        scale = self.settings.shortest / min(width, height)
+        sides = [self.settings.shortest if side == min(width, height) else scale * side for side in (width, height)]
+        if max(sides) > self.settings.longest:
+            shrink = self.settings.longest / max(sides)
+            sides = [side * shrink for side in sides]
+        return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
+
+    def outputs(self, pictures: Tensor) -> list[Outputs]:
+        """Everything that the network says of `prepare`d pictures, uint8 RGB ``[B, 3, h, w]``."""
+        x = pictures.to(self.device)
+        if self.settings.pixel_order == "BGR":
+            x = x.flip(1)
+        x = ((x.float() - self._mean) / self._std).to(next(self.network.parameters()).dtype)
+        return self.network(x, at_least=max(1, self.selection.min_boxes))
+
+    def candidates(self, pictures: Tensor) -> list[Candidates]:
+        return [
+            Candidates(
+                boxes=found.proposals,
+                features=found.features,
+                classes=found.logits.float().softmax(1)[:, :-1],
+                deltas=found.deltas.float(),
+                attributes=None if found.attributes is None else found.attributes.float().softmax(1),
+            )
+            for found in self.outputs(pictures)
+        ]
+
+
+def _recipe(settings: RCNNSettings) -> dict[str, Any]:
+    values = settings.model_dump(mode="json", exclude={"weights", "sha256", "object_names", "attribute_names"})
+    return {**values, "weights_sha256": settings.sha256, "decoding": DECODING, "resize_filter": "PIL bilinear"}
+
+
+def _names(file: str | None, count: int, key: str) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    # Lines end at "\n" alone: Python takes other marks, which a name may hold, for a line's end as well.
+    names = tuple(line.removesuffix("\r") for line in read_utf8(Path(file)).removesuffix("\n").split("\n"))
+    if len(names) != count:
+        raise InputError(
+            f"{len(names)} names for {count} ids",
+            where=file,
+            fix=f"give `detector.{key}` one line an id, background left out",
+        )
+    return names

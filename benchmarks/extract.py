@@ -26,11 +26,11 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torchvision.ops import nms
 
+from demo.scenes.drawing import draw_scene
 from extract.settings import RegionSettings
 from extract.stages.regions import run
 from extract.vision.decode import decode
-from extract.vision.detectors import load_detector
-from manifests.drawing import draw_scene
+from extract.vision.loading import load_detector
 from manifests.files import sha256, write_json
 from manifests.schema import CaptionedImage
 from manifests.tables import write_manifest

@@ -1,10 +1,23 @@
 """The base of every floor's typed parameters, and of the types that files must have."""
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from manifests.errors import InputError
 from manifests.files import canonical_json
@@ -30,9 +43,54 @@ def schema(number: int) -> Any:
 
 
 class Settings(BaseModel):
-    """A section of `params.yaml`: typed, and closed to unknown keys."""
+    """A section of `params.yaml`: typed, and closed to unknown keys, which are errors that name the nearest known one.
+
+    `later` names keys that are younger than the features people have.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    def decides(self) -> dict[str, Any]:
+        """Keys and values for a recipe, as JSON. A later key at its default isn't in it: it invalidates nothing."""
+        default = {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
+        return self.model_dump(mode="json", exclude=default)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _nearest_key(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            if not any(item["type"] == "extra_forbidden" for item in found):
+                raise
+            raise ValidationError.from_exception_data(cls.__name__, [_told(item, cls) for item in found]) from None
+
+
+def one_of(key: str, *sections: type[Settings]) -> Any:
+    """The type of a section that `key`, a literal of each of `sections`, chooses."""
+    by_name = {get_args(section.model_fields[key].annotation)[0]: section for section in sections}
+
+    def chosen(value: Any) -> Settings:
+        if isinstance(value, Settings):
+            return value
+        name = value.get(key) if isinstance(value, Mapping) else None
+        if name not in by_name:
+            told = f"{key} is {name!r}" if name is not None else f"a mapping with its `{key}` is missing"
+            raise PydanticCustomError("choice", f"{told}: choose one of {', '.join(by_name)}")
+        return by_name[name].model_validate(value)
+
+    return Annotated[SerializeAsAny[Settings], PlainValidator(chosen)]
+
+
+def _told(item: Any, section: type[BaseModel]) -> InitErrorDetails:
+    """An error of pydantic's with the nearest known key, where it is about an unknown one of this section."""
+    message = item["msg"]
+    if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+        close = difflib.get_close_matches(str(item["loc"][0]), section.model_fields, n=1, cutoff=0.5)
+        message = f"unknown key (did you mean {close[0]!r}?)" if close else "unknown key"
+    return InitErrorDetails(type=PydanticCustomError(item["type"], message), loc=item["loc"], input=item["input"])
 
 
 class Written(BaseModel):
@@ -55,7 +113,9 @@ def checked(value: Any, kind: type[T], *, where: object, fix: str) -> T:
     """A JSON value as `kind`. Raises InputError as `read_checked` does."""
     try:
         text = canonical_json(value).encode("utf-8")  # no infinite number, no half of a surrogate pair
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        # A `Written` is strict of itself; the parameters in one were typed by hand, once.
+        strict = None if isinstance(kind, type) and issubclass(kind, BaseModel) else True
+        return TypeAdapter(kind).validate_json(text, strict=strict)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the file"

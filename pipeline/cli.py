@@ -68,7 +68,7 @@ def main() -> None:
 @main.command()
 def scenes() -> None:
     """Draw the demo data set's pictures and describe them."""
-    from manifests.scenes import run
+    from demo.scenes.stage import run
 
     run(settings=read_params().scenes, out=places.SCENES)
 
@@ -76,7 +76,7 @@ def scenes() -> None:
 @main.command()
 def detector() -> None:
     """Train the demo's detector (a frozen stage: its weights are committed)."""
-    from extract.vision.detectors.training import run
+    from demo.detector.training import run
 
     Machine.from_environment().torch_device()
     run(settings=read_params().detector, out=places.DEMO_WEIGHTS)

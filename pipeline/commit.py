@@ -2,7 +2,7 @@
 
 import subprocess
 
-CODE = ("manifests", "extract", "train", "eval", "pipeline", "params.yaml", "dvc.yaml")
+CODE = ("manifests", "extract", "demo", "train", "eval", "pipeline", "params.yaml", "dvc.yaml")
 
 
 def current_commit() -> str | None:

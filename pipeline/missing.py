@@ -14,7 +14,6 @@ import braceexpand
 
 from eval.spice import reason_to_skip
 from extract.exchange.formats import open_source
-from extract.settings import DetectorSettings
 from extract.teachers.sentences import read_modules
 from extract.teachers.settings import LSA, REGIONS_MEAN, TeacherSettings
 from extract.teachers.vision import find_vision_model
@@ -22,10 +21,11 @@ from extract.text.encoder import find_encoder
 from extract.text.pieces import PieceTokenizer
 from extract.text.settings import TokenSettings
 from extract.text.words import load_language
-from extract.vision.detectors.weights_file import cache_folder
+from extract.vision.weights import WeightsSettings, cache_folder
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress
+from manifests.typed import Settings
 from pipeline import places
 from pipeline.params import FILE, Params
 from train.settings import RunSettings
@@ -106,7 +106,7 @@ def _is_made(path: str | Path, params: Params) -> bool:
     return any(Path(os.path.abspath(path)).is_relative_to(folder.absolute()) for folder in folders)
 
 
-def _detector(key: str, detector: DetectorSettings, params: Params) -> Iterator[InputError]:
+def _detector(key: str, detector: Settings, params: Params) -> Iterator[InputError]:
     if detector.name == "detectron2" and find_spec("detectron2") is None:
         yield InputError(
             "detectron2 isn't installed",
@@ -116,6 +116,8 @@ def _detector(key: str, detector: DetectorSettings, params: Params) -> Iterator[
     for what in ("object_names", "attribute_names", "config"):
         if path := getattr(detector, what, None):
             yield from _path(f"{key}.{what}", path, params)
+    if not isinstance(detector, WeightsSettings):
+        return
     path = Path(detector.weights)
     address = _is_address(detector.weights)
     if address:

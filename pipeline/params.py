@@ -6,20 +6,22 @@ Each floor describes its own parameters; here they are put together. What only c
 import difflib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
+from demo.detector.settings import DetectorTrainingSettings
+from demo.scenes.settings import SceneSettings
 from eval.settings import EvaluationSettings, ReportSettings
 from eval.study_settings import StudySettings, varied
-from extract.settings import About, DetectorTrainingSettings, ImportSettings, PackSettings, RegionSettings
+from extract.settings import About, ImportSettings, PackSettings, RegionSettings
 from extract.teachers.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.names import ALLOWED, name_problem
 from manifests.opening import read_file
-from manifests.settings import DatasetSource, SceneSettings
+from manifests.settings import DatasetSource
 from manifests.typed import Settings
 from pipeline import places, strict_yaml
 from train.settings import RunSettings
@@ -31,21 +33,19 @@ _NAMED = (
 )  # fmt: skip
 
 
-def _region_section(value: Any) -> str:
-    """Which section a `regions` is: extracted regions have a detector and a selection."""
-    if isinstance(value, dict):
-        return "RegionSettings" if {"detector", "selection"} & value.keys() else "ImportSettings"
-    return type(value).__name__ if isinstance(value, ImportSettings) else "RegionSettings"
+def _region_section(value: Any) -> Settings:
+    """The section `regions`: extracted regions have a detector and a selection, imported ones have neither."""
+    if isinstance(value, Settings):
+        return value
+    extracted = not isinstance(value, dict) or {"detector", "selection"} & value.keys()
+    return (RegionSettings if extracted else ImportSettings).model_validate(value)
 
 
 class DatasetSettings(Settings):
     """One data set: where it comes from, and how its stores are made."""
 
     source: DatasetSource
-    regions: Annotated[
-        Annotated[RegionSettings, Tag("RegionSettings")] | Annotated[ImportSettings, Tag("ImportSettings")],
-        Discriminator(_region_section),
-    ]
+    regions: Annotated[RegionSettings | ImportSettings, PlainValidator(_region_section)]
     tokens: TokenSettings
     pack: PackSettings
     about: About = About()
@@ -152,7 +152,7 @@ def read_params(path: Path = FILE) -> Params:
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problem(item["loc"], item["msg"], item["type"]) for item in error.errors())
+        problems = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors())
         raise InputError(problems, where=path, fix="correct these keys (docs/parameters.md lists all)") from None
     twice = sorted(params.datasets.keys() & params.shared.keys())
     if twice:
@@ -291,51 +291,8 @@ def _require_known(name: str, known: Collection[str], told: str, where: Path) ->
         raise InputError(f"{told}{_nearest(name, known)}", where=where, fix=f"choose one of {', '.join(known)}")
 
 
-def _problem(place: tuple[int | str, ...], message: str, kind: str) -> str:
-    key, _ = _follow(place)
-    if kind != "extra_forbidden":
-        return f"{key}: {message[:1].lower()}{message[1:]}"
-    (section,) = _sections(_follow(place[:-1])[1])
-    return f"{key}: unknown key{_nearest(str(place[-1]), section.model_fields)}"
-
-
-def _follow(place: tuple[int | str, ...]) -> tuple[str, Any]:
-    """The dotted key of a place where pydantic found an error, and what the schema wants there.
-
-    Inside a choice of sections (a detector, by its `name`; regions extracted or imported) pydantic's place has the
-    chosen name, which is no key.
-    """
-    keys: list[str] = []
-    wanted: Any = Params
-    for part in place:
-        sections = _sections(wanted)
-        if get_origin(wanted) is dict:
-            wanted = get_args(wanted)[-1]
-        elif len(sections) > 1:
-            wanted = next(section for section in sections if _is_called(section, part))
-            continue
-        else:
-            field = sections[0].model_fields.get(part) if sections else None
-            wanted = field.annotation if field else None
-        keys.append(str(part))
-    return ".".join(keys), wanted
-
-
-def _sections(wanted: Any) -> list[type[BaseModel]]:
-    """The sections that the schema allows at a place: none, one, or several to choose from."""
-    if _is_model(wanted):
-        return [wanted]
-    return [] if get_origin(wanted) is dict else [found for part in get_args(wanted) for found in _sections(part)]
-
-
-def _is_called(section: type[BaseModel], name: int | str) -> bool:
-    return section.__name__ == name or any(
-        get_args(field.annotation) == (name,) for field in section.model_fields.values()
-    )
-
-
-def _is_model(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseModel)
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    return f"{'.'.join(map(str, place))}: {message[:1].lower()}{message[1:]}"
 
 
 def _nearest(name: str, known: Any) -> str:

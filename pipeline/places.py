@@ -9,7 +9,7 @@ DATA, RUNS, ENSEMBLES, STUDIES = Path("data"), Path("runs"), Path("ensembles"), 
 REPORT, BENCHMARKS = Path("report"), Path("benchmarks")
 INDEXES, SEARCHES = Path("indexes"), Path("searches")
 SCENES = DATA / "scenes"
-DEMO_WEIGHTS = Path("extract/vision/detectors/weights/demo.safetensors")
+DEMO_WEIGHTS = Path("demo/weights/demo.safetensors")
 
 
 def images(dataset: str) -> Path:

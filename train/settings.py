@@ -3,12 +3,12 @@
 Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from extract.text.parts_of_speech import POS_NAMES
-from manifests.typed import Settings
+from manifests.typed import Settings, one_of
 
 MOST_LAYERS = 1000  # a record of a checkpoint may say anything
 
@@ -85,9 +85,7 @@ def _require_even_heads(dim: int, heads: int) -> None:
         raise ValueError(f"{heads} heads can't share {dim} dimensions evenly")
 
 
-BaseSettings = Annotated[
-    VSRNSettings | CameraSettings | VSEInfinitySettings | TransformerSettings, Field(discriminator="name")
-]
+BaseSettings = one_of("name", VSRNSettings, CameraSettings, VSEInfinitySettings, TransformerSettings)
 
 
 class EncoderSettings(Settings):

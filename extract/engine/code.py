@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[2]
-_PACKAGES = ("manifests", "extract", "train", "eval", "pipeline")
+_PACKAGES = ("manifests", "extract", "demo", "train", "eval", "pipeline")
 # What no number depends on: how files are written and locked, messages, progress.
 _PLUMBING = {
     *("manifests.errors", "manifests.files", "manifests.locks", "manifests.progress", "manifests.jsonl"),
-    *("manifests.typed", "extract.engine.device", "extract.engine.code", "extract.engine.cache"),
+    *("manifests.typed", "manifests.registry", "extract.engine.device", "extract.engine.code", "extract.engine.cache"),
 }
 
 

@@ -4,7 +4,8 @@ Words are lower-cased. Punctuation and white space are dropped; everything else 
 a word ("'s", "$", an emoji), and "T-shirt" is two.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from spacy.language import Language
 from spacy.parts_of_speech import IDS
 
 from extract.text.parts_of_speech import POS_NAMES
-from manifests.describing import PARTS_OF_SPEECH
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256
+from manifests.registry import Registry
 
 _POS_NUMBER = np.zeros(max(IDS.values()) + 1, np.uint8)
 _POS_NUMBER[[IDS[name] for name in POS_NAMES]] = range(len(POS_NAMES))
@@ -27,6 +28,9 @@ _NOT_FOR_WORDS = (
     "parser", "ner", "senter", "sentencizer", "lemmatizer", "trainable_lemmatizer", "entity_linker", "entity_ruler",
     "span_ruler", "spancat", "textcat", "textcat_multilabel",
 )  # fmt: skip
+LANGUAGES: Registry[Callable[[], tuple[Language, dict[str, str]]]] = Registry("language")
+"""Pipelines of other packages: functions that give what `load_language` gives."""
+
 _BATCH = 512
 _WORD = 64  # characters a word, so far as a caption is read: what has longer ones throughout is no text
 
@@ -47,11 +51,11 @@ def load_language(language: str) -> tuple[Language, dict[str, str]]:
     """
     if language == "blank_en":
         return spacy.blank("en"), {"name": language}
-    if language == "scenes":
-        return _scenes(), {"name": language, "parts_of_speech_sha256": fingerprint(PARTS_OF_SPEECH)}
     try:
         nlp = spacy.load(language, exclude=_NOT_FOR_WORDS)
     except (OSError, ValueError, ImportError) as error:
+        with suppress(InputError):
+            return LANGUAGES.find(language)()
         raise _no_pipeline(language, error) from error
     if nlp.path is None:  # a bare pipeline, `blank:zh`
         return nlp, {"name": language}
@@ -60,15 +64,6 @@ def load_language(language: str) -> tuple[Language, dict[str, str]]:
     }
     name = f"{nlp.meta['lang']}_{nlp.meta['name']}"
     return nlp, {"name": name, "version": nlp.meta["version"], "files_sha256": fingerprint(files)}
-
-
-def _scenes() -> Language:
-    nlp = spacy.blank("en")
-    ruler = nlp.add_pipe("attribute_ruler")
-    for tag in sorted(set(PARTS_OF_SPEECH.values())):
-        words = sorted(word for word, its_tag in PARTS_OF_SPEECH.items() if its_tag == tag)
-        ruler.add([[{"LOWER": {"IN": words}}]], {"POS": tag})
-    return nlp
 
 
 def _no_pipeline(language: str, error: Exception) -> InputError:

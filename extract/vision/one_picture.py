@@ -8,7 +8,7 @@ from extract.settings import RegionSettings
 from extract.stores.recipe import require_same_recipe
 from extract.stores.regions import Regions
 from extract.vision.decode import UnreadableImage, decode_file
-from extract.vision.detectors import load_detector
+from extract.vision.loading import load_detector
 from manifests.errors import InputError
 from manifests.files import canonical_json
 
@@ -27,7 +27,7 @@ def extract(picture: Path, settings: RegionSettings, recipe: dict[str, Any], *, 
     InputError : the picture can't be read, or the settings' detector or selection aren't those of the recipe.
     """
     detector = load_detector(settings.detector, settings.selection, device)
-    ours = {"detector": detector.recipe, "selection": settings.selection.model_dump()}
+    ours = {"detector": detector.recipe, "selection": settings.selection.decides()}
     theirs = {name: recipe.get(name) for name in ours}
     require_same_recipe(json.loads(canonical_json(ours)), "params.yaml, regions", theirs, "the region store")
     try:

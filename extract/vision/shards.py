@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from extract.stores.hdf5 import MappedHDF5
 from extract.stores.norms import Norms
 from extract.stores.regions import FIELDS, SCHEMA, Regions, region_layout_problems, shard_row, write_shard
 from extract.vision.decode import UnreadableImage
-from extract.vision.detectors import DETECTORS, load_detector
+from extract.vision.detectors import DETECTORS
+from extract.vision.loading import load_detector
 from extract.vision.reading import ahead, read_picture
 from manifests.errors import InputError
 from manifests.files import fingerprint
@@ -43,17 +45,14 @@ TOLERANCES = {"boxes": 0.1, "features": 0.01, "objects_conf": 0.01, "attrs_conf"
 ROUNDING = 2**-9
 
 
-CODE_OF = ("extract.vision.shards",)
+@cache
+def detector_code(name: str) -> str:
+    """The fingerprint of the code that makes regions with a detector.
 
-
-def others(detector: str) -> set[str]:
-    """The modules of the other detectors."""
-    return {own.__module__ for name, own in DETECTORS.items() if name != detector}
-
-
-# What the code of each detector means, taken at the import, so that a worker that has been running since before an edit
-# doesn't pass for one that runs the new code.
-CODE = {name: code_fingerprint(*CODE_OF, without=others(name)) for name in DETECTORS}
+    Kept from the first call on, so that a worker that has been running since before an edit doesn't pass for one that
+    runs the new code.
+    """
+    return code_fingerprint("extract.vision.shards", DETECTORS.find(name).__module__)
 
 
 class _Sidecar(Sidecar):
@@ -122,9 +121,13 @@ class Shards:
         self.recipe = {
             "format": {"schema": SCHEMA, "features": "float16"},
             "detector": self.detector.recipe,
-            "selection": settings.selection.model_dump(),
+            "selection": settings.selection.decides(),
         }
-        self.key = {"recipe": self.recipe, "manifest": images_sha256(manifest), "code": CODE[settings.detector.name]}
+        self.key = {
+            "recipe": self.recipe,
+            "manifest": images_sha256(manifest),
+            "code": detector_code(settings.detector.name),
+        }
         self.cache = Cache(cache, "regions", self.recipe, self.key["code"], _Sidecar, self._sound)
         self.recipe_hash = fingerprint(self.recipe)
 

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from demo.scenes import stage as scenes
+from demo.scenes.describing import WORDS
+from demo.scenes.settings import SceneSettings
 from extract.stages import tokens
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, region_index, write_shard
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TokenSettings
-from manifests import manifest, scenes
-from manifests.describing import WORDS
+from manifests import manifest
 from manifests.files import sha256, write_json
 from manifests.grounding import read_grounding
-from manifests.settings import SceneSettings
 from manifests.tables import Manifest
 from train.data import RetrievalData
 from train.selfalign import ConceptBag

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from demo.scenes.describing import WORDS
 from eval.matching.concepts import RegionConcepts, region_concepts
 from eval.matching.correspondence import accuracy
 from eval.matching.pairs import Pairs, match_pairs
 from eval.matching.word_statistics import correspondence_figures, usage
 from eval.report.inspection import table
-from manifests.describing import WORDS
 from manifests.grounding import Grounding, read_grounding
 from tests.eval.data_files import ATTRIBUTES, AttributeModel, draw_data_set, give_codebook, retrieval_data
 from train.data import RetrievalData

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from demo.scenes.describing import WORDS
 from eval import cost
 from eval.arrays import save_arrays
 from eval.embed import embed
@@ -19,7 +20,6 @@ from eval.matching.correspondence import accuracy, centred, match_words, read_ma
 from eval.report.inspection import run as inspect
 from eval.settings import EvaluationSettings
 from eval.validation import validate
-from manifests.describing import WORDS
 from manifests.errors import InputError
 from manifests.grounding import read_grounding
 from tests.eval.data_files import ATTRIBUTES, AttributeModel, draw_data_set, retrieval_data

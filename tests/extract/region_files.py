@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import extract
-from extract.settings import BottomUpSettings, DemoDetectorSettings, RegionSettings
+import demo
+from demo.detector.demo import DemoDetectorSettings
+from demo.scenes.drawing import Scene, draw_scene
+from extract.settings import BottomUpSettings, RegionSettings
 from extract.stages import regions
-from manifests.drawing import Scene, draw_scene
 from manifests.files import sha256
 from manifests.schema import CaptionedImage
 from manifests.tables import write_manifest
 
-WEIGHTS = Path(extract.__file__).parent / "vision" / "detectors" / "weights" / "demo.safetensors"
+WEIGHTS = Path(demo.__file__).parent / "weights" / "demo.safetensors"
 SEED = 4711  # of the scenes here: neither the demo's nor that of the detector's training
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from demo.detector.demo import DemoDetector
 from extract.check import verify
 from extract.engine.cache import damaged, entries, in_use, prune
 from extract.settings import RegionSettings
 from extract.stages import regions as regions_stage
 from extract.stores.regions import RegionStore
 from extract.vision import shards as shards_module
-from extract.vision.detectors.demo import DemoDetector
 from extract.vision.shards import Shards
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -149,7 +149,7 @@ def test_shards_are_links_to_the_cache_and_cannot_be_written_to(count: Counter) 
 
 def test_new_code_with_the_same_numbers_computes_a_sample(count: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(count.pictures.out)
-    monkeypatch.setitem(shards_module.CODE, "demo", "f" * 64)
+    monkeypatch.setattr(shards_module, "detector_code", lambda name: "f" * 64)
     assert count() == 8 and "new code, the same numbers in 8 pictures" in count.said
     assert contents(count.pictures.out) == before
     assert count() == 0
@@ -158,7 +158,7 @@ def test_new_code_with_the_same_numbers_computes_a_sample(count: Counter, monkey
 
 def test_new_code_with_other_numbers_computes_all(count: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(count.pictures.out)
-    monkeypatch.setitem(shards_module.CODE, "demo", "e" * 64)
+    monkeypatch.setattr(shards_module, "detector_code", lambda name: "e" * 64)
     plain = DemoDetector.prepare
     monkeypatch.setattr(DemoDetector, "prepare", lambda detector, rgb: plain(detector, np.ascontiguousarray(255 - rgb)))
     count.computed = 0
@@ -166,7 +166,6 @@ def test_new_code_with_other_numbers_computes_all(count: Counter, monkeypatch: p
     told = count.capfd.readouterr().out
     assert count.computed == 8 + COUNT and "new code, other numbers (image 'id-" in told
     assert contents(count.pictures.out) != before
-    monkeypatch.setitem(shards_module.CODE, "demo", shards_module.code_fingerprint("extract.vision.decode"))
 
 
 def test_a_damaged_shard_of_the_cache_is_computed_again(count: Counter) -> None:

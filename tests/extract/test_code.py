@@ -9,7 +9,7 @@ import pytest
 from extract.engine import code
 from extract.engine.code import code_fingerprint
 from extract.vision.detectors import DETECTORS
-from extract.vision.shards import CODE, CODE_OF, others
+from extract.vision.shards import detector_code
 from tests.pipeline.project import CHECKOUT
 from train.reuse import unused_modules
 from train.settings import RunSettings
@@ -42,7 +42,9 @@ def fingerprints(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     def found() -> dict[str, str]:
         for kept in (code._tree, code._meaning, code._imports):
             kept.cache_clear()
-        detectors = {name: code_fingerprint(*CODE_OF, without=others(name)) for name in DETECTORS}
+        detectors = {
+            name: code_fingerprint("extract.vision.shards", part.__module__) for name, part in DETECTORS.load().items()
+        }
         return detectors | {
             name: code_fingerprint("train.train", "eval.validation", without=unused_modules(run_settings(base)))
             for name, base in BASES.items()
@@ -57,7 +59,7 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
     copied: Path, fingerprints: Callable[[], dict[str, str]]
 ) -> None:
     before = fingerprints()
-    assert {name: before[name] for name in DETECTORS} == CODE
+    assert {name: before[name] for name in DETECTORS} == {name: detector_code(name) for name in DETECTORS}
     for path in copied.rglob("*.py"):
         path.write_text(f"# A comment.\n\n{path.read_text()}\n\n# Another.\n")
     assert fingerprints() == before
@@ -72,8 +74,8 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
         path.write_text(text)
         return {name for name in before if after[name] != before[name]}
 
-    assert changed("extract/vision/detectors/demo.py", '"after_nms": 48', '"after_nms": 49') == {"demo"}
-    assert changed("extract/vision/detectors/rcnn.py", "1e-5", "1e-6") == {"rcnn"}
+    assert changed("demo/detector/demo.py", '"after_nms": 48', '"after_nms": 49') == {"demo"}
+    assert changed("extract/vision/rcnn/network.py", "1e-5", "1e-6") == {"rcnn"}
     assert changed("extract/vision/selection.py", "import torch\n", "import torch\n\nX = 1\n") == {
         "demo",
         "rcnn",

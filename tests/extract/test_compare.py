@@ -13,7 +13,7 @@ from extract.check.compare import Comparison, Tolerances, match, run
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, write_shard
 from extract.vision.decode import decode
-from extract.vision.detectors import load_detector
+from extract.vision.loading import load_detector
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.tables import Manifest

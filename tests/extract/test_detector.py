@@ -9,10 +9,12 @@ import yaml
 from PIL import Image
 from torchvision.ops import box_iou
 
-from extract.settings import BottomUpSettings, DemoDetectorSettings
+from demo.detector.demo import DemoDetectorSettings
+from demo.scenes.drawing import Scene
+from extract.settings import BottomUpSettings
 from extract.stores.regions import Regions
-from extract.vision.detectors import Detector, load_detector
-from manifests.drawing import Scene
+from extract.vision.detectors.base import Detector
+from extract.vision.loading import load_detector
 from manifests.errors import InputError
 from manifests.files import sha256
 from tests.extract.region_files import WEIGHTS, region_settings, scene

@@ -19,8 +19,8 @@ import torch
 from extract.stores.regions import RegionStore
 from extract.stores.unpickle import Refused, unpickle
 from extract.vision import one_picture as picture
-from extract.vision.detectors.checkpoint import read_checkpoint
-from extract.vision.detectors.weights_file import local_weights
+from extract.vision.rcnn.checkpoint import read_checkpoint
+from extract.vision.weights import local_weights
 from manifests import manifest
 from manifests.errors import InputError
 from manifests.jsonl import read_utf8
@@ -68,7 +68,7 @@ def test_where_a_picture_should_be(kind: str, tmp_path: Path) -> None:
 
 
 def search_by(path: Path, settings: Any) -> None:
-    from extract.vision.detectors import load_detector
+    from extract.vision.loading import load_detector
 
     recipe = {"detector": load_detector(settings.detector, settings.selection).recipe}
     picture.extract(path, settings, recipe | {"selection": settings.selection.model_dump()})

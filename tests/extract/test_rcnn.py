@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from extract.vision.detectors import load_detector
-from extract.vision.detectors.checkpoint import read_checkpoint
-from extract.vision.detectors.rcnn import FPN, Conventions, build, cell_anchors
+from extract.vision.loading import load_detector
+from extract.vision.rcnn.checkpoint import read_checkpoint
+from extract.vision.rcnn.network import FPN, Conventions, build, cell_anchors
 from extract.vision.selection import detections
 from manifests.errors import InputError
 from manifests.files import sha256

@@ -15,7 +15,7 @@ from PIL import Image
 from extract.settings import RegionSettings
 from extract.stores.regions import FAILURES, RegionStore
 from extract.vision.decode import decode
-from extract.vision.detectors import load_detector
+from extract.vision.loading import load_detector
 from manifests.errors import InputError
 from tests.extract.region_files import (
     Pictures,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from extract.vision.detectors.proposals import propose
+from extract.vision.rcnn.proposals import propose
 from extract.vision.selection import bottom_up
 
 

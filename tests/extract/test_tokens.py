@@ -12,11 +12,11 @@ import pytest
 import spacy
 from pydantic import ValidationError
 
+from demo.scenes.describing import PARTS_OF_SPEECH
 from extract.stages import tokens
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TokenSettings
 from extract.text.vocabulary import SPECIAL
-from manifests.describing import PARTS_OF_SPEECH
 from manifests.errors import InputError
 from manifests.schema import CaptionedImage
 from manifests.tables import write_manifest

@@ -45,7 +45,7 @@ from extract.text.encoder import load_encoder
 from extract.text.settings import TextFeatureSettings
 from extract.text.vocabulary import read_vocabulary
 from extract.vision.decode import UnreadableImage, decode
-from extract.vision.detectors import load_detector
+from extract.vision.loading import load_detector
 from manifests import manifest
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256

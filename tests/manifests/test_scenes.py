@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from manifests.describing import PARTS_OF_SPEECH, RELATIONS, WORDS, describe
-from manifests.drawing import COLOURS, SHAPES, SIZES, TEXTURES, draw_scene
+from demo.scenes.describing import PARTS_OF_SPEECH, RELATIONS, WORDS, describe
+from demo.scenes.drawing import COLOURS, SHAPES, SIZES, TEXTURES, draw_scene
+from demo.scenes.settings import SceneSettings
+from demo.scenes.stage import run
 from manifests.files import sha256
 from manifests.grounding import read_grounding
 from manifests.manifest import run as run_manifest
-from manifests.scenes import run
-from manifests.settings import DatasetSource, SceneSettings
+from manifests.settings import DatasetSource
 from manifests.tables import Manifest
 
 

@@ -8,7 +8,7 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-FLOORS = ("manifests", "extract", "train", "eval", "pipeline")
+FLOORS = ("manifests", "extract", "demo", "train", "eval", "pipeline")
 
 Graph = Mapping[str, frozenset[str]]
 

@@ -22,8 +22,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from manifests.describing import describe
-from manifests.drawing import draw_scene
+from demo.scenes.describing import describe
+from demo.scenes.drawing import draw_scene
 
 CHECKOUT = Path(__file__).parents[2]
 ARTIFACTS = (

@@ -19,6 +19,7 @@ PLUMBING = {
     *(
         "manifests/typed.py",
         "manifests/names.py",
+        "manifests/registry.py",
         "manifests/opening.py",
         "extract/engine/workers.py",
         "extract/engine/device.py",

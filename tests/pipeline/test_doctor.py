@@ -22,7 +22,7 @@ from tests.encoders import write_encoder
 from tests.extract.exchange_files import write_data_set
 from tests.pipeline.project import CHECKOUT, Project
 
-WEIGHTS = Path("extract/vision/detectors/weights/demo.safetensors")
+WEIGHTS = Path("demo/weights/demo.safetensors")
 ZEROS = "0" * 64
 
 

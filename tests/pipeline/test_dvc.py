@@ -18,7 +18,7 @@ RUNS = ("vsrn", "vsrn-selfalign", "on-pictures")
 ENSEMBLE = "ensemble@vsrn-both"
 STUDIES = {"study@codebook-size", "study@part-of-speech"}
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
-WEIGHTS = "extract/vision/detectors/weights/demo.safetensors"
+WEIGHTS = "demo/weights/demo.safetensors"
 
 pytestmark = pytest.mark.usefixtures("repeated")
 

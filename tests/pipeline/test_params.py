@@ -98,7 +98,7 @@ def test_an_unknown_key_like_no_other_has_no_hint(tmp_path: Path) -> None:
         ("scenes.train", "many", "valid integer"),
         ("runs.vsrn.epochs", 0, "greater than or equal to 1"),
         ("runs.vsrn.learning_rate", [1], "valid number"),
-        ("runs.vsrn.base", "vsrn", "dictionary"),
+        ("runs.vsrn.base", "vsrn", "mapping"),
         ("datasets.demo.regions.unreadable", "ignore", "'stop' or 'skip'"),
         ("datasets.demo.regions.detector.shortest", "big", "valid integer"),
         ("datasets.demo.regions.selection.min_boxes", 99, "min_boxes 99 is above max_boxes"),

@@ -103,13 +103,13 @@ def test_what_each_change_costs(forty: Project) -> None:
 
     comment_in(forty, "extract", "manifests")
     assert computed(forty) == 0 and forty.digests("data/own/regions") == first
-    edit(forty, "extract/vision/detectors/rcnn.py", lambda text: text + "\nANOTHER = 1\n")
+    edit(forty, "extract/vision/rcnn/network.py", lambda text: text + "\nANOTHER = 1\n")
     assert computed(forty) == 0
-    edit(forty, "extract/vision/detectors/demo.py", lambda text: text + "\nUNUSED = 1\n")
+    edit(forty, "demo/detector/demo.py", lambda text: text + "\nUNUSED = 1\n")
     assert computed(forty) == 8 and forty.digests("data/own/regions") == first
-    edit(forty, "extract/vision/detectors/demo.py", lambda text: text.replace("/ 255\n", "/ 254\n"))
+    edit(forty, "demo/detector/demo.py", lambda text: text.replace("/ 255\n", "/ 254\n"))
     assert computed(forty) == 8 + COUNT and forty.digests("data/own/regions") != first
-    edit(forty, "extract/vision/detectors/demo.py", lambda text: text.replace("/ 254\n", "/ 255\n"))
+    edit(forty, "demo/detector/demo.py", lambda text: text.replace("/ 254\n", "/ 255\n"))
     assert computed(forty) in (0, None) and forty.digests("data/own/regions") == first
 
 

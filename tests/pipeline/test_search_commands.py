@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from demo.scenes import stage as scenes
 from eval.embed import embed
 from eval.search import index as indexing
 from eval.search.index import Index, Source
@@ -24,7 +25,7 @@ from extract.stages import regions, text_features, tokens
 from extract.stores.regions import RegionStore
 from extract.text.settings import TextFeatureSettings
 from extract.vision.one_picture import extract
-from manifests import manifest, scenes
+from manifests import manifest
 from manifests.errors import InputError
 from manifests.tables import Manifest
 from pipeline import places

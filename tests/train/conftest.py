@@ -6,11 +6,12 @@ import pytest
 import torch
 import yaml
 
+from demo.scenes import stage as scenes
+from demo.scenes.settings import SceneSettings
 from extract.settings import RegionSettings
 from extract.stages import regions, tokens
 from extract.text.settings import TokenSettings
-from manifests import manifest, scenes
-from manifests.settings import SceneSettings
+from manifests import manifest
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())["datasets"]["demo"]
 

@@ -15,9 +15,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import roi_align
 
+from demo.scenes.drawing import COLOURS, SHAPES, TEXTURES
 from extract.vision.detectors.base import Candidates
-from extract.vision.detectors.proposals import propose
-from manifests.drawing import COLOURS, SHAPES, TEXTURES
+from extract.vision.rcnn.proposals import propose
 
 STRIDE = 8
 FEATURE_DIM = 256

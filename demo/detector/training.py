@@ -19,10 +19,10 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from extract.settings import DetectorTrainingSettings
-from extract.vision.detectors.proposals import propose
-from extract.vision.detectors.scene_rcnn import ATTRIBUTES, OBJECTS, SceneRCNN
-from manifests.drawing import draw_scene
+from demo.detector.network import ATTRIBUTES, OBJECTS, SceneRCNN
+from demo.detector.settings import DetectorTrainingSettings
+from demo.scenes.drawing import draw_scene
+from extract.vision.rcnn.proposals import propose
 from manifests.files import atomic, sha256
 from manifests.progress import progress
 

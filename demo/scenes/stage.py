@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from manifests.describing import describe
-from manifests.drawing import draw_scene
+from demo.scenes.describing import describe
+from demo.scenes.drawing import draw_scene
+from demo.scenes.settings import SceneSettings
 from manifests.files import canonical_json, whole_folder, write_text
 from manifests.locks import one_writer
 from manifests.progress import progress
-from manifests.settings import SceneSettings
 
 
 @one_writer("scenes")

@@ -6,12 +6,23 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from pydantic import Field
+
 from manifests.errors import InputError
 from manifests.files import atomic, sha256
 from manifests.opening import open_file
 from manifests.progress import progress
+from manifests.typed import Digest, Settings
 
 _CHUNK = 1 << 20
+
+
+class WeightsSettings(Settings):
+    """A detector with weights in a file."""
+
+    name: str
+    weights: str = Field(description="path or address of the weights")
+    sha256: Digest = Field(description="of the weights file")
 
 
 def cache_folder() -> Path:

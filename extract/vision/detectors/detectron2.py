@@ -8,22 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from extract.settings import BottomUpSettings, DetectionSettings, Detectron2Settings
+from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
+from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import Candidates, Detector
-from extract.vision.detectors.checkpoint import read_content
+from extract.vision.rcnn.checkpoint import read_content
+from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
 from manifests.files import fingerprint
 
 
+class Detectron2Settings(WeightsSettings):
+    """The real detectron2, where it is installed (`extract.vision.detectors.detectron2`)."""
+
+    config: str = Field(description="path of a config file")
+    options: tuple[str, ...] = Field((), description="overrides of the config: KEY, VALUE, KEY, VALUE ...")
+
+
+@DETECTORS.add("detectron2")
 class Detectron2Detector(Detector):
     """A `GeneralizedRCNN` with C4 or standard RoI heads. Raises `InputError` where detectron2 isn't installed."""
 
-    def __init__(
-        self, settings: Detectron2Settings, selection: BottomUpSettings | DetectionSettings, weights: Path, device: str
-    ):
+    Settings = Detectron2Settings
+
+    def __init__(self, settings: Detectron2Settings, selection: BottomUpSettings | DetectionSettings, device: str):
+        weights = local_weights(settings.weights, settings.sha256)
         try:
             from detectron2 import __version__
             from detectron2.checkpoint import DetectionCheckpointer

@@ -1,22 +1,41 @@
 """The demo's detector: `SceneRCNN` with its committed weights."""
 
-from pathlib import Path
-
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from extract.settings import BottomUpSettings, DemoDetectorSettings, DetectionSettings
+from demo.detector.network import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE, SceneRCNN
+from extract.settings import BottomUpSettings, DetectionSettings
 from extract.stores.tensors import load_into, read_tensors
 from extract.vision.decode import DECODING
+from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import Candidates, Detector
-from extract.vision.detectors.scene_rcnn import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE, SceneRCNN
+from extract.vision.weights import WeightsSettings, local_weights
 
 PROPOSALS = {"before_nms": 300, "after_nms": 48, "nms_threshold": 0.7}
 
 
-class DemoDetector(Detector):
-    """`SceneRCNN` on `device`; `weights` is a checked local file."""
+WEIGHTS = "demo/weights/demo.safetensors"
+OLD_WEIGHTS = "extract/detectors/weights/demo.safetensors"  # in the params.yaml of older projects
 
+
+class DemoDetectorSettings(WeightsSettings):
+    """The demo's small network (`demo.detector.network`)."""
+
+    shortest: int = Field(160, ge=8, description="pixels of the shorter side after resizing")
+    longest: int = Field(256, ge=8, description="bound on the longer side, in pixels")
+
+    @field_validator("weights")
+    @classmethod
+    def _moved(cls, weights: str) -> str:
+        return WEIGHTS if weights == OLD_WEIGHTS else weights
+
+
+@DETECTORS.add("demo")
+class DemoDetector(Detector):
+    """`SceneRCNN` on `device`."""
+
+    Settings = DemoDetectorSettings
     dim = FEATURE_DIM
     object_names = OBJECTS
     attribute_names = ATTRIBUTES
@@ -25,9 +44,9 @@ class DemoDetector(Detector):
         self,
         settings: DemoDetectorSettings,
         selection: BottomUpSettings | DetectionSettings,
-        weights: Path,
         device: str,
     ):
+        weights = local_weights(settings.weights, settings.sha256)
         self.settings, self.selection, self.device = settings, selection, device
         self.recipe = {
             "name": settings.name,

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from manifests.drawing import Scene, SceneObject
+from demo.scenes.drawing import Scene, SceneObject
 from manifests.grounding import Phrase
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "size": {"small": "small", "little": "small", "tiny": "small", "large": "large", "big": "large"},
 }
-"""Kind of attribute -> word (lower case) -> the attribute's value in `manifests.drawing`."""
+"""Kind of attribute -> word (lower case) -> the attribute's value in `demo.scenes.drawing`."""
 
 RELATIONS: dict[str, tuple[str, ...]] = {
     "left": ("to the left of", "on the left of"),

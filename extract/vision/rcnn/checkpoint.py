@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from extract.vision.detectors.torch_files import read_stream, read_zip
+from extract.stores.torch_files import read_stream, read_zip
 from manifests.errors import InputError
 from manifests.opening import open_file
 

@@ -1,0 +1,1 @@
+"""The demo: drawn scenes, their captions, words and detector. Nobody's real features depend on it."""

@@ -1,0 +1,1 @@
+"""The demo's region detector and its training."""

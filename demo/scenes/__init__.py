@@ -1,0 +1,1 @@
+"""The demo's pictures: drawn scenes and their captions."""

@@ -1,0 +1,1 @@
+"""Faster R-CNN from detectron2's checkpoints: reading, network, proposals."""

@@ -1,0 +1,338 @@
+"""Faster R-CNN as detectron2 computes it, made of torchvision's parts, with sizes read off a checkpoint.
+
+C4 networks (R50, R101 with attributes, X152) run res5 on pooled regions; FPN networks pool from four levels and have
+two fully connected layers. Every convention is detectron2's: docs/detectors.md says how equal.
+The networks' own parameter names are used throughout (`checkpoint.py` brings others to them); background is the last
+class.
+
+Shapes: pictures enter as float ``[B, 3, H, W]`` in the network's pixel order, mean subtracted; boxes are
+(x1, y1, x2, y2) in that picture.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import FrozenBatchNorm2d, roi_align, roi_pool
+
+from extract.vision.rcnn.proposals import propose
+
+_frozen_norm = partial(FrozenBatchNorm2d, eps=1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class Conventions:
+    """What a checkpoint's shapes don't tell.
+
+    anchor_sizes, anchor_ratios : sides in pixels and height / width; an FPN has one size a level.
+    stride_in_1x1 : where a stage's first block strides: its 1x1 (R50, R101) or its 3x3 convolution (X152).
+    pooling : RoIAlign (aligned) or RoIPool. sampling_ratio : of RoIAlign; 0 adapts to the box.
+    proposals_before, proposals_after : proposals kept before NMS (a level) and after it; `rpn_nms` is its threshold.
+    """
+
+    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    stride_in_1x1: bool = True
+    pooling: Literal["align", "pool"] = "align"
+    sampling_ratio: int = 0
+    proposals_before: int = 6000
+    proposals_after: int = 300
+    rpn_nms: float = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the network says of one picture's P proposals.
+
+    proposals ``[P, 4]``, objectness ``[P]`` (logits, best first), features ``[P, D]``, logits ``[P, C + 1]``
+    (background last), deltas ``[P, 4 C]``, attributes ``[P, A]`` (logits) or None.
+    """
+
+    proposals: Tensor
+    objectness: Tensor
+    features: Tensor
+    logits: Tensor
+    deltas: Tensor
+    attributes: Tensor | None
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Anchors ``[S · Q, 4]`` around the origin, size-major, not rounded."""
+    boxes = []
+    for size in sizes:
+        for ratio in ratios:
+            width = math.sqrt(size * size / ratio)
+            height = ratio * width
+            boxes.append((-width / 2, -height / 2, width / 2, height / 2))
+    return torch.tensor(boxes)
+
+
+def grid_anchors(cells: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """`cells` ``[A, 4]`` at every position of a feature map: ``[H · W · A, 4]``, offset 0."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=cells.device) * stride,
+        torch.arange(width, device=cells.device) * stride,
+        indexing="ij",
+    )
+    shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+    return (shifts + cells).reshape(-1, 4)
+
+
+def _rois(boxes: Sequence[Tensor]) -> Tensor:
+    """Each picture's boxes ``[P, 4]`` as one list ``[sum P, 5]``, the picture's number first."""
+    return torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)])
+
+
+class Stem(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+        self.bn1 = _frozen_norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
+
+
+def _stage(state: Mapping[str, Tensor], prefix: str, stride: int, stride_in_1x1: bool) -> nn.Sequential:
+    """The blocks ``prefix.0``, ``prefix.1`` ... with the sizes that `state` has."""
+    blocks: list[nn.Module] = []
+    while f"{prefix}.{len(blocks)}.conv1.weight" in state:
+        here = f"{prefix}.{len(blocks)}"
+        width, channels_in = state[f"{here}.conv1.weight"].shape[:2]
+        planes = state[f"{here}.conv3.weight"].shape[0] // Bottleneck.expansion
+        groups = width // state[f"{here}.conv2.weight"].shape[1]
+        downsample = None
+        if f"{here}.downsample.0.weight" in state:
+            out = planes * Bottleneck.expansion
+            downsample = nn.Sequential(nn.Conv2d(channels_in, out, 1, stride, bias=False), _frozen_norm(out))
+        block = Bottleneck(
+            channels_in,
+            planes,
+            stride if not blocks else 1,
+            downsample,
+            groups=groups,
+            base_width=64 * width / (planes * groups),
+            norm_layer=_frozen_norm,
+        )
+        if stride_in_1x1:
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        blocks.append(block)
+    return nn.Sequential(*blocks)
+
+
+class RPNHead(nn.Module):
+    def __init__(self, channels: int, hidden: int, anchors: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.objectness_logits = nn.Conv2d(hidden, anchors, 1)
+        self.anchor_deltas = nn.Conv2d(hidden, anchors * 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectness ``[B, H · W · A]`` and deltas ``[B, H · W · A, 4]`` in the order of `grid_anchors`."""
+        x = self.conv(x).relu()
+        deltas = self.anchor_deltas(x)
+        batch, _, height, width = deltas.shape
+        deltas = deltas.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
+        return self.objectness_logits(x).permute(0, 2, 3, 1).flatten(1), deltas
+
+
+class AttributeHead(nn.Module):
+    """Region feature and the embedding of its best class to attribute logits (bottom-up attention, Visual Genome)."""
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        super().__init__()
+        classes, embedding = state["attributes.embedding.weight"].shape
+        hidden, inputs = state["attributes.hidden.weight"].shape
+        self.embedding = nn.Embedding(classes, embedding)
+        self.hidden = nn.Linear(inputs, hidden)
+        self.score = nn.Linear(hidden, state["attributes.score.weight"].shape[0])
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        best = logits[:, : self.embedding.num_embeddings].argmax(1)
+        return self.score(self.hidden(torch.cat([features, self.embedding(best)], dim=1)).relu())
+
+
+class FasterRCNN(nn.Module):
+    """A detectron2 Faster R-CNN; `build` makes one for a checkpoint, C4 and FPN are told apart by its names."""
+
+    def __init__(self, state: Mapping[str, Tensor], conventions: Conventions):
+        super().__init__()
+        self.conventions = conventions
+        inner = conventions.stride_in_1x1
+        self.stem = Stem(state["stem.conv1.weight"].shape[0])
+        self.layer1 = _stage(state, "layer1", 1, inner)
+        self.layer2 = _stage(state, "layer2", 2, inner)
+        self.layer3 = _stage(state, "layer3", 2, inner)
+        self.layer4 = _stage(state, "layer4", 2, inner)
+        hidden, channels = state["rpn.conv.weight"].shape[:2]
+        self.rpn = RPNHead(channels, hidden, state["rpn.objectness_logits.weight"].shape[0])
+        classes, self.dim = state["cls_score.weight"].shape
+        self.cls_score = nn.Linear(self.dim, classes)
+        self.bbox_pred = nn.Linear(self.dim, state["bbox_pred.weight"].shape[0])
+        self.attributes = AttributeHead(state) if "attributes.embedding.weight" in state else None
+        self.num_classes = classes - 1
+
+    def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """The feature maps, and each picture's proposals ``[P, 4]`` with their objectness ``[P]``."""
+        raise NotImplementedError
+
+    def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Features ``[sum P, D]`` of each picture's boxes."""
+        raise NotImplementedError
+
+    def pool(self, feature_map: Tensor, rois: Tensor, side: int, scale: float) -> Tensor:
+        """Regions ``[P, C, side, side]`` of a map whose stride is 1 / `scale`; in float32, whatever the precision."""
+        if self.conventions.pooling == "pool":
+            pooled = roi_pool(feature_map.float(), rois, side, scale)
+        else:
+            ratio = self.conventions.sampling_ratio
+            pooled = roi_align(feature_map.float(), rois, side, scale, sampling_ratio=ratio, aligned=True)
+        return pooled.to(feature_map.dtype)
+
+    def classify(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Class logits, box deltas and attribute logits of features ``[P, D]``."""
+        logits = self.cls_score(features)
+        attributes = None if self.attributes is None else self.attributes(features, logits)
+        return logits, self.bbox_pred(features), attributes
+
+    @torch.inference_mode()
+    def forward(self, pictures: Tensor, *, at_least: int = 1) -> list[Outputs]:
+        """All that the network says of each picture; at least that many proposals where it has the anchors."""
+        maps, proposals = self.proposals(pictures, at_least=at_least)
+        boxes = [found for found, _ in proposals]
+        features = self.region_features(maps, boxes)
+        logits, deltas, attributes = self.classify(features)
+        counts = [len(b) for b in boxes]
+        parts = [features.split(counts), logits.split(counts), deltas.split(counts)]
+        said = [None] * len(boxes) if attributes is None else attributes.split(counts)
+        return [
+            Outputs(b, objectness, *part, a)
+            for (b, objectness), part, a in zip(proposals, zip(*parts, strict=True), said, strict=True)
+        ]
+
+
+class C4(FasterRCNN):
+    """res5 on 14x14 regions of the stride-16 map, averaged."""
+
+    regions_at_a_time = 256  # 200 MB before res5 at full width; all of a batch's would be gigabytes
+
+    def __init__(self, state: Mapping[str, Tensor], conventions: Conventions):
+        super().__init__(state, conventions)
+        self.cell_anchors = state.get(
+            "rpn.cell_anchors.0", cell_anchors(conventions.anchor_sizes, conventions.anchor_ratios)
+        )
+
+    def feature_map(self, pictures: Tensor) -> Tensor:
+        """res4, ``[B, C, H/16, W/16]``."""
+        return self.layer3(self.layer2(self.layer1(self.stem(pictures))))
+
+    def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        feature_map = self.feature_map(pictures)
+        objectness, deltas = self.rpn(feature_map)
+        anchors = grid_anchors(self.cell_anchors.to(feature_map.device), *feature_map.shape[-2:], stride=16)
+        found = [
+            propose(
+                [o.float()],
+                [d.float()],
+                [anchors],
+                tuple(pictures.shape[-2:]),
+                before=self.conventions.proposals_before,
+                after=self.conventions.proposals_after,
+                at_least=at_least,
+                nms_threshold=self.conventions.rpn_nms,
+            )
+            for o, d in zip(objectness, deltas, strict=True)
+        ]
+        return [feature_map], found
+
+    def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        rois = _rois(boxes)
+        parts = rois.split(self.regions_at_a_time)
+        return torch.cat([self.layer4(self.pool(maps[0], part, 14, 1 / 16)).mean((2, 3)) for part in parts])
+
+
+class FPN(FasterRCNN):
+    """A feature pyramid: proposals on p2 to p6, 7x7 regions of p2 to p5, two fully connected layers."""
+
+    size_divisor = 32
+
+    def __init__(self, state: Mapping[str, Tensor], conventions: Conventions):
+        super().__init__(state, conventions)
+        channels = state["inner.0.weight"].shape[0]
+        self.inner = nn.ModuleList(nn.Conv2d(state[f"inner.{i}.weight"].shape[1], channels, 1) for i in range(4))
+        self.outer = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
+        hidden, inputs = state["fc1.weight"].shape
+        self.fc1, self.fc2 = nn.Linear(inputs, hidden), nn.Linear(hidden, state["fc2.weight"].shape[0])
+        self.cell_anchors = [
+            state.get(f"rpn.cell_anchors.{level}", cell_anchors([size], conventions.anchor_ratios))
+            for level, size in enumerate(conventions.anchor_sizes)
+        ]
+
+    def feature_maps(self, pictures: Tensor) -> list[Tensor]:
+        """p2 to p6 of pictures that are padded with zeros to multiples of 32."""
+        height, width = pictures.shape[-2:]
+        x = self.stem(F.pad(pictures, (0, -width % self.size_divisor, 0, -height % self.size_divisor)))
+        maps, top = [], None
+        stages = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            stages.append(x)
+        for stage, inner, outer in zip(reversed(stages), reversed(self.inner), reversed(self.outer), strict=True):
+            lateral = inner(stage)
+            top = lateral if top is None else lateral + F.interpolate(top, scale_factor=2.0, mode="nearest")
+            maps.insert(0, outer(top))
+        return [*maps, F.max_pool2d(maps[-1], 1, 2)]
+
+    def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        maps = self.feature_maps(pictures)
+        levels = [
+            (*self.rpn(m), grid_anchors(self.cell_anchors[level].to(m.device), *m.shape[-2:], stride=4 << level))
+            for level, m in enumerate(maps)
+        ]
+        size = tuple(pictures.shape[-2:])
+        return maps[:4], [
+            propose(
+                [o[i].float() for o, _, _ in levels],
+                [d[i].float() for _, d, _ in levels],
+                [a for _, _, a in levels],
+                size,
+                before=self.conventions.proposals_before,
+                after=self.conventions.proposals_after,
+                at_least=at_least,
+                nms_threshold=self.conventions.rpn_nms,
+            )
+            for i in range(len(pictures))
+        ]
+
+    def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        rois = _rois(boxes)
+        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+        level = (4 + (side / 224 + 1e-8).log2()).floor().clamp(2, 5).long() - 2
+        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], 7, 7)
+        for number, feature_map in enumerate(maps):
+            here = (level == number).nonzero().squeeze(1)
+            pooled[here] = self.pool(feature_map, rois[here], 7, 1 / (4 << number))
+        return self.fc2(self.fc1(pooled.flatten(1)).relu()).relu()
+
+
+def build(state: Mapping[str, Tensor], conventions: Conventions) -> C4 | FPN:
+    """The network that a checkpoint's own names and shapes describe, with its weights, in evaluation mode.
+
+    Parameters
+    ----------
+    state : parameters by this module's names (`extract.vision.rcnn.checkpoint.read_checkpoint`).
+    conventions : what shapes don't tell.
+
+    Raises
+    ------
+    RuntimeError : lists missing and unexpected keys and wrong shapes.
+    """
+    network = (FPN if "inner.0.weight" in state else C4)(state, conventions)
+    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("rpn.cell_anchors")})
+    return network.eval().requires_grad_(False)

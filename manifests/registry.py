@@ -1,0 +1,135 @@
+"""Registries: the parts of one kind by name. A part is one file: its typed settings, its code, its name.
+
+    DETECTORS = Registry("detector", "extract.vision.detectors")
+
+    @DETECTORS.add("grid")
+    class GridDetector:
+        Settings = GridSettings
+
+A name is looked for among the files of the registry's own folder, then among the modules that installed packages list
+in their entry points of the group ``selfalign.parts``; importing such a module runs its decorators.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points, packages_distributions, version
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated, Any, TypeVar
+
+from pydantic import PlainValidator, SerializeAsAny
+from pydantic_core import PydanticCustomError
+
+from manifests.errors import InputError
+from manifests.typed import Settings
+
+GROUP = "selfalign.parts"
+T = TypeVar("T")
+_OURS = "selfalign"
+
+
+class Registry(dict[str, T]):
+    """A dictionary of parts by name, filled by a decorator.
+
+    Parameters
+    ----------
+    kind : of its parts, for messages: "detector".
+    folder : the package that has this project's own, a part NAME in its module NAME; None if it has none.
+    """
+
+    def __init__(self, kind: str, folder: str | None = None):
+        super().__init__()
+        self.kind, self.folder = kind, folder
+
+    def add(self, name: str, version: int = 1) -> Callable[[T], T]:
+        """Enter a class or a function under `name`.
+
+        version : of what it computes; a higher one makes everybody's results of this part anew. Raises `InputError`
+        where another module has entered that name.
+        """
+
+        def enter(part: T) -> T:
+            other = self.get(name)
+            if other is not None and other.__module__ != part.__module__:
+                raise InputError(
+                    f"two {self.kind}s are called {name!r}: {other.__module__} and {part.__module__}",
+                    where=f"entry points {GROUP}",
+                    fix="uninstall one of the two packages",
+                )
+            part.name, part.version = name, version
+            self[name] = part
+            return part
+
+        return enter
+
+    def find(self, name: str) -> T:
+        """The part `name`. Raises `InputError` with the nearest of all names where there is none."""
+        module = name.replace("-", "_")
+        if name not in self and self.folder and module.isidentifier() and find_spec(f"{self.folder}.{module}"):
+            import_module(f"{self.folder}.{module}")
+        if name not in self:
+            self.load()
+        if name not in self:
+            close = difflib.get_close_matches(name, self, n=1, cutoff=0.5)
+            near = f" (did you mean {close[0]!r}?)" if close else ""
+            raise InputError(f"no {self.kind} {name!r}{near}", where="name", fix=f"choose one of {', '.join(self)}")
+        return self[name]
+
+    def load(self) -> "Registry[T]":
+        """Enter all parts: this project's own and those of installed packages."""
+        for module in iter_modules(find_spec(self.folder).submodule_search_locations) if self.folder else ():
+            import_module(f"{self.folder}.{module.name}")
+        _load_packages()
+        return self
+
+    @property
+    def settings(self) -> Any:
+        """The type of a key in `params.yaml` that names one part and has this part's settings (its ``Settings``)."""
+        return Annotated[SerializeAsAny[Settings], PlainValidator(self._settings)]
+
+    def _settings(self, value: Any) -> Settings:
+        if isinstance(value, Settings):
+            return value
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            raise _wrong(f"a {self.kind} is a mapping with its `name`, one of {', '.join(self.load())}")
+        try:
+            part = self.find(name)
+        except InputError as error:
+            raise _wrong(f"{error.what}: {error.fix}") from None
+        return part.Settings.model_validate(value)
+
+
+def identity(part: Any) -> dict[str, Any]:
+    """An addition to the recipe of a part: its version from 2 on, and the package and version of a part from elsewhere.
+
+    Empty for the first version of this project's own parts.
+    """
+    top = part.__module__.partition(".")[0]
+    names = [name for name in packages_distributions().get(top, []) if name != _OURS]
+    ours = Path(__file__).parents[1] in Path(getattr(sys.modules[part.__module__], "__file__", "") or "/").parents
+    told = {"version": part.version} if part.version > 1 else {}
+    if names and not ours:
+        told["package"] = f"{names[0]} {version(names[0])}"
+    return {"part": told} if told else {}
+
+
+@cache
+def _load_packages() -> None:
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except ImportError as error:
+            raise InputError(
+                f"its parts don't load ({error})",
+                where=f"package {entry.dist.name if entry.dist else entry.name}, entry point {entry.value}",
+                fix="install what it needs, or uninstall it",
+            ) from error
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("part", message.replace("{", "{{").replace("}", "}}"))

@@ -11,7 +11,7 @@ Both writing and reading check every row.
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Generic, NoReturn, Self, TypeVar, overload
@@ -48,6 +48,15 @@ _CODES = {name: code for code, name in enumerate(SPLITS)}
 _NAMES = [field.name for field in fields(CaptionedImage)]
 _BLOCK = 1024  # rows read together by whoever reads one after the other
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """Some images of one split that a store keeps in one file; `rows` are their numbers, int64."""
+
+    split: str
+    file: str
+    rows: np.ndarray
 
 
 def write_manifest(folder: Path, rows: Iterable[CaptionedImage]) -> None:
@@ -157,9 +166,18 @@ class Manifest:
         """int64: the numbers of a split's images."""
         return np.flatnonzero(self.splits == _CODES[split])
 
+    def shards(self, size: int) -> list["Shard"]:
+        """The shards of each split's store, of up to `size` images."""
+        return [
+            Shard(split, f"{number:06d}.h5", rows[first : first + size])
+            for split in SPLITS
+            for rows in [self.rows_in(split)]
+            for number, first in enumerate(range(0, len(rows), size))
+        ]
+
     def images_at(self, rows: np.ndarray) -> Iterator[ImageRow]:
         """Some images; `rows` rise."""
-        for start in range(0, len(self), _BLOCK) if len(rows) else ():
+        for start in range(rows[0] // _BLOCK * _BLOCK, rows[-1] + 1, _BLOCK) if len(rows) else ():
             own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + _BLOCK)] - start
             if len(own):
                 block = self.images[start : start + _BLOCK]

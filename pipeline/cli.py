@@ -8,11 +8,13 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from manifests.errors import InputError
 from manifests.schema import SPLITS
@@ -21,6 +23,8 @@ from pipeline import places
 from pipeline.machine import Machine
 from pipeline.params import read_params
 from train.settings import RunSettings
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Threads that spin while they wait make small operators 8 to 15 times slower as soon as another process wants the
 # same cores; OpenMP reads this when torch is first imported.
@@ -65,6 +69,16 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
+def _of_stage(what: str) -> Callable[[F], F]:
+    """The data set or run of a stage's command. DVC tells it in DVC_STAGE ("regions@demo"), and no shell reads it."""
+
+    def key(context: click.Context, parameter: click.Parameter, value: str) -> str:
+        told = context.get_parameter_source(what) is ParameterSource.ENVIRONMENT
+        return value.rpartition("@")[2] if told else value
+
+    return click.argument(what, envvar="DVC_STAGE", callback=key)
+
+
 @main.command()
 def scenes() -> None:
     """Draw the demo data set's pictures and describe them."""
@@ -83,7 +97,7 @@ def detector() -> None:
 
 
 @main.command()
-@click.argument("dataset")
+@_of_stage("dataset")
 def manifest(dataset: str) -> None:
     """Check DATASET's pictures (or imported regions) and captions and write its manifest."""
     from extract.exchange.manifest import run as run_imported
@@ -140,7 +154,7 @@ def check(dataset: str) -> None:
 
 
 @main.command()
-@click.argument("dataset")
+@_of_stage("dataset")
 def regions(dataset: str) -> None:
     """Extract the regions of DATASET's pictures, or import them."""
     settings, machine = read_params().dataset(dataset), Machine.from_environment()
@@ -182,7 +196,7 @@ def regions(dataset: str) -> None:
 
 
 @main.command()
-@click.argument("dataset")
+@_of_stage("dataset")
 def tokens(dataset: str) -> None:
     """Split DATASET's captions into words, parts of speech and word pieces."""
     from extract.stages.tokens import run
@@ -192,7 +206,7 @@ def tokens(dataset: str) -> None:
 
 
 @main.command("text_features")
-@click.argument("dataset")
+@_of_stage("dataset")
 def text_features(dataset: str) -> None:
     """Run a frozen text encoder once over DATASET's captions."""
     from extract.stages.text_features import run
@@ -210,7 +224,7 @@ def text_features(dataset: str) -> None:
 
 
 @main.command()
-@click.argument("dataset")
+@_of_stage("dataset")
 def teachers(dataset: str) -> None:
     """Let uni-modal teachers look once at DATASET's images and captions."""
     from extract.stages.teachers import run
@@ -233,7 +247,7 @@ def teachers(dataset: str) -> None:
 
 
 @main.command()
-@click.argument("dataset")
+@_of_stage("dataset")
 def pack(dataset: str) -> None:
     """Pack DATASET's regions and captions into WebDataset shards."""
     from extract.stages.pack import run
@@ -249,7 +263,7 @@ def pack(dataset: str) -> None:
 
 
 @main.command()
-@click.argument("run")
+@_of_stage("run")
 def train(run: str) -> None:
     """Train RUN and keep its best checkpoint."""
     settings, machine = read_params().run(run), Machine.from_environment()
@@ -280,9 +294,9 @@ def train(run: str) -> None:
 
 
 @main.command()
-@click.argument("run")
+@_of_stage("run")
 def evaluate(run: str) -> None:
-    """Evaluate RUN on its data set's test split."""
+    """Evaluate RUN on a split of its data set."""
     from eval.evaluate import run as evaluate_run
 
     params, machine = read_params(), Machine.from_environment()
@@ -304,7 +318,7 @@ def evaluate(run: str) -> None:
 
 
 @main.command()
-@click.argument("ensemble")
+@_of_stage("ensemble")
 def ensemble(ensemble: str) -> None:
     """Evaluate the mean scores of ENSEMBLE's runs."""
     from eval.ensemble import run
@@ -320,7 +334,7 @@ def ensemble(ensemble: str) -> None:
 
 
 @main.command()
-@click.argument("study")
+@_of_stage("study")
 def study(study: str) -> None:
     """Train and evaluate all points of STUDY."""
     from eval.study import run
@@ -605,15 +619,22 @@ def verify(store: Path, manifest: Path | None, limit: int) -> None:
 def card(store: Path, croissant: bool, licence: str | None, cite: str | None) -> None:
     """Print the card of a STORE (regions, tokens, text_features, teachers, pack), and check that all it says holds."""
     from extract.cards.card import run
+    from extract.check.verify import stores_in
     from manifests.files import json_text
 
-    found = run(store, licence=licence, cite=cite)
-    if croissant and not found.croissant:
-        raise InputError("it has no Croissant metadata", where=store, fix="name regions, or the shards of pack")
-    click.echo(json_text(found.croissant) if croissant else found.text, nl=False)
-    for finding in found.findings:
-        click.secho(finding, fg="red", err=True)
-    sys.exit(bool(found.findings))
+    stores = stores_in(store)
+    if croissant and len(stores) > 1:
+        raise InputError("it holds several stores", where=store, fix=f"name one of them: {', '.join(map(str, stores))}")
+    unsound = False
+    for each in stores:
+        found = run(each, licence=licence, cite=cite)
+        if croissant and not found.croissant:
+            raise InputError("it has no Croissant metadata", where=each, fix="name regions, or the shards of pack")
+        click.echo(json_text(found.croissant) if croissant else found.text, nl=False)
+        for finding in found.findings:
+            click.secho(finding, fg="red", err=True)
+        unsound |= bool(found.findings)
+    sys.exit(unsound)
 
 
 @main.command()

@@ -35,8 +35,13 @@ class Word:
 class RetrievalData:
     """The images of one split that have regions, with their captions.
 
-    With `elsewhere`, the regions are streamed (`train.stream`) and no image is left out; the region store says what
-    they are, and may hold other splits alone.
+    With `elsewhere`, the regions are streamed (`train.stream`) and no image is left out; the region store of another
+    split may say what they are.
+
+    Parameters
+    ----------
+    regions : the folder of the data set's region stores, of which that of `split` is read
+        (`extract.stores.regions.region_stores`), or the open stores of any splits.
 
     Attributes
     ----------
@@ -58,7 +63,7 @@ class RetrievalData:
     def __init__(
         self,
         manifest: Path,
-        regions: Path,
+        regions: Path | RegionStore,
         tokens: Path,
         split: str,
         *,
@@ -68,10 +73,12 @@ class RetrievalData:
         elsewhere: bool = False,
     ):
         listed = Manifest.open(manifest)
-        for store in (regions, tokens, text_features, teachers):
+        if not isinstance(regions, RegionStore):
+            regions = RegionStore(regions, None if elsewhere else split)
+        for store in (*regions.folders, tokens, text_features, teachers):
             if store is not None:
                 require_intact(store)
-        self.region_store, self.token_store = RegionStore(regions), TokenStore(tokens)
+        self.region_store, self.token_store = regions, TokenStore(tokens)
         if self.token_store.image_ids != listed.ids:
             raise InputError(
                 "its images are not those of the manifest",

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from extract.engine.cache import ABOUT, in_use
 from extract.engine.code import code_fingerprint
 from extract.stores.intact import listed_files
+from extract.stores.regions import region_stores
 from extract.text.encoder import encoder_recipe
 from manifests.errors import InputError
 from manifests.files import atomic, fingerprint, sha256, whole_folder, write_json
@@ -50,7 +51,7 @@ def run_key(
         "settings": settings.model_dump(mode="json"),
         "code": code,
         "manifest": manifest_sha256,
-        "stores": {name: _shards(folder) for name, folder in stores.items() if folder},
+        "stores": {name: _shards(name, folder) for name, folder in stores.items() if folder},
         "encoder": encoder_recipe(encoder.model, encoder.revision) if encoder else None,
     }
 
@@ -138,6 +139,17 @@ def _require_same(files: Mapping[str, str], copied: Mapping[str, Path]) -> None:
         raise InputError("not what was kept", where=", ".join(wrong), fix="remove the entry")
 
 
-def _shards(folder: Path) -> str:
-    """What a store holds, in one number: its shards' sha256."""
-    return fingerprint({name: digest for name, digest in listed_files(folder).items() if name.endswith(".h5")})
+def _shards(name: str, folder: Path) -> str:
+    """What training reads of a store, in one number: its shards' sha256."""
+    return fingerprint(_digests(folder) if name != "regions" else _trained_regions(folder))
+
+
+def _trained_regions(folder: Path) -> dict[str, Any]:
+    """The sha256 of the shards of each split that is trained or validated on, as far as it is there; of all splits'
+    one store in older projects."""
+    there = {store.name: store for store in region_stores(folder)}
+    return {split: _digests(there[split]) for split in ("train", "val") if split in there} or _digests(folder)
+
+
+def _digests(store: Path) -> dict[str, str]:
+    return {name: digest for name, digest in listed_files(store).items() if name.endswith(".h5")}

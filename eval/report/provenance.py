@@ -36,7 +36,7 @@ def provenance(
             for split in SPLITS
         ],
         "stores": [
-            {"name": name, "size": _size(folder / name)} for name in STORES if (folder / name / "index.json").exists()
+            {"name": name, "size": _size(folder / name)} for name in STORES if any((folder / name).rglob("index.json"))
         ],
         "left_out": list(left_out),
         "records": [

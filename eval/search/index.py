@@ -29,6 +29,7 @@ from eval.search.words import RunWords, captioned
 from extract.stores.intact import INDEX, require_intact
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import first_difference, note_made, read_recipe, require_same_recipe, write_recipe
+from extract.stores.regions import region_stores
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
@@ -64,14 +65,20 @@ class Source:
     text_features: Path | None
     words: RunWords
 
-    def facts(self) -> dict[str, Any]:
-        """What an index is made of; None for what isn't on this machine."""
+    def facts(self, splits: Sequence[str]) -> dict[str, Any]:
+        """What an index of some splits is made of; None for what isn't on this machine."""
         listed = manifest_sha256(self.manifest) if is_manifest(self.manifest) else None
         return {
             "run": {"name": self.run, "weights_sha256": _digest(self.model / WEIGHTS)},
             "data set": {"name": self.dataset, "manifest_sha256": listed},
-            "regions": {"files_sha256": _digest(self.regions / INDEX)},
+            "regions": {split: self._regions_sha256(split) for split in splits},
         }
+
+    def _regions_sha256(self, split: str) -> str | None:
+        try:
+            return sha256(region_stores(self.regions, split)[0] / INDEX)
+        except InputError:
+            return None
 
 
 @one_writer("index")
@@ -111,7 +118,7 @@ def run(
         write_codes(folder / "images", pooled, context, what="images")
         if len(captions):
             write_codes(folder / "captions", captions[:, None], _nothing(captions), what="captions")
-        recipe = source.facts() | {
+        recipe = source.facts(splits) | {
             "format": FORMAT,
             "schema": SCHEMA,
             "splits": splits,
@@ -141,14 +148,10 @@ class _DataSet(Written):
     manifest_sha256: str | None
 
 
-class _Regions(Written):
-    files_sha256: str | None
-
-
 class _Recipe(Written):
     run: _Run
     data_set: _DataSet = Field(alias="data set")
-    regions: _Regions
+    regions: dict[str, str | None]
     splits: list[str]
     kind: Kind
     features: dict[str, Any]
@@ -191,10 +194,12 @@ class Index:
 
     def require_current(self, source: Source) -> None:
         """Raise `InputError` with what has changed of the run or the data set since; what isn't here hasn't."""
-        made, now = ({name: facts[name] for name in source.facts()} for facts in (self.recipe, source.facts()))
+        made, now = {}, source.facts(self.recipe["splits"])
+        if "files_sha256" in self.recipe["regions"]:  # of a store of all splits, in older projects
+            now["regions"] = {"files_sha256": _digest(source.regions / INDEX)}
         for name, facts in now.items():
-            made[name] = {key: value for key, value in made[name].items() if facts[key] is not None}
             now[name] = {key: value for key, value in facts.items() if value is not None}
+            made[name] = {key: self.recipe[name].get(key) for key in now[name]}
         changed = first_difference(made, now)
         if changed is not None:
             key, then, today = changed
@@ -366,7 +371,7 @@ def _read_as_the_run_does(
 ) -> AbstractContextManager[RetrievalData]:
     if _has_the_words(source):
         return nullcontext(part)
-    return captioned(_captioned(part), source.words, source.regions, device=device, batch_size=batch_size)
+    return captioned(_captioned(part), source.words, part.region_store, device=device, batch_size=batch_size)
 
 
 def _approximate(folder: Path, rows: list[CaptionedImage], recipe: dict[str, Any], kind: Kind) -> str:

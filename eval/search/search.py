@@ -64,7 +64,8 @@ def search_text(index: Index, source: Source, text: str, *, count: int, device: 
     network = _ready(index, source, device)
     words = replace(source.words, vocabulary=index.folder / "vocabulary.json")
     try:
-        with captioned([replace(index.rows[0], captions=(text,))], words, source.regions, device=device) as data:
+        query = [replace(index.rows[0], captions=(text,))]
+        with captioned(query, words, RegionStore(source.regions), device=device) as data:
             unknown = unknown_words(data)
             if len(unknown) == len(data.caption_words(0)) and unknown:
                 raise InputError(
@@ -178,7 +179,7 @@ def _draw(
     """Of every caption of `rows`, in order: itself with its words marked, the regions that they match, and the
     picture's width over height; nothing to draw where the regions came without boxes."""
     store = RegionStore(source.regions)
-    with captioned(rows, words, source.regions, device=device) as data:
+    with captioned(rows, words, store, device=device) as data:
         with redirect_stderr(StringIO()):
             matches = match_words(network, data, BATCH)
         found = []

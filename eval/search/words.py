@@ -13,6 +13,7 @@ from typing import Any
 
 from extract.stages import text_features, tokens
 from extract.stores.recipe import require_same_recipe
+from extract.stores.regions import RegionStore
 from extract.stores.tokens import TokenStore
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from extract.text.vocabulary import UNKNOWN
@@ -60,13 +61,13 @@ class RunWords:
 
 @contextmanager
 def captioned(
-    rows: Sequence[CaptionedImage], words: RunWords, regions: Path, *, device: str = "cpu", batch_size: int = 256
+    rows: Sequence[CaptionedImage], words: RunWords, regions: RegionStore, *, device: str = "cpu", batch_size: int = 256
 ) -> Iterator[RetrievalData]:
     """A data set of `rows`, whose captions are read as the run reads them, for as long as the block lasts.
 
     Parameters
     ----------
-    rows : of one split; their regions are in the store `regions`.
+    rows : said to be of one split; their regions are in the stores `regions`.
     device, batch_size : of a text encoder.
 
     Raises

@@ -9,7 +9,7 @@ from typing import Any
 from manifests.schema import SPLITS
 
 _SHOWN_NAMES = 40
-_REGIONS = """# Region features: {dataset}
+_REGIONS = """# Region features: {dataset}{split}
 
 {images:,} pictures, {regions} regions each, {dim} numbers a region ({layout}){failed}.
 
@@ -42,11 +42,11 @@ as WebDataset shards, which `dvc repro pack@{dataset}` makes beside it{if_stage}
 
 ```python
 import webdataset
-for sample in webdataset.WebDataset("../pack/{dataset}-train-000000.tar", shardshuffle=False).decode():
+for sample in webdataset.WebDataset("{pack}-000000.tar", shardshuffle=False).decode():
     print(sample["json"]["id"], sample["features.npy"].shape, sample["boxes.npy"].shape)
 ```
 
-or with SelfAlign, through memory maps: `extract.stores.regions.RegionStore("{dataset}/regions").regions(0)`. Check that
+or with SelfAlign, through memory maps: `extract.stores.regions.RegionStore("{folder}").regions(0)`. Check that
 it is whole: `selfalign verify`.
 """
 _DENSE_TORCH = """\
@@ -115,9 +115,12 @@ print(numpy.load(io.BytesIO(shard.extractfile(name).read())).shape)
 
 def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str, failed: int) -> str:
     """The text of a region store's `README.md`, made of its index and its recipe."""
-    ragged, imported = index["layout"] == "ragged", "imported" in recipe
+    ragged, imported, split = index["layout"] == "ragged", "imported" in recipe, index.get("split")
     return _REGIONS.format(
         dataset=dataset,
+        split=f", split {split}" if split else "",
+        pack=f"../../pack/{dataset}-{split}" if split else f"../pack/{dataset}-train",
+        folder=f"{dataset}/regions/{split}" if split else f"{dataset}/regions",
         images=index["images"],
         regions=_regions(recipe, ragged),
         dim=index["dim"],

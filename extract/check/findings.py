@@ -46,6 +46,7 @@ class Verification:
     captions: int = 0
     vectors: int = 0
     shards: int = 0
+    split: str | None = None  # of a store of one split
     # Which of these counts the store is made of.
     holds: tuple[str, ...] = ("images", "regions")
 
@@ -58,7 +59,8 @@ class Verification:
     def text(self) -> str:
         """The findings a line each, and a last line that sums up."""
         facts = ", ".join(f"{getattr(self, what):,} {what}" for what in (*self.holds, "shards"))
-        against = f"every image of {self.manifest} accounted for" if self.manifest else "no manifest to compare with"
+        images = f"{self.split} image" if self.split else "image"
+        against = f"every {images} of {self.manifest} accounted for" if self.manifest else "no manifest to compare with"
         if not self.total:
             return f"sound: {self.store} ({facts}; {against})"
         lines = [str(finding) for finding in self.findings]

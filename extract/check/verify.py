@@ -27,7 +27,7 @@ from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.jsonl import read_rows
 from manifests.progress import progress
-from manifests.schema import CaptionedImage, ImageRow
+from manifests.schema import SPLITS, CaptionedImage, ImageRow
 from manifests.tables import Manifest, is_manifest
 
 BLOCK = 2**21  # numbers of features looked at together: 4 MB
@@ -40,16 +40,15 @@ def stores_in(folder: Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("there is no such folder", where=folder, fix="name the folder of a store: data/D/regions")
-    if _is_store(folder):
-        return [folder]
+    if stores := _stores_of(folder):
+        return stores
     if folder.absolute().name in _STORES:
         _refuse_emptied(folder)
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    stores = [path for path in folders if _is_store(path)]
-    emptied = [path for path in folders if path.name in _STORES and path not in stores]
-    emptied += [path for path in folders if path.name == "manifest" and not is_manifest(path)]
-    if emptied:
-        _refuse_emptied(emptied[0])
+    for path in folders:
+        if (path.name in _STORES and not _stores_of(path)) or (path.name == "manifest" and not is_manifest(path)):
+            _refuse_emptied(path)
+    stores = [store for path in folders for store in _stores_of(path)]
     if not stores:
         raise InputError(
             f"neither a store (it has no {INDEX}) nor a folder of stores",
@@ -57,6 +56,17 @@ def stores_in(folder: Path) -> list[Path]:
             fix="name the folder of a store, as data/D/regions, or of a data set, as data/D",
         )
     return stores
+
+
+def _stores_of(folder: Path) -> list[Path]:
+    """A store itself, or those of the splits in a folder."""
+    if _is_store(folder):
+        return [folder]
+    splits = [folder / split for split in SPLITS if (folder / split).is_dir()]
+    for split in splits:
+        if not _is_store(split):
+            _refuse_emptied(split)
+    return splits
 
 
 def _refuse_emptied(folder: Path) -> NoReturn:
@@ -73,12 +83,13 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
     Parameters
     ----------
     store : its folder.
-    manifest : the manifest it was made from; by default the folder ``manifest`` beside the store, if there.
+    manifest : the manifest it was made from; by default the folder ``manifest`` of the data set's folder, if there.
     limit : how many findings are kept; all are counted.
     """
     store = Path(store)
-    beside = store.absolute().parent / "manifest"
-    manifest = manifest or (beside if is_manifest(beside) else None)
+    if manifest is None:
+        beside = [folder / "manifest" for folder in store.absolute().parents[:2]]
+        manifest = next((folder for folder in beside if is_manifest(folder)), None)
     found = Verification(store, manifest, limit)
     if any(store.glob("*.tar")):
         verify_pack(found, _captioned(found))
@@ -106,6 +117,7 @@ def _verify_regions(found: Verification, rows: Sequence[ImageRow] | None) -> Non
     failures = _failures(found)
     if index is None:
         return
+    found.split = index.split
     _files(found, index)
     shards = _Shards(found, index, recipe, {row.id: row for row in rows or ()})
     with progress(what="verify", unit="images", total=sum(entry.count for entry in index.shards)) as bar:
@@ -336,8 +348,9 @@ def _bad_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _accounted_for(found: Verification, rows: Sequence[ImageRow], shards: _Shards, failures: dict[str, int]) -> None:
-    """Every image of the manifest is in the store or among the failures, once and in the manifest's order."""
-    manifest = str(found.manifest)
+    """Every image of the manifest, or of one split of it, is in the store or among the failures, once and in order."""
+    manifest, split = str(found.manifest), found.split
+    absent = f"the manifest has no such image{f' in split {split!r}' if split else ''}"
     number = {row.id: place for place, row in enumerate(rows)}
     lost: set[str] = set()
     for entry in shards.lost:
@@ -347,16 +360,16 @@ def _accounted_for(found: Verification, rows: Sequence[ImageRow], shards: _Shard
         if row.id in shards.seen and row.id in failures:
             file, at = shards.seen[row.id]
             found.add(file, f"{FAILURES} says it could not be read, line {failures[row.id]}", at, row.id)
-        elif row.id not in shards.seen and row.id not in failures and row.id not in lost:
+        elif split in (None, row.split) and row.id not in shards.seen and row.id not in failures and row.id not in lost:
             found.add(manifest, f"neither in the store nor in {FAILURES}", place, row.id)
     before = -1
     for image_id, (file, at) in shards.seen.items():
         place = number.get(image_id)
-        if place is None:
-            found.add(file, "the manifest has no such image", at, image_id)
+        if place is None or split not in (None, rows[place].split):
+            found.add(file, absent, at, image_id)
         elif place < before:
             found.add(file, "not in the manifest's order: the image before it comes later there", at, image_id)
         before = before if place is None else place
     for image_id, line in failures.items():
         if image_id not in number:
-            found.add(FAILURES, f"line {line}: the manifest has no such image", image_id=image_id)
+            found.add(FAILURES, f"line {line}: {absent}", image_id=image_id)

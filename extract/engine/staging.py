@@ -96,13 +96,20 @@ def installing(out: Path, shards: Iterable[tuple[Path, dict[str, Any]]]) -> Iter
     `shards` are each one's place, and its name in the store (``file``) and bytes (``size``). Raises `InputError`, and
     installs nothing, where a shard is missing, has another size, or isn't listed by the index.
     """
-    with whole_folder(out) as ready:
-        for source, shard in shards:
-            link_or_copy(source, ready / shard["file"])
-            if (size := (ready / shard["file"]).stat().st_size) != shard["size"]:
-                raise InputError(f"it has {size} bytes, it was finished with {shard['size']}", where=source, fix=_AGAIN)
+    with whole_folder(out) as ready, filled(ready, shards):
         yield ready
-        _require_listed(ready)
+
+
+@contextmanager
+def filled(folder: Path, shards: Iterable[tuple[Path, dict[str, Any]]]) -> Iterator[Path]:
+    """As `installing`, but in a folder of a folder that becomes whole."""
+    folder.mkdir(exist_ok=True)
+    for source, shard in shards:
+        link_or_copy(source, folder / shard["file"])
+        if (size := (folder / shard["file"]).stat().st_size) != shard["size"]:
+            raise InputError(f"it has {size} bytes, it was finished with {shard['size']}", where=source, fix=_AGAIN)
+    yield folder
+    _require_listed(folder)
 
 
 def _require_listed(store: Path) -> None:

@@ -65,8 +65,9 @@ def run(
         with whole_folder(out) as folder:
             karpathy.write(folder / f"dataset_{dataset}.json", dataset, rows)
         return
-    require_intact(regions)
     store = RegionStore(regions)
+    for folder in store.folders:
+        require_intact(folder)
     kept = [row for row in rows if row.id in store]
     if not kept:
         raise InputError(f"it has none of the images of {manifest}", where=regions, fix="give its own manifest")

@@ -1,8 +1,8 @@
-"""The `regions` stage of an imported data set: an ordinary region store, made of files instead of pictures.
+"""The `regions` stage of an imported data set: ordinary region stores, made of files instead of pictures.
 
 The recipe says `imported`, with the files' sha256. Threads read a shard's images while the shard before is written and
 the one before that is hashed; finished shards wait in the staging folder, so that a killed import continues, and the
-store appears whole or not at all (docs/architecture.md, "Resume"). Memory holds two shards' features, three where
+stores appear whole or not at all (docs/architecture.md, "Resume"). Memory holds two shards' features, three where
 images differ in their number of regions.
 """
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from extract.cards.card import write_card
 from extract.engine.code import code_fingerprint
-from extract.engine.staging import Staging
+from extract.engine.staging import Staging, filled
 from extract.exchange.formats import open_source
 from extract.exchange.half import to_float16
 from extract.exchange.source import LABELS, Record
@@ -29,9 +29,10 @@ from extract.stores.norms import Norms
 from extract.stores.recipe import note_made, write_recipe
 from extract.stores.regions import FAILURES, SCHEMA, Regions, region_index, write_shard
 from manifests.errors import DiskFull, InputError
-from manifests.files import fingerprint, write_json, write_text
+from manifests.files import fingerprint, whole_folder, write_json, write_text
 from manifests.imported import read_source
 from manifests.progress import progress
+from manifests.schema import SPLITS
 from manifests.tables import Manifest, images_sha256
 
 _TOGETHER = 16  # images that a thread reads at a time
@@ -52,7 +53,7 @@ def run(
     check: bool = True,
     about: About | None = None,
 ) -> None:
-    """Import the regions of every image of a manifest into the region store `out`.
+    """Import the regions of every image of a manifest into the region stores `out`/train, `out`/val and `out`/test.
 
     Parameters
     ----------
@@ -76,14 +77,16 @@ def run(
             return
         found = {number: work.staged.finished(work.path(number)) for number in range(len(work))}
         missing = [number for number, done in found.items() if not done]
-        ready = len(work.rows) - sum(len(work.part(number)) for number in missing)
+        ready = len(work.rows) - sum(len(work.shards[number].rows) for number in missing)
         if ready:
             tqdm.write(f"continuing: {ready} of {len(work.rows)} images are staged in {work.staged.folder}")
         with progress(what="regions", unit="images", total=len(work.rows), initial=ready) as bar:
             found |= work.make(missing, readers, bar, check=check)
         done = [found[number] for number in range(len(work))]
-        with work.staged.install(out, done) as folder:
-            work.finish(folder, dataset, done, about or About())
+        with whole_folder(out) as folder:
+            for split in SPLITS:
+                work.finish(folder, split, dataset, done, about or About())
+        work.staged.discard()
     note_made(out, fingerprint(work.recipe), "numpy", "h5py")
 
 
@@ -118,11 +121,11 @@ def _kept_to_continue(staged: Staging) -> Iterator[None]:
 
 
 class _Import:
-    """The shards of one store, numbered from 0 in manifest order."""
+    """The shards of a data set's region stores, numbered from 0: those of each split in manifest order."""
 
     def __init__(self, *, manifest: Path, images: Path, settings: ImportSettings, staging: Path):
         listed = Manifest.open(manifest)
-        self.rows = listed.images
+        self.rows, self._listed = listed.images, listed
         self.imported = read_source(manifest)
         if len(self.imported.places) != len(self.rows):
             raise InputError("not as long as its source.json", where=manifest, fix="run the manifest stage again")
@@ -156,6 +159,7 @@ class _Import:
             "code": CODE,
         }
         self._hash = fingerprint(self.recipe)
+        self.shards = listed.shards(settings.images_per_shard)
         self._id_bytes = listed.id_bytes
         # One image tells what all others must have: the length of a feature, and which labels.
         self._first = self._first_record()
@@ -172,15 +176,10 @@ class _Import:
         )
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.settings.images_per_shard)
+        return len(self.shards)
 
     def path(self, number: int) -> Path:
-        return self.staged.folder / f"{number:06d}.h5"
-
-    def part(self, number: int) -> range:
-        """The manifest's rows of a shard."""
-        size = self.settings.images_per_shard
-        return range(number * size, min((number + 1) * size, len(self.rows)))
+        return self.staged.folder / f"{self.shards[number].split}-{self.shards[number].file}"
 
     def make(self, numbers: Sequence[int], readers: int, bar: "tqdm[Any]", *, check: bool) -> dict[int, dict[str, Any]]:
         """Done-markers of these shards, made here: one is hashed and the next written while the third is read."""
@@ -228,7 +227,7 @@ class _Import:
                 raise InputError(
                     "it has changed since the manifest was made",
                     where=self.source.root / name,
-                    fix="run the manifest stage again: `dvc repro manifest@<data set>`",
+                    fix="run the manifest stage again: `dvc repro -f manifest@<data set>`",
                 )
 
     def _buffer(self) -> np.ndarray | None:
@@ -242,14 +241,13 @@ class _Import:
         self, pool: ThreadPoolExecutor, number: int, buffer: np.ndarray | None
     ) -> list[Future[tuple[list[Regions], Norms]]]:
         """Have a shard's images read, some at a time."""
-        part = self.part(number)
+        part = self.shards[number].rows.tolist()
         blocks = [slice(at, min(at + _TOGETHER, len(part))) for at in range(0, len(part), _TOGETHER)]
         return [pool.submit(self._read, part[block], None if buffer is None else buffer[block]) for block in blocks]
 
     def _write(self, number: int, regions: list[Regions], norms: Norms, buffer: np.ndarray | None) -> dict[str, Any]:
         """Write a shard; what its done-marker is to say of it."""
-        part = self.part(number)
-        ids = [row.id for row in self.rows[part.start : part.stop]]
+        ids = [row.id for row in self._listed.images_at(self.shards[number].rows)]
         write_shard(
             self.path(number),
             ids,
@@ -262,7 +260,7 @@ class _Import:
         )
         return {"count": len(ids), "first": ids[0], "last": ids[-1], "norms": astuple(norms)}
 
-    def _read(self, rows: range, buffer: np.ndarray | None) -> tuple[list[Regions], Norms]:
+    def _read(self, rows: Sequence[int], buffer: np.ndarray | None) -> tuple[list[Regions], Norms]:
         """The regions of some images, their features in `buffer` where there is one, and these features' norms."""
         outs = [None] * len(rows) if buffer is None else buffer
         regions = [self._regions(row, out) for row, out in zip(rows, outs, strict=True)]
@@ -369,8 +367,17 @@ class _Import:
             )
         return np.clip(boxes, 0, np.tile(limits, 2)), (width, height)
 
-    def finish(self, folder: Path, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
-        """Write what stands beside the shards in `folder`: index, failures, recipe and cards."""
+    def finish(self, out: Path, split: str, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
+        """Fill the folder of a split in `out` with its shards, of all that are `done`, and what stands beside them."""
+        own = [
+            (self.path(number), done[number] | {"file": shard.file})
+            for number, shard in enumerate(self.shards)
+            if shard.split == split
+        ]
+        with filled(out / split, own) as folder:
+            self._describe(folder, split, dataset, [shard for _, shard in own], about)
+
+    def _describe(self, folder: Path, split: str, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
         index = region_index(
             done,
             dim=self.dim,
@@ -379,6 +386,7 @@ class _Import:
             attribute_names=self.imported.attribute_names,
         ) | {
             "dataset": dataset,
+            "split": split,
             "about": about.model_dump(exclude_none=True),
             "norms": Norms.together(Norms(*shard["norms"]) for shard in done).as_json(),
         }

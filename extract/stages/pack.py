@@ -17,7 +17,7 @@ from extract.settings import PackSettings
 from extract.stores.intact import INDEX, require_intact
 from extract.stores.norms import Norms
 from extract.stores.recipe import write_recipe
-from extract.stores.regions import RegionStore
+from extract.stores.regions import RegionStore, region_stores
 from extract.stores.tokens import TokenStore
 from extract.stores.webdataset import FORMAT, SCHEMA, Sample, write_sample
 from manifests.errors import InputError
@@ -35,7 +35,8 @@ def _decides(
     *, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path
 ) -> dict[str, Any]:
     """What decides the shards, as JSON."""
-    files = [sha256(file) for file in (regions / INDEX, tokens / INDEX) if file.is_file()]
+    stores = [*region_stores(regions), tokens]
+    files = [sha256(store / INDEX) for store in stores if (store / INDEX).is_file()]
     return {"dataset": dataset, "files": [manifest_sha256(manifest), *files]} | settings.model_dump()
 
 
@@ -52,7 +53,7 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
     those of its index, or the stores and the manifest don't belong together.
     """
     require_name(dataset, "the data set's name, which begins its files' names")
-    for store in (regions, tokens):
+    for store in (*region_stores(regions), tokens):
         require_intact(store)
     images, region_store, token_store = Manifest.open(manifest), RegionStore(regions), TokenStore(tokens)
     ids = images.ids

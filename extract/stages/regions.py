@@ -1,8 +1,8 @@
-"""Stage `regions@D`: from the manifest's pictures to a region store.
+"""Stage `regions@D`: from the manifest's pictures to a region store a split.
 
 The unit of work is a shard, made here or on the workers of a Dask cluster by the same function
-(`extract.vision.shards.Shards.make`), in the cache. A store is put together from shards that are there and shards
-that are made; it appears under its final name whole or not at all.
+(`extract.vision.shards.Shards.make`), in the cache. The stores are put together from shards that are there and shards
+that are made; all of them appear under their final names at once, whole or not at all.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from extract.cards.card import write_card
 from extract.engine.cache import Place, in_use
-from extract.engine.staging import installing
+from extract.engine.staging import filled
 from extract.settings import About, RegionSettings
 from extract.stores.intact import INDEX
 from extract.stores.norms import Norms
@@ -23,9 +23,10 @@ from extract.stores.recipe import note_made, write_recipe
 from extract.stores.regions import FAILURES, region_index
 from extract.vision.shards import TIMES, Made, Shards
 from manifests.errors import DiskFull, InputError
-from manifests.files import canonical_json, write_json, write_text
+from manifests.files import canonical_json, whole_folder, write_json, write_text
 from manifests.locks import sole_writer
 from manifests.progress import progress
+from manifests.schema import SPLITS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -46,7 +47,9 @@ def run(
     threads: int | None = None,
     about: About | None = None,
 ) -> None:
-    """Extract the regions of every picture of a manifest into the region store `out`.
+    """Extract the regions of every picture of a manifest into the region stores `out`/train, `out`/val, `out`/test.
+
+    A split without pictures is a store without shards: DVC wants every out to be there.
 
     Parameters
     ----------
@@ -97,10 +100,16 @@ def run(
 
             outcomes = on_workers(client, shards, parts, work, device=device, threads=threads)
         made_now = _make(shards, parts, outcomes)
-        done = [found[number] or made_now[number].done for number in range(len(shards))]
-        done = [shard | {"file": f"{number:06d}.h5"} for number, shard in enumerate(done)]
-        with installing(out, [(Path(shard["path"]), shard) for shard in done]) as folder:
-            _finish(folder, dataset, shards, done, about or About())
+        done = [
+            (found[number] or made_now[number].done) | {"file": place.file, "split": place.split}
+            for number, place in enumerate(shards.places)
+        ]
+        _require_some(shards, done)
+        with whole_folder(out) as ready:
+            for split in SPLITS:
+                own = [shard for shard in done if shard["split"] == split]
+                with filled(ready / split, [(Path(shard["path"]), shard) for shard in own]) as folder:
+                    _finish(folder, dataset, split, shards, own, about or About())
     environments = [shard["environment"] for shard in done]
     note_made(
         out,
@@ -111,7 +120,7 @@ def run(
     computed += sum(each.computed for each in made_now.values())
     pictures, failures = len(shards.rows), sum(len(shard["failures"]) for shard in done)
     if failures:
-        tqdm.write(f"{failures} of {pictures} pictures could not be read: see {Path(out) / FAILURES}")
+        tqdm.write(f"{failures} of {pictures} pictures could not be read: see {FAILURES} in {out}")
     reused = pictures - failures - sum(each.computed for each in made_now.values())
     tqdm.write(f"regions {dataset}: {pictures} pictures, {computed} computed, {reused} reused")
 
@@ -184,11 +193,25 @@ def _failure(shards: Shards, failed: dict[int, Exception]) -> InputError:
     )
 
 
-def _finish(folder: Path, dataset: str, shards: Shards, done: Sequence[dict[str, Any]], about: About) -> None:
+def _require_some(shards: Shards, done: Sequence[dict[str, Any]]) -> None:
+    """Raise `InputError` where no picture of the data set could be read."""
+    if not any(shard["count"] for shard in done):
+        reason = next(failure["reason"] for shard in done for failure in shard["failures"])
+        raise InputError(
+            f"none of its {len(shards.rows)} pictures could be read; the first: {reason}",
+            where=shards.manifest,
+            fix="check the image root and the pictures",
+        )
+
+
+def _finish(
+    folder: Path, dataset: str, split: str, shards: Shards, done: Sequence[dict[str, Any]], about: About
+) -> None:
     """Write what stands beside the shards in `folder`: index, failures, recipe and card."""
     detector = shards.detector
-    paths = {row.id: row.path for row in shards.rows}
-    failures = [failure | {"path": paths[failure["id"]]} for shard in done for failure in shard["failures"]]
+    failures = [failure for shard in done for failure in shard["failures"]]
+    failed = {failure["id"] for failure in failures}
+    paths = {row.id: row.path for row in shards.rows if row.id in failed} if failed else {}  # today's
     index = region_index(
         done,
         dim=detector.dim,
@@ -197,16 +220,11 @@ def _finish(folder: Path, dataset: str, shards: Shards, done: Sequence[dict[str,
         attribute_names=detector.attribute_names,
     ) | {
         "dataset": dataset,
+        "split": split,
         "about": about.model_dump(exclude_none=True),
         "norms": Norms.together(Norms(*shard["norms"]) for shard in done if shard["norms"]).as_json(),
     }
-    if not index["images"]:
-        raise InputError(
-            f"none of its {len(shards.rows)} pictures could be read; the first: {failures[0]['reason']}",
-            where=shards.manifest,
-            fix="check the image root and the pictures",
-        )
     write_json(folder / INDEX, index)
-    write_text(folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
+    write_text(folder / FAILURES, "".join(canonical_json(f | {"path": paths[f["id"]]}) + "\n" for f in failures))
     write_recipe(folder, shards.recipe)
     write_card(folder)

@@ -16,6 +16,7 @@ from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.progress import progress
+from manifests.schema import SPLITS
 from manifests.typed import Count, Digest, Written, read_checked
 
 INDEX = "index.json"
@@ -96,21 +97,37 @@ def require_intact(folder: Path, *, fix: str | None = None) -> None:
 
 def how_to_get(folder: Path) -> str:
     """What to do where a store, or a manifest, isn't there."""
-    tracked = folder.with_name(f"{folder.name}.dvc")
-    if tracked.is_file():
+    if tracked := _tracked(folder):
         return f"fetch it, with `dvc pull {tracked}`"
-    name = f"{folder.name}@{folder.absolute().parent.name}"
-    return f"fetch it, with `dvc pull {name}`, or make it, with `dvc repro {name}`, if it is a data set of params.yaml"
+    made = _whole(folder)
+    name = f"{made.name}@{made.absolute().parent.name}"
+    pulled = name if made == folder else folder
+    return (
+        f"fetch it, with `dvc pull {pulled}`, or make it, with `dvc repro {name}`, if it is a data set of params.yaml"
+    )
+
+
+def _whole(folder: Path) -> Path:
+    """A data set's folder of a stage's results: a split's store lies in one of all splits."""
+    return folder.parent if folder.name in SPLITS else folder
+
+
+def _tracked(folder: Path) -> Path | None:
+    """The .dvc file of a store, or of the folder of all splits, that came from elsewhere through DVC."""
+    named = [place.with_name(f"{place.name}.dvc") for place in (folder, _whole(folder))]
+    return next((path for path in named if path.is_file()), None)
 
 
 def _again(folder: Path) -> str:
     """What to do, with DVC's name of the store: that of its .dvc file where it came from elsewhere through DVC."""
-    tracked = folder.with_name(f"{folder.name}.dvc")
-    if not tracked.is_file() and (format := _imported(folder)) and not _locked(folder):
-        out = folder.parent
+    tracked = _tracked(folder)
+    if not tracked and (format := _imported(folder)) and not _locked(folder):
+        out = _whole(folder).parent
         return f"import it again: move {out} away, then `selfalign import {format} IMAGES {out}` with its options"
-    target = tracked if tracked.is_file() else folder
-    return f"fetch it again, with `dvc checkout --force {target}` or `dvc pull {target}`, or make the store again"
+    target = tracked or folder
+    return (
+        f"fetch it again, with `dvc checkout --force {target}` or `dvc pull --force {target}`, or make the store again"
+    )
 
 
 def _imported(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The region store: one folder a data set, shards of HDF5 in manifest order (docs/architecture.md, "Stores").
+"""The region store: one folder a split, shards of HDF5 in manifest order (docs/architecture.md, "Stores").
 
 Dense, where every picture has the same number of regions R: ``features [N, R, D]`` f16 (f32 where an import asked for
 it: the recipe's format.features), ``boxes [N, R, 4]`` f32.
@@ -18,16 +18,18 @@ import numpy as np
 from pydantic import Field
 
 from extract.stores.hdf5 import MappedHDF5, layout_problems, offsets_problem, write_hdf5
-from extract.stores.intact import INDEX, CountedFile, Index, read_index
+from extract.stores.intact import INDEX, CountedFile, Index, how_to_get, read_index
 from extract.stores.recipe import FILE as RECIPE
-from extract.stores.recipe import read_recipe
+from extract.stores.recipe import read_recipe, require_same_recipe
 from manifests.errors import InputError
+from manifests.schema import SPLITS
 from manifests.typed import Count, Written, checked, schema
 
 SCHEMA = 1
 FAILURES = "failures.jsonl"
 _LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 FIELDS = ("boxes", "features", *_LABELS)
+_FIX = "run `dvc repro regions@<data set>` or `dvc pull`; `selfalign verify` says what is wrong with it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +178,13 @@ class RegionIndex(Index):
     """``index.json``, as the region stage writes it."""
 
     schema_: schema(SCHEMA) = Field(alias="schema")
-    images: Count = Field(ge=1)
+    split: Literal["train", "val", "test"] | None = None
+    images: Count
     dim: int = Field(ge=1, le=2**20)
     layout: Literal["dense", "ragged"]
     object_names: list[str] | None
     attribute_names: list[str] | None
-    shards: list[RegionShard] = Field(min_length=1)
+    shards: list[RegionShard]
     dataset: str | None = None
     about: About | None = None
     norms: MeasuredNorms | None = None
@@ -221,29 +224,60 @@ def require_region_recipe(recipe: Any, where: object) -> None:
     checked(recipe, _Recipe, where=where, fix="restore the file, or make the store again")
 
 
+def region_stores(folder: Path, split: str | None = None) -> list[Path]:
+    """The region stores of a data set's folder ``regions``: that of `split`, or of every split that is there.
+
+    A folder that is a store itself is the only one: a split's own folder, or all of a data set in older projects.
+    Raises `InputError` where there is none.
+    """
+    folder = Path(folder)
+    if any((folder / name).is_file() for name in (INDEX, RECIPE)):
+        return [folder]
+    there = [folder / name for name in SPLITS if split in (None, name) and (folder / name).is_dir()]
+    if there:
+        return there
+    missing = folder if split is None else folder / split
+    raise InputError("there is no such store", where=missing, fix=how_to_get(missing))
+
+
 class RegionStore:
-    """Reads a region store; regions are views of a memory map, so that memory doesn't grow with the store.
+    """Reads the region stores of a data set as one; regions are views of a memory map, so that memory doesn't grow.
 
     Safe to pickle and to use after fork: every process maps the shards it touches for itself.
 
     Parameters
     ----------
-    folder : what the region stage made. Raises `InputError` where it isn't a whole store of this schema.
+    folder, split : which stores (`region_stores`). Rows are numbered from 0, train before val before test.
+
+    Raises `InputError` where one isn't a whole store of this schema, and for stores of two recipes.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        fix = "run `dvc repro regions@<data set>` or `dvc pull`; `selfalign verify` says what is wrong with it"
-        self.index: dict[str, Any] = read_index(self.folder, RegionIndex, fix)
-        self.recipe, self.recipe_hash = read_region_recipe(self.folder)
+    def __init__(self, folder: Path, split: str | None = None):
+        self.folder, self.split = Path(folder), split
+        self.folders = region_stores(self.folder, split)
+        indices = [_read_index(store) for store in self.folders]
+        (self.recipe, self.recipe_hash), *others = map(read_region_recipe, self.folders)
+        for store, (recipe, _) in zip(self.folders[1:], others, strict=True):
+            require_same_recipe(recipe, store, self.recipe, self.folders[0])
+        alike = ("dim", "layout", "object_names", "attribute_names")
+        for store, index in zip(self.folders, indices, strict=True):
+            if differing := [key for key in alike if index[key] != indices[0][key]]:
+                told = f"its {' and '.join(differing)} differ from those of {self.folders[0]}"
+                raise InputError(told, where=store / INDEX, fix=_FIX)
+        listed = [
+            shard | {"file": (store / shard["file"]).relative_to(self.folder).as_posix()}
+            for store, index in zip(self.folders, indices, strict=True)
+            for shard in index["shards"]
+        ]
+        self.index: dict[str, Any] = indices[0] | {
+            "images": sum(index["images"] for index in indices),
+            "shards": listed,
+        }
         self.dim: int = self.index["dim"]
         self.object_names: list[str] | None = self.index["object_names"]
         self.attribute_names: list[str] | None = self.index["attribute_names"]
-        self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in self.index["shards"]]
-        self._starts = np.cumsum([0, *(shard["count"] for shard in self.index["shards"])]).tolist()
-        if self._starts[-1] != len(self):
-            told = f"images is {len(self)}, its shards add up to {self._starts[-1]}"
-            raise InputError(told, where=self.folder / INDEX, fix=fix)
+        self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in listed]
+        self._starts = np.cumsum([0, *(shard["count"] for shard in listed)]).tolist()
         self._rows: dict[str, int] | None = None
         self._checked: set[int] = set()
 
@@ -380,12 +414,21 @@ class RegionStore:
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of every picture its first region among its shard's, its number of regions, and its size."""
-        counts = [self.shard(number)["num_boxes"].astype(np.int64) for number in range(len(self._shards))]
-        sizes = [self.shard(number)["image_size"].copy() for number in range(len(self._shards))]
+        shards = [self.shard(number) for number in range(len(self._shards))]
+        counts = [np.empty(0, np.int64), *(shard["num_boxes"].astype(np.int64) for shard in shards)]
+        sizes = [np.empty((0, 2), np.int32), *(shard["image_size"] for shard in shards)]
         return np.concatenate([some.cumsum() - some for some in counts]), np.concatenate(counts), np.concatenate(sizes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
+        return {"folder": self.folder, "split": self.split}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])
+        self.__init__(**state)
+
+
+def _read_index(store: Path) -> dict[str, Any]:
+    index = read_index(store, RegionIndex, _FIX)
+    if (counted := sum(shard["count"] for shard in index["shards"])) != index["images"]:
+        told = f"images is {index['images']}, its shards add up to {counted}"
+        raise InputError(told, where=store / INDEX, fix=_FIX)
+    return index

@@ -22,8 +22,9 @@ class RegionsMean:
     """Means of a region store's features (`extract.teachers.teacher.Teacher`)."""
 
     def __init__(self, regions: Path, rows: Sequence[ImageRow]):
-        require_intact(regions)
         self.store, self.rows = RegionStore(regions), rows
+        for store in self.store.folders:
+            require_intact(store)
         self.dim = self.store.dim
         self.failures: dict[int, str] = {}
         self.recipe = {"name": REGIONS_MEAN, "less": "mean of the train split", "regions": self.store.recipe_hash}

@@ -80,7 +80,7 @@ class Made:
 
 
 class Shards:
-    """The shards of one store, numbered from 0 in manifest order.
+    """The shards of a data set's region stores, numbered from 0: those of each split in manifest order.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Shards:
     ----------
     recipe : what decides the numbers by design, as JSON.
     key : all by which workers must agree with whoever asks them, as JSON.
-    computed : pictures that went through the network.
+    places : the split, file name and rows of each shard.
 
     Raises `InputError` for an empty manifest and for wrong weights.
     """
@@ -113,6 +113,7 @@ class Shards:
         self.rows = listed.images
         if not self.rows:
             raise InputError("it lists no image", where=manifest, fix="run the manifest stage again")
+        self._listed, self.places = listed, listed.shards(settings.images_per_shard)
         self.manifest, self.images, self.settings, self.device = manifest, Path(images), settings, device
         self.batch_size, self.readers = batch_size, readers
         self.detector = load_detector(settings.detector, settings.selection, device)
@@ -132,12 +133,11 @@ class Shards:
         self.recipe_hash = fingerprint(self.recipe)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.settings.images_per_shard)
+        return len(self.places)
 
     def part(self, number: int) -> Sequence[ImageRow]:
         """The manifest's rows of shard `number`."""
-        size = self.settings.images_per_shard
-        return self.rows[number * size : (number + 1) * size]
+        return list(self._listed.images_at(self.places[number].rows))
 
     def finished(self, number: int) -> dict[str, Any] | None:
         """The sidecar of shard `number`, if it is in the cache. Pictures that could not be read are tried again, unless

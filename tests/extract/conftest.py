@@ -37,7 +37,7 @@ def data_set(dense: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `data/D`: manifest, regions and tokens of `dense`, packed 6 images a shard."""
     folder = tmp_path_factory.mktemp("data_set") / "tiny"
     manifest = Path(shutil.copytree(dense.manifest, folder / "manifest"))
-    shutil.copytree(dense.out, folder / "regions")
+    shutil.copytree(dense.out.parent, folder / "regions")
     tokens.run(manifest=manifest, settings=TokenSettings(language="blank_en", min_count=1), out=folder / "tokens")
     pack.run(
         dataset="tiny",

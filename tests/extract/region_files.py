@@ -88,14 +88,15 @@ class Pictures:
 
     @property
     def out(self) -> Path:
-        return self.folder / "regions"
+        """The store of the train split, in which all pictures are."""
+        return self.folder / "regions" / "train"
 
     def extract(self, settings: RegionSettings, **others: Any) -> Path:
-        """Run the stage into `out`; `others` replace its arguments."""
-        places = {"manifest": self.manifest, "images": self.images, "out": self.out, "cache": self.cache}
+        """Run the stage; `others` replace its arguments. Gives the train split's store."""
+        places = {"manifest": self.manifest, "images": self.images, "out": self.out.parent, "cache": self.cache}
         arguments = places | others
         regions.run(dataset="tiny", settings=settings, **arguments)
-        return arguments["out"]
+        return arguments["out"] / "train"
 
 
 def write_pictures(folder: Path, files: dict[str, bytes]) -> Pictures:

@@ -109,8 +109,9 @@ def test_order_split_and_ids(count: Counter) -> None:
     for n, row in _numbered(count):
         np.testing.assert_array_equal(RegionStore(count.pictures.out).regions(n).features, expected[row.id])
     count.rows(lambda rows: [dataclasses.replace(row, split="test") for row in rows])
-    assert count() == 0
-    count.rows(lambda rows: [dataclasses.replace(row, id=f"a longer {row.id}") for row in rows])
+    assert count() == 0 and len(RegionStore(count.pictures.out)) == 0
+    assert list(RegionStore(count.pictures.out.parent).ids) == [row.id for row in listed(count.pictures.manifest)]
+    count.rows(lambda rows: [dataclasses.replace(row, id=f"a longer {row.id}", split="train") for row in rows])
     assert count() == 0 and RegionStore(count.pictures.out).ids[0].startswith("a longer")
     count.rows(lambda rows: [dataclasses.replace(row, id=row.id[9:]) for row in rows[::-1]])
     assert count() == 0 and contents(count.pictures.out) == before

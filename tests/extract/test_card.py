@@ -21,7 +21,7 @@ from pipeline.cli import main
 from tests.extract.region_files import Pictures, region_settings
 from tests.extract.test_intact import flip
 
-STORES = ("regions", "pack")
+STORES = ("regions/train", "pack")
 
 
 def norms(store: Path) -> np.ndarray:
@@ -41,8 +41,8 @@ def test_the_card_is_the_stores_and_holds(data_set: Path, store: str) -> None:
 @pytest.mark.parametrize("store", STORES)
 def test_the_card_says_what_a_receiver_must_know(data_set: Path, store: str) -> None:
     text = run(data_set / store).text
-    recipe = read_recipe(data_set / "regions")[0]
-    lengths = norms(data_set / "regions")
+    recipe = read_recipe(data_set / "regions/train")[0]
+    lengths = norms(data_set / "regions/train")
     for told in (
         "15 ",
         recipe["detector"]["weights_sha256"],
@@ -60,7 +60,7 @@ def test_the_card_says_what_a_receiver_must_know(data_set: Path, store: str) -> 
 def test_every_example_of_a_card_runs_with_nothing_of_ours(
     data_set: Path, ragged: Pictures, tmp_path: Path, layout: str
 ) -> None:
-    folder = {"dense": data_set / "regions", "ragged": ragged.out, "pack": data_set / "pack"}[layout]
+    folder = {"dense": data_set / "regions/train", "ragged": ragged.out, "pack": data_set / "pack"}[layout]
     examples = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     assert len(examples) == 3 and all(len(example.splitlines()) <= 5 for example in examples)
     # The ragged store has no shards beside it.
@@ -138,10 +138,10 @@ def test_a_damaged_store_is_told_and_nothing_is_written(data_set_copy: Path, sto
 
 
 def test_an_edited_card_is_told(data_set_copy: Path) -> None:
-    card = data_set_copy / "regions" / "README.md"
+    card = data_set_copy / "regions/train" / "README.md"
     card.write_text(card.read_text().replace("12 regions", "36 regions"))
-    (data_set_copy / "regions" / "croissant.json").unlink()
-    readme, metadata = run(data_set_copy / "regions").findings
+    (data_set_copy / "regions/train" / "croissant.json").unlink()
+    readme, metadata = run(data_set_copy / "regions/train").findings
     assert readme.startswith("README.md isn't") and metadata.startswith("croissant.json isn't")
 
 

@@ -120,7 +120,7 @@ def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path:
             break
     assert sum(made > 0 for made in reached) >= 5 and len(observer.finished) < SHARDS
     assert finish(start(alone, many, places)) == 0
-    assert contents(places["out"]) == expected
+    assert contents(places["out"] / "train") == expected
     for name, seen in observer.finished.items():
         assert ((places["out"] / name).stat().st_ino, (places["out"] / name).stat().st_mtime_ns) == seen
     assert verify.run(store=places["out"], manifest=many.manifest).total == 0
@@ -186,7 +186,7 @@ def test_a_disk_that_fills_is_told_and_the_next_run_completes(
     assert not list(places["cache"].glob("regions/*/*/.*"))
     disk.resize("8m")
     many.extract(SETTINGS, **places)
-    assert contents(places["out"]) == expected
+    assert contents(places["out"] / "train") == expected
 
 
 def test_no_room_for_the_store_itself_keeps_the_shards(many: Pictures, disk: Disk, tmp_path: Path) -> None:
@@ -199,8 +199,8 @@ def test_no_room_for_the_store_itself_keeps_the_shards(many: Pictures, disk: Dis
     assert len(before) == SHARDS
     disk.resize("8m")
     many.extract(SETTINGS, **places)
-    assert contents(places["out"]) == contents(many.out)
-    assert {path.name: path.stat().st_mtime_ns for path in places["out"].glob("*.h5")} == before
+    assert contents(places["out"] / "train") == contents(many.out)
+    assert {path.name: path.stat().st_mtime_ns for path in places["out"].glob("train/*.h5")} == before
 
 
 def test_text_on_a_full_disk_keeps_what_was_there(disk: Disk) -> None:

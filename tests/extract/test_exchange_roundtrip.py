@@ -17,6 +17,7 @@ from extract.settings import About
 from extract.stages import tokens
 from extract.stores.intact import require_intact
 from extract.stores.recipe import read_recipe
+from extract.stores.regions import RegionStore
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -62,9 +63,10 @@ def assert_equal(back: DataSet, data: DataSet, *, labels: tuple[str, ...] = ()) 
         if found.objects_id is not None and data.store.object_names and back.store.object_names:
             named = [back.store.object_names[i] for i in found.objects_id]
             assert named == [data.store.object_names[i] for i in expected.objects_id]
-    assert verify(store=back.folder / "regions").total == 0
-    assert describe(back.folder / "regions").findings == []
-    require_intact(back.folder / "regions")
+    for store in back.store.folders:
+        assert verify(store=store).total == 0
+        assert describe(store).findings == []
+        require_intact(store)
 
 
 LABELS = {
@@ -113,10 +115,10 @@ def test_bua_classes_come_with_info_alone(data: DataSet, tmp_path: Path) -> None
 def test_the_recipe_says_imported_and_from_which_files(data: DataSet, tmp_path: Path) -> None:
     exported = data.export("butd-tsv", tmp_path / "exported")
     way_back("butd-tsv", exported, tmp_path / "back").run()
-    recipe, _ = read_recipe(tmp_path / "back" / "regions")
+    recipe, _ = read_recipe(tmp_path / "back" / "regions" / "train")
     assert recipe["imported"]["format"] == "butd-tsv"
     assert recipe["imported"]["files"] == {"regions.tsv": sha256(exported / "regions.tsv")}
-    card = (tmp_path / "back" / "regions" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "back" / "regions" / "train" / "README.md").read_text(encoding="utf-8")
     assert "from butd-tsv: regions.tsv" in card
 
 
@@ -124,25 +126,25 @@ def test_an_imported_store_has_what_every_store_has(data: DataSet, tmp_path: Pat
     back = way_back("butd-tsv", data.export("butd-tsv", tmp_path / "exported"), tmp_path / "back")
     back.manifest()
     back.regions(about=About(licence="CC BY 4.0", cite="They, 2020"))
-    store = DataSet(back.out).store
-    lengths = np.linalg.norm(
-        np.concatenate([found.features for found in data.regions().values()]).astype(float), axis=1
-    )
+    store = RegionStore(back.out / "regions", "train")
+    own = [found.features for image_id, found in data.regions().items() if image_id in store]
+    lengths = np.linalg.norm(np.concatenate(own).astype(float), axis=1)
     told = {"least": lengths.min(), "mean": lengths.mean(), "most": lengths.max()}
     assert store.index["norms"] == pytest.approx(told, abs=1e-4)
     assert (store.index["dataset"], store.index["about"]) == (
         "imported",
         {"licence": "CC BY 4.0", "cite": "They, 2020"},
     )
-    card = (store.folder / "README.md").read_text(encoding="utf-8")
+    (folder,) = store.folders
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in card and "They, 2020" in card and "the same number of regions each" in card
     assert "could not be read" not in card and "where it is a data set of `params.yaml`" in card
-    croissant = json.loads((store.folder / "croissant.json").read_text(encoding="utf-8"))
+    croissant = json.loads((folder / "croissant.json").read_text(encoding="utf-8"))
     assert (croissant["name"], croissant["license"]) == ("imported", "CC BY 4.0")
     shard = store.folder / store.index["shards"][0]["file"]
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match="the file has changed"):
-        require_intact(store.folder)
+        require_intact(folder)
 
 
 def test_cocos_ids_of_captions_stay_with_an_import(data: DataSet, tmp_path: Path) -> None:
@@ -167,9 +169,10 @@ def test_the_same_files_give_the_same_bytes(data: DataSet, tmp_path: Path) -> No
         work = way_back("scan", exported, tmp_path / name)
         work.manifest()
         work.regions(readers=readers)
-        files = sorted((tmp_path / name / "regions").iterdir())
-        stores.append({file.name: file.read_bytes() for file in files if file.name not in ("recipe.json", "README.md")})
-    assert stores[0] == stores[1]
+        folder = tmp_path / name / "regions"
+        files = [file for file in folder.rglob("*") if file.is_file() and file.name not in ("recipe.json", "README.md")]
+        stores.append({file.relative_to(folder): file.read_bytes() for file in files})
+    assert stores[0] == stores[1] and len(stores[0]) >= 3 * 3
 
 
 def test_butd_and_lxmert_are_what_the_csv_module_reads(data: DataSet, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_killed_import_continues(tmp_path: Path) -> None:
     importing = ("import", "scan", folder, out, "--images-per-shard", 2)
     where = {"cwd": CHECKOUT, "env": staged_in(tmp_path)}
     process = subprocess.Popen(command(*importing), **where, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not any(tmp_path.glob("staging/*/000020.json")):
+    while not any(tmp_path.glob("staging/*/train-000020.json")):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
@@ -90,7 +90,8 @@ def test_a_killed_import_continues(tmp_path: Path) -> None:
     assert "continuing" in again.stdout
     store = DataSet(out).store
     assert [int(store.regions(row).features[0, 0]) for row in range(120)] == list(range(120))
-    kept = [path.name for path, at in staged.items() if (out / "regions" / path.name).stat().st_mtime_ns == at]
+    places = {path: out / "regions" / path.name.replace("-", "/") for path in staged}
+    kept = [path.name for path, at in staged.items() if places[path].stat().st_mtime_ns == at]
     assert len(kept) >= 20
     assert not any((tmp_path / "staging").iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scan", "staging"]
@@ -290,12 +291,12 @@ def test_commands_go_there_and_back(tmp_path: Path) -> None:
 
 def test_a_damaged_import_is_to_be_imported_again(tmp_path: Path) -> None:
     data = write_data_set(tmp_path / "data")
-    back = way_back("scan", data.export("scan", tmp_path / "scan"), tmp_path / "back").run().folder / "regions"
+    back = way_back("scan", data.export("scan", tmp_path / "scan"), tmp_path / "back").run().folder / "regions/train"
     flip(back / "000000.h5", 0.5)
     with pytest.raises(InputError) as error:
         require_intact(back)
     assert f"`selfalign import scan IMAGES {tmp_path / 'back'}`" in error.value.fix and "dvc" not in error.value.fix
-    (tmp_path / "dvc.lock").write_text("stages:\n  regions@back:\n    outs:\n    - path: back/regions\n")
+    (tmp_path / "dvc.lock").write_text("stages:\n  regions@back:\n    outs:\n    - path: back/regions/train\n")
     with pytest.raises(InputError, match=f"dvc checkout --force {back}"):
         require_intact(back)
 

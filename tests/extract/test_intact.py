@@ -25,16 +25,16 @@ def answers(folder: Path) -> Path:
 
 
 def test_every_store_lists_its_files(data_set_copy: Path) -> None:
-    assert list(listed_files(data_set_copy / "regions")) == [f"00000{n}.h5" for n in range(4)]
+    assert list(listed_files(data_set_copy / "regions/train")) == [f"00000{n}.h5" for n in range(4)]
     assert list(listed_files(data_set_copy / "tokens")) == ["tokens.h5"]
     packed = [f"tiny-train-00000{n}.tar" for n in range(3)]
     assert list(listed_files(data_set_copy / "pack")) == [*packed, "classes.json", "sizes.json"]
-    for store in ("regions", "tokens", "pack"):
+    for store in ("regions/train", "tokens", "pack"):
         require_intact(data_set_copy / store)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.003, 0.5, 1.0])
-@pytest.mark.parametrize(("store", "shard"), [("regions", "000002.h5"), ("pack", "tiny-train-000001.tar")])
+@pytest.mark.parametrize(("store", "shard"), [("regions/train", "000002.h5"), ("pack", "tiny-train-000001.tar")])
 def test_a_flipped_byte_anywhere_names_the_shard(data_set_copy: Path, store: str, shard: str, place: float) -> None:
     answers(data_set_copy / store).unlink(missing_ok=True)  # packing asked for one
     flip(data_set_copy / store / shard, place)
@@ -45,7 +45,7 @@ def test_a_flipped_byte_anywhere_names_the_shard(data_set_copy: Path, store: str
 
 
 def test_a_change_after_a_good_answer_is_seen(data_set_copy: Path) -> None:
-    store = data_set_copy / "regions"
+    store = data_set_copy / "regions/train"
     require_intact(store)
     assert answers(store).exists()
     flip(store / "000001.h5", 0.7)
@@ -54,7 +54,7 @@ def test_a_change_after_a_good_answer_is_seen(data_set_copy: Path) -> None:
 
 
 def test_a_file_that_has_not_changed_is_read_once(data_set_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, read = data_set_copy / "regions", []
+    store, read = data_set_copy / "regions/train", []
 
     def counted(path: Path) -> str:
         read.append(path.name)
@@ -71,7 +71,7 @@ def test_a_file_that_has_not_changed_is_read_once(data_set_copy: Path, monkeypat
 
 
 def test_spoilt_answers_are_worth_nothing(data_set_copy: Path) -> None:
-    store = data_set_copy / "regions"
+    store = data_set_copy / "regions/train"
     answers(store).write_text('["nonsense"]')
     require_intact(store)
     flip(store / "000000.h5", 0.4)
@@ -84,13 +84,13 @@ def test_a_missing_shard_and_a_missing_list_are_named(data_set_copy: Path) -> No
     (data_set_copy / "pack" / "tiny-train-000002.tar").unlink()
     with pytest.raises(InputError, match=r"tiny-train-000002\.tar: the file is missing"):
         require_intact(data_set_copy / "pack")
-    write_json(data_set_copy / "regions" / "index.json", {"shards": [{"file": "000000.h5"}]})
+    write_json(data_set_copy / "regions/train" / "index.json", {"shards": [{"file": "000000.h5"}]})
     with pytest.raises(InputError, match="no list of files") as error:
-        require_intact(data_set_copy / "regions")
+        require_intact(data_set_copy / "regions/train")
     assert error.value.where.endswith("index.json") and "dvc pull" in error.value.fix
 
 
-@pytest.mark.parametrize(("store", "shard"), [("regions", "000002.h5"), ("tokens", "tokens.h5")])
+@pytest.mark.parametrize(("store", "shard"), [("regions/train", "000002.h5"), ("tokens", "tokens.h5")])
 def test_training_refuses_what_has_changed(data_set_copy: Path, store: str, shard: str) -> None:
     stores = {name: data_set_copy / name for name in ("regions", "tokens")}
     manifest = data_set_copy / "manifest"
@@ -103,13 +103,13 @@ def test_training_refuses_what_has_changed(data_set_copy: Path, store: str, shar
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_store_that_is_only_read_is_checked_all_the_same(data_set_copy: Path) -> None:
     data_set_copy.chmod(0o555)
-    require_intact(data_set_copy / "regions")
+    require_intact(data_set_copy / "regions/train")
     data_set_copy.chmod(0o755)
 
 
 def test_other_stores_have_answers_of_their_own(data_set_copy: Path) -> None:
-    require_intact(data_set_copy / "regions")
-    other = shutil.copytree(data_set_copy / "regions", data_set_copy / "others")
+    require_intact(data_set_copy / "regions/train")
+    other = shutil.copytree(data_set_copy / "regions/train", data_set_copy / "others")
     rng = np.random.default_rng(0)
     flip(other / "000001.h5", rng.random())
     with pytest.raises(InputError, match="others"):

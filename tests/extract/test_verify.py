@@ -16,11 +16,14 @@ from extract.stores.recipe import read_recipe, write_recipe
 from extract.stores.regions import FAILURES, INDEX
 from manifests.errors import InputError
 from manifests.files import sha256, write_json, write_text
+from manifests.schema import SPLITS
 from manifests.tables import Manifest, write_manifest
 from pipeline.cli import main
 from tests.extract.exchange_files import Import
 from tests.extract.region_files import Pictures, encoded, region_settings, scene, write_pictures
 from tests.extract.test_intact import flip
+
+SPLIT_STORES = [f"regions/{split}" for split in SPLITS]
 
 
 @pytest.fixture(params=["ragged", "dense"])
@@ -80,9 +83,13 @@ def test_a_folder_of_stores_is_verified_store_by_store(data_set_copy: Path) -> N
     said = CliRunner().invoke(main, ["verify", str(data_set_copy)])
     assert said.exit_code == 0
     assert [line.split(" (")[0] for line in said.stdout.splitlines()] == [
-        f"sound: {data_set_copy / store}" for store in ("pack", "regions", "tokens")
+        f"sound: {data_set_copy / store}" for store in ("pack", *SPLIT_STORES, "tokens")
     ]
-    (data_set_copy / "regions" / INDEX).unlink()
+    said = CliRunner().invoke(main, ["verify", str(data_set_copy / "regions")])
+    assert [line.split(" (")[0] for line in said.stdout.splitlines()] == [
+        f"sound: {data_set_copy / store}" for store in SPLIT_STORES
+    ]
+    (data_set_copy / "regions/train" / INDEX).unlink()
     flip(data_set_copy / "tokens" / "tokens.h5", 0.5)
     said = CliRunner().invoke(main, ["verify", str(data_set_copy)])
     assert said.exit_code == 1
@@ -147,7 +154,7 @@ def test_an_image_that_the_manifest_lacks_is_named(copy: Path) -> None:
     path = copy.parent / "manifest"
     rows = list(Manifest.open(path).captioned)
     write_manifest(path, [row for row in rows if row.id != "id-005.png"])
-    assert found(copy) == ["000001.h5 row 1 (id-005.png): the manifest has no such image"]
+    assert found(copy) == ["000001.h5 row 1 (id-005.png): the manifest has no such image in split 'train'"]
 
 
 def test_another_order_than_the_manifests_is_named(copy: Path) -> None:
@@ -295,7 +302,7 @@ def test_a_spoilt_recipe_is_one_finding(copy: Path, text: str) -> None:
         ({"schema": 2}, "schema"),
         ({"dim": "256"}, "dim"),
         ({"layout": "sparse"}, "layout"),
-        ({"shards": []}, "shards"),
+        ({"shards": None}, "shards"),
         ({"shards": [{"file": "../a.h5", "count": 1, "first": "a", "last": "a", "sha256": "0" * 64}]}, "shards.0.file"),
         ({"object_names": [1]}, "object_names.0"),
     ],
@@ -391,8 +398,8 @@ def test_what_lies_beside_the_shards_is_checked_too(data_set_copy: Path) -> None
 
 @pytest.mark.parametrize("emptied", ["regions", "pack", "manifest"])
 def test_a_folder_that_should_hold_a_store_and_is_empty_is_told(data_set_copy: Path, emptied: str) -> None:
-    for path in (data_set_copy / emptied).iterdir():
-        path.unlink()
+    shutil.rmtree(data_set_copy / emptied)
+    (data_set_copy / emptied).mkdir()
     with pytest.raises(InputError, match=rf"{emptied}: nothing of what should be .*`dvc pull {emptied}@"):
         stores_in(data_set_copy)
     if emptied != "manifest":

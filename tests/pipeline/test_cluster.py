@@ -243,7 +243,8 @@ def test_a_full_disk_is_told_and_the_next_run_completes(
         assert 0 < len(before) < SHARDS and not where["out"].exists()
         disk.resize("2m")
         pictures.extract(SETTINGS, client=client, device="auto", threads=1, **where)
-        assert contents(where["out"]) == serial and kept(before, where["out"])
+        out = where["out"] / "train"
+        assert contents(out) == serial and kept(before, out)
 
 
 def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: Pictures) -> None:
@@ -283,7 +284,7 @@ def regions_serially() -> dict[str, bytes]:
     """The files of the store that `selfalign regions tiny` makes in this folder, without a cluster."""
     answer = CliRunner().invoke(main, ["regions", "tiny"])
     assert answer.exit_code == 0, answer.output
-    return contents(places.regions("tiny"))
+    return contents(places.regions("tiny") / "train")
 
 
 def test_a_killed_scheduler_and_then_a_failed_shard(
@@ -331,7 +332,7 @@ def test_a_killed_scheduler_and_then_a_failed_shard(
     moved.rename(pictures.images / "021.png")
     monkeypatch.delenv("SELFALIGN_CLUSTER")
     completed = regions_serially()
-    assert kept(again, out)
+    assert kept(again, out / "train")
     out.rename(folder.root / "earlier")
     monkeypatch.setenv("SELFALIGN_CACHE", str(folder.root / "another cache"))
     assert completed == regions_serially()

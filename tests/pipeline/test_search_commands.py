@@ -208,10 +208,11 @@ def test_what_has_changed_since_is_named_with_the_command(tmp_path: Path):
     with pytest.raises(InputError, match=r"run\.weights_sha256 was .*`selfalign index vsrn-selfalign demo"):
         search_text(index, trained, QUERY, count=3, device="cpu")
     shutil.copytree(own.regions, tmp_path / "regions")
-    (tmp_path / "regions" / "index.json").write_text(
-        json.dumps(json.loads((own.regions / "index.json").read_text()) | {"more": 1})
-    )
-    with pytest.raises(InputError, match=r"regions\.files_sha256"):
+    changed = tmp_path / "regions" / "test" / "index.json"
+    told = json.loads(changed.read_text()) | {"more": 1}
+    changed.unlink()
+    changed.write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"regions\.test was"):
         index.require_current(replace(own, regions=tmp_path / "regions"))
 
 

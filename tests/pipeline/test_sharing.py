@@ -183,7 +183,7 @@ def test_a_clean_clone_pulls_what_was_pushed(
         clone = moved(world, features, kind, recipe("HTTP"))
     stores = [f"data/demo/{name}" for name in STORES]
     assert not any((clone.root / store).exists() for store in stores)
-    assert "sound: data/demo/regions (40 images" in world.pull(clone).text
+    assert "sound: data/demo/regions/train (24 images" in world.pull(clone).text
     assert clone.digests(*stores) == features.digests(*stores)
     if kind == "http":
         requests = (world.root / "nginx" / "requests").read_text()
@@ -199,7 +199,7 @@ def importing(world: World, features: Project) -> Project:
     params |= {name: added[name] for name in ("shared", "ensembles", "studies")}
     params["runs"]["vsrn"] |= added["runs"]["vsrn"]
     b.write_params(params)
-    assert "sound: data/lab-demo/regions (40 images" in world.run(b, recipe("Import into another project")).text
+    assert "sound: data/lab-demo/regions/train (24 images" in world.run(b, recipe("Import into another project")).text
     trained = world.run(b, recipe("Import into another project", number=1))
     assert trained.stages == ["train@vsrn"]
     return b
@@ -213,15 +213,18 @@ def test_another_project_imports_at_a_revision_and_trains(world: World, features
         ours, theirs = importing.digests(f"data/lab-demo/{name}"), features.digests(f"data/demo/{name}")
         assert list(ours.values()) == list(theirs.values())
     record = json.loads((importing.root / "runs/vsrn/model/run.json").read_text())
-    recipes = [json.loads((features.root / f"data/demo/{name}/recipe.json").read_text()) for name in STORES[1:]]
-    assert [record["recipe"][name] for name in STORES[1:]] == [recipe["recipe"] for recipe in recipes]
+    stores = {"regions": "regions/train", "tokens": "tokens"}
+    recipes = {
+        name: json.loads((features.root / f"data/demo/{at}/recipe.json").read_text()) for name, at in stores.items()
+    }
+    assert all(record["recipe"][name] == recipe["recipe"] for name, recipe in recipes.items())
     tracked = importing.command("git", "ls-files", "data").text.split()
     assert tracked == [f"data/lab-demo/{name}.dvc" for name in sorted(STORES)]
     assert importing.command("git", "status", "--short").text == ""
 
 
 def test_a_flipped_byte_is_named(importing: Project) -> None:
-    shard = importing.root / "data/lab-demo/regions/000002.h5"
+    shard = importing.root / "data/lab-demo/regions/train/000002.h5"
     damaged = shard.read_bytes()
     shard.unlink()  # it is a link to DVC's cache, where it can't be written to
     shard.write_bytes(damaged)
@@ -229,9 +232,11 @@ def test_a_flipped_byte_is_named(importing: Project) -> None:
     said = importing.command("selfalign", "verify", "data/lab-demo/regions", ends_with=1).text
     assert "000002.h5: sha256 is " in said
     refused = importing.command("selfalign", "train", "vsrn", ends_with=1).text
-    assert "data/lab-demo/regions/000002.h5: the file has changed" in refused
+    assert "data/lab-demo/regions/train/000002.h5: the file has changed" in refused
     importing.command(*re.search(r"`(dvc checkout [^`]+)`", refused)[1].split())
-    assert "sound: data/lab-demo/regions" in importing.command("selfalign", "verify", "data/lab-demo/regions").text
+    assert (
+        "sound: data/lab-demo/regions/train" in importing.command("selfalign", "verify", "data/lab-demo/regions").text
+    )
 
 
 def test_one_shard_is_taken_alone(world: World, features: Project) -> None:
@@ -240,7 +245,7 @@ def test_one_shard_is_taken_alone(world: World, features: Project) -> None:
     someone.environment.pop("PYTHONPATH")
     world.run(someone, recipe("One shard alone"))
     assert [path.name for path in someone.root.iterdir() if path.name != ".dvc"] == ["000000.h5"]
-    shard = features.root / "data/demo/regions/000000.h5"
+    shard = features.root / "data/demo/regions/train/000000.h5"
     assert (someone.root / "000000.h5").read_bytes() == shard.read_bytes()
     said = someone.command("python", "-c", placed(recipe("One shard alone", "python"), world.places)).text
     with h5py.File(shard) as file:
@@ -283,12 +288,12 @@ def test_two_clones_pull_from_a_folder_and_share_one_cache_without_copies(world:
     world.run(clones[0], recipe("One cache for a machine"))
     world.run(clones[0], recipe("One cache for a machine", number=1))
     for clone in clones:
-        assert "sound: data/demo/regions (40 images" in world.pull(clone).text
+        assert "sound: data/demo/regions/train (24 images" in world.pull(clone).text
         stores = [f"data/demo/{name}" for name in STORES]
         assert clone.digests(*stores) == features.digests(*stores)
         assert not (clone.root / ".dvc/cache/files").exists()
     assert clones[0].repro("regions@demo", "tokens@demo", "--dry", "--single-item").stages == []
-    shards = [sorted((clone.root / "data/demo/regions").glob("*.h5")) for clone in clones]
+    shards = [sorted((clone.root / "data/demo/regions").glob("*/*.h5")) for clone in clones]
     assert len(shards[0]) == 5
     cache = world.root / "srv" / "cache"
     kept = {path.stat().st_ino: path for path in cache.rglob("*") if path.is_file()}
@@ -302,11 +307,49 @@ def test_two_clones_pull_from_a_folder_and_share_one_cache_without_copies(world:
     assert not (clones[0].root / "data/scenes").exists()
 
 
+@pytest.mark.slow
+def test_one_split_without_pictures_is_evaluated_searched_and_reported(world: World, features: Project) -> None:
+    features.repro("train@vsrn")
+    features.command("dvc", "push")
+    features.command("git", "commit", "-q", "--all", "-m", "A run")
+    features.command("git", "push", "-q", "origin", "HEAD")
+    clone = world.clone("evaluating")
+    lock = yaml.safe_load((clone.root / "dvc.lock").read_text())["stages"]
+    assert world.run(clone, recipe("Pull", number=2)).stages == ["evaluate@vsrn"]
+    assert [path.name for path in (clone.root / "data/demo/regions").iterdir() if path.is_dir()] == ["test"]
+    assert not (clone.root / "data/scenes").exists()
+
+    features.repro("evaluate@vsrn")
+    after = yaml.safe_load((clone.root / "dvc.lock").read_text())["stages"]
+    assert after == lock | {"evaluate@vsrn": after["evaluate@vsrn"]}
+    theirs = yaml.safe_load((features.root / "dvc.lock").read_text())["stages"]["evaluate@vsrn"]
+    for what in ("cmd", "deps", "params"):
+        assert after["evaluate@vsrn"][what] == theirs[what]
+    assert clone.metrics("vsrn") == features.metrics("vsrn") and clone.metrics("vsrn")["images"] == 8
+    assert clone.repro("--allow-missing", "evaluate@vsrn").stages == []
+    assert yaml.safe_load((clone.root / "dvc.lock").read_text())["stages"] == after
+
+    assert (
+        "8 images and 40 captions of demo"
+        in clone.command("selfalign", "index", "vsrn", "demo", "--split", "test").text
+    )
+    assert "page: " in clone.command("selfalign", "search", "a ring left of a star").text
+    clone.command("selfalign", "report")
+    assert "vsrn" in (clone.root / "report/index.html").read_text(encoding="utf-8")
+    assert clone.command("selfalign", "verify", "data/demo/regions").text.startswith(
+        "sound: data/demo/regions/test (8 "
+    )
+    refused = clone.command("selfalign", "index", "vsrn", "demo", ends_with=1).text
+    assert (
+        "data/demo/regions/train: there is no such store" in refused and "dvc pull data/demo/regions/train" in refused
+    )
+
+
 def test_a_licence_is_written_and_nothing_is_made_again(world: World, features: Project) -> None:
     """The last test of project A, which keeps its licence."""
     before = features.digests("data/demo/regions")
     said = world.run(features, recipe("Licence and citation"))
-    assert said.text.count("| licence of the pictures | CC BY 4.0 (") == 2
+    assert said.text.count("| licence of the pictures | CC BY 4.0 (") == 4
     after = features.digests("data/demo/regions")
     changed = {Path(path).name for path in before if before[path] != after[path]}
     assert changed == {"index.json", "README.md", "croissant.json"} and before.keys() == after.keys()

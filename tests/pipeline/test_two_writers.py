@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,10 @@ def fresh(large: Project) -> Iterator[Project]:
         shutil.rmtree(large.root / folder, ignore_errors=True)
     shutil.copy(large.root / "earlier.lock", large.root / "dvc.lock")
     yield large
-    subprocess.run(["pkill", "-KILL", "-f", "selfalign regions demo"], check=False)
+    for running in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (running / "cwd").resolve() == large.root:
+                os.kill(int(running.name), signal.SIGKILL)
 
 
 def start(project: Project, *command: str, output: Path) -> subprocess.Popen:
@@ -55,7 +59,8 @@ def start(project: Project, *command: str, output: Path) -> subprocess.Popen:
 def require_sound(project: Project) -> None:
     assert "sound" in project.command("selfalign", "verify", REGIONS).text
     found, expected = (
-        {path.name: path.read_bytes() for path in (project.root / folder).iterdir()} for folder in (REGIONS, "expected")
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (project.root / REGIONS, project.root / "expected")
     )
     assert found == expected and len(found) > SHARDS
     assert not list((project.root / "data/demo").glob(".regions.*.tmp"))

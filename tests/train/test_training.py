@@ -151,8 +151,8 @@ def test_settings_that_could_not_train_are_refused(changes, told):
 
 
 def test_other_features_are_refused(dataset, trained, tmp_path):
-    other = tmp_path / "regions"
-    shutil.copytree(dataset["regions"], other)
+    other = tmp_path / "val"
+    shutil.copytree(dataset["regions"] / "val", other)
     written = json.loads((other / "recipe.json").read_text())
     written["recipe"]["selection"]["nms_threshold"] = 0.5
     written["recipe_hash"] = fingerprint(written["recipe"])
@@ -197,9 +197,10 @@ def test_captions_of_one_image_are_no_negatives(dataset, trained):
 
 def test_a_store_that_has_changed_is_refused(dataset, tmp_path):
     regions = shutil.copytree(dataset["regions"], tmp_path / "regions")
-    data = bytearray((regions / "000000.h5").read_bytes())
+    data = bytearray((regions / "train/000000.h5").read_bytes())
     data[len(data) // 3] ^= 1
-    (regions / "000000.h5").write_bytes(data)
+    (regions / "train/000000.h5").unlink()
+    (regions / "train/000000.h5").write_bytes(data)
     with pytest.raises(InputError, match=r"000000\.h5: the file has changed"):
         train({**dataset, "regions": regions}, tmp_path)
     assert not (tmp_path / "model").exists()

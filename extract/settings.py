@@ -65,13 +65,16 @@ class ImportSettings(Settings):
     )
     sizes: Literal["wh", "hw"] = Field("wh", description="the order in scan's sizes of pictures")
     info: bool = Field(False, description="read classes and attributes from bua-npz's pickled info, arrays alone")
+    dtype: Literal["float16", "float32", "float64"] | None = Field(
+        None, description="of the features that TSV formats have in base64; left out: float32, and others are noticed"
+    )
     precision: Literal["float16", "float32"] = Field("float16", description="of the features in the store")
     images_per_shard: int = Field(1024, ge=1)
 
     @property
     def told(self) -> dict[str, Any]:
         """What is said of the files, where it is: the options of `extract.exchange.formats.open_source`."""
-        return self.model_dump(include={"boxes", "sizes", "info"}, exclude_unset=True)
+        return self.model_dump(include={"boxes", "sizes", "info", "dtype"}, exclude_unset=True)
 
 
 class About(Settings):

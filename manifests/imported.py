@@ -6,11 +6,15 @@ pictures it says that nothing is imported, so that every region stage may depend
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from manifests.files import canonical_json, write_text
+from manifests.registry import Registry
 from manifests.typed import Count, Written, read_checked
 
 FILE = "source.json"
+FORMATS: Registry[Any] = Registry("format", "extract.exchange.formats")
+"""The formats of region features that somebody else extracted (docs/exchange.md): `extract.exchange.source.Source`s."""
 _AGAIN = "run the manifest stage again"
 
 
@@ -20,12 +24,11 @@ class Imported:
 
     Parameters
     ----------
-    format : of the files, a name of `manifests.settings.IMPORTED`.
+    format : of the files, a name of `FORMATS`.
     files : name -> sha256 of every file that was read.
     boxes : R where every image has that many regions, else None.
     object_names, attribute_names : what the files' class and attribute numbers mean, where they say so.
     places : for each row of the manifest the numbers by which the format finds its regions.
-    left_out : ids of images of the captions file that no file has regions of.
     """
 
     format: str
@@ -34,7 +37,6 @@ class Imported:
     object_names: list[str] | None
     attribute_names: list[str] | None
     places: list[list[Count]]
-    left_out: list[str]
 
 
 class _Written(Written):

@@ -1,11 +1,15 @@
 """The `manifest` stage: reads a captions file, checks it against the pictures and writes the data set's manifest.
 
 It is the only stage that reads the raw image folder's names and bytes as a whole: everything later depends on the
-manifest. Every mistake of a data set is refused here, with its row and what to do, before hours are spent on it.
+manifest. All mistakes of a data set are told here together, before hours are spent on it, or left out and listed.
 """
 
 import hashlib
+import logging
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,24 +20,31 @@ from typing import BinaryIO, Literal
 
 from PIL import Image
 
-from manifests import folder, karpathy
+from manifests import readers
+from manifests.columns import SPLIT_OF
 from manifests.errors import InputError
 from manifests.files import whole_folder
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
 from manifests.imported import write_source
+from manifests.left_out import Sieve
 from manifests.locks import one_writer
 from manifests.names import id_problem
 from manifests.opening import open_file
 from manifests.picture_files import open_picture
 from manifests.progress import progress
 from manifests.schema import SPLITS, CaptionedImage
-from manifests.source import SourceImage
+from manifests.source import LeftOut, SourceCaption, SourceImage
 from manifests.tables import write_manifest
 
-_READERS = {"karpathy": karpathy.read, "folder": folder.read}
 Facts = tuple[str, int | None, int | None]
 """An image's sha256, upright width and upright height."""
+LONGEST_CAPTION = 2**16
+"""Characters: what is longer is no caption."""
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture on its side
+_TOGETHER = 1024
+_LATIN_WORD = re.compile(r"[A-Za-z0-9]")
+
+log = logging.getLogger(__name__)
 
 
 @one_writer("manifest")
@@ -41,89 +52,251 @@ def run(
     *,
     images: Path,
     captions: Path,
-    format: Literal["karpathy", "folder"],
+    format: str,
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
     duplicates: Literal["refuse", "allow"] = "refuse",
+    missing: Literal["refuse", "skip"] = "refuse",
+    unreadable: Literal["refuse", "skip"] = "refuse",
     out: Path,
 ) -> None:
     """Write the folder `out`, whole or not at all: images.arrow and captions.arrow, in the source's order;
-    grounding.jsonl where the source tells objects; source.json, which says that no regions are imported.
+    grounding.jsonl where the source tells objects; source.json, which says that no regions are imported; left_out.jsonl
+    where something is left out.
 
     Parameters
     ----------
     images : the image root. Pictures there that the captions file doesn't name are left out.
-    captions : the captions file, of the kind that `format` says.
+    captions : the captions file, of the kind that `format` says (`manifests.readers`).
     val_fraction, test_fraction : parts of the images, chosen by a hash of their ids, where the file has no splits.
     duplicates : what two files with the same bytes in two splits do; the same path in two splits is always refused.
+        Files that are no pictures are no duplicates.
+    missing : what pictures do that aren't there.
+    unreadable : what broken and repeated rows and captions without a word do.
 
     Raises
     ------
-    InputError : names the file, the row and the fix: a picture that is missing or outside the root, an id or path
-        given twice, an image (by path or by bytes) in two splits, an empty caption, an unknown split, a file that is
-        not UTF-8 or not of its format, no images.
+    InputError : names file, row and fix of each mistake, and the number of all: a picture that is missing or outside
+        the root, an id or path given twice, an image (by path or by bytes) in two splits, a caption without a word, an
+        unknown split, a file that is not UTF-8 or not of its format, no images.
     """
     images, captions, out = Path(images), Path(captions), Path(out)
     if not images.is_dir():
         raise InputError("the image root is not a folder", where=images, fix="check the path of the images")
-    entries = checked_entries(_READERS[format](captions), captions)
+    sieve = sieve_of(out, missing, unreadable)
+    entries = checked_entries(readers.read(captions, format), captions, sieve, root=images)
     groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
+    entries = _present(images, entries, captions, sieve)
+    sieve.refuse()
     facts = _pictures(images, entries, captions)
-    rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, duplicates=duplicates)
+    rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, sieve, duplicates=duplicates)
     with whole_folder(out) as folder:
         write_manifest(folder, rows)
-        if groundings:
+        left_out = {item.id for item in sieve.items if item.kind == "missing"}
+        if groundings := [grounding for grounding in groundings if grounding.image_id not in left_out]:
             write_grounding(folder / "grounding.jsonl", groundings)
         write_source(folder, None)
+        finish(folder, sieve)
 
 
-def checked_entries(entries: Iterable[SourceImage], file: Path) -> list[SourceImage]:
-    """The entries of the captions file `file`, their paths in one spelling, after all checks that need no picture.
+def sieve_of(out: Path, missing: str, unreadable: str) -> Sieve:
+    """What a manifest in the folder `out` may leave out; everything refused is listed beside it."""
+    allowed = {"missing"} if missing == "skip" else set()
+    allowed |= {"row", "repeated", "caption"} if unreadable == "skip" else set()
+    return Sieve(allowed, out.with_name(f"{out.name}-refused.jsonl"))
 
-    Raises InputError, as `run` says.
+
+def finish(folder: Path, sieve: Sieve) -> None:
+    """Refuse what a manifest in `folder` may not leave out, list what it does, and say how much that is."""
+    sieve.refuse()
+    if sieve.items:
+        sieve.write(folder)
+        log.warning("manifest: %s", sieve.told())
+
+
+def checked_entries(
+    items: Iterable[SourceImage | LeftOut], file: Path, sieve: Sieve, *, root: Path | None = None
+) -> list[SourceImage]:
+    """The entries of the captions file `file` after all checks that need no picture.
+
+    Their ids are given: that of the file, else the file name without its suffix, or where images share that, the path
+    without it. Paths are in one spelling, from `root`. Raises `InputError` where no entry is left.
     """
-    found = list(_checked(entries, file))
+    entries = list(_well_formed(sieve.usable(items), file, sieve, root))
+    if root is not None:
+        entries = _from_root(root, entries, file)
+    found = list(_distinct(_with_ids(entries), file, sieve))
     if not found:
-        raise InputError("there are no images", where=file, fix="give a captions file with at least one image")
+        sieve.refuse()
+        told = sieve.told()
+        raise InputError(
+            f"there are no images{f': {told}' if told else ''}",
+            where=file,
+            fix="give a captions file with at least one image",
+        )
     return found
 
 
-def _checked(entries: Iterable[SourceImage], file: Path) -> Iterator[SourceImage]:
-    ids: dict[str, SourceImage] = {}
-    paths: dict[str, SourceImage] = {}
+def _well_formed(entries: Iterable[SourceImage], file: Path, sieve: Sieve, root: Path | None) -> Iterator[SourceImage]:
+    """Entries with a path and a split that can be, and with captions that have a word."""
     first = None
     for entry in entries:
         where = f"{file} {entry.row}"
         first = first or entry
-        path = _relative(entry.path, where)
-        if not entry.id.strip():
-            raise InputError("the id is empty", where=where, fix="give the image an id")
-        if problem := id_problem(entry.id):
-            raise InputError(problem, where=where, fix="give the image an id, or a file name, of letters and digits")
-        if (entry.split is None) != (first.split is None):
+        split = entry.split if entry.split is None else SPLIT_OF.get(entry.split.strip().lower(), entry.split)
+        try:
+            path = _relative(entry.path, where, root)
+            if entry.id is not None:
+                _require_id(entry.id, where)
+            if split is not None and split not in SPLITS:
+                raise InputError(f"unknown split {split!r}", where=where, fix=f"use one of {', '.join(SPLITS)}")
+        except InputError as error:
+            sieve.add("row", error, entry.id)
+            continue
+        if (split is None) != (first.split is None):
             problem = f"{first.row} {'has no' if first.split is None else 'has a'} split and this row is otherwise"
-            raise InputError(problem, where=where, fix="give every image a split, or none")
-        if entry.split is not None and entry.split not in SPLITS:
-            raise InputError(f"unknown split {entry.split!r}", where=where, fix=f"use one of {', '.join(SPLITS)}")
-        if path in paths:
-            other = paths[path]
-            problem = f"image {path!r} was already given at {other.row}"
-            if other.split != entry.split:
-                problem = f"image {path!r} is in split {entry.split!r} here and in {other.split!r} at {other.row}"
-            raise InputError(problem, where=where, fix="give each image once, in one split, with all its captions")
-        if entry.id in ids:
-            other = ids[entry.id]
-            problem = f"id {entry.id!r} was already given at {other.row}"
-            if other.split != entry.split:
-                problem = f"id {entry.id!r} is in split {entry.split!r} here and in {other.split!r} at {other.row}"
-            raise InputError(problem, where=where, fix="give each image its own id, once, in one split")
+            sieve.add("conflict", InputError(problem, where=where, fix="give every image a split, or none"), entry.id)
+            continue
+        captions = []
         for caption in entry.captions:
-            if not caption.text.strip():
-                raise InputError("the caption is empty", where=f"{file} {caption.row}", fix="write it or remove it")
-            _refuse_broken_text(caption.text, f"{file} {caption.row}")
-        entry = replace(entry, path=path)
-        ids[entry.id] = paths[path] = entry
+            if error := _caption_problem(caption, file):
+                sieve.add("caption", error, entry.id or PurePosixPath(path).stem)
+            else:
+                captions.append(caption)
+        yield replace(entry, path=path, split=split, captions=tuple(captions))
+
+
+def _with_ids(entries: list[SourceImage]) -> Iterator[SourceImage]:
+    """Entries with an id each, named by their paths where the file doesn't name them."""
+    given = {entry.id for entry in entries if entry.id is not None}
+    paths = [PurePosixPath(path) for path in {entry.path for entry in entries if entry.id is None}]
+    stems, whole = Counter(path.stem for path in paths), Counter(str(path.with_suffix("")) for path in paths)
+    for entry in entries:
+        if entry.id is None:
+            path = PurePosixPath(entry.path)
+            stem, longer = path.stem, str(path.with_suffix(""))
+            unique = (
+                name for name, counts in ((stem, stems), (longer, whole)) if counts[name] == 1 and name not in given
+            )
+            entry = replace(entry, id=next(unique, entry.path))
         yield entry
+
+
+def _distinct(entries: Iterable[SourceImage], file: Path, sieve: Sieve) -> Iterator[SourceImage]:
+    """Entries without those whose path or id an earlier one has."""
+    ids: dict[str, SourceImage] = {}
+    paths: dict[str, SourceImage] = {}
+    for entry in entries:
+        where = f"{file} {entry.row}"
+        try:
+            _require_id(entry.id, where)
+        except InputError as error:
+            sieve.add("row", error, entry.id)
+            continue
+        for known, key, what, fix in (
+            (paths, entry.path, "image", "give each image once, in one split, with all its captions"),
+            (ids, entry.id, "id", "give each image its own id, once, in one split"),
+        ):
+            if other := known.get(key):
+                problem = f"{what} {key!r} was already given at {other.row}"
+                if other.split != entry.split:
+                    problem = f"{what} {key!r} is in split {entry.split!r} here and in {other.split!r} at {other.row}"
+                kind = "repeated" if other.split == entry.split else "conflict"
+                sieve.add(kind, InputError(problem, where=where, fix=fix), entry.id)
+                break
+        else:
+            ids[entry.id] = paths[entry.path] = entry
+            yield entry
+
+
+def _require_id(id: str, where: str) -> None:
+    if not id.strip():
+        raise InputError("the id is empty", where=where, fix="give the image an id")
+    if problem := id_problem(id):
+        raise InputError(problem, where=where, fix="give the image an id, or a file name, of letters and digits")
+
+
+def _caption_problem(caption: SourceCaption, file: Path) -> InputError | None:
+    """Why a caption can't be one."""
+    text, where = caption.text, f"{file} {caption.row}"
+    if not text.strip():
+        return InputError("the caption is empty", where=where, fix="write it or remove it")
+    if not has_word(text):
+        told = f"the caption {text[:60]!r} has no word: punctuation and white space are none"
+        return InputError(told, where=where, fix="write it or remove it")
+    if len(text) > LONGEST_CAPTION:
+        told = f"the caption has {len(text):,} characters, and may have {LONGEST_CAPTION:,}"
+        return InputError(told, where=where, fix="shorten it or remove it")
+    try:
+        _refuse_broken_text(text, where)
+    except InputError as error:
+        return error
+    return None
+
+
+def has_word(text: str) -> bool:
+    """Whether a text has a character that is neither punctuation nor white space: so much is a word to spaCy."""
+    if _LATIN_WORD.search(text):
+        return True
+    return any(not (character.isspace() or unicodedata.category(character)[0] == "P") for character in text)
+
+
+def _from_root(root: Path, entries: list[SourceImage], file: Path) -> list[SourceImage]:
+    """Entries whose paths begin with the image root's own name, from the root on, where their pictures lie there."""
+    name = root.absolute().name
+    inside = [entry for entry in entries if PurePosixPath(entry.path).parts[0] == name and "/" in entry.path]
+    if not inside or os.path.exists(root / inside[0].path) or not os.path.exists(root.parent / inside[0].path):
+        return entries
+    if len(inside) < len(entries):
+        other = next(entry for entry in entries if PurePosixPath(entry.path).parts[0] != name)
+        raise InputError(
+            f"the paths begin with {name!r}, the image root's own name, and others don't: {other.path!r} ({other.row})",
+            where=file,
+            fix=f"give the folder above as `source.images`: {root.parent}",
+        )
+    return [replace(entry, path=str(PurePosixPath(entry.path).relative_to(name))) for entry in entries]
+
+
+def _present(root: Path, entries: list[SourceImage], file: Path, sieve: Sieve) -> list[SourceImage]:
+    """Entries whose pictures are there."""
+
+    def absent(entry: SourceImage) -> InputError | None:
+        if os.path.exists(root / entry.path):
+            return None
+        try:
+            open_file(root / entry.path).close()
+        except (OSError, ValueError) as error:
+            return _unopened(root, entry, file, error)
+        return None
+
+    kept = []
+    with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+        for entry, error in zip(entries, pool.map(absent, entries, chunksize=64), strict=True):
+            if error:
+                sieve.add("missing", error, entry.id)
+            else:
+                kept.append(entry)
+    if not kept:
+        error = sieve.items[-1].error
+        if len(entries) == 1:
+            raise error
+        raise InputError(
+            f"none of {len(entries):,} pictures is there, such as {entries[0].path!r} ({entries[0].row})",
+            where=root,
+            fix=_root_advice(root, entries[0].path) or error.fix,
+        )
+    return kept
+
+
+def _root_advice(root: Path, path: str) -> str | None:
+    """Which image root has the picture, where one near `root` does."""
+    near = [*list(root.absolute().parents)[:2], *(folder for folder in sorted(root.glob("*")) if folder.is_dir())]
+    found = next((folder for folder in near[:1000] if os.path.exists(folder / path)), None)
+    if found is None:
+        name = PurePosixPath(path).name
+        found = next((folder for folder in [root, *near[:1000]] if os.path.exists(folder / name)), None)
+        return found and f"the pictures seem to lie in {found}: write their paths from there"
+    return f"set `source.images: {found}`"
 
 
 def _refuse_broken_text(text: str, where: str) -> None:
@@ -134,13 +307,15 @@ def _refuse_broken_text(text: str, where: str) -> None:
         raise InputError(problem, where=where, fix="write the text as UTF-8") from None
 
 
-def _relative(text: str, where: str) -> str:
+def _relative(text: str, where: str, root: Path | None) -> str:
     """A path as a manifest holds it. Raises InputError for one that leaves the image root or names no file."""
     fix = "give the path from the image root, with forward slashes and no '..'"
     if not text.strip() or "\0" in text:
         raise InputError(f"the image's path {text!r} names no file", where=where, fix=fix)
     _refuse_broken_text(text, where)
     path = PurePosixPath(text)
+    if root is not None and path.is_absolute() and path.is_relative_to(root.absolute().as_posix()):
+        path = path.relative_to(root.absolute().as_posix())
     if path.is_absolute() or ".." in path.parts or "\\" in text:
         raise InputError(f"the image's path {text!r} could lead out of the image root", where=where, fix=fix)
     return str(path)
@@ -149,57 +324,67 @@ def _relative(text: str, where: str) -> str:
 def manifest_rows(
     entries: list[SourceImage],
     file: Path,
-    facts: Iterable[Facts],
+    facts: Iterable[Facts | InputError],
     val_fraction: float,
     test_fraction: float,
+    sieve: Sieve,
     *,
     duplicates: Literal["refuse", "allow"],
 ) -> Iterator[CaptionedImage]:
     """One manifest row an entry, in order.
 
-    `facts` are those of each entry of the captions file `file`. Raises InputError for equal sha256 sums in two splits,
-    if those are refused.
+    `facts` are those of each entry of the captions file `file`, or why it has none. Equal sha256 sums of pictures in
+    two splits, if those are refused, go into `sieve`.
     """
     seen: dict[str, tuple[SourceImage, str]] = {}
     with progress(what="manifest", unit="images", total=len(entries)) as bar:
-        for entry, (digest, width, height) in zip(entries, facts, strict=True):
+        for entry, told in zip(entries, facts, strict=True):
+            bar.update()
+            if isinstance(told, InputError):
+                sieve.add("missing", told, entry.id)
+                continue
+            digest, width, height = told
             split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
             other, other_split = seen.setdefault(digest, (entry, split))
-            if duplicates == "refuse" and other_split != split:
-                raise InputError(
+            if duplicates == "refuse" and other_split != split and width is not None:
+                error = InputError(
                     f"image {entry.path!r} in split {split!r} has the same bytes as {other.path!r} ({other.row}) "
                     f"in split {other_split!r}: what is tested on must not be trained on",
                     where=f"{file} {entry.row}",
                     fix="remove one of the two, give both the same split, or set `source.duplicates: allow`",
                 )
+                sieve.add("conflict", error, entry.id)
             texts = tuple(caption.text for caption in entry.captions)
             ids = tuple(caption.coco_id for caption in entry.captions)
             yield CaptionedImage(
                 entry.id, entry.path, digest, width, height, split, texts, ids if set(ids) != {None} else ()
             )
-            bar.update()
 
 
-def _pictures(root: Path, entries: list[SourceImage], file: Path) -> Iterator[Facts]:
+def _pictures(root: Path, entries: list[SourceImage], file: Path) -> Iterator[Facts | InputError]:
     """What each entry's picture tells, read in threads."""
     pending = iter(entries)
     with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
-        while batch := list(islice(pending, 1024)):
-            yield from pool.map(partial(_picture, root), batch, [f"{file} {entry.row}" for entry in batch])
+        while batch := list(islice(pending, _TOGETHER)):
+            yield from pool.map(partial(_picture, root, file), batch)
 
 
-def _picture(root: Path, entry: SourceImage, where: str) -> Facts:
+def _picture(root: Path, file: Path, entry: SourceImage) -> Facts | InputError:
     try:
-        with open_file(root / entry.path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            return digest, *_upright_size(file)
+        with open_file(root / entry.path) as picture:
+            digest = hashlib.file_digest(picture, "sha256").hexdigest()
+            picture.seek(0)
+            return digest, *_upright_size(picture)
     except OSError as error:
-        raise InputError(
-            f"image {entry.path!r} can't be read from {root} ({error.strerror})",
-            where=where,
-            fix="put the file there, or remove the row",
-        ) from error
+        return _unopened(root, entry, file, error)
+
+
+def _unopened(root: Path, entry: SourceImage, file: Path, error: OSError | ValueError) -> InputError:
+    return InputError(
+        f"image {entry.path!r} can't be read from {root} ({getattr(error, 'strerror', None) or error})",
+        where=f"{file} {entry.row}",
+        fix="put the file there, remove the row, or set `source.missing: skip` to leave it out",
+    )
 
 
 def _upright_size(file: BinaryIO) -> tuple[int | None, int | None]:

@@ -1,8 +1,14 @@
-"""Opens what a user brings, where it is a file: a pipe or a device in its place can wait, or go on, forever."""
+"""Opens what a user brings, where it is a file: a pipe or a device in its place can wait, or go on, forever.
+
+A path that goes on behind a tar file (`00000.tar/KEY.jpg`) names a member of it.
+"""
 
 import errno
+import io
 import os
 import stat
+import tarfile
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,15 +31,45 @@ _KINDS = {
 def open_file(path: Path, buffering: int = -1) -> BinaryIO:
     """A file opened to be read, at once. Raises OSError where it can't be, and where it, or what it links to, is none.
 
-    The error's `strerror` says what is there instead: "it is a pipe, not a file".
+    The error's `strerror` says what is there instead: "it is a pipe, not a file". A member of a tar file is read into
+    memory.
     """
-    return open(path, "rb", buffering, opener=_opened)
+    try:
+        return open(path, "rb", buffering, opener=_opened)
+    except NotADirectoryError:
+        return io.BytesIO(_member(Path(path)))
 
 
 def read_file(path: Path) -> bytes:
     """All bytes of a file, with the errors of `open_file`."""
     with open_file(path) as file:
         return file.read()
+
+
+def _member(path: Path) -> bytes:
+    """The bytes of a file in a tar archive. Raises OSError where there is none."""
+    archive = next((folder for folder in path.parents if folder.suffix == ".tar" and folder.is_file()), None)
+    if archive is None:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+    found = archive.stat()
+    places = _members(archive, found.st_size, found.st_mtime_ns)
+    name = path.relative_to(archive).as_posix()
+    if name not in places:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    offset, size = places[name]
+    with open_file(archive) as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+@lru_cache(16)
+def _members(archive: Path, size: int, changed: int) -> dict[str, tuple[int, int]]:
+    """Name -> offset and size of the files in a tar archive that is so large and was changed then."""
+    try:
+        with open_file(archive) as file, tarfile.open(fileobj=file, mode="r:") as opened:
+            return {member.name: (member.offset_data, member.size) for member in opened if member.isreg()}
+    except tarfile.TarError as error:
+        raise OSError(errno.EINVAL, f"not a whole tar archive ({error})", os.fspath(archive)) from None
 
 
 def _opened(path: str, flags: int) -> int:

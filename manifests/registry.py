@@ -68,10 +68,7 @@ class Registry(dict[str, T]):
 
     def find(self, name: str) -> T:
         """The part `name`. Raises `InputError` with the nearest of all names where there is none."""
-        module = name.replace("-", "_")
-        if name not in self and self.folder and module.isidentifier() and find_spec(f"{self.folder}.{module}"):
-            import_module(f"{self.folder}.{module}")
-        if name not in self:
+        if not self.has_own(name):
             self.load()
         if name not in self:
             close = difflib.get_close_matches(name, self, n=1, cutoff=0.5)
@@ -79,10 +76,22 @@ class Registry(dict[str, T]):
             raise InputError(f"no {self.kind} {name!r}{near}", where="name", fix=f"choose one of {', '.join(self)}")
         return self[name]
 
-    def load(self) -> "Registry[T]":
-        """Enter all parts: this project's own and those of installed packages."""
+    def has_own(self, name: str) -> bool:
+        """Whether `name` is entered already, or is that of a file of this project, which is entered then."""
+        module = f"{self.folder}.{name.replace('-', '_')}"
+        if name not in self and self.folder and name.replace("-", "_").isidentifier() and find_spec(module):
+            import_module(module)
+        return name in self
+
+    def own(self) -> "Registry[T]":
+        """Enter this project's own parts: other packages may take long to import."""
         for module in iter_modules(find_spec(self.folder).submodule_search_locations) if self.folder else ():
             import_module(f"{self.folder}.{module.name}")
+        return self
+
+    def load(self) -> "Registry[T]":
+        """Enter all parts: this project's own and those of installed packages."""
+        self.own()
         _load_packages()
         return self
 

@@ -1,24 +1,23 @@
 """The typed parameters of floor 1: what the demo's scenes are, and where a data set is."""
 
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from manifests.errors import InputError
+from manifests.imported import FORMATS
+from manifests.readers import READERS
 from manifests.typed import Settings
-
-ImportedFormat = Literal["scan", "butd-tsv", "lxmert-tsv", "vinvl", "bua-npz", "wds"]
-IMPORTED: tuple[str, ...] = get_args(ImportedFormat)
-"""The formats of region features that somebody else extracted (docs/exchange.md)."""
-EXPORTED = (*IMPORTED, "karpathy")
-"""Those that a region store can be written to; karpathy is captions alone."""
 
 
 class DatasetSource(Settings):
     """Where a data set's pictures and captions are, and how it is split (`datasets.NAME.source` in params.yaml)."""
 
-    format: Literal["karpathy", "folder", ImportedFormat] = Field(
-        description="of pictures, karpathy: Karpathy's JSON, folder: CSV, TSV or JSONL; else of the imported regions"
+    format: str = Field(
+        description="of the captions file (a name of `manifests.readers.READERS`), or of imported regions "
+        "(`manifests.imported.FORMATS`)"
     )
     images: Path = Field(description="the image root; the file or folder of the regions where they are imported")
     captions: Path = Field(description="the captions file")
@@ -28,8 +27,27 @@ class DatasetSource(Settings):
     val_fraction: float = Field(0.1, ge=0, lt=1, description="part to validate on, if the file has no splits")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="part to test on, if the file has no splits")
     duplicates: Literal["refuse", "allow"] = Field("refuse", description="the same bytes in two splits")
-    missing: Literal["refuse", "skip"] = Field("refuse", description="captions of an image without imported regions")
+    missing: Literal["refuse", "skip"] = Field(
+        "refuse", description="captions of pictures, or regions, that aren't there"
+    )
+    unreadable: Literal["refuse", "skip"] = Field(
+        "refuse", description="broken and repeated rows, and captions without a word"
+    )
     pictures: Path | None = Field(None, description="the image root of imported regions, for the report")
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, format: str) -> str:
+        if not READERS.has_own(format):
+            try:
+                if not FORMATS.has_own(format) and format not in READERS.load():
+                    FORMATS.find(format)
+            except InputError as error:
+                known = ", ".join([*READERS, *FORMATS])
+                raise PydanticCustomError(
+                    "format", "{told}: choose one of {known}", {"told": error.what, "known": known}
+                ) from None
+        return format
 
     @model_validator(mode="after")
     def _leaves_some_to_train_on(self) -> Self:
@@ -39,7 +57,7 @@ class DatasetSource(Settings):
 
     @model_validator(mode="after")
     def _imports_have_their_own_keys(self) -> Self:
-        others = {"duplicates"} if self.imported else {"missing", "pictures"}
+        others = {"duplicates"} if self.imported else {"pictures"}
         for key in sorted(others & self.model_fields_set):
             raise ValueError(f"`{key}` is not for format {self.format}")
         return self
@@ -55,7 +73,7 @@ class DatasetSource(Settings):
     @property
     def imported(self) -> bool:
         """Whether regions come from files instead of pictures."""
-        return self.format in IMPORTED
+        return not READERS.has_own(self.format)
 
     @property
     def picture_root(self) -> Path:

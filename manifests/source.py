@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from manifests.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class SourceCaption:
@@ -25,16 +27,32 @@ class SourceImage:
     Parameters
     ----------
     row : where it stands in the captions file.
-    id : the file's id of it, or what stands for it.
+    id : the file's id of it; None where it is named by its path alone.
     path : as written in the file.
     split : as written in the file, with "restval" taken as "train"; None where the file has no splits.
     captions : its captions in the file's order.
     objects : the JSON list of its objects where the file tells them, else None.
+    imgid : its number in Karpathy's file, by which some feature files are keyed.
     """
 
     row: str
-    id: str
+    id: str | None
     path: str
     split: str | None
     captions: tuple[SourceCaption, ...]
     objects: Any = None
+    imgid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row, a caption or a picture that can't be taken.
+
+    kind : "row" (broken), "repeated", "caption" (empty or without a word), "missing" (a picture, or regions), or
+        "conflict" (what no setting leaves out).
+    id : of the image, where it is known.
+    """
+
+    kind: str
+    error: InputError
+    id: str | None = None

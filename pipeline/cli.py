@@ -18,7 +18,6 @@ from click.core import ParameterSource
 
 from manifests.errors import InputError
 from manifests.schema import SPLITS
-from manifests.settings import EXPORTED, IMPORTED
 from pipeline import places
 from pipeline.machine import Machine
 from pipeline.params import read_params
@@ -101,14 +100,17 @@ def detector() -> None:
 def manifest(dataset: str) -> None:
     """Check DATASET's pictures (or imported regions) and captions and write its manifest."""
     from extract.exchange.manifest import run as run_imported
+    from extract.text.words import load_language
     from manifests.manifest import run
 
     settings = read_params().dataset(dataset)
     source, out = settings.source, places.manifest(dataset)
+    load_language(settings.tokens.language)  # the stage of words would stop at it, after hours of regions
     if source.imported:
-        run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch"}), **settings.regions.told, out=out)
+        told = settings.regions.told | {"precision": settings.regions.precision}
+        run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch"}), **told, out=out)
     else:
-        run(**source.model_dump(exclude={"pictures", "missing", "watch"}), out=out)
+        run(**source.model_dump(exclude={"pictures", "watch"}), out=out)
 
 
 @main.command()
@@ -404,16 +406,18 @@ def metrics() -> None:
 
 
 @main.command("import")
-@click.argument("format", type=click.Choice(IMPORTED))
+@click.argument("format")
 @click.argument("images", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--captions", type=click.Path(path_type=Path), help="Default: IMAGES itself, for scan and wds.")
 @click.option("--boxes", help="scan's boxes: xyxy, xywh, relative_xyxy or relative_xywh.")
 @click.option("--sizes", help="scan's sizes of pictures: wh (default) or hw.")
 @click.option("--info", is_flag=True, default=None, help="Read classes from bua-npz's pickled info, arrays alone.")
-@click.option("--precision", help="Of the features: float16 (default) or float32.")
+@click.option("--dtype", help="Of base64 features: float32 (default), float16 or float64.")
+@click.option("--precision", help="Of the features in the store: float16 (default) or float32.")
 @click.option("--images-per-shard", type=int)
 @click.option("--missing", help="Captions of images without regions: refuse (default) or skip.")
+@click.option("--unreadable", help="Broken and repeated rows, captions without a word: refuse (default) or skip.")
 def import_(format: str, images: Path, out: Path, captions: Path | None, **options: Any) -> None:
     """Import regions and captions of FORMAT from IMAGES into the new folder OUT: OUT/manifest and OUT/regions.
 
@@ -434,6 +438,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
             raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
         with whole_folder(out) as folder:
             told = source.model_dump(exclude={"pictures", "duplicates", "watch"}) | settings.told
+            told |= {"precision": settings.precision}
             manifest.run(**told, out=folder / "manifest")
             regions.run(
                 dataset=out.name,
@@ -450,7 +455,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
 
 
 @main.command()
-@click.argument("format", type=click.Choice(EXPORTED))
+@click.argument("format")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--drop-captions", is_flag=True, help="scan: leave out an image's captions after the fifth.")

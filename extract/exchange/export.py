@@ -8,21 +8,26 @@ the manifest that the store lacks are left out, and counted.
 import logging
 from pathlib import Path
 
-from extract.exchange import bua_npz, butd_tsv, karpathy, lxmert_tsv, scan, vinvl
+from extract.exchange import karpathy
 from extract.settings import PackSettings
 from extract.stages import pack
 from extract.stores.intact import require_intact
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import whole_folder
+from manifests.imported import FORMATS
 from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.tables import Manifest
 
 CAPTIONS = "captions.json"
-_WRITERS = {"butd-tsv": butd_tsv.write, "lxmert-tsv": lxmert_tsv.write, "vinvl": vinvl.write, "bua-npz": bua_npz.write}
 
 log = logging.getLogger(__name__)
+
+
+def exported() -> list[str]:
+    """The formats that a store can be written in."""
+    return [*(name for name, kind in FORMATS.load().items() if kind.write), "wds", "karpathy"]
 
 
 @one_writer("export")
@@ -40,7 +45,7 @@ def run(
 
     Parameters
     ----------
-    format : one of `manifests.settings.EXPORTED`; karpathy is the captions alone, and needs no regions.
+    format : one of `exported()`; karpathy is the captions alone, and needs no regions.
     dataset : its name, which wds and karpathy carry.
     tokens : the token store, which wds alone needs.
     drop_captions : scan alone: leave out an image's captions after the fifth instead of refusing it.
@@ -65,6 +70,11 @@ def run(
         with whole_folder(out) as folder:
             karpathy.write(folder / f"dataset_{dataset}.json", dataset, rows)
         return
+    writer = FORMATS.find(format)
+    if writer.write is None:
+        raise InputError(
+            "this format is only read", where=f"format {format}", fix=f"choose one of {', '.join(exported())}"
+        )
     store = RegionStore(regions)
     for folder in store.folders:
         require_intact(folder)
@@ -77,7 +87,7 @@ def run(
         raise InputError("it has no boxes, and this format is made of them", where=regions, fix="export scan")
     with whole_folder(out) as folder, progress(what=f"export {format}", unit="images", total=len(kept)) as bar:
         if format == "scan":
-            scan.write(folder, kept, store, drop_captions=drop_captions, advance=bar.update)
+            writer.write(folder, kept, store, drop_captions=drop_captions, advance=bar.update)
         else:
-            _WRITERS[format](folder, kept, store, advance=bar.update)
+            writer.write(folder, kept, store, advance=bar.update)
             karpathy.write(folder / CAPTIONS, dataset, kept)

@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from extract.stores.open_files import Descriptor, opened
 from manifests.errors import InputError
 from manifests.files import sha256
-from manifests.source import SourceImage
+from manifests.source import LeftOut, SourceImage
 
 LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 
@@ -32,13 +32,15 @@ class Found:
     place : numbers by which `Source.read` finds it again.
     boxes : how many regions it has.
     size : (width, height) in pixels, where the file says so in a known order.
+    load : reads them, while the survey stands at this image.
     """
 
     key: str
     where: str
     place: tuple[int, ...]
     boxes: int
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None
+    load: Callable[[], "Record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +64,47 @@ class Source(ABC):
     ----------
     root : a file, or a folder of them.
     captions : where the captions are; a survey of a format that has its own may look there.
+    told : what `extract.settings.ImportSettings` says of the files: keys of `options`.
 
     Attributes
     ----------
+    options : what the format wants to be told.
+    boxes : what the records' boxes mean, as `ImportSettings.boxes`; None where there are none.
     paths : the files that hold regions.
     files : name -> sha256 of every one of them, once `survey` has ended.
     captions_in_survey : whether a survey must come before `entries` are asked for the first one.
+    notes : what people are to know of these files, once `survey` has ended.
     object_names, attribute_names : what class numbers mean; known after `survey`, or set before `read`.
     """
 
-    format: ClassVar[str]
+    name: ClassVar[str]
+    version: ClassVar[int]
+    options: ClassVar[frozenset[str]] = frozenset()
     captions_in_survey: ClassVar[bool] = False
+    write: ClassVar[Callable[..., None] | None] = None
     paths: list[Path]
+    boxes: str | None = "xyxy"
 
-    def __init__(self, root: Path, captions: Path | None = None):
+    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
         self.root = Path(root)
         self.captions = Path(captions or root)
+        self.told = told
         self.files: dict[str, str] = {}
+        self.notes: list[str] = []
         self.object_names: list[str] | None = None
         self.attribute_names: list[str] | None = None
 
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        """Whether a file or a folder is of this format, by names and first bytes alone."""
+        return False
+
     @abstractmethod
-    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
-        """Read all files from start to end, telling `advance` of the bytes. InputError has file, row and fix."""
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found | LeftOut]:
+        """Read all files from start to end, telling `advance` of the bytes; rows that can't be read are `LeftOut`.
+
+        InputError, with file, row and fix, is of the whole file.
+        """
 
     @abstractmethod
     def where(self, place: list[int]) -> str:

@@ -9,7 +9,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from extract.exchange.source import Bytes, Found, Record, Source, files_in
 from manifests.errors import InputError
 from manifests.jsonl import split_lines
 from manifests.opening import open_file
+from manifests.source import LeftOut
 
 FIX = "fetch or export the file again: it may have been cut off"
 # Python's own syntax of whole numbers takes 1_2 for 12. No array has a count of more digits than these.
@@ -24,18 +25,21 @@ _WHOLE = re.compile(rb"-?[0-9]{1,18}")
 # bottom-up-attention's adaptive features are published in parts: NAME.tsv.0, NAME.tsv.1, ...
 _TABLES = ("*.tsv", "*.tsv.[0-9]", "*.tsv.[0-9][0-9]")
 
+_SAMPLE, _FEW = 8192, 64  # numbers by which their type is told; fewer tell nothing
+
 
 class Line(NamedTuple):
-    """A row that isn't blank: its number from 0, its place in bytes without line end, its fields."""
+    """A row that isn't blank: its number from 0, its place in bytes without line end, its bytes, and file and row."""
 
     row: int
     offset: int
     length: int
-    fields: list[bytes]
+    content: bytes
+    where: str
 
 
-def lines(path: Path, fields: int, files: dict[str, str], advance: Callable[[int], object]) -> Iterator[Line]:
-    """All rows of a file, which must have so many fields; at the end its sha256 is in `files` under its name."""
+def lines(path: Path, files: dict[str, str], advance: Callable[[int], object]) -> Iterator[Line]:
+    """All rows of a file; at the end its sha256 is in `files` under its name."""
     whole = hashlib.sha256()
     try:
         with open_file(path, buffering=2**20) as file:
@@ -43,7 +47,7 @@ def lines(path: Path, fields: int, files: dict[str, str], advance: Callable[[int
                 whole.update(line)
                 content = line.rstrip(b"\r\n")
                 if content:
-                    yield Line(row, offset, len(content), split(content, fields, f"{path} row {row}"))
+                    yield Line(row, offset, len(content), content, f"{path} row {row}")
                 advance(len(line))
     except OSError as error:
         raise InputError(f"can't be read ({error.strerror})", where=path, fix="check the path") from error
@@ -81,27 +85,38 @@ def count(field: bytes, name: str, where: str, *, least: int = 0) -> int:
     return value
 
 
-def array(field: bytes, name: str, where: str, dtype: str, rows: int, width: int | None) -> np.ndarray:
+def array(
+    field: bytes, name: str, where: str, dtype: str, rows: int, width: int | None, *, sizes: tuple[int, ...] = ()
+) -> np.ndarray:
     """A base64 field as ``[rows, width]``, or ``[rows]`` where `width` is 0; None takes the width from the length.
 
-    Raises InputError for broken base64 and for a length that doesn't go with `rows`.
+    sizes : bytes of a number that are taken too, where the field's length says so and all numbers are 0 or from 0.001
+    to 100,000. A field that Python 3 wrote as `b'...'` is read as what stands inside. Raises InputError for broken
+    base64 and for a length that doesn't go with `rows`.
     """
+    if field[:2] in (b"b'", b'b"') and field[-1:] == field[1:2]:
+        field = field[2:-1]
     try:
         data = binascii.a2b_base64(field, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise InputError(f"{name} is not whole base64 ({error})", where=where, fix=FIX) from None
-    size = np.dtype(dtype).itemsize
-    columns = len(data) // (rows * size) if width is None and rows else width or 1
-    if len(data) != rows * columns * size:
+    kind = np.dtype(dtype)
+    if width is not None and rows and len(data) in (rows * (width or 1) * size for size in sizes):
+        other = np.dtype(f"<{kind.kind}{len(data) // (rows * (width or 1))}")
+        with np.errstate(all="ignore"):
+            size = np.abs(np.frombuffer(data, other))
+        kind = other if ((size == 0) | ((size >= 1e-3) & (size <= 1e5))).all() else kind
+    columns = len(data) // (rows * kind.itemsize) if width is None and rows else width or 1
+    if len(data) != rows * columns * kind.itemsize:
         wanted = f"{rows} x {columns}" if width else str(rows)
         raise InputError(
-            f"num_boxes is {rows}, but {name} has {len(data) / size:g} numbers, which isn't {wanted}"
+            f"num_boxes is {rows}, but {name} has {len(data) / kind.itemsize:g} numbers, which isn't {wanted}"
             if width is not None
-            else f"num_boxes is {rows}, which doesn't divide the {len(data) / size:g} numbers of {name}",
+            else f"num_boxes is {rows}, which doesn't divide the {len(data) / kind.itemsize:g} numbers of {name}",
             where=where,
             fix=FIX,
         )
-    flat = np.frombuffer(data, dtype)
+    flat = np.frombuffer(data, kind)
     return flat if width == 0 else flat.reshape(rows, columns)
 
 
@@ -131,6 +146,63 @@ def _shown(field: bytes) -> str:
     return repr(field[:40].decode("utf-8", "backslashreplace"))
 
 
+class NumberType:
+    """Tells base64 of float16 or float64 by the first rows' numbers, which were read as float32.
+
+    Raises InputError from `look`, or at last from `end`, unless the type is told (`regions.dtype`).
+    """
+
+    def __init__(self, told: str | None):
+        self.dtype = {"float16": "<f2", "float64": "<f8"}.get(told or "", "<f4")
+        self._looks = told is None
+        self._seen: list[np.ndarray] = []
+        self._count = 0
+
+    def look(self, values: np.ndarray, where: str) -> None:
+        """Look at an image's features."""
+        if self._looks:
+            self._seen.append(values.reshape(-1)[:_SAMPLE])
+            self._count += self._seen[-1].size
+            if self._count >= _SAMPLE:
+                self.end(where)
+
+    def end(self, where: str) -> None:
+        """Judge what was seen."""
+        self._looks, seen = False, self._seen
+        if seen and (other := other_type(np.concatenate(seen))):
+            raise InputError(
+                f"the features are {other} in base64, where this format has float32",
+                where=where,
+                fix=f"set `regions.dtype: {other}`, or `regions.dtype: float32` if they are float32 all the same",
+            )
+
+
+def other_type(values: np.ndarray) -> str | None:
+    """ "float16" or "float64" where numbers that were read as float32 plainly are of that type; else None.
+
+    Halves of true float32 numbers are the last bits of a mantissa, which are spread over all exponents; of two float16
+    numbers one has the exponents of the other. Every second of the halves of float64 numbers is such a mantissa, and so
+    beyond all reason as float32.
+    """
+    low, high = values.view("<u2").reshape(-1, 2).T
+    if np.count_nonzero(low & 0x3FF) >= max(_FEW, 0.5 * np.count_nonzero(low)):
+        exponents = [(half[half & 0x7FFF != 0] >> 10 & 31).astype(np.int64) for half in (low, high)]
+        finite = all(each.size >= _FEW and each.max() < 31 for each in exponents)
+        if finite and abs(exponents[0].mean() - exponents[1].mean()) < 2 and exponents[0].std() < 4:
+            return "float16"
+    if values.size % 2 == 0 and values.size >= _FEW:
+        with np.errstate(all="ignore"):
+            if _plausible(values.view("<f8")) > 0.99 and _plausible(values) < 0.9 and _plausible(values[1::2]) > 0.99:
+                return "float64"
+    return None
+
+
+def _plausible(values: np.ndarray) -> float:
+    """Which part of the numbers that aren't zero a network may have put out."""
+    size = np.abs(values[values != 0])
+    return float(((size > 1e-9) & (size < 1e6)).mean()) if size.size else 0.0
+
+
 class TsvSource(Source):
     """Reads one file, or all `*.tsv` and `*.tsv.N` of a folder, with a row an image.
 
@@ -139,33 +211,77 @@ class TsvSource(Source):
     fields : how many a row has. A format says what they hold in `head` and `record`.
     """
 
+    options = frozenset({"dtype"})
     fields: ClassVar[int]
 
-    def __init__(self, root: Path, captions: Path | None = None):
-        super().__init__(root, captions)
+    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
+        super().__init__(root, captions, **told)
         self.paths = sorted(files_in(root, *_TABLES), key=_by_number)
         self._files = [Bytes(path, FIX) for path in self.paths]
+        self._numbers = NumberType(told.get("dtype"))
 
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        try:
+            first = sorted(files_in(root, *_TABLES), key=_by_number)[0]
+            cls.heading(next(lines(first, {}, lambda _: None)))
+        except (InputError, StopIteration):
+            return False
+        return True
+
+    @classmethod
+    def heading(cls, line: Line) -> tuple[str, tuple[int, int], int, list[bytes]]:
+        """Key, (width, height), number of regions and all fields of a row. Raises InputError."""
+        fields = split(line.content, cls.fields, line.where)
+        return *cls.head(fields, line.where), fields
+
+    @staticmethod
     @abstractmethod
-    def head(self, fields: list[bytes], where: str) -> tuple[str, tuple[int, int], int]:
+    def head(fields: list[bytes], where: str) -> tuple[str, tuple[int, int], int]:
         """Key, (width, height) and number of regions of a row. Raises InputError, as `record` does."""
 
     @abstractmethod
     def record(self, fields: list[bytes], where: str, size: tuple[int, int], boxes: int) -> Record:
         """The regions of a row whose head is known."""
 
-    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of a number that boxes and labels may have beside the usual."""
+        return (2, 4, 8) if self._numbers.dtype == "<f2" else (4, 8)
+
+    def features(self, field: bytes, where: str, boxes: int) -> np.ndarray:
+        """The features of a row, ``[boxes, D]``."""
+        return array(field, "features", where, self._numbers.dtype, boxes, None)
+
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found | LeftOut]:
         for number, file in enumerate(self._files):
-            for line in lines(file.path, self.fields, self.files, advance):
-                where = f"{file.path} row {line.row}"
-                key, size, boxes = self.head(line.fields, where)
-                yield Found(key, where, (number, line.row, line.offset, line.length), boxes, size)
+            where = str(file.path)
+            for line in lines(file.path, self.files, advance):
+                where, key = line.where, None
+                try:
+                    key, size, boxes, fields = self.heading(line)
+                    record = self.record(fields, where, size, boxes)
+                except InputError as error:
+                    yield LeftOut("row", error, key or _key(line.content))
+                    continue
+                self._numbers.look(record.features, where)
+                place = (number, line.row, line.offset, line.length)
+                yield Found(key, where, place, boxes, size, lambda found=record: found)
+            self._numbers.end(where)
 
     def where(self, place: list[int]) -> str:
         return f"{self._files[place[0]].path} row {place[1]}"
 
     def read(self, place: list[int]) -> Record:
         where = self.where(place)
-        fields = split(self._files[place[0]].read(*place[2:], where), self.fields, where)
-        _, size, boxes = self.head(fields, where)
+        content = self._files[place[0]].read(*place[2:], where)
+        _, size, boxes, fields = self.heading(Line(place[1], *place[2:], content, where))
         return self.record(fields, where, size, boxes)
+
+
+def _key(content: bytes) -> str | None:
+    """The image of a row that can't be read, where its first field is whole."""
+    first, tab, _ = content.partition(b"\t")
+    try:
+        return first.decode("utf-8") if tab else None
+    except UnicodeDecodeError:
+        return None

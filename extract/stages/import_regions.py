@@ -20,9 +20,10 @@ from tqdm import tqdm
 from extract.cards.card import write_card
 from extract.engine.code import code_fingerprint
 from extract.engine.staging import Staging, filled
+from extract.exchange.checks import Checks, too_large, zero_feature
 from extract.exchange.formats import open_source
 from extract.exchange.half import to_float16
-from extract.exchange.source import LABELS, Record
+from extract.exchange.source import Record
 from extract.settings import About, ImportSettings
 from extract.stores.intact import INDEX
 from extract.stores.norms import Norms
@@ -32,13 +33,11 @@ from manifests.errors import DiskFull, InputError
 from manifests.files import fingerprint, whole_folder, write_json, write_text
 from manifests.imported import read_source
 from manifests.progress import progress
+from manifests.registry import identity
 from manifests.schema import SPLITS
 from manifests.tables import Manifest, images_sha256
 
 _TOGETHER = 16  # images that a thread reads at a time
-_MOST_BOXES = np.iinfo(np.int16).max
-_DTYPES = dict(zip(LABELS, (np.int32, np.float32, np.int32, np.float32), strict=True))
-CODE = code_fingerprint("extract.stages.import_regions")
 
 
 def run(
@@ -138,32 +137,33 @@ class _Import:
                     fix="run the manifest stage again",
                 )
         self.settings = settings
-        self.source = open_source(self.imported.format, images, **settings.told)
-        self.source.object_names = self.imported.object_names
-        # None: there are no boxes.
-        self.boxes = settings.boxes if self.imported.format == "scan" else "xyxy"
+        self.source = source = open_source(self.imported.format, images, **settings.told)
+        source.object_names, source.attribute_names = self.imported.object_names, self.imported.attribute_names
+        self.checks = Checks(source, settings.sizes, settings.precision)
         self.recipe = {
             "format": {"schema": SCHEMA, "features": settings.precision},
             "imported": {
                 "format": self.imported.format,
                 "files": self.imported.files,
-                "boxes": self.boxes,
-                "sizes": settings.sizes if self.boxes and self.imported.format == "scan" else None,
+                "boxes": source.boxes,
+                "sizes": settings.sizes if source.boxes and "sizes" in source.options else None,
                 "info": settings.info,
+                **({"dtype": settings.dtype} if settings.dtype else {}),
+                **identity(type(source)),
             },
         }
         key = {
             "recipe": self.recipe,
             "manifest": images_sha256(manifest),
             "images_per_shard": settings.images_per_shard,
-            "code": CODE,
+            "code": code_fingerprint(__name__, type(source).__module__),
         }
         self._hash = fingerprint(self.recipe)
         self.shards = listed.shards(settings.images_per_shard)
         self._id_bytes = listed.id_bytes
         # One image tells what all others must have: the length of a feature, and which labels.
-        self._first = self._first_record()
-        self.dim = self._first.features.shape[1]
+        self.checks.first(self._first_record())
+        self.dim = self.checks.dim
         self.staged = Staging(staging, key)
 
     def _first_record(self) -> Record:
@@ -267,11 +267,7 @@ class _Import:
         norms = [Norms.of(found.features) for found in regions]
         for row, found, lengths in zip(rows, regions, norms, strict=True):
             if lengths.least == 0:
-                raise InputError(
-                    f"features are all zero: region {np.flatnonzero(~found.features.any(1))[0]}",
-                    where=self._where(row),
-                    fix="extract or fetch this image again; where regions are padded, give it as many as it has",
-                )
+                raise zero_feature(np.flatnonzero(~found.features.any(1))[0], self._where(row))
         return regions, Norms.together(norms)
 
     def _where(self, row: int) -> str:
@@ -280,36 +276,13 @@ class _Import:
     def _regions(self, row: int, out: np.ndarray | None) -> Regions:
         """One image's regions as the store keeps them; `out` is room for its features."""
         where, record = self._where(row), self.source.read(self.imported.places[row])
-        self._check(record, where)
-        boxes, size = self._boxes(record, where)
-        told = record.labels if len(boxes) else dict.fromkeys(self._first.labels, np.empty(0, np.int32))
-        labels = {name: _label(values, name, len(boxes), self._names(name), where) for name, values in told.items()}
+        self.checks.require_alike(record, where)
+        if self.imported.boxes not in (None, len(record.features)):
+            told = f"{len(record.features)} regions, its num_boxes says {self.imported.boxes}"
+            raise InputError(told, where=where, fix="fetch the file again")
+        boxes, size = self.checks.boxes(record, where)
+        labels = self.checks.kept_labels(record, where)
         return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)
-
-    def _names(self, label: str) -> list[str] | None:
-        """What a label's numbers mean, where the files say so."""
-        named = {"objects_id": self.imported.object_names, "attrs_id": self.imported.attribute_names}
-        return named.get(label)
-
-    def _check(self, record: Record, where: str) -> None:
-        """All images are alike, and no image has more regions than the store can count."""
-        rows, dim = record.features.shape
-        if (rows and dim != self.dim) or rows > _MOST_BOXES:
-            raise InputError(
-                f"{rows} regions of {dim} numbers, the first image's have {self.dim}",
-                where=where,
-                fix=f"import files of one detector, with at most {_MOST_BOXES} regions an image",
-            )
-        if self.imported.boxes not in (None, rows):
-            raise InputError(
-                f"{rows} regions, its num_boxes says {self.imported.boxes}", where=where, fix="fetch the file again"
-            )
-        if rows and record.labels.keys() != self._first.labels.keys():
-            raise InputError(
-                f"it has the labels {sorted(record.labels)}, the first image has {sorted(self._first.labels)}",
-                where=where,
-                fix="give all images the same",
-            )
 
     def _features(self, values: np.ndarray, out: np.ndarray | None, where: str) -> np.ndarray:
         values = values.reshape(-1, self.dim)
@@ -322,50 +295,8 @@ class _Import:
             whole = np.isfinite(out).all()
         if whole:
             return out
-        wrong = np.flatnonzero(~np.isfinite(values).all(1))
-        if len(wrong):
-            raise InputError(
-                f"features are NaN or infinite: region {wrong[0]}", where=where, fix="extract or fetch this image again"
-            )
-        more = "extract this image again" if out.dtype == np.float32 else "set `regions.precision: float32`"
-        raise InputError(
-            f"a feature is {np.abs(values).max():g}, {out.dtype} ends at {np.finfo(out.dtype).max:g}",
-            where=where,
-            fix=more,
-        )
-
-    def _boxes(self, record: Record, where: str) -> tuple[np.ndarray, tuple[int, int]]:
-        """Boxes absolute (x1, y1, x2, y2), and (width, height). Without boxes: all of a picture of one pixel."""
-        if record.boxes is None or record.size is None:
-            return np.tile(np.array([0, 0, 1, 1], np.float32), (len(record.features), 1)), (1, 1)
-        size = record.size if self.settings.sizes == "wh" else record.size[::-1]
-        if not all(0 < side < 2**31 and side == int(side) for side in size):
-            raise InputError(f"the picture's size is {size}", where=where, fix="give whole pixels, (width, height)")
-        width, height = (int(side) for side in size)
-        boxes = np.array(record.boxes, np.float32)
-        if boxes.size != 4 * len(record.features):
-            raise InputError(
-                f"boxes {list(boxes.shape)} of {len(record.features)} regions",
-                where=where,
-                fix="give four numbers a region",
-            )
-        boxes = boxes.reshape(-1, 4)
-        if self.boxes and self.boxes.startswith("relative"):
-            boxes *= np.array([width, height, width, height], np.float32)
-        if self.boxes and self.boxes.endswith("xywh"):
-            boxes[:, 2:] += boxes[:, :2]
-        limits = np.array([width, height], np.float32)
-        inside = (boxes[:, :2] >= -1) & (boxes[:, :2] <= boxes[:, 2:]) & (boxes[:, 2:] <= limits + 1)
-        if not inside.all():  # NaN compares false
-            region = int(np.flatnonzero(~inside.all(1))[0])
-            x1, y1, x2, y2 = boxes[region].tolist()
-            asked = "`regions.boxes` and `regions.sizes`" if self.imported.format == "scan" else "the file"
-            raise InputError(
-                f"box {region} is ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}) in a picture of {width} x {height}",
-                where=where,
-                fix=f"check {asked}: boxes lie in their picture, give or take a pixel",
-            )
-        return np.clip(boxes, 0, np.tile(limits, 2)), (width, height)
+        self.checks.require_numbers(values, where)
+        raise too_large(float(np.abs(values).max()), out.dtype.name, where)
 
     def finish(self, out: Path, split: str, dataset: str, done: Sequence[dict[str, Any]], about: About) -> None:
         """Fill the folder of a split in `out` with its shards, of all that are `done`, and what stands beside them."""
@@ -394,21 +325,3 @@ class _Import:
         write_text(folder / FAILURES, "")
         write_recipe(folder, self.recipe)
         write_card(folder)
-
-
-def _label(values: np.ndarray, name: str, rows: int, names: list[str] | None, where: str) -> np.ndarray:
-    """Classes as int32 (of `names`, where they have some), confidences as float32, one a region."""
-    dtype, fix = _DTYPES[name], "fetch or export the file again"
-    if values.shape != (rows,) or values.dtype.kind not in "iuf":
-        raise InputError(f"{name} is {values.dtype} {list(values.shape)} of {rows} regions", where=where, fix=fix)
-    kept = values.astype(dtype)
-    if dtype is np.int32:
-        if not (kept == values).all():
-            raise InputError(f"{name} doesn't fit {np.dtype(dtype)}", where=where, fix=fix)
-        wrong, told = (kept < 0) | (kept >= (np.inf if names is None else len(names))), "a class"
-    else:
-        wrong, told = ~((kept >= 0) & (kept <= 1)), "within 0 and 1"  # NaN compares false
-    if wrong.any():
-        region = int(np.flatnonzero(wrong)[0])
-        raise InputError(f"{name} of region {region} is {values[region]:g}, not {told}", where=where, fix=fix)
-    return kept

@@ -17,11 +17,12 @@ NUMBERS = "biufc"
 
 
 class Header(NamedTuple):
-    """Shape and dtype of an array, and the offset of its first number."""
+    """Shape and dtype of an array, the offset of its first number, and whether the numbers are in Fortran's order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     offset: int
+    fortran: bool = False
 
     @property
     def size(self) -> int:
@@ -29,10 +30,11 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(file: BinaryIO, where: object, *, fix: str, kinds: str = NUMBERS) -> Header:
+def read_header(file: BinaryIO, where: object, *, fix: str, kinds: str = NUMBERS, fortran_too: bool = False) -> Header:
     """The header of `file`, from its first byte on.
 
-    Raises InputError for a pickle, Fortran order, a dtype of another kind than `kinds`, or what is no .npy.
+    Raises InputError for a pickle, Fortran order unless `fortran_too`, a dtype of another kind than `kinds`, or what is
+    no .npy.
     """
     start = io.BytesIO(file.read(_MOST_HEADER))
     try:
@@ -45,16 +47,16 @@ def read_header(file: BinaryIO, where: object, *, fix: str, kinds: str = NUMBERS
         raise InputError(
             "it holds pickled Python objects, which are never loaded: they can run code", where=where, fix=fix
         )
-    if fortran and len(shape) > 1:
+    if fortran and len(shape) > 1 and not fortran_too:
         raise InputError("its numbers are in Fortran order", where=where, fix="save it with np.ascontiguousarray")
     if dtype.kind not in kinds or dtype.shape or not all(0 <= side < 2**62 for side in shape):
         raise InputError(f"{dtype} of shape {list(shape)}: not an array of numbers", where=where, fix=fix)
-    return Header(tuple(shape), dtype, start.tell())
+    return Header(tuple(shape), dtype, start.tell(), fortran)
 
 
 def parse(data: bytes, where: object, *, fix: str, kinds: str = NUMBERS) -> np.ndarray:
     """The array of a whole .npy file's bytes. Raises InputError also where these are too few or too many."""
-    header = read_header(io.BytesIO(data), where, fix=fix, kinds=kinds)
+    header = read_header(io.BytesIO(data), where, fix=fix, kinds=kinds, fortran_too=True)
     if len(data) - header.offset != header.size:
         raise InputError(
             f"{len(data) - header.offset} bytes of numbers, its shape {list(header.shape)} needs {header.size}",
@@ -62,7 +64,8 @@ def parse(data: bytes, where: object, *, fix: str, kinds: str = NUMBERS) -> np.n
             fix=fix,
         )
     try:
-        return np.frombuffer(data, header.dtype, offset=header.offset).reshape(header.shape)
+        order = "F" if header.fortran else "C"
+        return np.frombuffer(data, header.dtype, offset=header.offset).reshape(header.shape, order=order)
     except (ValueError, OverflowError) as error:  # sides beyond NumPy's, of no numbers
         raise InputError(f"not a .npy array ({error})", where=where, fix=fix) from None
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from extract.stores.unpickle import Name, Refused, Unpickler, count
+from manifests.unpickle import Name, Refused, Unpickler, count
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # begins a file of torch before 1.6
 _DTYPES = {

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +32,8 @@ def read_picture(root: Path, row: ImageRow, max_pixels: int = MAX_PIXELS) -> np.
     path = root / row.path
     try:
         with open_file(path) as file:
-            small = os.fstat(file.fileno()).st_size <= _AT_ONCE
+            small = file.seek(0, io.SEEK_END) <= _AT_ONCE
+            file.seek(0)
             picture = io.BytesIO(file.read()) if small else file
             digest = hashlib.file_digest(picture, "sha256").hexdigest()
             if digest == row.sha256:

@@ -67,6 +67,11 @@ class Import:
     source: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def _told(self) -> dict[str, Any]:
+        settings = ImportSettings(**self.settings)
+        return settings.told | {"precision": settings.precision}
+
     def manifest(self) -> None:
         manifest.run(
             images=self.images,
@@ -74,7 +79,7 @@ class Import:
             format=self.format,
             out=self.out / "manifest",
             **self.source,
-            **ImportSettings(**self.settings).told,
+            **self._told,
         )
 
     def regions(self, **options: Any) -> None:

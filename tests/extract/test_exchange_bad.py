@@ -354,7 +354,7 @@ def facts(**changes: object) -> Callable[[bytes], bytes]:
         (replaced("1001.json", facts(id="1002")), "row 1: its key is '1001', its id '1002'"),
         (replaced("1001.json", facts(num_boxes=5)), "num_boxes is 5"),
         (replaced("1001.json", facts(captions=[1])), "row 1: not a sample's JSON (a caption is not text)"),
-        (replaced("1001.json", facts(split="dev")), "unknown split 'dev'"),
+        (replaced("1001.json", facts(split="holdout")), "unknown split 'holdout'"),
         (replaced("1001.json", facts(objects_id=[1, 2])), "row 1: not a sample's JSON (objects_id is [1, 2], and num_"),
         (
             replaced("1001.json", facts(objects_id=[[1], [2, 3], 1, 1, 1, 1])),
@@ -475,10 +475,10 @@ def test_a_link_in_a_tar_is_refused(data: DataSet, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("c.json", '[{"image_id": 1}]', "[0]: not an image_id and a caption"),
+        ("c.json", '[{"image_id": 1}]', "c.json: it is no captions file that is known: JSON with the keys image_id"),
         ("c.json", "[1", "not valid JSON"),
-        ("c.json", '{"images": 1}', "there is no list 'images'"),
-        ("c.txt", "A caption.", "captions files of kind '.txt' can't be read"),
+        ("c.json", '{"images": 1}', "JSON with the keys images. Fix: write one of these"),
+        ("c.txt", "A caption.", "text that begins with 'A caption.'. Fix: write one of these"),
         ("c.json", '[{"image_id": 77, "caption": "A cap."}]', "the captions name '77', the files '1009'"),
     ],
 )

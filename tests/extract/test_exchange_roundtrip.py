@@ -11,7 +11,7 @@ import pytest
 
 from extract.cards.card import run as describe
 from extract.check.verify import run as verify
-from extract.exchange.butd_tsv import ButdSource
+from extract.exchange.formats.butd_tsv import ButdSource
 from extract.exchange.half import to_float16
 from extract.settings import About
 from extract.stages import tokens
@@ -21,7 +21,7 @@ from extract.stores.regions import RegionStore
 from extract.text.settings import TokenSettings
 from manifests.errors import InputError
 from manifests.files import sha256
-from manifests.karpathy import read as read_karpathy
+from manifests.readers import read as read_karpathy
 from tests.extract.exchange_files import DataSet, Import, way_back, write_data_set
 from tests.extract.test_intact import flip
 
@@ -209,7 +209,10 @@ def test_lxmert_height_comes_first(tmp_path: Path) -> None:
 def test_karpathy_keeps_ids_splits_and_captions(data: DataSet, tmp_path: Path) -> None:
     exported = data.export("karpathy", tmp_path / "exported")
     entries = list(read_karpathy(exported / "dataset_data.json"))
-    told = [(entry.id, entry.path, entry.split, tuple(c.text for c in entry.captions)) for entry in entries]
+    told = [
+        (entry.id or Path(entry.path).stem, entry.path, entry.split, tuple(c.text for c in entry.captions))
+        for entry in entries
+    ]
     assert told == [(row.id, row.path, row.split, row.captions) for row in data.rows]
 
 

@@ -103,7 +103,7 @@ def test_without_ids_images_are_named_by_split_and_row(tmp_path: Path) -> None:
 
 def test_testall_is_the_test_split_where_there_is_one(tmp_path: Path) -> None:
     write_scan(tmp_path / "scan", "test", ids=["a", "b"])
-    both = np.concatenate([FEATURES, FEATURES])
+    both = np.concatenate([FEATURES, FEATURES + 20])
     back = imported(write_scan(tmp_path / "scan", "testall", ims=both, ids=list("abcd"), caps=["A cap."] * 20))
     assert [row.id for row in back.rows] == list("abcd")
 
@@ -181,7 +181,7 @@ def test_without_boxes_the_store_says_so_and_exports_none(tmp_path: Path) -> Non
         ({"ids": ["a", "a", "a", "b", "b", "b", "b", "b", "b", "b"]}, r"test_ids\.txt line 4: id 'b' where 'a'"),
         ({"ids": ["a", ""]}, r"test_ids\.txt line 2: the id is missing"),
         ({"ids": ["a", "a"]}, r"test_ids\.txt line 2: id 'a' was already given at line 1"),
-        ({"ims": FEATURES[:, 0]}, r"test_ims\.npy: float32 of shape \[2, 3\]"),
+        ({"ims": FEATURES[:, 0, 0]}, r"test_ims\.npy: float32 of shape \[2\]"),
         ({"ims": FEATURES.astype(object)}, r"test_ims\.npy: it holds pickled Python objects"),
         ({"ims": np.asfortranarray(FEATURES)}, r"Fortran order"),
         ({"ims": FEATURES[:0]}, r"of shape \[0, 2, 3\]"),

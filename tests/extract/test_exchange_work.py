@@ -140,12 +140,14 @@ class Files:
 def test_an_error_does_not_wait_for_the_hash_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported = write_data_set(tmp_path / "data").export("scan", tmp_path / "exported")
     features = np.load(exported / "train_ims.npy")
-    features[2] = np.nan
+    features[2] = 1e6
     np.save(exported / "train_ims.npy", features)
     work, files = way_back("scan", exported, tmp_path / "back"), Files()
-    work.manifest()
-    monkeypatch.setattr("extract.exchange.scan.ScanSource.hash_again", lambda _, advance: files.hash_again(advance))
-    with pytest.raises(InputError, match=r"train_ims\.npy row 2 .*NaN"):
+    way_back("scan", exported, tmp_path / "back", precision="float32").manifest()
+    monkeypatch.setattr(
+        "extract.exchange.formats.scan.ScanSource.hash_again", lambda _, advance: files.hash_again(advance)
+    )
+    with pytest.raises(InputError, match=r"train_ims\.npy row 2 .*float16 ends at 65504"):
         work.regions()
     assert not files.hashed
 
@@ -214,7 +216,7 @@ def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
 ) -> None:
     data = write_data_set(tmp_path / "data")
     scan, butd = (data.export(format, tmp_path / format) for format in ("scan", "butd-tsv"))
-    for place in ("extract.exchange.scan.sha256", "extract.exchange.tsv.lines"):
+    for place in ("extract.exchange.formats.scan.sha256", "extract.exchange.tsv.lines"):
         monkeypatch.setattr(place, None)  # called, it would be a TypeError
     table, captions = butd / "regions.tsv", ("--captions", butd / "captions.json")
     (tmp_path / "empty.csv").write_text("image,caption\n", encoding="utf-8")
@@ -227,7 +229,7 @@ def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
         (("butd-tsv", table), "name a file of captions with `--captions`"),
         (("butd-tsv", table, "--captions", tmp_path / "nowhere.csv"), "nowhere.csv"),
         (("butd-tsv", table, "--captions", tmp_path / "empty.csv"), "there are no images"),
-        (("butd-tsv", table, *captions, "--boxes", "xyxy"), "leave out `--boxes` and `--sizes`"),
+        (("butd-tsv", table, *captions, "--boxes", "xyxy"), "leave out `--boxes`"),
         (("butd-tsv", table, *captions, "--missing", "maybe"), "--missing: Input should be 'refuse' or 'skip'"),
     ):
         text = run(tmp_path, "import", *arguments[:2], tmp_path / "back", *arguments[2:], ends_with=1)
@@ -267,7 +269,7 @@ def test_options_are_named_where_a_file_asks_for_them(tmp_path: Path) -> None:
     assert "set `--precision float32`" in run(tmp_path, *command, ends_with=1)
     assert "leave out `--info`" in run(tmp_path, *command, "--info", "--precision", "float32", ends_with=1)
     (exported / "1009.npz").unlink()
-    assert "set `--missing skip`" in run(tmp_path, *command, ends_with=1)
+    assert "set `--missing skip`" in run(tmp_path, *command, "--precision", "float32", ends_with=1)
     run(tmp_path, *command, "--missing", "skip", "--precision", "float32")
 
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from extract.stores.regions import RegionStore
-from extract.stores.unpickle import Refused, unpickle
 from extract.vision import one_picture as picture
 from extract.vision.rcnn.checkpoint import read_checkpoint
 from extract.vision.weights import local_weights
 from manifests import manifest
 from manifests.errors import InputError
 from manifests.jsonl import read_utf8
+from manifests.unpickle import Refused, unpickle
 from tests.extract.alone import run_alone
 from tests.extract.exchange_files import DataSet, way_back, write_data_set
 from tests.extract.region_files import large_png, region_settings, scene_files, write_pictures
@@ -367,7 +367,7 @@ def test_an_npz_that_forges_objects(data: DataSet, tmp_path: Path, what: str) ->
         arrays = {name: file[name] for name in file.files} | {"info": facts}
     np.savez(exported / "1002.npz", **arrays)
     assert len(way_back("bua-npz", exported, tmp_path / "back").run().store) == 10  # it isn't looked at
-    with pytest.raises(InputError, match="1002.npz info: info can't be read.*leave out `regions.info`"):
+    with pytest.raises(InputError, match="1002.npz info: its object can't be read.*leave out `regions.info`"):
         way_back("bua-npz", exported, tmp_path / "again", info=True).run()
 
 

@@ -30,7 +30,7 @@ from eval.study_settings import StudySettings
 from eval.validation import validate
 from extract.cards import card
 from extract.check import compare, verify
-from extract.exchange import captions, export
+from extract.exchange import export
 from extract.exchange import manifest as imported_manifest
 from extract.settings import ImportSettings, PackSettings
 from extract.stages import import_regions as imported_regions
@@ -46,11 +46,12 @@ from extract.text.settings import TextFeatureSettings
 from extract.text.vocabulary import read_vocabulary
 from extract.vision.decode import UnreadableImage, decode
 from extract.vision.loading import load_detector
-from manifests import manifest
+from manifests import manifest, readers
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256
 from manifests.grounding import read_grounding
 from manifests.imported import read_source
+from manifests.left_out import Sieve
 from manifests.manifest import checked_entries
 from manifests.tables import Manifest, manifest_sha256
 from pipeline.params import read_params
@@ -279,7 +280,7 @@ def pictures_listed(name: str, format: str) -> Use:
 
 
 def captions_listed(t: Try) -> None:
-    checked_entries(captions.read(t.root / "pictures" / "listed.json"), t.root)
+    checked_entries(readers.read(t.root / "pictures" / "listed.json"), t.root, Sieve((), t.out / "refused.jsonl"))
 
 
 def pictures_decoded(t: Try) -> None:

@@ -154,8 +154,8 @@ def test_a_linked_picture_and_a_linked_root_are_fine(root):
     [
         (entry("none.png"), "images[1]", "'none.png' can't be read"),
         (entry("sub"), "images[1]", "'sub' can't be read"),
-        (entry("b.png", cocoid="a"), "images[1]", "id 'a' was already given at images[0]"),
-        (entry("b.png", cocoid="a", split="val"), "images[1]", "split 'val' here and in 'train' at images[0]"),
+        (entry("b.png", cocoid=1), "images[1]", "id '1' was already given at images[0]"),
+        (entry("b.png", cocoid=1, split="val"), "images[1]", "split 'val' here and in 'train' at images[0]"),
         (entry("./a.png", cocoid=9), "images[1]", "image 'a.png' was already given at images[0]"),
         (entry("a.png", cocoid=9, split="test"), "images[1]", "in split 'test' here and in 'train' at images[0]"),
         (entry("copy.png", split="test"), "images[1]", "has the same bytes as 'a.png' (images[0]) in split 'train'"),
@@ -164,7 +164,7 @@ def test_a_linked_picture_and_a_linked_root_are_fine(root):
         (entry("b.png", cocoid="a\0"), "images[1]", "the id 'a\\x00' is a control character"),
         (entry("b.png", cocoid="a\ud800"), "images[1]", "surrogate"),
         (entry("b\n.png"), "images[1]", "the id 'b\\n' is a control character"),
-        (entry("b.png", split="dev"), "images[1]", "unknown split 'dev'"),
+        (entry("b.png", split="holdout"), "images[1]", "unknown split 'holdout'"),
         (entry("../out.png"), "images[1]", "out of the image root"),
         (entry("x.png", filepath="sub/../.."), "images[1]", "out of the image root"),
         (entry("/etc/hostname"), "images[1]", "out of the image root"),
@@ -185,7 +185,7 @@ def test_a_bad_karpathy_image_is_refused(root, second, row, words):
     (root / "copy.png").write_bytes((root / "a.png").read_bytes())
     (root.parent / "out.png").write_bytes((root / "b.png").read_bytes())
     (root / "loop.png").symlink_to(root / "loop.png")
-    error = refusal(karpathy, root, [entry("a.png"), second])
+    error = refusal(karpathy, root, [entry("a.png", cocoid=1), second])
     assert error.where == f"{root.parent / 'dataset.json'} {row}"
     assert words in error.what
     assert not (root.parent / "out").exists()
@@ -224,10 +224,10 @@ def test_a_bad_karpathy_file_is_refused(root, text, place, words):
         ("c.csv", "image,caption,split\na.png,One.,\n", "line 2", "unknown split ''"),
         ("c.csv", "image,caption,id\na.png,One.,1\na.png,Two.,2\n", "line 3", "id '2' here and '1' on line 2"),
         ("c.csv", "image,caption,id\na.png,One.,\n", "line 2", "the id is empty"),
-        ("c.csv", "image,caption\na.png,One.\nsub/a.png,Two.\n", "line 3", "id 'a' was already given at line 2"),
+        ("c.csv", "image,caption,id\na.png,One.,1\nb.png,Two.,1\n", "line 3", "id '1' was already given at line 2"),
         ("c.csv", "image,caption\na.png,One, two.\n", "line 2", "3 fields where the header has 2"),
         ("c.csv", 'image,caption\na.png,One.\nb.png,"Two.\n\n', "line 3", "not a valid table"),
-        ("c.csv", "image,text\na.png,One.\n", "line 1", "unknown column 'text'"),
+        ("c.csv", "image,caption,splt\na.png,One.,val\n", "line 1", "unknown column 'splt' (did you mean 'split'?)"),
         ("c.csv", "image,split\na.png,train\n", "line 1", "column 'caption' is missing"),
         ("c.csv", "image,caption,image\n", "line 1", "column 'image' is there twice"),
         ("c.csv", "image,caption\n", "", "there are no images"),
@@ -235,14 +235,14 @@ def test_a_bad_karpathy_file_is_refused(root, text, place, words):
         ("c.csv", "image,caption\n../b.png,One.\n", "line 2", "out of the image root"),
         ("c.csv", "image,caption\n ,One.\n", "line 2", "names no file"),
         ("c.csv", b"image,caption\na.png,caf\xe9.\n", "line 2", "byte 23 (0xe9) is not UTF-8"),
-        ("c.tsv", "image,caption\na.png,One.\n", "line 1", "unknown column 'image,caption'"),
-        ("c.txt", "a.png One.\n", "", "'.txt' can't be read"),
+        ("c.csv", "a.png,One.\nb.png,Two.\n", "line 1", "'a.png,One.', is a row of an image, and no header"),
+        ("c.txt", "a.png One.\n", "line 1", "column 'caption' is missing among 'a.png One.'"),
         ("c.jsonl", '{"image": "a.png", "captions": []}\n{"image": "b.png",\n', "line 2 column 19", "not valid JSON"),
         ("c.jsonl", '\n["a.png"]', "line 2", "not a JSON object"),
-        ("c.jsonl", '{"image": "a.png", "caption": "One."}', "line 1", "unknown key 'caption'"),
-        ("c.jsonl", '{"image": "a.png"}', "line 1", "key 'captions' is missing"),
-        ("c.jsonl", '{"image": "a.png", "captions": "One."}', "line 1", "'captions' must be a list"),
-        ("c.jsonl", '{"image": 3, "captions": []}', "line 1", "'image' must be text"),
+        ("c.jsonl", '{"image": "a.png", "captoin": "One."}', "line 1", "unknown column 'captoin'"),
+        ("c.jsonl", '{"image": "a.png"}', "line 1", "column 'caption' is missing among 'image'"),
+        ("c.jsonl", '{"image": "a.png", "captions": 1}', "line 1", "'captions' must be a list"),
+        ("c.jsonl", '{"image": [3], "captions": []}', "line 1", "'image' must be text"),
         ("c.jsonl", '{"image": "a.png", "captions": ["One.", ""]}', "line 1 captions[1]", "the caption is empty"),
         (
             "c.jsonl",
@@ -254,7 +254,7 @@ def test_a_bad_karpathy_file_is_refused(root, text, place, words):
             "c.jsonl",
             '{"image": "a.png", "captions": [], "split": "val"}\n{"image": "a.png", "captions": [], "split": "test"}',
             "line 2",
-            "in split 'test' here and in 'val' at line 1",
+            "has split 'test' here and 'val' on line 1",
         ),
     ],
 )

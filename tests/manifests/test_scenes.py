@@ -308,7 +308,7 @@ FOLDER = {"format": "folder", "images": "i", "captions": "c"}
         (SceneSettings, {"sede": 1}, "sede"),
         (SceneSettings, {"min_objects": 5, "max_objects": 4}, "must not be above"),
         (SceneSettings, {"train": 0}, "train"),
-        (DatasetSource, {**FOLDER, "format": "coco"}, "format"),
+        (DatasetSource, {**FOLDER, "format": "cocoa"}, "format"),
         (DatasetSource, {"format": "folder", "images": "i"}, "captions"),
         (DatasetSource, {**FOLDER, "val_fraction": 0.6, "test_fraction": 0.4}, "below 1"),
     ],

@@ -30,8 +30,12 @@ PLUMBING = {
 # How the manifest's tables and the files beside them look decides what its stage writes; others depend on the files.
 FORMATS = {f"manifests/{name}.py" for name in ("schema", "tables", "arrow", "grounding", "coco_ids", "imported")}
 # Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`, and
-# only the manifest stage asks exchange formats for their captions.
-UNUSED = {"detector": {"extract/vision/detectors/base.py"}, "regions": {"manifests/source.py"}}
+# only the manifest stage asks exchange formats for their captions, and whether the tokens' language is there.
+UNUSED = {
+    "manifest": {"extract/text/words.py"},
+    "detector": {"extract/vision/detectors/base.py"},
+    "regions": {"manifests/source.py"},
+}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {
     "scenes": ["scenes"],
@@ -58,7 +62,7 @@ def used(stage: str) -> set[str]:
     (command,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage)
     unused = UNUSED.get(stage, set())
     graph = {file: others - unused for file, others in GRAPH.items()}
-    found = closure(graph, imports_of(command, "pipeline/cli.py", CHECKOUT))
+    found = closure(graph, imports_of(command, "pipeline/cli.py", CHECKOUT) - unused)
     settled = PLUMBING | (set() if stage == "manifest" else FORMATS)
     settled |= {file for file in found if file.startswith("pipeline/")}  # where things lie, and how fast they are made
     return {file for file in found - settled if Path(file).name != "__init__.py"}

@@ -133,7 +133,7 @@ def test_an_imported_set_has_its_own_regions(tmp_path: Path) -> None:
         ("regions.boxes", "corners", "regions.boxes: input should be 'xyxy'"),
         ("source.mising", "skip", "source.mising: unknown key (did you mean 'missing'?)"),
         ("source.duplicates", "allow", "source: value error, `duplicates` is not for format scan"),
-        ("source.format", "scam", "source.format: input should be 'karpathy', 'folder'"),
+        ("source.format", "scam", "source.format: no format 'scam' (did you mean 'scan'?): choose one of"),
     ],
 )
 def test_mistakes_of_an_imported_set_are_named_by_their_key(tmp_path: Path, key: str, value: str, told: str) -> None:

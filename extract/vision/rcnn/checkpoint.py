@@ -1,7 +1,7 @@
 """Reads detectron2's and bottom-up attention's checkpoints and brings their names to those of `rcnn.py`.
 
 Files are ``{"model": state}`` or a bare state, of tensors (``.pth``, ``.safetensors``) or of NumPy arrays (``.pth``,
-detectron2's ``.pkl``), read without unpickling anything else (`extract.stores.unpickle`).
+detectron2's ``.pkl``), read without unpickling anything else (`manifests.unpickle`).
 """
 
 import re

@@ -1,7 +1,8 @@
 """The layout of SCAN's precomputed features, which VSE++, VSRN, CAMERA, SGRAF, VSE-infinity and NAAF read too.
 
-`{split}_ims.npy` f32 ``[N, R, D]``, `{split}_caps.txt` a caption a line (C = N, or the same multiple for all images),
-optional `{split}_ids.txt` (an id an image, or repeated once a caption), optional `id_mapping.json` (id -> file name).
+`{split}_ims.npy` f32 ``[N, R, D]``, or ``[N, D]`` of one region an image, `{split}_caps.txt` a caption a line (C = N,
+or the same multiple for all images), optional `{split}_ids.txt` (an id an image, or repeated once a caption), optional
+`id_mapping.json` (id -> file name). VSE++ repeats an image's row once a caption: k equal rows are one image then.
 CAMERA adds `{split}_boxes.npy` ``[N, R, 4]`` and `{split}_img_sizes.npy` ``[N, 2]``; others call them `_ims_bbx.npy`
 and `_ims_size.npy`. What their numbers mean is written nowhere, so the import must be told. Splits are train, dev and
 test; where there is a testall, it is the test split and `test` is left alone.
@@ -9,8 +10,9 @@ test; where there is a testall, it is the test split and `test` is left alone.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,24 +21,28 @@ from extract.stores.npy import Header, read_header, write_header
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import canonical_json, sha256, write_text
+from manifests.imported import FORMATS
 from manifests.jsonl import parse_json, read_utf8
 from manifests.opening import open_file
 from manifests.schema import CaptionedImage
-from manifests.source import SourceCaption, SourceImage
+from manifests.source import LeftOut, SourceCaption, SourceImage
 
 CAPTIONS = 5
+_MOST_REPEATED = 10  # captions an image
+_SAMPLE = 64
 _SPLITS = {"train": "train", "dev": "val", "testall": "test", "test": "test"}
 _OPTIONAL = {"boxes": ("boxes", "ims_bbx"), "sizes": ("img_sizes", "ims_size")}
 _FIX = "fetch or export the file again: it may have been cut off"
 
 
+@FORMATS.add("scan")
 class ScanSource(Source):
     """Reads the layout; a place is (split, row)."""
 
-    format = "scan"
+    options = frozenset({"boxes", "sizes"})
 
-    def __init__(self, root: Path, captions: Path | None = None):
-        super().__init__(root, captions)
+    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
+        super().__init__(root, captions, **told)
         names = [name for name in _SPLITS if (self.root / f"{name}_ims.npy").exists()]
         if "testall" in names and "test" in names:
             names.remove("test")
@@ -48,19 +54,35 @@ class ScanSource(Source):
             )
         self._splits = [_Split(self.root, name) for name in names]
         self.paths = [path for split in self._splits for path in split.paths]
-
-    @property
-    def has_boxes(self) -> bool:
-        """Whether every split has boxes and sizes; some with and some without are refused."""
+        self.boxes = told.get("boxes")
         having = {split.boxes is not None for split in self._splits}
         if len(having) > 1:
             raise InputError("only some splits have boxes", where=self.root, fix="give all splits boxes, or none")
-        return having.pop()
+        if self.boxes and having == {False}:
+            lacking = "there are no boxes ({split}_boxes.npy or {split}_ims_bbx.npy)"
+            raise InputError(lacking, where=root, fix="leave out `regions.boxes`")
+        if having == {True} and not self.boxes:
+            raise InputError(
+                "the layout doesn't say what its boxes mean",
+                where=root,
+                fix="set `regions.boxes` to xyxy, xywh, relative_xyxy or relative_xywh: ask whoever made them",
+            )
 
-    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        return any((root / f"{name}_ims.npy").is_file() for name in _SPLITS)
+
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found | LeftOut]:
         for number, split in enumerate(self._splits):
-            for row, key in enumerate(self._ids(split)):
-                yield Found(key, split.where(row), (number, row), split.header.shape[1])
+            if split.repeated > 1:
+                self.notes.append(
+                    f"{split.features.path.name}: each image's row is repeated {split.repeated} times, and taken once: "
+                    f"{split.images:,} images"
+                )
+            for image, key in enumerate(self._ids(split)):
+                row = image * split.repeated
+                split.require_repeated(row)
+                yield Found(key, split.where(row), (number, row), split.header.shape[1], None, partial(split.read, row))
             self.files |= {path.name: sha256(path, advance) for path in split.paths}
 
     def where(self, place: list[int]) -> str:
@@ -76,7 +98,7 @@ class ScanSource(Source):
 
     def _entries(self, split: "_Split", paths: dict[str, str] | None) -> Iterator[SourceImage]:
         path = self.captions / f"{split.name}_caps.txt"
-        texts, images = _lines(path), split.header.shape[0]
+        texts, images = _lines(path), split.images
         each, rest = divmod(len(texts), images)
         if rest or not each:
             raise InputError(
@@ -95,11 +117,11 @@ class ScanSource(Source):
             lines = range(row * each, (row + 1) * each)
             own = tuple(SourceCaption(f"{path.name} line {line + 1}", texts[line]) for line in lines)
             name = paths[key] if paths else key
-            yield SourceImage(f"{split.name}_ims.npy row {row}", key, name, _SPLITS[split.name], own)
+            yield SourceImage(f"{split.name}_ims.npy row {row * split.repeated}", key, name, _SPLITS[split.name], own)
 
     def _ids(self, split: "_Split") -> list[str]:
         """The id of every image of a split."""
-        images = split.header.shape[0]
+        images = split.images
         path = next((p for f in (self.captions, self.root) if (p := f / f"{split.name}_ids.txt").exists()), None)
         if path is None:
             return [f"{split.name}-{row:06d}" for row in range(images)]
@@ -128,6 +150,36 @@ class ScanSource(Source):
                 )
         return ids[::each]
 
+    @staticmethod
+    def write(
+        folder: Path,
+        rows: Sequence[CaptionedImage],
+        store: RegionStore,
+        *,
+        drop_captions: bool,
+        advance: Callable[[], object],
+    ) -> None:
+        """Write `rows`, which `store` has, as SCAN's loaders read it: boxes absolute (x1, y1, x2, y2), sizes (w, h).
+
+        Raises InputError where a split's images differ in their number of regions, or have another number of captions
+        than five (or than one, if all have one); with `drop_captions` those after the fifth are left out.
+        """
+        counts = store.num_boxes
+        for name, split in {name: split for name, split in _SPLITS.items() if name != "testall"}.items():
+            own = [row for row in rows if row.split == split]
+            if own:
+                regions = counts[[store.row(row.id) for row in own]]
+                if regions.min() < regions.max():
+                    raise InputError(
+                        f"images of split {split!r} have {regions.min()} to {regions.max()} regions, scan wants the "
+                        "same number for all of a split",
+                        where=store.folder,
+                        fix="extract with min_boxes equal to max_boxes, or export butd-tsv",
+                    )
+                _write_captions(folder, name, own, drop_captions)
+                _write_arrays(folder, name, own, store, (len(own), int(regions[0])), advance)
+        write_text(folder / "id_mapping.json", canonical_json({row.id: row.path for row in rows}) + "\n")
+
 
 class _Split:
     """The arrays of one split."""
@@ -136,6 +188,7 @@ class _Split:
         self.name = name
         self.features, self.header = _open(root / f"{name}_ims.npy", 3)
         images, regions, _ = self.header.shape
+        self.repeated = self._repeated()
         arrays = {}
         for what, names in _OPTIONAL.items():
             found = [path for n in names if (path := root / f"{name}_{n}.npy").exists()]
@@ -154,6 +207,47 @@ class _Split:
                 fix="give both, or move the boxes away to import without them",
             )
         self.boxes, self.sizes = (arrays["boxes"], arrays["sizes"]) if arrays["boxes"] else (None, None)
+
+    @property
+    def images(self) -> int:
+        """How many there are, repeated ones once."""
+        return self.header.shape[0] // self.repeated
+
+    def _repeated(self) -> int:
+        """How often each image's row is repeated, by the first rows and some others.
+
+        Raises InputError where the rows are repeated as a whole.
+        """
+        rows, first = self.header.shape[0], self._bytes(0)
+        each = next((row for row in range(1, min(rows, _MOST_REPEATED + 1)) if self._bytes(row) != first), rows)
+        for times in range(2, _MOST_REPEATED + 1):
+            if each == 1 and rows % times == 0 and rows > times and self._bytes(rows // times) == first:
+                row = rows // times
+                if all(self._bytes(k) == self._bytes(k + row) for k in range(0, row, -(-row // _SAMPLE))):
+                    raise InputError(
+                        f"rows {row} to {2 * row - 1} are rows 0 to {row - 1} again: each image is there {times} times",
+                        where=self.features.path,
+                        fix=f"keep the first {row} rows",
+                    )
+        if each == 1 or each > _MOST_REPEATED or rows % each:
+            return 1
+        groups = range(0, rows // each, -(-rows // each // _SAMPLE))
+        alike = [all(self._bytes(each * k) == self._bytes(each * k + n) for n in range(1, each)) for k in groups]
+        return each if sum(alike) > len(alike) // 2 else 1
+
+    def require_repeated(self, row: int) -> None:
+        """Raise InputError unless an image's rows, from `row` on, are equal."""
+        for other in range(row + 1, row + self.repeated):
+            if self._bytes(other) != self._bytes(row):
+                raise InputError(
+                    f"rows are repeated {self.repeated} times, and row {other} isn't row {row}",
+                    where=self.where(row),
+                    fix="give each image once, or each as often as the others",
+                )
+
+    def _bytes(self, row: int) -> bytes:
+        size = self.header.size // self.header.shape[0]
+        return self.features.read(self.header.offset + row * size, size, self.where(row))
 
     @property
     def paths(self) -> list[Path]:
@@ -182,6 +276,8 @@ def _open(path: Path, dimensions: int) -> tuple[Bytes, Header]:
     file = Bytes(path, _FIX)
     with open_file(path) as stream:
         header = read_header(stream, path, fix="give arrays saved by np.save, without pickles")
+    if dimensions == 3 and len(header.shape) == 2 and path.name.endswith("_ims.npy"):
+        header = header._replace(shape=(header.shape[0], 1, header.shape[1]))  # one vector an image
     if len(header.shape) != dimensions or 0 in header.shape or header.dtype.kind not in "fiu":
         raise InputError(
             f"{header.dtype} of shape {list(header.shape)}, not numbers of {dimensions} dimensions",
@@ -214,36 +310,6 @@ def _file_names(folder: Path) -> dict[str, str] | None:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise InputError("not an object of id: file name", where=path, fix="give one, or remove the file")
     return found
-
-
-def write(
-    folder: Path,
-    rows: Sequence[CaptionedImage],
-    store: RegionStore,
-    *,
-    drop_captions: bool,
-    advance: Callable[[], object],
-) -> None:
-    """Write `rows`, which `store` has, as SCAN's loaders read it: boxes absolute (x1, y1, x2, y2), sizes (w, h).
-
-    Raises InputError where a split's images differ in their number of regions, or have another number of captions than
-    five (or than one, if all have one); with `drop_captions` those after the fifth are left out.
-    """
-    counts = store.num_boxes
-    for name, split in {name: split for name, split in _SPLITS.items() if name != "testall"}.items():
-        own = [row for row in rows if row.split == split]
-        if own:
-            regions = counts[[store.row(row.id) for row in own]]
-            if regions.min() < regions.max():
-                raise InputError(
-                    f"images of split {split!r} have {regions.min()} to {regions.max()} regions, scan wants the same "
-                    "number for all of a split",
-                    where=store.folder,
-                    fix="extract with min_boxes equal to max_boxes, or export butd-tsv",
-                )
-            _write_captions(folder, name, own, drop_captions)
-            _write_arrays(folder, name, own, store, (len(own), int(regions[0])), advance)
-    write_text(folder / "id_mapping.json", canonical_json({row.id: row.path for row in rows}) + "\n")
 
 
 def _write_captions(folder: Path, name: str, rows: Sequence[CaptionedImage], drop: bool) -> None:

@@ -6,6 +6,7 @@ it lists, by their sha256; without one, as others write them, they must at least
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,26 @@ from extract.stores.intact import INDEX, listed_files
 from extract.stores.webdataset import FIX, parse_facts, parse_sample, require_key, sample_places
 from manifests.errors import InputError
 from manifests.files import sha256
+from manifests.imported import FORMATS
 from manifests.jsonl import parse_json, read_utf8
 from manifests.opening import open_file
 from manifests.schema import SPLITS
-from manifests.source import SourceCaption, SourceImage
+from manifests.source import LeftOut, SourceCaption, SourceImage
 
 _NAME = re.compile(r".*-(train|val|test)-(\d+)\.tar")
 
 
+@FORMATS.add("wds")
 class WdsSource(Source):
     """Reads one shard or all `*.tar` of a folder, train before val before test.
 
     A place is the shard's number, the row in it, then offset and length of each member: features, boxes, json.
     """
 
-    format = "wds"
     captions_in_survey = True
 
-    def __init__(self, root: Path, captions: Path | None = None):
-        super().__init__(root, captions)
+    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
+        super().__init__(root, captions, **told)
         self.paths = sorted(files_in(root, "*.tar"), key=_order)
         self._folder = self.paths[0].parent
         self._shards = [Bytes(path, FIX) for path in self.paths]
@@ -43,7 +45,16 @@ class WdsSource(Source):
                     raise InputError(f"the file is missing, {INDEX} lists it", where=self.root / name, fix=FIX)
         self._entries: list[SourceImage] = []
 
-    def survey(self, advance: Callable[[int], object]) -> Iterator[Found]:
+    @staticmethod
+    def recognises(root: Path) -> bool:
+        first = next(iter(sorted(root.glob("*.tar"))), None) if root.is_dir() else root
+        try:
+            with open_file(first) as file:
+                return next(sample_places(file, first), None) is not None
+        except (TypeError, OSError, InputError):
+            return False
+
+    def survey(self, advance: Callable[[int], object]) -> Iterator[Found | LeftOut]:
         names = self._folder / "classes.json"
         if names.exists():
             value = parse_json(read_utf8(names), path=names, fix=FIX)
@@ -78,7 +89,8 @@ class WdsSource(Source):
         captions = tuple(SourceCaption(beside, caption) for caption in facts["captions"])
         self._entries.append(SourceImage(beside, facts["id"], key, facts["split"], captions))
         place = (number, row, *(x for place in places for x in place))
-        return Found(facts["id"], where, place, facts["num_boxes"], (facts["width"], facts["height"]))
+        size = (facts["width"], facts["height"])
+        return Found(facts["id"], where, place, facts["num_boxes"], size, partial(self.read, place))
 
     def where(self, place: list[int]) -> str:
         return f"{self._shards[place[0]].path} row {place[1]}"

@@ -1,0 +1,92 @@
+"""The names under which tables and JSON objects have an image, its captions, its split and its id."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from manifests.errors import InputError
+from manifests.source import LeftOut, SourceCaption, SourceImage
+
+ROLES = {
+    "image": (
+        *("image", "file_name", "filename", "image_name", "file_path", "filepath", "image_path", "img_path", "path"),
+        *("file", "img", "image_file", "picture"),
+    ),
+    "caption": (
+        *("captions", "caption", "text", "texts", "comment", "sentences", "sentence", "description", "raw"),
+        "description_en",
+    ),
+    "split": ("split", "set", "subset", "partition"),
+}
+IDS = ("image_id", "img_id", "id", "cocoid", "key")
+SPLITS = {
+    "train": ("train", "training", "restval"),
+    "val": ("val", "valid", "validation", "dev", "minival"),
+    "test": ("test", "testing", "testall"),
+}
+SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+"""What others call a split -> its name."""
+
+
+def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] = IDS) -> dict[str, str]:
+    """Role ("image", "caption", "split", "id") -> the one of `names` that has it.
+
+    Names are compared without case and spaces. Raises `InputError` for a name that is there twice, one that is nearly
+    a known one, and where captions, or image and id, are lacking.
+    """
+    spelt: dict[str, str] = {}
+    for name in names:
+        key = name.strip().lower().replace(" ", "_").replace("-", "_")
+        if key in spelt:
+            raise InputError(f"column {name.strip()!r} is there twice", where=where, fix=fix)
+        spelt[key] = name
+    wanted = {**ROLES, "id": tuple(ids)}
+    found = {role: spelt[name] for role, known in wanted.items() for name in reversed(known) if name in spelt}
+    known = {name for names in wanted.values() for name in names} | set(IDS)
+    for key, name in spelt.items():
+        if key in known:
+            continue
+        lacking = [known for role in ROLES if role not in found for known in ROLES[role]]
+        if close := difflib.get_close_matches(key, lacking, n=1, cutoff=0.75):
+            told = f"unknown column {name.strip()!r} (did you mean {close[0]!r}?)"
+            raise InputError(told, where=where, fix=fix)
+    told = ", ".join(repr(name.strip()) for name in list(spelt.values())[:12])
+    if "caption" not in found:
+        raise InputError(f"column 'caption' is missing among {told}", where=where, fix=fix)
+    if "image" not in found and "id" not in found:
+        raise InputError(f"column 'image' is missing among {told}", where=where, fix=fix)
+    return found
+
+
+@dataclass
+class Gathered:
+    """Rows of a file gathered by image, in the order of their first rows."""
+
+    file: object
+    images: dict[str, SourceImage] = field(default_factory=dict)
+    captions: dict[str, list[SourceCaption]] = field(default_factory=dict)
+
+    def add(
+        self,
+        row: str,
+        image: str,
+        captions: Iterable[SourceCaption],
+        *,
+        id: str | None = None,
+        split: str | None = None,
+    ) -> Iterator[LeftOut]:
+        """A row with some captions of an image; nothing, or why it can't be taken."""
+        first = self.images.setdefault(image, SourceImage(row, id, image, split, ()))
+        for key, here, there in (("id", id, first.id), ("split", split, first.split)):
+            if here != there:
+                problem = f"image {image!r} has {key} {here!r} here and {there!r} on {first.row}"
+                fix = f"give an image the same {key} in all its rows"
+                yield LeftOut("conflict", InputError(problem, where=f"{self.file} {row}", fix=fix), here)
+                return
+        self.captions.setdefault(image, []).extend(captions)
+
+    def all(self) -> Iterator[SourceImage]:
+        """The images with all their captions."""
+        for image, first in self.images.items():
+            captions = tuple(self.captions.get(image, ()))
+            yield SourceImage(first.row, first.id, first.path, first.split, captions)

@@ -1,0 +1,149 @@
+"""Tables and JSON Lines: CSV, TSV, Kaggle's `|`, Hugging Face's metadata.jsonl.
+
+A table has a header with a column of images and one of captions, and may have split and id; one row a caption. The
+separator (comma, semicolon, tab or bar) is the header's. A line of JSON Lines is an object with the same keys; its
+captions may be a list. `manifests.columns` knows other names of these columns; columns that it doesn't know aren't
+read. An image is its picture's path from the image root.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from manifests.columns import Gathered, roles
+from manifests.errors import InputError
+from manifests.jsonl import parse_json, read_lines
+from manifests.opening import MOST_ROW
+from manifests.readers import READERS, Items, Look, Reader
+from manifests.source import LeftOut, SourceCaption
+
+_SEPARATORS = ",;\t|"
+_TABLE = "give a header line image,caption (and split, id if you like), and as many fields in every row"
+_LINES = 'write each line as {"image": "a.jpg", "captions": ["..."]}, with "split" and "id" if you like'
+_PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
+
+
+@READERS.add("folder")
+class Folder(Reader):
+    """A CSV, TSV or JSON Lines file beside a folder of pictures; an id that isn't given is None."""
+
+    title = "a table or JSON Lines"
+    layout = "a CSV file with the header image,caption"
+
+    @staticmethod
+    def recognises(look: Look) -> bool:
+        if look.suffix == ".jsonl":
+            return not look.is_folder
+        if look.suffix in (".csv", ".tsv"):
+            return not look.is_folder
+        try:
+            return bool(look.first_line) and bool(roles(_split(look.first_line)[1], "", ""))
+        except InputError:
+            return _is_lines(look)
+
+    @staticmethod
+    def columns(path: Path) -> dict[str, str]:
+        """Role -> the name of its column or key."""
+        look = Look.at(path)
+        if look.head.startswith("{"):
+            return roles(parse_json(look.first_line, path=path, fix=_LINES), f"{path} line 1", _LINES)
+        return {role: name.strip() for role, name in roles(_split(look.first_line)[1], path, _TABLE).items()}
+
+    @staticmethod
+    def read(path: Path) -> Items:
+        look = Look.at(path)
+        found = Gathered(path)
+        yield from (
+            _json_lines(path, found) if look.head.startswith("{") or look.suffix == ".jsonl" else _table(path, found)
+        )
+        yield from found.all()
+
+
+def _is_lines(look: Look) -> bool:
+    """Whether a file without a suffix of its own holds an object a line."""
+    return bool(re.fullmatch(r'\{"[^{}]*\}', look.first_line)) and bool(re.search(r"\}\s*\n\s*\{", look.head))
+
+
+def _split(header: str) -> tuple[str, list[str]]:
+    """The separator of a header line, and its fields."""
+    separator = max(_SEPARATORS, key=header.count)
+    return separator, next(csv.reader([header], delimiter=separator), [])
+
+
+def _json_lines(path: Path, found: Gathered) -> Iterator[LeftOut]:
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        row = f"line {number}"
+        try:
+            value = parse_json(line.removesuffix("\n"), path=path, fix=_LINES, line=number)
+            if not isinstance(value, dict):
+                raise InputError("the line is not a JSON object", where=f"{path} {row}", fix=_LINES)
+            yield from found.add(row, **of_object(value, path, row, _LINES))
+        except InputError as error:
+            yield LeftOut("row", error)
+
+
+def of_object(value: dict[str, Any], path: Path, row: str, fix: str, **options: Any) -> dict[str, Any]:
+    """What `Gathered.add` wants to know of a JSON object, which has its keys by the names that `roles` knows.
+
+    Raises `InputError` for keys that are lacking, and for values of another type.
+    """
+    where = f"{path} {row}"
+    keys = roles(value, where, fix, **options)
+    texts = value[keys["caption"]]
+    if isinstance(texts, str):
+        texts = [texts]
+    elif not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{keys['caption']!r} must be a list of texts, not {texts!r}", where=where, fix=fix)
+    captions = tuple(SourceCaption(f"{row} {keys['caption']}[{k}]", text) for k, text in enumerate(texts))
+    found: dict[str, Any] = {"captions": captions, "id": None}
+    for role in ("image", "split", "id"):
+        if role in keys:
+            own = value[keys[role]]
+            if role != "split" and type(own) is int:
+                own = str(own)
+            if not isinstance(own, str):
+                raise InputError(f"{keys[role]!r} must be text, not {own!r}", where=where, fix=fix)
+            found[role] = own
+    found.setdefault("image", found["id"])
+    return found
+
+
+def _table(path: Path, found: Gathered) -> Iterator[LeftOut]:
+    csv.field_size_limit(MOST_ROW)
+    # The csv module wants to be given lines, and takes "\r" for the end of one too.
+    lines = (part for line in read_lines(path) for part in io.StringIO(line, newline=""))
+    first, header = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (0, ""))
+    if not header:
+        return
+    separator, names = _split(header.strip())
+    if any(_PICTURE.search(name.strip()) for name in names):
+        told = f"the first line, {header.strip()[:60]!r}, is a row of an image, and no header"
+        raise InputError(told, where=f"{path} line {first}", fix="write the header image,caption above it")
+    columns = {role: names.index(name) for role, name in roles(names, f"{path} line {first}", _TABLE).items()}
+    # Kaggle's bars and the tabs of others stand between fields that aren't quoted.
+    quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
+    table = csv.reader(lines, delimiter=separator, strict=True, quoting=quoting)
+    start = first + 1
+    try:
+        for fields in table:
+            row, start = f"line {start}", table.line_num + first + 1
+            if not fields:
+                continue
+            if len(fields) != len(names):
+                problem = f"{len(fields)} fields where the header has {len(names)}"
+                fix = f"{_TABLE}; quote a caption that holds the separator"
+                yield LeftOut("row", InputError(problem, where=f"{path} {row}", fix=fix))
+                continue
+            value = {role: fields[column] for role, column in columns.items()}
+            if separator == "|":
+                value = {role: text.strip() for role, text in value.items()}
+            captions = [SourceCaption(row, value["caption"])]
+            image = value.get("image", value.get("id"))
+            yield from found.add(row, image, captions, id=value.get("id"), split=value.get("split"))
+    except csv.Error as error:
+        raise InputError(f"not a valid table ({error})", where=f"{path} line {start}", fix=_TABLE) from error

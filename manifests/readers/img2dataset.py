@@ -1,0 +1,85 @@
+"""Tar shards as img2dataset writes them: `KEY.jpg`, `KEY.txt`, `KEY.json` follow each other in `00000.tar`.
+
+Pictures stay where they lie: `00000.tar/KEY.jpg` is the path of one from the folder of the shards, which is the image
+root too (`manifests.opening` reads it there). A sample's caption is its `.txt`, else its `.json`'s "caption".
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from manifests.errors import InputError
+from manifests.jsonl import parse_json
+from manifests.opening import MOST_ROW, open_file
+from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers.pictures import SUFFIXES
+from manifests.source import LeftOut, SourceCaption, SourceImage
+
+_FIX = "fetch the shard again, or remove it"
+
+
+@READERS.add("img2dataset")
+class Img2dataset(Reader):
+    """An image is named by its key, which img2dataset makes unique over all shards."""
+
+    title = "img2dataset's tar shards"
+    layout = "00000.tar with KEY.jpg, KEY.txt, KEY.json"
+
+    @staticmethod
+    def recognises(look: Look) -> bool:
+        shard = next((look.path / name for name in look.names if name.endswith(".tar")), None)
+        if shard is None:
+            return False
+        try:
+            return any(name.lower().endswith(SUFFIXES) for name, _ in zip(_names(shard), range(6), strict=False))
+        except InputError:
+            return False
+
+    @staticmethod
+    def read(path: Path) -> Items:
+        shards = sorted(path.glob("*.tar")) if path.is_dir() else []
+        if not shards:
+            raise InputError("there is no *.tar", where=path, fix="give the folder of img2dataset's shards")
+        for shard in shards:
+            try:
+                yield from _shard(shard)
+            except InputError as error:
+                yield LeftOut("row", error)
+
+
+def _names(shard: Path) -> Iterator[str]:
+    with _opened(shard) as archive:
+        for member in archive:
+            yield member.name
+
+
+def _shard(shard: Path) -> Items:
+    pictures: dict[str, str] = {}
+    texts: dict[str, dict[str, str]] = {}
+    with _opened(shard) as archive:
+        try:
+            for member in archive:
+                key, _, suffix = member.name.rpartition(".")
+                if member.isfile() and f".{suffix.lower()}" in SUFFIXES:
+                    pictures[key] = member.name
+                elif member.isfile() and suffix in ("txt", "json") and member.size <= MOST_ROW:
+                    texts.setdefault(key, {})[suffix] = archive.extractfile(member).read().decode("utf-8", "replace")
+        except (tarfile.TarError, OSError) as error:
+            raise InputError(f"not a whole tar archive ({error})", where=shard, fix=_FIX) from None
+    for key, name in pictures.items():
+        row, own = f"{shard.name} {name}", texts.get(key, {})
+        try:
+            facts = parse_json(own["json"], path=shard / f"{key}.json", fix=_FIX) if "json" in own else {}
+        except InputError as error:
+            yield LeftOut("row", error, key)
+            continue
+        text = own.get("txt", facts.get("caption") if isinstance(facts, dict) else None)
+        captions = (SourceCaption(row, text.strip()),) if isinstance(text, str) and text.strip() else ()
+        yield SourceImage(row, key, f"{shard.name}/{name}", None, captions)
+
+
+def _opened(shard: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=open_file(shard), mode="r:")
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"not a tar archive ({error})", where=shard, fix=_FIX) from None

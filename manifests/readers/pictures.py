@@ -1,0 +1,55 @@
+"""A folder of pictures, with a `.txt` beside each picture that has captions, a line each.
+
+Where all folders of the first level are called as splits are (train, val, test), they are. Pictures without a text have
+no captions: a folder of nothing else can be searched with a picture.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from manifests.columns import SPLIT_OF
+from manifests.errors import InputError
+from manifests.jsonl import read_lines
+from manifests.readers import READERS, Items, Look, Reader
+from manifests.source import LeftOut, SourceCaption, SourceImage
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+@READERS.add("pictures")
+class Pictures(Reader):
+    """An image is named by its path; hidden files and folders are left alone."""
+
+    title = "a folder of pictures"
+    layout = "a.jpg with its captions in a.txt"
+    rank = 1
+
+    @staticmethod
+    def recognises(look: Look) -> bool:
+        return look.is_folder and next(_pictures(look.path), None) is not None
+
+    @staticmethod
+    def read(path: Path) -> Items:
+        found = list(_pictures(path))
+        tops = {PurePosixPath(name).parts[0].lower() if "/" in name else "" for name in found}
+        splits = SPLIT_OF if tops <= SPLIT_OF.keys() else {}
+        for name in found:
+            text = (path / name).with_suffix(".txt")
+            try:
+                lines = list(enumerate(read_lines(text), 1)) if text.is_file() else []
+            except InputError as error:
+                yield LeftOut("row", error)
+                lines = []
+            row = str(PurePosixPath(name).with_suffix(".txt"))
+            captions = tuple(SourceCaption(f"{row} line {n}", line.strip()) for n, line in lines if line.strip())
+            yield SourceImage(name, None, name, splits.get(PurePosixPath(name).parts[0].lower()), captions)
+
+
+def _pictures(root: Path) -> Iterator[str]:
+    """Paths of the pictures below a folder, in order."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()

@@ -53,17 +53,17 @@ def pictures(folder: Path, count: int, size: tuple[int, int] | None) -> list[Cap
 
 def stage_seconds(folder: Path, settings: RegionSettings, batch_size: int) -> float:
     """One run of the stage into an empty folder, loading the weights included."""
-    out, staging = folder / "regions", folder / "staging"
-    shutil.rmtree(out, ignore_errors=True)
+    places = {"out": folder / "regions", "cache": folder / "cache"}
+    for place in places.values():
+        shutil.rmtree(place, ignore_errors=True)
     start = time.perf_counter()
     run(
         dataset="benchmark",
         manifest=folder / "manifest",
         images=folder,
         settings=settings,
-        out=out,
-        staging=staging,
         batch_size=batch_size,
+        **places,
     )
     return time.perf_counter() - start
 

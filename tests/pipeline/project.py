@@ -139,8 +139,9 @@ class Project:
                 (self.root / name).write_bytes(content)
 
     def digests(self, *folders: str) -> dict[str, str]:
-        """SHA-256 of every file below some folders, by its path in the project."""
-        files = [file for folder in folders for file in sorted((self.root / folder).rglob("*")) if file.is_file()]
+        """SHA-256 of every file below some folders that isn't hidden, by its path in the project."""
+        below = [file for folder in folders for file in sorted((self.root / folder).rglob("*"))]
+        files = [file for file in below if file.is_file() and not file.name.startswith(".")]
         return {str(f.relative_to(self.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
     def metrics(self, run: str) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _refuse_another(path: Path, reader: type[Reader]) -> None:
     look = Look.at(path)
     if reader.recognises(look):
         return
-    if other := _recognised(look):
+    if other := _first(READERS.own(), look):
         raise InputError(
             f"this is {other.title}, not {reader.title}", where=path, fix=f"set `source.format: {other.name}`"
         )
@@ -195,11 +195,11 @@ def _refuse_another(path: Path, reader: type[Reader]) -> None:
 
 def _recognised(look: Look) -> type[Reader] | None:
     """The reader of a kind; those of other packages are asked where none of ours knows it."""
-    for readers in (READERS.own, READERS.load):
-        ordered = sorted(readers().values(), key=lambda reader: reader.rank)
-        if found := next((reader for reader in ordered if reader.recognises(look)), None):
-            return found
-    return None
+    return _first(READERS.own(), look) or _first(READERS.load(), look)
+
+
+def _first(readers: dict[str, type[Reader]], look: Look) -> type[Reader] | None:
+    return next((each for each in sorted(readers.values(), key=lambda each: each.rank) if each.recognises(look)), None)
 
 
 def _seen(look: Look) -> str:

@@ -62,14 +62,16 @@ def imported(tmp_path: Path, format: str, images: Path, captions: Path | None, *
 
 def require_truth(data: DataSet, ids: tuple[int, ...] = IDS, *, boxes: bool = True, atol: float = 0) -> None:
     """The store has these images' features and boxes, and the captions belong to them."""
-    for row, found in zip(data.rows, data.regions().values(), strict=True):
+    store = data.regions()
+    for row in data.rows:
+        found = store[row.id]
         number = int(row.captions[0].split()[-1].rstrip("."))
         id = IDS[number]
         np.testing.assert_allclose(found.features, FEATURES[id], atol=atol)
         if boxes:
             np.testing.assert_allclose(found.boxes, BOXES[id], atol=0.1 * (atol > 0))
             assert found.image_size == SIZE
-    assert len(data.rows) == len(ids)
+    assert len(data.rows) == len(store) == len(ids)
 
 
 # -- Repeated rows -----------------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def test_base64_of_another_type_is_never_a_sound_store(tmp_path: Path, format: s
         imported(tmp_path, format, images, captions)
     data = imported(tmp_path, format, images, captions, dtype=dtype)
     require_truth(data, atol=0.01)
-    assert read_recipe(data.folder / "regions")[0]["imported"]["dtype"] == dtype
+    assert read_recipe(data.folder / "regions" / "train")[0]["imported"]["dtype"] == dtype
 
 
 def test_boxes_of_another_width_than_the_features(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_fifty_broken_rows_of_five_kinds(tmp_path: Path) -> None:
     assert len(listing.read_text().splitlines()) == 50
     data = imported(tmp_path, "butd-tsv", images, captions, unreadable="skip")
     require_truth(data, (0,) * 360)
-    assert data.store.ids == sound and not listing.exists()
+    assert [row.id for row in data.rows] == sound and not listing.exists()
     reasons = [json.loads(line)["reason"] for line in (data.manifest / FILE).read_text().splitlines()]
     assert len(reasons) == 50
     for part in ("base64", "NaN", "all zero", "4 fields instead of 6", "was already given"):
@@ -304,7 +306,7 @@ def test_equal_file_names_in_folders(tmp_path: Path) -> None:
     captions.write_text("image,caption\n" + "".join(f"{key}.jpg,A dog {n}.\n" for n, key in enumerate(keys)))
     data = imported(tmp_path, "butd-tsv", images, captions)
     require_truth(data)
-    assert data.store.ids == keys
+    assert [row.id for row in data.rows] == keys
 
 
 # -- Other layouts -----------------------------------------------------------------------------------------------------

@@ -1,28 +1,25 @@
 """NDCG@25 of a split's rankings where relevance is how alike captions are (Messina et al., ALADIN, 2022, section 4.2).
 
-The relevance of a caption c and an image i is the greatest likeness of c with i's own captions; of two images, that of
-any two of their captions. So an image that would do as well as the right one counts nearly as much. N images,
+The relevance of a caption c and an image i is ROUGE-L of c with i's own captions; of two images, the greatest of the
+one's captions with the other. So an image that would do as well as the right one counts nearly as much. N images,
 C captions, K results.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
 from eval.ndcg import ndcg_at
+from eval.rouge import RougeL
 from manifests.progress import progress
-
-Likeness = Callable[[int], np.ndarray]
 
 
 def likeness_ndcg(
-    likeness: Likeness, image_of: np.ndarray, num_images: int, rankings: dict[str, np.ndarray]
+    rouge: RougeL, image_of: np.ndarray, num_images: int, rankings: dict[str, np.ndarray]
 ) -> dict[str, float]:
     """The mean NDCG over the queries of each ranking, in percent.
 
     Parameters
     ----------
-    likeness : of one caption with every caption, `[C]`.
+    rouge : of all C captions.
     image_of : each caption's image, `[C]`, rising.
     rankings : by direction, candidates best first: `i2t [N, K]`, `t2i [C, K]`, `i2i [N, K]`, `t2t [C, K]`, any of
         them. In the last two an item is no candidate of its own query. Images without a caption are no queries.
@@ -33,11 +30,11 @@ def likeness_ndcg(
     for image, start, stop in progress(
         zip(owners.tolist(), starts.tolist(), stops, strict=True), what="ndcg", unit="images", total=len(owners)
     ):
-        texts = np.stack([likeness(caption) for caption in range(start, stop)])
+        common, lengths = np.stack([rouge.common(c) for c in range(start, stop)]), rouge.lengths[start:stop]
         images = np.zeros((stop - start, num_images))
-        images[:, owners] = np.maximum.reduceat(texts, starts, axis=1)
+        images[:, owners] = rouge.of_groups(common, lengths, starts)
         if "i2t" in found:
-            found["i2t"].append(ndcg_at(texts.max(axis=0), rankings["i2t"][image]))
+            found["i2t"].append(ndcg_at(rouge.with_group(common, lengths), rankings["i2t"][image]))
         if "t2i" in found:
             found["t2i"] += map(ndcg_at, images, rankings["t2i"][start:stop])
         if "i2i" in found:
@@ -45,6 +42,7 @@ def likeness_ndcg(
             others[image] = 0
             found["i2i"].append(ndcg_at(others, rankings["i2i"][image]))
         if "t2t" in found:
+            texts = rouge.of_pairs(common, lengths)
             texts[np.arange(stop - start), np.arange(start, stop)] = 0
             found["t2t"] += map(ndcg_at, texts, rankings["t2t"][start:stop])
     return {direction: round(100 * float(np.mean(values)), 4) for direction, values in found.items()}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
 from eval.graded import likeness_ndcg, relevance_ndcg
 from eval.ndcg import ndcg_at
@@ -44,14 +43,36 @@ def test_ndcg_of_the_best_order_of_nothing_and_of_few_candidates():
     assert ndcg_at(np.array([0.3]), np.array([0])) == pytest.approx(1)
 
 
-def test_rouge_l_is_the_packages_own():
+def random_captions(count: int) -> list[str]:
     random = np.random.default_rng(0)
     words = ["a", "the", "red", "dog", "dogs", "on", "grass", "RUNS", "2"]
-    captions = CAPTIONS + [" ".join(random.choice(words, random.integers(1, 14))) for _ in range(40)]
-    scorer, rouge = RougeScorer(["rougeL"]), RougeL(captions)
+    return [" ".join(random.choice(words, random.integers(1, 14))) for _ in range(count)]
+
+
+def plain_rouge(caption: str, others: list[str]) -> float:
+    """The definition: the largest precision and the largest recall, β 1.2."""
+    words, precision, recall = caption.lower().split(), 0.0, 0.0
+    for other in others:
+        theirs = other.lower().split()
+        table = np.zeros((len(words) + 1, len(theirs) + 1), int)
+        for i, j in np.ndindex(len(words), len(theirs)):
+            longer = table[i, j] + 1 if words[i] == theirs[j] else max(table[i, j + 1], table[i + 1, j])
+            table[i + 1, j + 1] = longer
+        common = table[-1, -1]
+        precision, recall = max(precision, common / max(len(words), 1)), max(recall, common / max(len(theirs), 1))
+    below = recall + 1.44 * precision
+    return 2.44 * precision * recall / below if below else 0.0
+
+
+def test_rouge_l_follows_the_definition():
+    captions = [*CAPTIONS, *random_captions(20), ""]
+    rouge, image_of = RougeL(captions), np.repeat(np.arange(10), 3)
     for caption, text in enumerate(captions):
-        expected = [scorer.score(other, text)["rougeL"].fmeasure for other in captions]
-        assert np.allclose(rouge.with_all(caption), expected, atol=1e-12), text
+        assert np.allclose(rouge.with_all(caption), [plain_rouge(text, [other]) for other in captions], atol=1e-12), (
+            text
+        )
+        expected = [plain_rouge(text, captions[3 * image : 3 * image + 3]) for image in range(10)]
+        assert np.allclose(rouge.with_images(caption, image_of), expected, atol=1e-12)
 
 
 def test_common_subsequence():
@@ -59,10 +80,11 @@ def test_common_subsequence():
     assert common_subsequence("", "abc") == common_subsequence("abc", "") == 0
 
 
-def slow_ndcg(likeness: np.ndarray, image_of: np.ndarray, num_images: int, rankings: dict) -> dict[str, float]:
-    """The definition, from the whole matrix of likeness."""
+def slow_ndcg(captions: list[str], image_of: np.ndarray, num_images: int, rankings: dict) -> dict[str, float]:
+    """The definition, from the whole matrices of likeness."""
     own = [np.flatnonzero(image_of == image) for image in range(num_images)]
-    to_image = np.array([[row[group].max() if len(group) else 0 for group in own] for row in likeness])
+    likeness = np.array([[plain_rouge(caption, [other]) for other in captions] for caption in captions])
+    to_image = np.array([[plain_rouge(caption, [captions[c] for c in group]) for group in own] for caption in captions])
     between = np.array([to_image[group].max(0) if len(group) else np.zeros(num_images) for group in own])
     other = likeness.copy()
     np.fill_diagonal(other, 0)
@@ -80,19 +102,18 @@ def slow_ndcg(likeness: np.ndarray, image_of: np.ndarray, num_images: int, ranki
 def test_graded_rankings_follow_the_definition():
     random = np.random.default_rng(1)
     image_of = np.repeat([0, 1, 2, 4, 5], [2, 1, 5, 7, 1])  # image 3 and the last have no caption
-    likeness = random.random((16, 16))
-    likeness = (likeness + likeness.T) / 2
-    np.fill_diagonal(likeness, 1)
+    captions = random_captions(16)
     shapes = {"i2t": (7, 16), "t2i": (16, 7), "i2i": (7, 7), "t2t": (16, 16)}
     rankings = {
         direction: np.stack([random.permutation(candidates)[:4] for _ in range(queries)])
         for direction, (queries, candidates) in shapes.items()
     }
-    found = likeness_ndcg(lambda caption: likeness[caption], image_of, 7, rankings)
+    found = likeness_ndcg(RougeL(captions), image_of, 7, rankings)
     assert found == {
-        key: pytest.approx(value, abs=1e-3) for key, value in slow_ndcg(likeness, image_of, 7, rankings).items()
+        key: pytest.approx(value, abs=1e-3) for key, value in slow_ndcg(captions, image_of, 7, rankings).items()
     }
-    to_image = np.array([[max(likeness[c][image_of == i], default=0) for i in range(7)] for c in range(16)])
+    groups = [[captions[c] for c in np.flatnonzero(image_of == i)] for i in range(7)]
+    to_image = np.array([[plain_rouge(caption, group) for group in groups] for caption in captions])
     graded = relevance_ndcg(to_image, rankings["i2t"], rankings["t2i"])
     assert graded == pytest.approx({key: found[key] for key in ("i2t", "t2i")}, abs=1e-3)
 

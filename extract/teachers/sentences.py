@@ -5,6 +5,7 @@ normalisation it is, and that is done here. Models with further modules (a dense
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from manifests.errors import InputError
 _USUAL = "sentence-transformers/all-MiniLM-L6-v2"
 KIND = Kind("caption teacher", _USUAL, "--include '*.json' --include '*.safetensors'")
 _MODULES = "modules.json"
+_DIVIDING, _PUNCTUATION = re.compile(r"[-/]"), re.compile(r"""[^\w\s]""")
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -34,6 +36,11 @@ class Made:
     pooling: str = "mean"
     most_pieces: int | None = None
     lower: bool = False
+
+
+def plain_text(caption: str) -> str:
+    """A caption in lower case, without punctuation."""
+    return " ".join(_PUNCTUATION.sub("", _DIVIDING.sub(" ", caption.lower())).split())
 
 
 class SentenceTeacher:
@@ -50,7 +57,8 @@ class SentenceTeacher:
     """
 
     def __init__(self, settings: CaptionTeacherSettings, texts: Sequence[str], *, device: str, batch_size: int):
-        self.texts, self.device, self.batch_size = texts, device, batch_size
+        self.texts = [plain_text(text) for text in texts] if settings.plain else texts
+        self.device, self.batch_size = device, batch_size
         self.failures: dict[int, str] = {}
         made = read_modules(settings)
         self.pooling = settings.pooling or made.pooling
@@ -66,6 +74,7 @@ class SentenceTeacher:
             "pooling": self.pooling,
             "lower_case": made.lower,
             "tokenizer": self._tokenizer.recipe,
+            **({"plain": True} if settings.plain else {}),
         }
 
     def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:

@@ -47,6 +47,9 @@ class CaptionTeacherSettings(Settings):
         default=None,
         description="of an encoder's states; by default what a sentence-transformers model says, else mean",
     )
+    plain: bool = Field(
+        default=False, description="an encoder reads captions in lower case, without punctuation, as CUSA's does"
+    )
     dim: int = Field(default=128, ge=1, description=f"numbers a caption of {LSA}; an encoder has its own width")
 
 

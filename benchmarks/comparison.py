@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.study import BASES, COMMON, Study, data_and_results, spread, spread_text
+from benchmarks.study import BASES, COMMON, TRIPLET, Study, data_and_results, spread, spread_text
 from eval import cost
 from eval.alignments import embed_locals
 from eval.embed import embed
@@ -30,31 +30,28 @@ SEEDS = (0, 1, 2)
 RERANK = 50
 CONTRAST = {"weight": 100.0, "temperature": 0.1}
 # The paper's two terms; CUSA has a contrast of its own, and so a control stands beside each.
-SELFALIGN = {"concept": {"num_concepts": 256}, "context": {"weight": 60.0, "temperature": 0.1}}
+SELFALIGN = {"lca": {"num_concepts": 256}, "cra": {"weight": 60.0, "temperature": 0.1}}
 ALADIN = {
-    "alignment": {"all_negatives_epochs": 6, "over_words": "mean", "locals": "contextual"},
-    "distillation": {"weight": 100.0, "start_epoch": 2},
+    "alignment": {"all_negatives_epochs": 6, "aggregation": "MrAVGw"},
+    "distillation": {"weight": 100.0, "start_epoch": 2, "teacher_scale": 10.0},
 }
 CUSA = {
-    "labels": "teachers",
-    "cusa": {
-        "contrast": {"weight": 100.0},
-        "cross_modal": {"weight": 100.0, "teacher_temperature": 0.1},
-        "uni_modal": {"weight": 100.0, "teacher_temperature": 0.1},
-    },
+    "cusa_contrast": {"weight": 100.0, "reads": "embedding", "divided": False},
+    "csa": {"weight": 100.0, "teacher_temperature": 0.1},
+    "usa": {"weight": 100.0, "teacher_temperature": 0.1},
 }
-# What is added to the base, as keys of a run.
+# The losses that are added to the base's.
 ADDED: dict[str, dict[str, Any]] = {
     "base": {},
     "InfoNCE (control)": {"contrast": CONTRAST},
-    "SelfAlign": {"selfalign": SELFALIGN},
-    "SelfAlign + InfoNCE (control)": {"selfalign": SELFALIGN, "contrast": CONTRAST},
-    "ALADIN": {"aladin": ALADIN},
+    "SelfAlign": SELFALIGN,
+    "SelfAlign + InfoNCE (control)": SELFALIGN | {"contrast": CONTRAST},
+    "ALADIN": ALADIN,
     "CUSA": CUSA,
-    "SelfAlign + ALADIN": {"selfalign": SELFALIGN, "aladin": ALADIN},
-    "SelfAlign + CUSA": {"selfalign": SELFALIGN} | CUSA,
-    "ALADIN + CUSA": {"aladin": ALADIN} | CUSA,
-    "all three": {"selfalign": SELFALIGN, "aladin": ALADIN} | CUSA,
+    "SelfAlign + ALADIN": SELFALIGN | ALADIN,
+    "SelfAlign + CUSA": SELFALIGN | CUSA,
+    "ALADIN + CUSA": ALADIN | CUSA,
+    "all three": SELFALIGN | ALADIN | CUSA,
 }
 
 
@@ -65,7 +62,7 @@ class Comparison(Study):
         found, network = super().figures(model), load_model(model)
         data = RetrievalData(**self.stores, split="test")
         modes = {"student": {"rsum": found["rsum"]}}
-        if network.settings.aladin:
+        if network.alignment is not None:
             embeddings = embed(network, data, 256, run="comparison", quiet=True)
             first = retrieval_ranks(embeddings, data.caption_image, range(data.num_captions))
             teacher = embed_locals(network, data, 256, quiet=True)
@@ -88,7 +85,8 @@ class Comparison(Study):
 
 def wanted(name: str, seed: int) -> RunSettings:
     """The run `name` of `ADDED` with a seed."""
-    return RunSettings(**COMMON, seed=seed, base=BASES["vsrn"], **ADDED[name])
+    losses, labels = {"triplet": TRIPLET} | ADDED[name], "teachers" if "csa" in ADDED[name] else "manifest"
+    return RunSettings(**COMMON, seed=seed, base=BASES["vsrn"], losses=losses, labels=labels)
 
 
 @click.group()

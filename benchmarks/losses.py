@@ -35,8 +35,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifests.files import write_json
-from train.losses import alignment_scores
-from train.selfalign import ConceptAlignment, context_alignment_loss
+from train.all_pairs import alignment_scores
+from train.losses.cra import context_alignment_loss
+from train.losses.lca import ConceptAlignment, ConceptSettings
+from train.losses.loss import Shape
 
 PAIRS, REGIONS, WORDS, DIM, CONCEPTS = 128, 36, 32, 1024, 1024
 TEMPERATURE, NEGATIVES = 0.7, 512
@@ -76,13 +78,13 @@ def lengths(pairs: int) -> Tensor:
 def plain_concept_alignment(
     module: ConceptAlignment, regions: Tensor, words: Tensor, word_lengths: list[int]
 ) -> Tensor:
-    module.normalize_codebook()
+    module.codebook.data.copy_(F.normalize(module.codebook.data, dim=-1))
     scores = F.linear(regions, module.codebook)
-    logits = F.linear(words, module.codebook) / module.temperature
+    logits = F.linear(words, module.codebook) / module.options.temperature
     with torch.no_grad():
-        q = (scores.flatten(0, 1) / module.epsilon).exp().T
+        q = (scores.flatten(0, 1) / module.options.epsilon).exp().T
         q /= q.sum()
-        for _ in range(module.sinkhorn_iterations):
+        for _ in range(module.options.sinkhorn_iterations):
             q /= q.sum(1, keepdim=True) * len(q)
             q /= q.sum(0, keepdim=True) * q.shape[1]
         q = (q * q.shape[1]).T.view_as(scores)
@@ -94,7 +96,7 @@ def plain_concept_alignment(
 
 
 def concept_alignment() -> Loss:
-    module = ConceptAlignment(DIM, CONCEPTS)
+    module = ConceptAlignment(ConceptSettings(num_concepts=CONCEPTS), Shape(DIM, DIM, 1, 1, (2, 3)), {})
     regions, words, mask = unit(PAIRS, REGIONS, DIM), unit(PAIRS, WORDS, DIM).requires_grad_(), lengths(PAIRS)
     region_mask = torch.ones(PAIRS, REGIONS, dtype=torch.bool)
     word_lengths = mask.sum(1).tolist()
@@ -108,7 +110,7 @@ def concept_alignment() -> Loss:
         return [slope @ codebook, slope.T @ valid]
 
     ways = {
-        "ours": lambda: module(regions, words, mask, region_mask),
+        "ours": lambda: module.aligned(regions, words, mask, region_mask),
         "plain": lambda: plain_concept_alignment(module, regions, words, word_lengths),
         "floor": floor,
     }

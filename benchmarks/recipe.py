@@ -23,10 +23,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     "base": (),
     "InfoNCE (control)": ("contrast",),
     "InfoNCE + equal dimensions (control)": ("contrast", "bag"),
-    "InfoNCE + equal dimensions + CRA (control)": ("contrast", "bag", "context"),
-    "InfoNCE + equal dimensions + CRA + word-region": ("contrast", "bag", "context", "word_region"),
-    "InfoNCE + equal dimensions + CRA + word-region + LCA": ("contrast", "bag", "context", "word_region", "concept"),
-    "InfoNCE + bag + CRA + word-region": ("contrast", "bag", "codebook", "context", "word_region"),
+    "InfoNCE + equal dimensions + CRA (control)": ("contrast", "bag", "cra"),
+    "InfoNCE + equal dimensions + CRA + word-region": ("contrast", "bag", "cra", "word_region"),
+    "InfoNCE + equal dimensions + CRA + word-region + LCA": ("contrast", "bag", "cra", "word_region", "lca"),
+    "InfoNCE + bag + CRA + word-region": ("contrast", "bag", "codebook", "cra", "word_region"),
 }
 
 
@@ -38,12 +38,9 @@ def recipe() -> RunSettings:
 def wanted(parts: tuple[str, ...], seed: int) -> RunSettings:
     """The recipe with these parts alone."""
     told = recipe().model_dump(exclude_none=True)
-    contrast, aligned = told.pop("contrast"), told.pop("selfalign")
-    aligned["bag"]["codebook"] = "codebook" in parts
-    kept = {name: value for name, value in aligned.items() if name in parts}
-    return RunSettings(
-        **told | {"seed": seed}, contrast=contrast if "contrast" in parts else None, selfalign=kept or None
-    )
+    losses, bag = told.pop("losses"), told.pop("bag") | {"codebook": "codebook" in parts}
+    kept = {name: value for name, value in losses.items() if name in ("triplet", *parts)}
+    return RunSettings(**told | {"seed": seed}, losses=kept, bag=bag if "bag" in parts else None)
 
 
 @click.group()

@@ -31,7 +31,7 @@ from torch import nn
 from benchmarks.losses import spread
 from manifests.files import write_json
 from train.batches import RegionBatch, WordBatch
-from train.models import RetrievalModel, build_model
+from train.model import RetrievalModel, build_model
 from train.settings import RunSettings
 
 PAIRS, REGIONS, FEATURES, WORDS, TEXT = 128, 36, 2048, 32, 768
@@ -65,8 +65,8 @@ def word_batch(vocabulary_size: int) -> WordBatch:
     )
 
 
-def run_settings(base: dict[str, object], text: dict[str, object], selfalign: dict[str, object] | None) -> RunSettings:
-    return RunSettings(dataset="made", epochs=1, base=base, text=text, triplet={}, selfalign=selfalign)
+def run_settings(base: dict[str, object], text: dict[str, object], losses: dict[str, object]) -> RunSettings:
+    return RunSettings(dataset="made", epochs=1, base=base, text=text, losses={"triplet": {}} | losses)
 
 
 def stepper(model: RetrievalModel, regions: RegionBatch, words: WordBatch) -> Callable[[], None]:
@@ -75,7 +75,7 @@ def stepper(model: RetrievalModel, regions: RegionBatch, words: WordBatch) -> Ca
     model.train()
 
     def step() -> None:
-        terms = model.losses(model(regions, words), torch.arange(PAIRS), epoch=1)
+        terms = model.terms(model(regions, words), torch.arange(PAIRS), epoch=1)
         optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 2.0)
@@ -90,15 +90,16 @@ def loss_terms(model: RetrievalModel, regions: RegionBatch, words: WordBatch) ->
         pairs = model(regions, words)
 
     def leaves(encoding):
-        names = ("locals", "context_locals", "guided")
-        return replace(encoding, **{name: getattr(encoding, name).clone().requires_grad_() for name in names})
+        parts = {name: part.clone().requires_grad_() for name, part in encoding.parts.items()}
+        return replace(encoding, locals=encoding.locals.clone().requires_grad_(), parts=parts)
 
     alone = replace(pairs, images=leaves(pairs.images), captions=leaves(pairs.captions))
 
     def terms() -> None:
         for side in (alone.images, alone.captions):
-            side.locals.grad = side.context_locals.grad = side.guided.grad = None
-        found = model.losses(alone, torch.arange(PAIRS), epoch=1)
+            for tensor in (side.locals, *side.parts.values()):
+                tensor.grad = None
+        found = model.terms(alone, torch.arange(PAIRS), epoch=1)
         (found["lca"] + found["cra"]).backward()
 
     return terms
@@ -119,7 +120,7 @@ def compare(ours: Callable[[], None], theirs: Callable[[], None], repeats: int) 
 def share_of_losses(repeats: int) -> dict[str, object]:
     regions, words = region_batch(), word_batch(10_000)
     settings = run_settings(
-        {"name": "vsrn", "dim": 2048, "graph_layers": 4}, {"reads": "tokens"}, {"concept": {}, "context": {}}
+        {"name": "vsrn", "dim": 2048, "graph_layers": 4}, {"reads": "tokens"}, {"lca": {}, "cra": {}}
     )
     model = build_model(settings, FEATURES, 10_000)
     times = compare(loss_terms(model, regions, words), stepper(model, regions, words), repeats)
@@ -140,9 +141,9 @@ def gain_of_cached_text(dim: int, tune: bool, repeats: int) -> dict[str, object]
     vocabulary_size = bert.config.vocab_size
     regions, words = region_batch(), word_batch(vocabulary_size)
     base = {"name": "camera", "dim": dim}
-    cached = build_model(run_settings(base, {"reads": "text_features"}, None), FEATURES, vocabulary_size, text_dim=TEXT)
+    cached = build_model(run_settings(base, {"reads": "text_features"}, {}), FEATURES, vocabulary_size, text_dim=TEXT)
     text = {"reads": "tokens", "encoder": {"model": "bert-base-uncased", "tune": tune}}
-    in_loop = build_model(run_settings(base, text, None), FEATURES, vocabulary_size, encoder=bert)
+    in_loop = build_model(run_settings(base, text, {}), FEATURES, vocabulary_size, encoder=bert)
     times = compare(stepper(cached, regions, words), stepper(in_loop, regions, words), repeats)
     kind = "tuned" if tune else "frozen"
     return {

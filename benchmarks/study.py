@@ -37,18 +37,19 @@ COMMON = {
     "learning_rate": 0.002,
     "decay_epochs": 5,
     "text": {"reads": "tokens", "word_dim": 64},
-    "triplet": {"all_negatives_epochs": EPOCHS},
 }
+TRIPLET = {"all_negatives_epochs": EPOCHS}
 BASES = {
     "vsrn": {"name": "vsrn", "dim": 64, "graph_layers": 2},
     "camera": {"name": "camera", "dim": 64, "heads": 4, "views": 12, "dropout": 0.0},
     "vse_infinity": {"name": "vse_infinity", "dim": 64},
 }
+OWN: dict[str, dict[str, Any]] = {"camera": {"diversity": {}}}
 # The weights to choose from, smallest first; the summed triplet loss is in the hundreds.
 GRID: dict[str, list[Any]] = {
     "contrast": [{"weight": weight, "temperature": 0.1} for weight in (30.0, 100.0)],
-    "concept": [{"weight": weight, "num_concepts": 256} for weight in (1.0, 30.0)],
-    "context": [{"weight": weight, "temperature": 0.1} for weight in (60.0, 200.0)],
+    "lca": [{"weight": weight, "num_concepts": 256} for weight in (1.0, 30.0)],
+    "cra": [{"weight": weight, "temperature": 0.1} for weight in (60.0, 200.0)],
     "word_region": [{"weight": weight} for weight in (100.0, 1000.0)],
 }
 BAG = {"num_concepts": 256}
@@ -70,28 +71,28 @@ KINDS = ("kinds", "pointing_kinds")
 ADDED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "base": ((), {}),
     "+ InfoNCE (control)": (("contrast",), {}),
-    "+ LCA": (("concept",), {}),
-    "+ CRA": (("context",), {}),
-    "+ LCA + CRA": (("concept", "context"), {}),
+    "+ LCA": (("lca",), {}),
+    "+ CRA": (("cra",), {}),
+    "+ LCA + CRA": (("lca", "cra"), {}),
     "+ InfoNCE + word-region": (("contrast", "word_region"), {}),
     "+ InfoNCE + equal dimensions (control)": (("contrast",), {"bag": BAG | {"codebook": False}}),
     "+ InfoNCE + bag": (("contrast",), {"bag": BAG}),
-    "+ InfoNCE + bag + CRA": (("contrast", "context"), {"bag": BAG}),
-    "+ InfoNCE + equal dimensions + CRA (control)": (("contrast", "context"), {"bag": BAG | {"codebook": False}}),
+    "+ InfoNCE + bag + CRA": (("contrast", "cra"), {"bag": BAG}),
+    "+ InfoNCE + equal dimensions + CRA (control)": (("contrast", "cra"), {"bag": BAG | {"codebook": False}}),
     "+ InfoNCE + equal dimensions + CRA + word-region + LCA": (
-        ("contrast", "context", "word_region", "concept"),
+        ("contrast", "cra", "word_region", "lca"),
         {"bag": BAG | {"codebook": False}},
     ),
-    "+ InfoNCE + bag + CRA + word-region": (("contrast", "context", "word_region"), {"bag": BAG}),
-    "+ InfoNCE + bag + CRA + word-region + LCA": (("contrast", "context", "word_region", "concept"), {"bag": BAG}),
+    "+ InfoNCE + bag + CRA + word-region": (("contrast", "cra", "word_region"), {"bag": BAG}),
+    "+ InfoNCE + bag + CRA + word-region + LCA": (("contrast", "cra", "word_region", "lca"), {"bag": BAG}),
 }
 
 
 def settings(base: str, losses: dict[str, Any], seed: int) -> RunSettings:
-    """The run of a base with some losses; `contrast` stands beside the base, everything else below `selfalign`."""
-    aligned = {name: value for name, value in losses.items() if name != "contrast"}
+    """The run of a base with some losses, and with the concept bag where `losses` has one."""
+    added = {name: value for name, value in losses.items() if name != "bag"} | OWN.get(base, {})
     return RunSettings(
-        **COMMON, seed=seed, base=BASES[base], contrast=losses.get("contrast"), selfalign=aligned or None
+        **COMMON, seed=seed, base=BASES[base], losses={"triplet": TRIPLET} | added, bag=losses.get("bag")
     )
 
 
@@ -138,7 +139,7 @@ class Study:
             train(
                 name=name,
                 **self.stores,
-                teachers=self.data / "teachers" if wanted.cusa else None,
+                teachers=self.data / "teachers" if wanted.labels == "teachers" else None,
                 settings=wanted,
                 validate=lambda model, data: validate(model, data, 256),
                 out=model,

@@ -1,7 +1,7 @@
-"""ALADIN's teacher as scores to rank by: every word of a caption takes its most similar region of an image.
+"""ALADIN's teacher as scores to rank by: the cosines of a caption's words and an image's regions, aggregated.
 
 The locals of a split are computed once, without padding; scores of all pairs are made from them, some MB at a time
-(`train.losses.alignment_scores`), and never the cosines of all words with all regions.
+(`train.all_pairs.alignment_scores`), and never the cosines of all words with all regions.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from eval.embed import batches, distinct
 from eval.scores import require_finite_scale, rounding
+from train.all_pairs import Aggregation, alignment_scores
 from train.data import RetrievalData
-from train.losses import alignment_scores
-from train.models import Encoding, RetrievalModel
+from train.encoding import Encoding
+from train.model import RetrievalModel
 
 IMAGES = 64  # scored at a time
 COSINES = 1 << 25  # made by one call, which holds a sixteenth of them
@@ -54,21 +55,24 @@ class Alignments:
 
     Parameters
     ----------
-    mean : over a caption's words; else their sum.
+    aggregation : of a pair's cosines (`train.all_pairs.alignment_scores`).
     """
 
     views = 1
 
-    def __init__(self, regions: Locals, words: Locals, mean: bool = False):
-        self.regions, self.words, self.mean = regions, words, mean
+    def __init__(self, regions: Locals, words: Locals, aggregation: Aggregation = "MrSw"):
+        self.regions, self.words, self.aggregation = regions, words, aggregation
         self.num_images, self.num_captions = len(regions), len(words)
-        self._most_words = int(words.count.max())
+        self._most_words, most_regions = int(words.count.max()), int(regions.count.max())
+        most = {"MrSw": self._most_words, "MwSr": most_regions, "symm": self._most_words + most_regions}
+        most |= {"sum": self._most_words * most_regions}
+        self._added = self._most_words + most_regions  # cosines of a score whose errors add up, at most
         finite = all(bool(side.vectors.isfinite().all()) for side in (regions, words))
-        self.largest = require_finite_scale(1.001 * (1 if mean else self._most_words) if finite else np.inf)
+        self.largest = require_finite_scale(1.001 * most.get(aggregation, 1) if finite else np.inf)
 
     def tolerance(self, precision: torch.dtype) -> float:
-        """The most by which a `block` is off: a caption's words' errors, added up."""
-        return rounding(self.words.vectors.shape[1] + self._most_words, self.largest, precision)
+        """The most by which a `block` is off: the errors of a pair's cosines, added up."""
+        return rounding(self.words.vectors.shape[1] + self._added, self.largest, precision)
 
     @torch.inference_mode()
     def block(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> np.ndarray:
@@ -83,9 +87,7 @@ class Alignments:
             step = max(1, COSINES // (region_mask.numel() * self._most_words))
             for left in range(0, len(captions), step):
                 words, word_mask = self.words.padded(np.array(captions[left : left + step]))
-                scores = alignment_scores(regions, words.to(precision), region_mask, word_mask)
-                if self.mean:
-                    scores = scores / word_mask.sum(1)
+                scores = alignment_scores(regions, words.to(precision), region_mask, word_mask, self.aggregation)
                 found[top : top + IMAGES, left : left + step] = scores.cpu().numpy()
         return found
 
@@ -101,14 +103,27 @@ class Alignments:
                 side.padded(items[part]) for side, items in ((self.regions, images), (self.words, captions))
             )
             regions, words = (torch.nn.functional.normalize(x.cpu().double(), dim=-1) for x in (regions, words))
-            cosines = (words @ regions.transpose(1, 2)).masked_fill(~region_mask.cpu()[:, None], -1)
-            best = cosines.amax(2).clamp(min=0)
-            found[part] = (best * word_mask.cpu()).sum(1).numpy()
-        return found / self.words.count[captions] if self.mean else found
+            found[part] = self._aggregated(words @ regions.transpose(1, 2), word_mask.cpu(), region_mask.cpu()).numpy()
+        return found
+
+    def _aggregated(self, cosines: Tensor, word_mask: Tensor, region_mask: Tensor) -> Tensor:
+        """`[M]` of M pairs' cosines `[M, T, R]`."""
+        there = word_mask[:, :, None] & region_mask[:, None]
+        if self.aggregation in ("sum", "mean"):
+            total = (cosines * there).sum((1, 2))
+            return total / there.sum((1, 2)) if self.aggregation == "mean" else total
+        best = cosines.masked_fill(~there, 0).clamp(min=0)
+        of_words, of_regions = best.amax(2).sum(1), best.amax(1).sum(1)
+        return {
+            "MrSw": of_words,
+            "MrAVGw": of_words / word_mask.sum(1),
+            "MwSr": of_regions,
+            "symm": of_words + of_regions,
+        }[self.aggregation]
 
     def part(self, images: slice, captions: slice) -> "Alignments":
         """The scores of some images and captions only."""
-        return Alignments(self.regions.part(images), self.words.part(captions), self.mean)
+        return Alignments(self.regions.part(images), self.words.part(captions), self.aggregation)
 
 
 @torch.inference_mode()
@@ -121,7 +136,7 @@ def embed_locals(model: RetrievalModel, data: RetrievalData, batch_size: int, *,
         items, rows = distinct(contents, unit)
         vectors, counts = [], []
         for batch in batches(encode, items, batch_size, unit, quiet):
-            vectors.append(model.aligned(batch)[batch.mask].float())
+            vectors.append(model.alignment.locals(batch)[batch.mask].float())
             counts.append(batch.mask.sum(1).cpu().numpy())
         count = np.concatenate(counts)
         return Locals(torch.cat(vectors), (np.cumsum(count) - count)[rows], count[rows])
@@ -133,5 +148,5 @@ def embed_locals(model: RetrievalModel, data: RetrievalData, batch_size: int, *,
             "images",
         ),
         locals_of(lambda rows: model.encode_captions(data.word_batch(rows).to(device)), texts, "captions"),
-        model.settings.aladin.alignment.over_words == "mean",
+        model.alignment.options.aggregation,
     )

@@ -86,7 +86,7 @@ def run(
         }
         here = len(data.images)
         modes = {"student": lambda: search(items, query, views, dims, here)}
-        if network.settings.aladin:
+        if network.alignment is not None:
             regions_here = _unit(here, num_regions, local, device=device)
             modes["teacher"] = lambda: word_region_scores(regions_here, words).topk(min(BEST, here))
             modes["reranked"] = lambda: search_again(items, query, views, dims, regions_here, words, rerank)
@@ -153,7 +153,7 @@ def search(
 
 def word_region_scores(regions: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """The teacher's scores `[M]` of one caption's words `[T, D]` with the regions `[M, R, D]` of M images, all of unit
-    length (`train.losses.alignment_scores`)."""
+    length (`train.all_pairs.alignment_scores`)."""
     cosines = (regions.flatten(0, 1) @ words.T).unflatten(0, regions.shape[:2])
     return cosines.amax(1).clamp(min=0).sum(1)
 

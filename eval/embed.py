@@ -10,7 +10,7 @@ from eval.embeddings import Embeddings
 from manifests.errors import InputError
 from manifests.progress import progress
 from train.data import RetrievalData
-from train.models import Encoding
+from train.encoding import Encoding
 
 
 @torch.inference_mode()

@@ -10,6 +10,9 @@ image comes from the manifest, never from an index divided by five.
 import logging
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from eval.alignments import embed_locals
 from eval.eccv import eccv_recalls
 from eval.embed import embed
@@ -33,6 +36,8 @@ from manifests.locks import one_writer
 from manifests.tables import Manifest
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
+from train.losses.loss import Side
+from train.model import RetrievalModel
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +87,10 @@ def run(
     embeddings = embed(network, data, batch_size, run=name)
     ranks, figures = recall_figures(embeddings, data.caption_image, settings.folds)
     figures |= {"split": settings.split, "left_out": len(data.left_out)}
-    if network.settings.aladin:
+    if network.alignment is not None:
         teacher = embed_locals(network, data, batch_size)
         figures["modes"] = mode_figures(embeddings, teacher, ranks, data.caption_image, settings.rerank)
-    figures |= _graded(embeddings, data, settings.spice)
+    figures |= _graded(embeddings, _within(network, embeddings), data, settings.spice)
     figures |= _eccv(embeddings, data, Manifest.open(manifest_dir))
 
     truth = manifest_dir / "grounding.jsonl"
@@ -101,19 +106,32 @@ def run(
     return figures
 
 
-def _graded(embeddings: Embeddings, data: RetrievalData, spice: Path | None) -> dict:
+@torch.inference_mode()
+def _within(network: RetrievalModel, embeddings: Embeddings) -> dict[Side, np.ndarray]:
+    """The vectors `[N, W]` that images, and captions, are compared with each other by: CUSA has heads for that."""
+    device = next(network.parameters()).device
+    found = {}
+    for side, vectors in (("images", embeddings.images), ("captions", embeddings.captions)):
+        parts = torch.from_numpy(np.ascontiguousarray(vectors)).split(4096)
+        found[side] = torch.cat([network.within(side, part.to(device)).float().cpu() for part in parts]).numpy()
+    return found
+
+
+def _graded(
+    embeddings: Embeddings, within_vectors: dict[Side, np.ndarray], data: RetrievalData, spice: Path | None
+) -> dict:
     """NDCG in all directions, and recalls of captions by captions."""
     texts = [data.caption_text(caption) for caption in range(data.num_captions)]
     across = {"i2t": nearest_captions(embeddings, CUTOFF), "t2i": nearest_images(embeddings, CUTOFF)}
     within = {
         direction: nearest
-        for direction, vectors in (("i2i", embeddings.images), ("t2t", embeddings.captions))
+        for direction, vectors in (("i2i", within_vectors["images"]), ("t2t", within_vectors["captions"]))
         if (nearest := nearest_siblings(vectors, CUTOFF)) is not None
     }
-    rouge = likeness_ndcg(RougeL(texts).with_all, data.caption_image, len(data.images), across | within)
+    rouge = likeness_ndcg(RougeL(texts), data.caption_image, len(data.images), across | within)
     ndcg: dict = {"rouge_l": {direction: rouge[direction] for direction in across}}
     unimodal = {f"{direction}_ndcg": rouge[direction] for direction in within}
-    unimodal |= caption_recalls(embeddings.captions, data.caption_image) or {}
+    unimodal |= caption_recalls(within_vectors["captions"], data.caption_image) or {}
     if spice is not None:
         reason = reason_to_skip(spice)
         if reason is None:

@@ -1,16 +1,25 @@
 """The recalls of a model in training: what `train@R` picks its best epoch by, through the evaluation's own ranks."""
 
 import numpy as np
-from torch import nn
 
+from eval.alignments import embed_locals
 from eval.embed import embed
 from eval.ranks import retrieval_ranks
 from eval.recall import recalls
 from train.data import RetrievalData
+from train.model import RetrievalModel
 
 
-def validate(model: nn.Module, data: RetrievalData, batch_size: int) -> dict[str, float]:
-    """The recalls of `model` on the whole of `data`, without files: what the training loop calls after each epoch."""
+def validate(model: RetrievalModel, data: RetrievalData, batch_size: int) -> dict[str, float]:
+    """The recalls of `model` on the whole of `data`, without files: what the training loop calls after each epoch.
+
+    With ALADIN's teacher, `teacher_rsum` is its own R@sum.
+    """
     found = embed(model, data, batch_size, run="in training", quiet=True)
-    ranks = retrieval_ranks(found, data.caption_image, np.arange(data.num_captions))
-    return recalls(ranks.i2t, ranks.t2i)
+    captions = np.arange(data.num_captions)
+    ranks = retrieval_ranks(found, data.caption_image, captions)
+    figures = recalls(ranks.i2t, ranks.t2i)
+    if model.alignment is not None:
+        teacher = retrieval_ranks(embed_locals(model, data, batch_size, quiet=True), data.caption_image, captions)
+        figures["teacher_rsum"] = recalls(teacher.i2t, teacher.t2i)["rsum"]
+    return figures

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -20,14 +20,26 @@ from manifests.errors import InputError
 from manifests.schema import SPLITS
 from pipeline import places
 from pipeline.machine import Machine
-from pipeline.params import read_params
-from train.settings import RunSettings
+
+# Whose checkpoints `import-model` reads (`train.importing.KINDS`).
+MODELS = ("vsrn", "camera", "vse-infinity", "aladin", "selfalign-vsrn", "selfalign-camera")
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+    from train.settings import RunSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Threads that spin while they wait make small operators 8 to 15 times slower as soon as another process wants the
 # same cores; OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def read_params() -> "Params":
+    """`params.yaml`; its schema has all bases and losses, and so imports torch."""
+    from pipeline.params import read_params as read
+
+    return read()
 
 
 class _Group(click.Group):
@@ -405,6 +417,39 @@ def metrics() -> None:
     click.echo(f"\nreport: {(places.REPORT / 'index.html').absolute()}")
 
 
+@main.command("import-model")
+@click.argument("kind", type=click.Choice(MODELS))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("run")
+@click.option("--vocabulary", type=click.Path(path_type=Path), help="That FILE's words have: .json or .pkl.")
+def import_model(kind: str, file: Path, run: str, vocabulary: Path | None) -> None:
+    """Take FILE, a checkpoint that the authors of KIND published, as the trained model of RUN.
+
+    RUN says the sizes, and on which data set: docs/training.md. Then `dvc commit train@RUN`.
+    """
+    from eval.validation import validate
+    from train.importing import run as import_run
+
+    settings, machine = read_params().run(run), Machine.from_environment()
+    found = import_run(
+        kind=kind,
+        file=file,
+        name=run,
+        manifest=places.manifest(settings.dataset),
+        **_features(settings),
+        settings=settings,
+        validate=lambda model, data: validate(model, data, machine.encode_batch),
+        out=places.model(run),
+        curves=places.curves(run),
+        vocabulary=vocabulary,
+        device=machine.torch_device(),
+    )
+    for note in found.notes:
+        click.echo(note)
+    click.echo(f"{places.model(run)}: R@sum {found.recalls['rsum']:.1f} on the validation split")
+    click.echo(f"next: dvc commit -f train@{run}; dvc repro evaluate@{run}")
+
+
 @main.command("import")
 @click.argument("format")
 @click.argument("images", type=click.Path(path_type=Path))
@@ -720,7 +765,7 @@ def doctor() -> None:
     sys.exit(bool(found.wrong))
 
 
-def _features(settings: RunSettings) -> dict[str, Path | None]:
+def _features(settings: "RunSettings") -> dict[str, Path | None]:
     """The stores that a run reads, by the names that stages take: text features are None where it reads words."""
     dataset, cached = settings.dataset, settings.text.reads == "text_features"
     return {
@@ -730,7 +775,7 @@ def _features(settings: RunSettings) -> dict[str, Path | None]:
     }
 
 
-def _teachers(settings: RunSettings) -> Path | None:
+def _teachers(settings: "RunSettings") -> Path | None:
     """The teacher store that a run learns from, if it does."""
     return places.teachers(settings.dataset) if settings.labels == "teachers" else None
 

@@ -24,6 +24,7 @@ from manifests.opening import read_file
 from manifests.settings import DatasetSource
 from manifests.typed import Settings
 from pipeline import places, strict_yaml
+from train.old_runs import translated, written
 from train.settings import RunSettings
 
 FILE = Path("params.yaml")
@@ -149,6 +150,7 @@ def read_params(path: Path = FILE) -> Params:
     if twice or wrong:
         fixes = ["give each key once"] * bool(twice) + [f"call them otherwise: {ALLOWED}"] * bool(wrong)
         raise InputError("; ".join([*twice, *wrong]), where=path, fix="; ".join(fixes))
+    _refuse_old_runs(values, path)
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -198,6 +200,25 @@ def _items(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
     """Keys and values of a mapping whose keys are written as scalars; none of anything else."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     return [(key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]
+
+
+def _refuse_old_runs(values: Any, path: Path) -> None:
+    """Raise `InputError` for runs as they were written before their losses were one map, with what to write now."""
+    named = values if isinstance(values, dict) else {}
+    sets = {f"optional.{name}": runs for name, runs in (named.get("optional") or {}).items()}
+    new = {
+        f"{section}.{name}": block
+        for section, runs in (sets | {"runs": named.get("runs")}).items()
+        for name, run in (runs.items() if isinstance(runs, dict) else ())
+        if isinstance(run, dict) and (block := translated(run)) is not None
+    }
+    if new:
+        raise InputError(
+            f"the losses of {', '.join(new)} aren't in one map",
+            where=path,
+            fix="write there, in the place of triplet, contrast, selfalign, aladin and cusa: "
+            + "; ".join(f"{name}: {{{written(block)}}}" for name, block in new.items()),
+        )
 
 
 def _check_text(params: Params, path: Path) -> None:

@@ -13,7 +13,7 @@ from manifests.errors import InputError
 from manifests.files import atomic, write_json
 from manifests.typed import Count, Written, read_checked
 from train.data import RetrievalData
-from train.models import RetrievalModel, build_model
+from train.model import RetrievalModel, build_model
 from train.settings import RunSettings
 
 WEIGHTS, RECORD = "model.safetensors", "run.json"

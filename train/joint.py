@@ -19,7 +19,7 @@ from torch import Tensor
 from train.batches import RegionBatch, TeacherBatch
 from train.data import RetrievalData
 from train.masking import running_statistics_kept
-from train.models import Pairs, RetrievalModel
+from train.model import Pairs, RetrievalModel
 from train.processes import Processes, apart, combined, padded_to, tensors_of
 
 
@@ -112,7 +112,7 @@ def _backward(
 ) -> dict[str, float]:
     joint = processes.gathered(mine)
     with autocast():
-        terms = model.losses(joint.pairs, joint.image, epoch, joint.teachers)
+        terms = model.terms(joint.pairs, joint.image, epoch, joint.teachers)
     sum(terms.values()).backward()
     values = torch.stack([term.detach() for term in terms.values()]).tolist()
     return dict(zip(terms, values, strict=True))

@@ -19,7 +19,7 @@ from manifests.progress import progress as show_progress
 from train.data import RetrievalData
 from train.epochs import Batch, epochs_of
 from train.joint import joint_gradients
-from train.models import RetrievalModel
+from train.model import RetrievalModel
 from train.processes import Processes
 from train.settings import RunSettings
 from train.state import Progress
@@ -49,22 +49,25 @@ class Loop:
         self.settings, self.processes, self.after_step = settings, processes, after_step
         self.epochs = epochs_of(data, settings)
         if settings.compile:
-            model.image_encoder.compile()
-            model.caption_encoder.compile()
+            model.compile_encoders()
         self._autocast: Callable[[], AbstractContextManager] = partial(
             torch.autocast, processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
         )
 
     def learning_rate(self, epoch: int, step: int) -> float:
-        """The learning rate of a step, which counts over all epochs."""
+        """The learning rate of an epoch's step, where the encoder in the loop has none of its own.
+
+        It counts from the epoch at which training last began anew.
+        """
         settings = self.settings
-        warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+        epoch -= max(other for other in range(epoch + 1) if other == 0 or self.model.restarts(other))
+        done = epoch * len(self.epochs) + step
+        warm = min(1.0, (done + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
         return settings.learning_rate * settings.decay ** (epoch // settings.decay_epochs) * warm
 
     def epoch(self, progress: Progress) -> dict[str, float]:
         """The rest of the epoch that `progress` is in; returns the mean of every loss term over all of it."""
-        self.model.train()
-        self.model.settle(progress.epoch)
+        self.model.begin(progress.epoch)
         count = len(self.epochs)
         what = f"{self.name} epoch {progress.epoch + 1}/{self.settings.epochs}"
         with show_progress(
@@ -85,7 +88,7 @@ class Loop:
         captions, regions = batch
         settings, processes, model = self.settings, self.processes, self.model
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(epoch, epoch * len(self.epochs) + step)
+            group["lr"] = group["share"] * self.learning_rate(epoch, step)
         self.optimizer.zero_grad(set_to_none=True)
         terms = joint_gradients(
             model,
@@ -100,7 +103,7 @@ class Loop:
             parted=self.epochs.parted,
         )
         self._require_finite("loss", sum(terms.values()), terms, captions, epoch, step)
-        model.freeze_gradients(epoch)
+        model.drop_gradients(epoch)
         processes.average(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         self._require_finite("gradient's norm", norm.item(), terms, captions, epoch, step)

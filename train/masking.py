@@ -1,12 +1,14 @@
-"""Means, batch norm and pooling that padding never enters, so that an embedding doesn't depend on its batch."""
+"""Means and batch norm that padding never enters, so that an embedding doesn't depend on its batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from train.processes import sum_over_processes, together
+from train.precision import sum_dtype
+from train.processes import sum_over_processes
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -15,36 +17,44 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * weights[..., None]).sum(1)
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm whose statistics in training are those of all processes' rows, on any device."""
+def last_valid(x: Tensor, mask: Tensor) -> Tensor:
+    """``[B, D]`` of ``[B, N, D]``: each row's last valid position of ``[B, N]``."""
+    return x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``[n, D]``, which may have another n in each process."""
-        if not self.training or together() == 1:
-            return super().forward(x)
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
-        total = sum_over_processes(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the valid positions of the whole batch, that of all processes that train together.
+
+    In training ``mean = sum(x · m) / sum(m)``, and likewise the variance. Padding comes out as zeros.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Normalise ``[..., D]`` over the valid positions of ``[...]``; None means all of them."""
+        values = x.to(sum_dtype(x))
+        valid = values.new_ones(x.shape[:-1]) if mask is None else mask.to(values.dtype)
+        valid = valid[..., None]
+        if self.training:
+            mean, variance = self._statistics(values, valid)
+            scaled = (values - mean) * ((variance + self.eps).rsqrt() * self.weight) + self.bias
+        else:
+            given = self.running_mean, self.running_var, self.weight, self.bias
+            scaled = F.batch_norm(values.flatten(0, -2), *given, eps=self.eps).view_as(values)
+        return (scaled * valid).to(x.dtype)
+
+    def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        rows = tuple(range(x.dim() - 1))
+        total = sum_over_processes(torch.cat([(x * valid).sum(rows), valid.sum(rows)]))
         count = total[-1].detach()
         mean = total[:-1] / count
-        centred = values - mean
-        variance = sum_over_processes(centred.square().sum(0)) / count
+        variance = sum_over_processes(((x - mean).square() * valid).sum(rows)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        return (centred * ((variance + self.eps).rsqrt() * self.weight) + self.bias).to(x.dtype)
-
-
-class MaskedBatchNorm(BatchNorm):
-    """Batch norm over the features of valid positions only; padding comes out as zeros."""
-
-    @torch.compiler.disable  # how many positions are valid isn't known to a compiler
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        """Normalise ``[B, N, D]`` over the valid positions of ``[B, N]``."""
-        out = torch.zeros_like(x)
-        out[mask] = super().forward(x[mask])
-        return out
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(
+                    (variance * count / (count - 1).clamp(min=1)).to(self.running_var.dtype), self.momentum
+                )
+        return mean, variance
 
 
 def share_momentum(model: nn.Module, parts: int) -> None:
@@ -66,5 +76,5 @@ def running_statistics_kept(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _norms(model: nn.Module) -> list[BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, BatchNorm)]
+def _norms(model: nn.Module) -> list[MaskedBatchNorm]:
+    return [module for module in model.modules() if isinstance(module, MaskedBatchNorm)]

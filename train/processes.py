@@ -126,19 +126,25 @@ def apart() -> Iterator[None]:
         _apart = False
 
 
-@torch.compiler.disable
 def sum_over_processes(x: Tensor) -> Tensor:
     """The sum of a tensor of one shape over all processes; gradients are summed on the way back."""
+    return x if together() == 1 else _summed(x)
+
+
+@torch.compiler.disable
+def _summed(x: Tensor) -> Tensor:
     return _Summed.apply(x)
 
 
 def combined(change: Callable[..., Any], *items: T) -> T:
-    """Dataclasses of one kind made into one, tensor by tensor, also in dataclasses inside; None stays None."""
+    """Dataclasses of one kind made into one, tensor by tensor, also in those and in dictionaries inside; None stays."""
     first = items[0]
     if first is None:
         return first
     if isinstance(first, Tensor):
         return change(*items)
+    if isinstance(first, dict):
+        return {key: combined(change, *(item[key] for item in items)) for key in first}
     inside = {f.name: combined(change, *(getattr(item, f.name) for item in items)) for f in fields(first)}
     return type(first)(**inside)
 

@@ -5,7 +5,7 @@ trains nothing again.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,15 @@ from extract.text.encoder import encoder_recipe
 from manifests.errors import InputError
 from manifests.files import atomic, fingerprint, sha256, whole_folder, write_json
 from manifests.locks import sole_writer
+from manifests.registry import identity
 from manifests.typed import Digest, Written, read_checked
+from train.bases import BASES
+from train.bases.base import Base
+from train.losses import LOSSES
+from train.losses.loss import Loss
 from train.settings import RunSettings
 
 CURVES, MODEL = "epochs.csv", "model"
-# What each base is made of; a transformer looks at boxes as CAMERA does.
-_BASES = {
-    "vsrn": {"train.models.vsrn", "train.models.caption_decoder"},
-    "camera": {"train.models.camera"},
-    "vse_infinity": {"train.models.vse_infinity"},
-    "transformer": {"train.models.transformer", "train.models.camera"},
-}
 
 
 class _About(Written):
@@ -39,7 +37,16 @@ class _About(Written):
 
 def run_code(settings: RunSettings) -> str:
     """What the code means that trains a run of these settings, as one number; to be asked for before it is loaded."""
-    return code_fingerprint("train.train", "eval.validation", without=unused_modules(settings))
+    used = (part.__module__ for part in _parts(settings).values())
+    return code_fingerprint("train.train", "eval.validation", *used, without=unused_modules(settings))
+
+
+def unused_modules(settings: RunSettings) -> set[str]:
+    """The modules that training imports and that a run of these settings doesn't use."""
+    unused = {"train.curves", "train.reuse", "train.state"}  # how it is told and kept
+    for module, chosen in (("train.bag", settings.bag), ("train.stream", settings.stream)):
+        unused |= set() if chosen else {module}
+    return unused
 
 
 def run_key(
@@ -48,7 +55,8 @@ def run_key(
     """All that decides a trained run, as JSON: settings, code, data (the sha256 of the shards) and text encoder."""
     encoder = settings.text.encoder
     return {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude_defaults=True),
+        "parts": {name: told for name, part in _parts(settings).items() if (told := identity(part))},
         "code": code,
         "manifest": manifest_sha256,
         "stores": {name: _shards(name, folder) for name, folder in stores.items() if folder},
@@ -56,30 +64,9 @@ def run_key(
     }
 
 
-def unused_modules(settings: RunSettings) -> set[str]:
-    """The modules that training imports and that a run of these settings doesn't use."""
-    return set(_unused(settings))
-
-
-def _unused(settings: RunSettings) -> Iterator[str]:
-    own = _BASES[settings.base.name]
-    yield from (module for modules in _BASES.values() for module in modules if module not in own)
-    selfalign = settings.selfalign
-    if not (selfalign and selfalign.concept):
-        yield "train.selfalign.concept"
-    if not (selfalign and selfalign.context):
-        yield "train.selfalign.context"
-    if not (selfalign and selfalign.bag):
-        yield "train.selfalign.bag"
-    if not settings.cusa:
-        yield from ("train.models.cusa", "train.losses.soft_labels")
-    if not settings.aladin:
-        yield "train.losses.distillation"
-        if not (selfalign and selfalign.word_region):
-            yield "train.losses.alignment"
-    if not settings.stream:
-        yield "train.stream"
-    yield from ("train.curves", "train.reuse", "train.state")  # how it is told and kept
+def _parts(settings: RunSettings) -> dict[str, type[Base] | type[Loss]]:
+    base = settings.base.name
+    return {f"base {base}": BASES.find(base)} | {f"loss {name}": LOSSES.find(name) for name in settings.losses}
 
 
 class TrainedRun:

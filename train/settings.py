@@ -1,265 +1,35 @@
-"""The parameters of a run: a base, its losses, and SelfAlign on top or not (`presets/` has the paper's values).
+"""The parameters of a run: a base, its losses, and what reads them (`presets/` has the papers' values).
 
-Everything beside the base and its ranking loss is off until its key stands in `params.yaml`.
+The schema of `base` and `losses` is made of the registries, other packages' parts included.
 """
 
-from typing import ClassVar, Literal, Self
-
-from pydantic import Field, PositiveFloat, model_validator
-
-from extract.text.parts_of_speech import POS_NAMES
-from manifests.typed import Settings, one_of
-
-MOST_LAYERS = 1000  # a record of a checkpoint may say anything
-
-
-class CaptionDecoderSettings(Settings):
-    """VSRN's caption generation: a decoder must write the caption from the image's contextual regions."""
-
-    weight: float = Field(1.0, gt=0)
-    dim: int = Field(512, ge=1, description="hidden size of the decoder")
-
-
-class _BaseSettings(Settings):
-    """A base; `reads_boxes`: whether it looks at the regions' boxes, and so can't learn from a store without any."""
-
-    reads_boxes: ClassVar[bool] = False
-
-
-class VSRNSettings(_BaseSettings):
-    """`train.models.vsrn`."""
-
-    name: Literal["vsrn"]
-    dim: int = Field(2048, ge=1, description="D, the joint dimension")
-    graph_layers: int = Field(4, ge=0, le=MOST_LAYERS, description="layers of region reasoning")
-    caption_decoder: CaptionDecoderSettings | None = None
-
-
-class CameraSettings(_BaseSettings):
-    """`train.models.camera`."""
-
-    reads_boxes: ClassVar[bool] = True
-
-    name: Literal["camera"]
-    dim: int = Field(2048, ge=16, multiple_of=16, description="D, the joint dimension")
-    heads: int = Field(64, ge=1, description="attention heads; they share D evenly")
-    views: int = Field(12, ge=1, description="k, vectors of an image")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    diversity: float = Field(0.01, ge=0, description="weight of the regulariser that keeps views apart")
-
-    @model_validator(mode="after")
-    def _even_heads(self) -> Self:
-        _require_even_heads(self.dim, self.heads)
-        return self
-
-
-class VSEInfinitySettings(_BaseSettings):
-    """`train.models.vse_infinity`."""
-
-    name: Literal["vse_infinity"]
-    dim: int = Field(1024, ge=2, multiple_of=2, description="D, the joint dimension")
-    position_dim: int = Field(32, ge=2, multiple_of=2, description="size of the pooling operator's positions and GRU")
-
-
-class TransformerSettings(_BaseSettings):
-    """`train.models.transformer`: one encoder for regions and words. `text.encoder`, if any, takes its place."""
-
-    reads_boxes: ClassVar[bool] = True
-
-    name: Literal["transformer"]
-    dim: int = Field(768, ge=2, description="D, the joint dimension, and the width of a new encoder")
-    layers: int = Field(12, ge=1, le=MOST_LAYERS, description="of a new encoder")
-    heads: int = Field(12, ge=1, description="of attention; they share D evenly")
-    positions: int = Field(128, ge=1, description="words of the longest caption that a new encoder reads")
-    head_layers: int = Field(2, ge=0, le=MOST_LAYERS, description="of the matching head, whose vector is searched with")
-    dropout: float = Field(0.1, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _even_heads(self) -> Self:
-        _require_even_heads(self.dim, self.heads)
-        return self
-
-
-def _require_even_heads(dim: int, heads: int) -> None:
-    if dim % heads:
-        raise ValueError(f"{heads} heads can't share {dim} dimensions evenly")
-
-
-BaseSettings = one_of("name", VSRNSettings, CameraSettings, VSEInfinitySettings, TransformerSettings)
-
-
-class EncoderSettings(Settings):
-    """A Hugging Face text encoder that is run, and may be tuned, in training (`train.models.words`)."""
-
-    model: str = Field(min_length=1, description="folder or hub name; the tokens stage needs its tokenizer")
-    revision: str | None = Field(None, description="commit, tag or branch of a hub name")
-    tune: bool = Field(True, description="false: its weights stay; text_features@D then is much faster")
-
-
-class TextSettings(Settings):
-    """Where a base's words come from."""
-
-    reads: Literal["tokens", "text_features"] = Field(
-        description="tokens: word ids, learned embeddings; text_features: the cached states of a frozen encoder"
-    )
-    word_dim: int = Field(300, ge=1, description="length of a learned word embedding")
-    encoder: EncoderSettings | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if self.encoder and self.reads == "text_features":
-            raise ValueError("text_features are an encoder's cached states: leave encoder out, or set reads to tokens")
-        return self
-
-    @property
-    def pieces(self) -> bool:
-        """Whether the words are word pieces of a tokenizer."""
-        return self.reads == "text_features" or self.encoder is not None
-
-
-class TripletSettings(Settings):
-    """The base ranking loss."""
-
-    margin: float = Field(0.2, gt=0)
-    all_negatives_epochs: int = Field(1, ge=0, description="first epochs on all negatives; hardest ones afterwards")
-
-
-class ContrastSettings(Settings):
-    """InfoNCE on the final scores: the control that a gain of SelfAlign is to be held against."""
-
-    weight: float = Field(gt=0)
-    temperature: float = Field(0.1, gt=0)
-
-
-class ConceptSettings(Settings):
-    """L_LCA (`train.selfalign.concept`)."""
-
-    weight: float = Field(1.0, gt=0)
-    num_concepts: int = Field(1024, ge=1, description="K, the codebook's size")
-    temperature: float = Field(0.1, gt=0)
-    epsilon: float = Field(0.05, ge=0.004)
-    sinkhorn_iterations: int = Field(2, ge=1)
-    start_epoch: int = Field(0, ge=0, description="the first epoch with this loss")
-    frozen_epochs: int = Field(1, ge=0, description="its first epochs, in which the codebook isn't moved")
-    both_directions: bool = Field(False, description="regions predict their words' entries as well")
-    parts_of_speech: list[Literal[*POS_NAMES]] | None = Field(
-        None, min_length=1, description="universal tags of the words that learn"
-    )
-    locals: Literal["projected", "contextual"] = Field("projected", description="before or after context")
-
-
-class ContextSettings(Settings):
-    """L_CRA (`train.selfalign.context`)."""
-
-    weight: float = Field(1.0, gt=0)
-    temperature: float = Field(0.7, gt=0)
-    num_negatives: int = Field(512, ge=1)
-
-
-class WordRegionSettings(Settings):
-    """InfoNCE on the all-pairs word-region score, in training only (`train.losses.alignment`); not in the paper."""
-
-    weight: float = Field(1.0, gt=0)
-    temperature: float = Field(0.05, gt=0)
-
-
-class ConceptBagSettings(Settings):
-    """A bag of concepts in the embedding (`train.selfalign.bag`); not in the paper."""
-
-    num_concepts: int = Field(256, ge=1)
-    temperature: float = Field(0.1, gt=0)
-    codebook: bool = Field(True, description="false: the control, as many dimensions pooled alike without a codebook")
-
-
-class SelfAlignSettings(Settings):
-    """SelfAlign's modules; any may be left out."""
-
-    concept: ConceptSettings | None = None
-    context: ContextSettings | None = None
-    word_region: WordRegionSettings | None = None
-    bag: ConceptBagSettings | None = None
-
-
-class AlignmentSettings(Settings):
-    """ALADIN's teacher: triplets on the all-pairs word-region score (`train.losses.alignment`)."""
-
-    weight: float = Field(1.0, gt=0)
-    margin: float = Field(0.2, gt=0)
-    all_negatives_epochs: int = Field(1, ge=0, description="first epochs on all negatives; hardest ones afterwards")
-    locals: Literal["projected", "contextual"] = Field("projected", description="before or after the base's context")
-    over_words: Literal["sum", "mean"] = Field("sum", description="the mean knows no length, which can stall the sum")
-
-
-class DistillationSettings(Settings):
-    """ALADIN's student: the teacher's scores of a batch, learned by the final embeddings (`train.losses`)."""
-
-    weight: float = Field(1.0, gt=0)
-    mode: Literal["listnet", "mse", "ordinal"] = "listnet"
-    scale: float = Field(6.0, gt=0, description="listnet: what the student's scores are multiplied by")
-    start_epoch: int = Field(0, ge=0, description="the first epoch with this loss")
-    teacher: Literal["joint", "frozen"] = Field(
-        "joint", description="frozen: from start_epoch on, nothing that makes the teacher's scores changes"
-    )
-
-
-class AladinSettings(Settings):
-    """ALADIN: align, then distil."""
-
-    alignment: AlignmentSettings = AlignmentSettings()
-    distillation: DistillationSettings | None = None
-
-    @model_validator(mode="after")
-    def _taught_before_frozen(self) -> Self:
-        if self.distillation and self.distillation.teacher == "frozen" and not self.distillation.start_epoch:
-            raise ValueError("a frozen teacher learns before distillation.start_epoch: set it to 1 or more")
-        return self
-
-
-class LearntTemperatureSettings(Settings):
-    """A learnt temperature: it starts at `temperature` and stays within `bounds`."""
-
-    temperature: float = Field(gt=0)
-    bounds: tuple[PositiveFloat, PositiveFloat]
-
-    @model_validator(mode="after")
-    def _starts_within_bounds(self) -> Self:
-        low, high = self.bounds
-        if low >= high:
-            raise ValueError(f"bounds are [{low:g}, {high:g}]: the first must be below the second")
-        if not low <= self.temperature <= high:
-            raise ValueError(f"temperature {self.temperature:g} must lie within bounds, [{low:g}, {high:g}]")
-        return self
-
-
-class CusaContrastSettings(LearntTemperatureSettings):
-    """CUSA's contrastive term."""
-
-    weight: float = Field(1.0, ge=0)
-    temperature: float = Field(0.05, gt=0)
-    bounds: tuple[PositiveFloat, PositiveFloat] = (0.01, 0.10)
-
-
-class CrossModalSettings(LearntTemperatureSettings):
-    """CUSA's CSA: the final scores learn the teachers' similarities."""
-
-    weight: float = Field(0.1, ge=0)
-    temperature: float = Field(0.45, gt=0)
-    bounds: tuple[PositiveFloat, PositiveFloat] = (0.10, 0.99)
-    teacher_temperature: float = Field(1.0, gt=0)
-
-
-class UniModalSettings(CrossModalSettings):
-    """CUSA's USA: the similarities within each modality learn the teachers'."""
-
-    weight: float = Field(0.5, ge=0)
-
-
-class CusaSettings(Settings):
-    """CUSA (`train.models.cusa`): soft labels from the data set's teachers. A term of weight 0 isn't computed."""
-
-    contrast: CusaContrastSettings = CusaContrastSettings()
-    cross_modal: CrossModalSettings = CrossModalSettings()
-    uni_modal: UniModalSettings = UniModalSettings()
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainValidator, SerializeAsAny, create_model, model_validator
+from pydantic_core import PydanticCustomError
+
+from manifests.errors import InputError
+from manifests.typed import Settings
+from train.bag import ConceptBagSettings
+from train.bases import BASES
+from train.losses import LOSSES
+from train.words import TextSettings
+
+
+def _losses(value: Any) -> dict[str, Settings]:
+    """A run's losses by name, sorted; a loss that is null isn't there."""
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("losses", "losses are a mapping of names and their keys")
+    chosen = {name: keys for name, keys in value.items() if keys is not None}
+    if not chosen:
+        raise PydanticCustomError("losses", "a run without losses learns nothing: add one, for instance triplet")
+    try:
+        parts = {name: (LOSSES.find(name).Settings, ...) for name in sorted(chosen)}
+    except InputError as error:
+        raise PydanticCustomError("losses", f"{error.what}: {error.fix}") from None
+    found = create_model("Losses", __base__=Settings, **parts).model_validate(chosen)
+    return {name: getattr(found, name) for name in parts}
 
 
 class StreamSettings(Settings):
@@ -275,12 +45,15 @@ class RunSettings(Settings):
     dataset: str
     labels: Literal["manifest", "teachers"] = Field(
         "manifest",
-        description="which captions are whose; teachers: cusa's soft labels too (params.yaml must say)",
+        description="which captions are whose; teachers: soft labels too, for csa and usa (params.yaml must say)",
     )
     seed: int = 0
     epochs: int = Field(ge=1)
     batch_size: int = Field(128, ge=2)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = Field(0.0, ge=0)
     learning_rate: float = Field(2e-4, gt=0)
+    encoder_rate: float = Field(1.0, gt=0, description="share of the learning rate that a text encoder in the loop has")
     decay_epochs: int = Field(10, ge=1, description="epochs after which the learning rate is multiplied by decay")
     decay: float = Field(0.1, gt=0, le=1)
     warmup_steps: int = Field(0, ge=0, description="first steps, in which the learning rate rises linearly")
@@ -289,37 +62,58 @@ class RunSettings(Settings):
     accumulate: int = Field(1, ge=1, description="chunks that a batch is encoded in; its negatives stay all of it")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights are float32")
     compile: bool = Field(False, description="compile the encoders with torch.compile")
-    base: BaseSettings
+    base: BASES.settings
     text: TextSettings
-    triplet: TripletSettings
-    contrast: ContrastSettings | None = None
-    selfalign: SelfAlignSettings | None = None
-    aladin: AladinSettings | None = None
-    cusa: CusaSettings | None = None
+    losses: Annotated[dict[str, SerializeAsAny[Settings]], PlainValidator(_losses)]
+    bag: ConceptBagSettings | None = Field(None, description="a bag of concepts in the embedding")
     stream: StreamSettings | None = None
 
     @model_validator(mode="after")
     def _every_loss_starts(self) -> Self:
-        starts = {
-            "selfalign.concept": self.selfalign and self.selfalign.concept,
-            "aladin.distillation": self.aladin and self.aladin.distillation,
-        }
-        for name, loss in starts.items():
-            if loss and loss.start_epoch >= self.epochs:
+        for name, loss in self.losses.items():
+            if loss.start_epoch >= self.epochs:
                 raise ValueError(
-                    f"{name}.start_epoch is {loss.start_epoch}, and the run's {self.epochs} epochs count from 0: it "
-                    "would never start; lower it, or leave the loss out"
+                    f"losses.{name}.start_epoch is {loss.start_epoch}, and the run's {self.epochs} epochs count from "
+                    "0: it would never start; lower it, or leave the loss out"
                 )
         return self
 
     @model_validator(mode="after")
-    def _shared_encoder_runs(self) -> Self:
-        if isinstance(self.base, TransformerSettings) and self.text.reads == "text_features":
-            raise ValueError("base transformer reads regions and words with one encoder: set text.reads to tokens")
+    def _taught_by_a_teacher(self) -> Self:
+        if "distillation" not in self.losses:
+            return self
+        if "alignment" not in self.losses:
+            raise ValueError("losses.distillation learns from losses.alignment: add `alignment: {}`")
+        if self.losses["distillation"].teacher == "frozen" and not self.losses["distillation"].start_epoch:
+            raise ValueError("a frozen teacher learns before losses.distillation.start_epoch: set it to 1 or more")
         return self
 
     @model_validator(mode="after")
-    def _soft_labels_have_a_use(self) -> Self:
-        if (self.labels == "teachers") != (self.cusa is not None):
-            raise ValueError("cusa needs `labels: teachers`, and nothing else does: set both or neither")
+    def _contrast_has_heads(self) -> Self:
+        contrast = self.losses.get("cusa_contrast")
+        if contrast and contrast.reads == "heads" and "csa" not in self.losses:
+            raise ValueError("losses.cusa_contrast reads csa's heads: add csa, or set `reads: embedding`")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_have_what_they_need(self) -> Self:
+        needs = {name: LOSSES[name].needs for name, _ in self.losses.items()}
+        taught = [name for name, needed in needs.items() if "teachers" in needed]
+        if (self.labels == "teachers") != bool(taught):
+            raise ValueError(
+                "csa and usa need `labels: teachers`, and nothing else does: set both or neither"
+                if not taught
+                else f"losses.{taught[0]} needs `labels: teachers`"
+            )
+        for name, needed in needs.items():
+            if "views" in needed and not BASES[self.base.name].has_views:
+                raise ValueError(f"losses.{name} keeps an image's views apart, and base {self.base.name} has one")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_encoder_runs(self) -> Self:
+        if BASES[self.base.name].runs_encoder and self.text.reads == "text_features":
+            raise ValueError(
+                f"base {self.base.name} reads regions and words with one encoder: set text.reads to tokens"
+            )
         return self

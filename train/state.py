@@ -23,8 +23,8 @@ from manifests.files import abandoned, atomic, fingerprint, room_for, whole_fold
 from manifests.jsonl import parse_json
 from manifests.locks import sole_writer
 from manifests.typed import Count, checked
-from train.checkpoint import save_model
-from train.models import RetrievalModel
+from train.checkpoint import WEIGHTS, save_model
+from train.model import RetrievalModel
 from train.processes import Processes
 
 STATE, _FORMAT = "state.safetensors", 1
@@ -108,6 +108,16 @@ class StateFolder:
         load_into(model, weights, self.folder / STATE, fix=_AFRESH)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         return checked(facts, Progress, where=self.folder / STATE, fix=_AFRESH)
+
+    def restart(self, model: RetrievalModel, progress: Progress, processes: Processes) -> None:
+        """Bring the model, in every process, to the best weights so far; which epoch is best is asked anew."""
+        found = {}
+        if processes.first:
+            found, _ = read_tensors(self._best(progress) / WEIGHTS, fix=_AFRESH)
+        weights = processes.copied(found)
+        require_shapes(weights, shapes_of(model), self._best(progress), fix=_AFRESH)
+        load_into(model, weights, self._best(progress), fix=_AFRESH)
+        progress.best, progress.best_epoch = Progress.best, None
 
     def keep_best(self, model: RetrievalModel, record: Mapping[str, Any], progress: Progress) -> None:
         """Write the checkpoint of the best epoch; it counts once `save` names that epoch."""

@@ -18,16 +18,18 @@ from tqdm import tqdm
 
 from manifests.errors import InputError
 from manifests.tables import images_sha256
+from train.bases import BASES
 from train.checkpoint import data_recipe
 from train.curves import TensorBoard, write_curves
 from train.data import RetrievalData
 from train.loop import Loop
 from train.masking import share_momentum
-from train.models import RetrievalModel, build_model
+from train.model import RetrievalModel, build_model
 from train.processes import Processes, join, leave
 from train.reuse import TrainedRun, run_code, run_key
 from train.settings import RunSettings
 from train.state import Progress, StateFolder
+from train.words import Transformer
 
 Validate = Callable[[RetrievalModel, RetrievalData], Mapping[str, float]]
 
@@ -74,9 +76,9 @@ def run(
     processes = join(device)
     torch.manual_seed(settings.seed)
     text = {"pieces": settings.text.pieces, "text_features": text_features}
-    if settings.cusa and teachers is None:
+    if settings.labels == "teachers" and teachers is None:
         raise InputError(
-            "CUSA learns from teachers, and the run was given none",
+            "it learns from teachers, and was given none",
             where=f"run {name}",
             fix="add the data set below teachers: in params.yaml and run `dvc repro teachers@<data set>`",
         )
@@ -88,9 +90,9 @@ def run(
     dims = (data.region_store.dim, data.vocabulary_size)
     model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)
     share_momentum(model, settings.accumulate)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    optimizer = _optimizer(model, settings)
     record = {
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(exclude_none=True),
         "feature_dim": data.region_store.dim,
         "vocabulary_size": data.vocabulary_size,
         "recipe": data_recipe(data),
@@ -128,23 +130,28 @@ def run(
         loop = Loop(name, model, optimizer, data, settings, processes, save_in_time)
         if processes.first and (progress.epoch or progress.step):
             tqdm.write(f"continuing: epoch {progress.epoch + 1}, batch {progress.step + 1}, from {state.folder}")
-        while not _done(progress, settings):
+        while not _done(progress, settings, model):
+            if model.restarts(progress.epoch) and progress.step == 0:
+                state.restart(model, progress, processes)
+                optimizer.state.clear()
+            judged_by = model.judged_by(progress.epoch)
             terms = loop.epoch(progress)
             recalls = _recalls(validate, model, validation, processes)
             row = {
                 "epoch": progress.epoch,
                 "seconds": round(clock.seconds(), 2),
-                "learning_rate": optimizer.param_groups[0]["lr"],
+                "learning_rate": optimizer.param_groups[-1]["lr"],
                 "loss": sum(terms.values()),
                 **terms,
                 **{f"val_{key}": value for key, value in recalls.items()},
             }
             progress.rows.append(row)
             board.write(row)
-            if recalls["rsum"] > progress.best:
-                progress.best, progress.best_epoch = recalls["rsum"], progress.epoch
+            reached = sum(recalls[key] for key in judged_by)
+            if reached > progress.best:
+                progress.best, progress.best_epoch = reached, progress.epoch
                 if processes.first:
-                    best = {"best_epoch": progress.epoch, "val_rsum": progress.best, "seconds": row["seconds"]}
+                    best = {"best_epoch": progress.epoch, "val_rsum": recalls["rsum"], "seconds": row["seconds"]}
                     state.keep_best(model, {**record, **best}, progress)
             progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
             save(progress)
@@ -160,24 +167,24 @@ def run(
 
 def _require_chosen_words(name: str, settings: RunSettings, data: RetrievalData, tokens: Path) -> None:
     """Raise `InputError` where no word has a part of speech that the concept loss is to learn from."""
-    concept = settings.selfalign and settings.selfalign.concept
-    chosen = set(concept.parts_of_speech or ()) if concept else set()
+    lca = settings.losses.get("lca")
+    chosen = set((lca and lca.parts_of_speech) or ())
     captions = range(data.num_captions)
     if chosen and not any(word.pos in chosen for caption in captions for word in data.caption_words(caption)):
         raise InputError(
             f"no word of a caption is {' or '.join(sorted(chosen))}, and so nothing would be learned",
-            where=f"run {name}, selfalign.concept.parts_of_speech; {tokens}",
+            where=f"run {name}, losses.lca.parts_of_speech; {tokens}",
             fix="make the tokens with a `language` that has parts of speech (docs/text.md), or leave the key out",
         )
 
 
 def _require_boxes(name: str, settings: RunSettings, data: RetrievalData) -> None:
     """Raise `InputError` where the base looks at boxes and the regions were imported without any."""
-    if settings.base.reads_boxes and not data.region_store.has_boxes:
+    if BASES[settings.base.name].reads_boxes and not data.region_store.has_boxes:
         raise InputError(
             f"{settings.base.name} looks at the regions' boxes, and these were imported without any",
             where=f"run {name}, base.name; {data.region_store.folder}",
-            fix="import the features with their boxes (docs/exchange.md), or use vsrn or vse_infinity",
+            fix="import the features with their boxes (docs/exchange.md), or use a base that doesn't, as vsrn",
         )
 
 
@@ -192,9 +199,24 @@ class _Clock:
         return time.monotonic() - self._start
 
 
-def _done(progress: Progress, settings: RunSettings) -> bool:
+def _optimizer(model: RetrievalModel, settings: RunSettings) -> torch.optim.Optimizer:
+    """Adam, or AdamW; a group's `share` is what it has of the learning rate. A text encoder in the loop comes first."""
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    rest, groups = list(model.parameters()), []
+    if settings.encoder_rate != 1 and isinstance(model.words, Transformer):
+        encoder = list(model.words.parameters())
+        own = {id(parameter) for parameter in encoder}
+        rest = [parameter for parameter in rest if id(parameter) not in own]
+        groups.append({"params": encoder, "share": settings.encoder_rate})
+    groups.append({"params": rest, "share": 1.0})
+    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def _done(progress: Progress, settings: RunSettings, model: RetrievalModel) -> bool:
     if progress.epoch >= settings.epochs:
         return True
+    if any(model.restarts(epoch) for epoch in range(progress.epoch, settings.epochs)):
+        return False
     waited = progress.epoch - 1 - progress.best_epoch if progress.best_epoch is not None else 0
     return settings.patience is not None and waited >= settings.patience
 

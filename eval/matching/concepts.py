@@ -1,6 +1,6 @@
 """Which concept, an entry of a codebook, each word and each region is nearest to.
 
-The codebook is that of concept alignment (`train.selfalign.concept`) or, without it, of the concept bag. In training a
+The codebook is that of concept alignment (`train.losses.lca`) or, without it, of the concept bag. In training a
 region's assignment is spread by Sinkhorn-Knopp over the batch that it is in; here it is the entry of the highest
 cosine, which depends on nothing but the region.
 """
@@ -18,36 +18,34 @@ from torch.nn import functional as F
 from eval.arrays import read_arrays, save_arrays
 from manifests.errors import InputError
 from train.data import RetrievalData
+from train.encoding import Kind
 
 
 class Encoded(Protocol):
-    """What is read of `train.models.Encoding`."""
+    """What is read of `train.encoding.Encoding`."""
 
-    locals: Tensor
-    contextual: Tensor
+    def unit(self, kind: Kind) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """The entries `[K, D]`, of unit length; `contextual` says whether they were trained on locals after context."""
+    """The entries `[K, D]`, of unit length, and the kind of locals that they were trained on."""
 
     entries: Tensor
-    contextual: bool
+    kind: Kind
 
     def cosines(self, encoded: Encoded) -> Tensor:
         """Of every region or word of a batch with every entry: `[B, N, K]`."""
-        locals_ = F.normalize(encoded.contextual, dim=-1) if self.contextual else encoded.locals
-        return locals_ @ self.entries.T
+        return encoded.unit(self.kind) @ self.entries.T
 
 
 def codebook_of(model: nn.Module) -> Codebook | None:
     """The codebook of a model; None where it has none, or only the bag's control without one."""
-    concept, bag = (getattr(model, name, None) for name in ("concept", "bag"))
-    if concept is not None:
-        contextual = model.settings.selfalign.concept.locals == "contextual"
-        return Codebook(F.normalize(concept.codebook.detach(), dim=-1), contextual)
-    if bag is not None and bag.codebook is not None:
-        return Codebook(F.normalize(bag.codebook.detach(), dim=-1), contextual=False)
+    lca = dict(model.losses).get("lca")
+    if lca is not None:
+        return Codebook(F.normalize(lca.codebook.detach(), dim=-1), lca.options.locals)
+    if model.bag is not None and model.bag.codebook is not None:
+        return Codebook(F.normalize(model.bag.codebook.detach(), dim=-1), "projected")
     return None
 
 

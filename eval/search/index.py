@@ -41,7 +41,8 @@ from manifests.tables import Manifest, is_manifest, manifest_sha256, write_manif
 from manifests.typed import Written, checked
 from train.checkpoint import WEIGHTS, load_model, read_record
 from train.data import RetrievalData
-from train.models import Encoding, RetrievalModel
+from train.encoding import Encoding
+from train.model import RetrievalModel
 
 FORMAT = "selfalign-index"
 SCHEMA = 2

@@ -25,7 +25,7 @@ from manifests.files import sha256
 from manifests.schema import CaptionedImage
 from train.batches import region_batch
 from train.checkpoint import load_model
-from train.models import RetrievalModel
+from train.model import RetrievalModel
 
 BATCH = 64
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from extract.hub import Kind, find_model, load_model, model_recipe
@@ -37,6 +36,16 @@ def encoder_recipe(model: str, revision: str | None = None) -> dict[str, Any]:
 def load_encoder(model: str, revision: str | None = None, kind: Kind = ENCODER) -> "PreTrainedModel":
     """The encoder `model` (`extract.hub.load_model`); its pooler, which no state depends on, may lack weights."""
     return load_model(model, revision, kind, spare="pooler")
+
+
+def mask_id_of(model: str, revision: str | None = None) -> int | None:
+    """The mask's id of the tokenizer that lies beside the encoder `model`; None where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(find_encoder(model, revision), local_files_only=True).mask_token_id
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def encoder_of(config: Mapping[str, Any]) -> "PreTrainedModel":
@@ -102,27 +111,30 @@ class PieceEncoder(nn.Module):
             )
         return self._states(input_ids=pieces, attention_mask=mask.long())
 
-    def of_vectors(self, vectors: Tensor, mask: Tensor, *, ordered: bool) -> Tensor:
-        """States ``[B, N, W]`` of vectors ``[B, N, W]`` in the place of the pieces' embeddings.
+    def of_vectors(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """States ``[B, N, W]`` of vectors ``[B, N, W]`` in the place of the pieces' embeddings, in their order."""
+        return self._states(inputs_embeds=vectors, attention_mask=mask.long())
 
-        Those that are not `ordered` all stand at the first position, so that their order doesn't matter, where the
-        encoder is told positions (most are).
+    def of_embedded(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """States ``[B, N, W]`` of vectors ``[B, N, W]`` that enter the first layer as they are.
+
+        Without positions, types and LayerNorm of the embeddings, so that their order doesn't matter.
         """
-        told = {"position_ids"} & inspect.signature(self.model.forward).parameters.keys()
-        positions = mask.new_full(mask.shape, self.first_position, dtype=torch.long)
-        return self._states(
-            inputs_embeds=vectors,
-            attention_mask=mask.long(),
-            **({"position_ids": positions} if told and not ordered else {}),
-        )
+        embeddings = self.model.embeddings
+        embeddings.forward = lambda *_, **__: vectors
+        try:
+            return self._states(inputs_embeds=vectors, attention_mask=mask.long())
+        finally:
+            del embeddings.forward
 
     def _states(self, **given: Tensor) -> Tensor:
         out = self.model(output_hidden_states=self.layer is not None, return_dict=True, **given)
         return out.last_hidden_state if self.layer is None else out.hidden_states[self.layer]
 
     def require_vectors(self) -> None:
-        """Raise `InputError` unless `of_vectors` works."""
-        if "inputs_embeds" not in inspect.signature(self.model.forward).parameters:
+        """Raise `InputError` unless `of_vectors` and `of_embedded` work."""
+        takes_vectors = "inputs_embeds" in inspect.signature(self.model.forward).parameters
+        if not takes_vectors or not hasattr(self.model, "embeddings"):
             raise InputError(
                 "it reads word pieces alone, no vectors in their place",
                 where=f"encoder {type(self.model).__name__}",

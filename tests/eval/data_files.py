@@ -20,8 +20,8 @@ from manifests import manifest
 from manifests.files import sha256, write_json
 from manifests.grounding import read_grounding
 from manifests.tables import Manifest
+from train.bag import ConceptBag, ConceptBagSettings
 from train.data import RetrievalData
-from train.selfalign import ConceptBag
 
 ATTRIBUTES = sorted({value for words in WORDS.values() for value in words.values()})
 SIDE = 96
@@ -78,19 +78,22 @@ def retrieval_data(folder: Path, split: str = "test") -> RetrievalData:
 
 def give_codebook(model: nn.Module) -> nn.Module:
     """Give an `AttributeModel` a codebook whose entry k is `ATTRIBUTES[k]`."""
-    model.bag = ConceptBag(len(ATTRIBUTES), len(ATTRIBUTES), temperature=0.1)
+    model.bag = ConceptBag(len(ATTRIBUTES), ConceptBagSettings(num_concepts=len(ATTRIBUTES)))
     model.bag.codebook.data = torch.eye(len(ATTRIBUTES))
     return model
 
 
 @dataclass
 class Encoded:
-    """What the encoders give: `train.models`' Encoding."""
+    """What the encoders give: `train.encoding.Encoding`."""
 
     pooled: torch.Tensor
     context: torch.Tensor
     locals: torch.Tensor
     mask: torch.Tensor
+
+    def unit(self, kind: str) -> torch.Tensor:
+        return self.locals
 
 
 class AttributeModel(nn.Module):
@@ -109,6 +112,7 @@ class AttributeModel(nn.Module):
                 table[number, ATTRIBUTES.index(meaning[word])] = 1
         self.words = nn.Parameter(table)
         self.broken = broken
+        self.losses, self.bag, self.alignment = {}, None, None
 
     def encode_images(self, batch) -> Encoded:
         features = nn.functional.normalize(batch.features.float(), dim=-1)

@@ -7,7 +7,7 @@ import torch
 
 from eval.cost import search, search_again, word_region_scores
 from eval.cross_attention import cross_attention_scores
-from train.losses import alignment_scores
+from train.all_pairs import alignment_scores
 
 
 def test_search_finds_the_best_in_several_passes():

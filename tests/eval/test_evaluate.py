@@ -25,7 +25,8 @@ from manifests.grounding import read_grounding
 from tests.eval.data_files import ATTRIBUTES, AttributeModel, draw_data_set, retrieval_data
 from train import train
 from train.data import RetrievalData
-from train.models import build_model, similarity
+from train.encoding import similarity
+from train.model import build_model
 from train.settings import RunSettings
 
 
@@ -57,8 +58,8 @@ def test_scores_of_many_views_and_a_context_are_the_models(data: RetrievalData, 
         epochs=1,
         base={"name": "camera", "dim": 32, "heads": 2, "views": 3},
         text={"reads": "tokens", "word_dim": 4},
-        triplet={},
-        selfalign={"context": {}, "bag": {"num_concepts": 6}},
+        losses={"triplet": {}, "cra": {}},
+        bag={"num_concepts": 6},
     )
     network = build_model(settings, len(ATTRIBUTES), len(data.token_store.vocabulary)).eval()
     found = embed(network, data, 5, run="r", quiet=True)
@@ -162,9 +163,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "batch_size": 16,
         "base": {"name": "vsrn", "dim": 8, "graph_layers": 1},
         "text": {"reads": "tokens", "word_dim": 4},
-        "triplet": {},
-        "selfalign": {"concept": {"num_concepts": 8}, "context": {"num_negatives": 16}},
-        "aladin": {"distillation": {"weight": 10.0}},
+        "losses": {
+            "triplet": {},
+            "lca": {"num_concepts": 8},
+            "cra": {"num_negatives": 16},
+            "alignment": {},
+            "distillation": {"weight": 10.0},
+        },
     }
     train.run(
         name="tiny",
@@ -252,7 +257,7 @@ def test_a_diverged_run_stops_the_stage_and_is_named(trained: Path, tmp_path: Pa
     broken.mkdir()
     (broken / "run.json").write_bytes((trained / "run" / "model" / "run.json").read_bytes())
     weights = load_file(trained / "run" / "model" / "model.safetensors")
-    bias = next(name for name in weights if name.startswith("caption_encoder") and "bias" in name)
+    bias = next(name for name in weights if name.startswith("base.captions") and "bias" in name)
     weights[bias] = torch.full_like(weights[bias], float("nan"))
     save_file(weights, broken / "model.safetensors")
     with pytest.raises(InputError, match="run tiny, caption 0"):

@@ -12,18 +12,11 @@ from eval.modes import mode_figures, reranked
 from eval.ranks import retrieval_ranks
 from eval.recall import recalls
 from tests.eval.data_files import AttributeModel, draw_data_set, retrieval_data
-from train.losses import alignment_scores
-from train.settings import RunSettings
+from train.all_pairs import alignment_scores
+from train.losses.alignment import Alignment, AlignmentSettings
+from train.losses.loss import Shape
 
 DIM = 6
-TEACHING = {
-    "dataset": "demo",
-    "epochs": 1,
-    "base": {"name": "vsrn"},
-    "text": {"reads": "tokens"},
-    "triplet": {},
-    "aladin": {},
-}
 
 
 def made_locals(counts: list[int], seed: int, distinct: bool = True) -> Locals:
@@ -43,12 +36,20 @@ def one_by_one(teacher: Alignments) -> np.ndarray:
             F.normalize(side.vectors[side.first[n] : side.first[n] + side.count[n]].double(), dim=-1)
             for side, n in ((teacher.regions, image), (teacher.words, caption))
         )
-        best = (words @ regions.T).amax(1).clamp(min=0)
-        scores[image, caption] = best.mean() if teacher.mean else best.sum()
+        cosines = words @ regions.T
+        of_words, of_regions = cosines.amax(1).clamp(min=0), cosines.amax(0).clamp(min=0)
+        scores[image, caption] = {
+            "MrSw": of_words.sum(),
+            "MrAVGw": of_words.mean(),
+            "MwSr": of_regions.sum(),
+            "symm": of_words.sum() + of_regions.sum(),
+            "sum": cosines.sum(),
+            "mean": cosines.mean(),
+        }[teacher.aggregation]
     return scores
 
 
-@pytest.fixture(params=[False, True], ids=["sum", "mean"])
+@pytest.fixture(params=["MrSw", "MrAVGw", "MwSr", "symm", "sum", "mean"])
 def teacher(request: pytest.FixtureRequest) -> Alignments:
     return Alignments(made_locals([3, 1, 5, 2, 4], 0), made_locals([1, 4, 2, 6, 3, 1, 2], 1), request.param)
 
@@ -120,8 +121,7 @@ def test_reranking_is_a_sort_of_the_students_best(count: int, distinct: bool) ->
 def test_the_locals_of_a_split_are_the_models(tmp_path) -> None:
     folder = draw_data_set(tmp_path)
     model, data = AttributeModel(folder), retrieval_data(folder)
-    model.aligned = lambda encoding: encoding.locals
-    model.settings = RunSettings(**TEACHING)
+    model.alignment = Alignment(AlignmentSettings(locals="projected"), Shape(1, 1, 1, 1, (1, 2)), {})
     found = embed_locals(model, data, 7, quiet=True)
     seen = model.encode_images(data.region_batch(range(len(data.images))))
     read = model.encode_captions(data.word_batch(range(data.num_captions)))

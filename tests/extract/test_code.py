@@ -11,7 +11,7 @@ from extract.engine.code import code_fingerprint
 from extract.vision.detectors import DETECTORS
 from extract.vision.shards import detector_code
 from tests.pipeline.project import CHECKOUT
-from train.reuse import unused_modules
+from train.reuse import run_code, unused_modules
 from train.settings import RunSettings
 
 BASES = {"vsrn": {"name": "vsrn", "dim": 8, "graph_layers": 1}, "camera": {"name": "camera", "dim": 64}}
@@ -31,7 +31,8 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_settings(base: dict) -> RunSettings:
-    return RunSettings(dataset="d", epochs=1, base=base, text={"reads": "tokens", "word_dim": 8}, triplet={})
+    losses = {"triplet": {}} | ({"diversity": {}} if base["name"] == "camera" else {})
+    return RunSettings(dataset="d", epochs=1, base=base, text={"reads": "tokens", "word_dim": 8}, losses=losses)
 
 
 @pytest.fixture
@@ -45,10 +46,7 @@ def fingerprints(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
         detectors = {
             name: code_fingerprint("extract.vision.shards", part.__module__) for name, part in DETECTORS.load().items()
         }
-        return detectors | {
-            name: code_fingerprint("train.train", "eval.validation", without=unused_modules(run_settings(base)))
-            for name, base in BASES.items()
-        }
+        return detectors | {name: run_code(run_settings(base)) for name, base in BASES.items()}
 
     yield found
     for kept in (code._tree, code._meaning, code._imports):
@@ -81,31 +79,14 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
         "rcnn",
         "detectron2",
     }
-    assert changed("train/models/camera.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera"}
-    assert changed("train/losses/ranking.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera", "vsrn"}
-    assert changed("train/models/cusa.py", "import torch\n", "import torch\n\nX = 1\n") == set()
+    assert changed("train/bases/camera.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera"}
+    assert changed("train/ranking.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera", "vsrn"}
+    assert changed("train/losses/diversity.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera"}
+    assert changed("train/losses/usa.py", "weight: float", "wait: float") == set()
+    assert changed("train/bag.py", "import torch\n", "import torch\n\nX = 1\n") == set()
     assert changed("extract/stages/regions.py", '"regions"', '"regions "') == set()
 
 
-@pytest.mark.parametrize(
-    "base",
-    [
-        {"name": "vsrn", "dim": 8, "graph_layers": 1},
-        {"name": "camera", "dim": 64},
-        {"name": "vse_infinity", "dim": 8},
-        {"name": "transformer", "dim": 64, "layers": 1, "heads": 2},
-    ],
-    ids=lambda base: base["name"],
-)
-def test_no_module_that_a_run_uses_imports_one_that_it_leaves_out(base: dict) -> None:
-    left_out = unused_modules(run_settings(base)) - {"train.curves", "train.reuse", "train.state"}
-    chooses = {"train.models", "train.models.retrieval", "train.losses", "train.selfalign", "train.epochs"}
-    kept = [f"train.models.{path.stem}" for path in (CHECKOUT / "train/models").glob("*.py")]
-    for module in set(kept) - left_out - chooses - {"train.models.__init__"}:
-        assert not left_out.intersection(code._imports(module)), module
-
-
 def test_every_module_that_a_run_may_leave_out_is_there() -> None:
-    settings = run_settings({"name": "vse_infinity", "dim": 8})
-    for module in unused_modules(settings):
+    for module in unused_modules(run_settings({"name": "vse_infinity", "dim": 8})):
         assert (CHECKOUT / f"{module.replace('.', '/')}.py").is_file(), module

@@ -41,7 +41,7 @@ from tests.extract.exchange_files import write_data_set
 from tests.extract.region_files import encoded, large_png, quick_settings, scene
 from train.checkpoint import data_recipe, read_record, save_model
 from train.data import RetrievalData
-from train.models import build_model
+from train.model import build_model
 from train.settings import RunSettings
 from train.state import Progress, StateFolder
 
@@ -51,11 +51,10 @@ SETTINGS = {
     "batch_size": 10,
     "base": {"name": "vsrn", "dim": 8, "graph_layers": 1},
     "text": {"reads": "tokens", "word_dim": 4},
-    "triplet": {},
-    "selfalign": {"concept": {"num_concepts": 4}, "context": {"num_negatives": 4}},
+    "losses": {"triplet": {}, "lca": {"num_concepts": 4}, "cra": {"num_negatives": 4}},
 }
 RUNS = {
-    "plain": RunSettings(**{**SETTINGS, "selfalign": None}),
+    "plain": RunSettings(**{**SETTINGS, "losses": {"triplet": {}}}),
     "aligned": RunSettings(**SETTINGS),
     "cached": RunSettings(**{**SETTINGS, "text": {"reads": "text_features"}}),
 }

@@ -101,7 +101,7 @@ def work(folder: Path) -> None:
         batch_size=128,
         base={"name": "vse_infinity", "dim": 8},
         text={"reads": "tokens", "word_dim": 8},
-        triplet={},
+        losses={"triplet": {}},
     )
     train(
         name="many",

@@ -173,7 +173,7 @@ def shrink_demo(params: dict[str, Any]) -> dict[str, Any]:
     for run in small["runs"].values():
         run |= {"epochs": 2, "batch_size": 32}
         run["base"]["dim"], run["text"]["word_dim"] = 32, 16
-    small["runs"]["vsrn-selfalign"]["selfalign"]["concept"]["num_concepts"] = 32
+    small["runs"]["vsrn-selfalign"]["losses"]["lca"]["num_concepts"] = 32
     small["studies"]["codebook-size"]["values"] = [4, 8]
     small["studies"]["part-of-speech"]["values"] = [["NOUN"], None]
     return small
@@ -198,8 +198,9 @@ def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, A
     small["teachers"] = {
         "pictures": {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa"}}
     }
-    changed = {"dataset": "pictures", "labels": "teachers", "text": {"reads": "text_features"}, "cusa": {}}
+    changed = {"dataset": "pictures", "labels": "teachers", "text": {"reads": "text_features"}}
     small["runs"]["on-pictures"] = copy.deepcopy(aligned) | changed
+    small["runs"]["on-pictures"]["losses"] |= {"csa": {}, "cusa_contrast": {}, "usa": {}}
     return small
 
 

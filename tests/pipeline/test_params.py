@@ -47,8 +47,9 @@ def test_the_committed_file_is_valid() -> None:
 
 def test_selfalign_is_compared_with_the_same_base() -> None:
     base, aligned = (COMMITTED["runs"][name] for name in ("vsrn", "vsrn-selfalign"))
-    assert {key: value for key, value in aligned.items() if key not in ("contrast", "selfalign")} == base
-    assert set(aligned["selfalign"]) == {"concept", "context", "word_region", "bag"}
+    kept = {name: aligned["losses"][name] for name in base["losses"]}
+    assert {key: value for key, value in aligned.items() if key != "bag"} | {"losses": kept} == base
+    assert aligned["losses"].keys() - kept.keys() == {"contrast", "lca", "cra", "word_region"}
 
 
 def test_an_optional_set_is_turned_on_by_its_alias_and_stands_behind_the_other_runs(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_an_optional_set_is_turned_on_by_its_alias_and_stands_behind_the_other_r
         ("datasets.demo.tokens.mincount", "min_count"),
         ("runs.vsrn.epoch", "epochs"),
         ("runs.vsrn.base.dims", "dim"),
-        ("runs.vsrn-selfalign.selfalign.concept.num_concept", "num_concepts"),
+        ("runs.vsrn-selfalign.losses.lca.num_concept", "num_concepts"),
         ("report.example", "examples"),
         ("datasets.demo.pack.images_per_shrd", "images_per_shard"),
     ],
@@ -208,20 +209,18 @@ BUILT_IN = {"images": {"model": "regions-mean", "reads": "regions"}, "captions":
             "the teacher a/vit reads manifest: set reads to that",
         ),
         ("runs.vsrn.labels", None, "runs.vsrn.labels: field required"),
-        ("runs.vsrn.labels", "teachers", "cusa needs `labels: teachers`, and nothing else does"),
-        ("runs.vsrn.cusa", {}, "cusa needs `labels: teachers`, and nothing else does"),
-        ("runs.vsrn.cusa", {"contrast": {"wait": 1}}, "runs.vsrn.cusa.contrast.wait: unknown key"),
+        ("runs.vsrn.labels", "teachers", "csa and usa need `labels: teachers`, and nothing else does"),
+        ("runs.vsrn.losses", {"csa": {}}, "losses.csa needs `labels: teachers`"),
+        ("runs.vsrn.losses", {"csa": {"wait": 1}}, "runs.vsrn.losses.csa.wait: unknown key (did you mean 'weight'?)"),
+        ("runs.vsrn.losses", {"csaa": {}}, "no loss 'csaa' (did you mean 'csa'?)"),
+        ("runs.vsrn.losses", {}, "a run without losses learns nothing"),
         (
-            "runs.vsrn.cusa",
-            {"contrast": {"temperature": 0.2}},
-            "contrast: value error, temperature 0.2 must lie within",
+            "runs.vsrn.losses",
+            {"cusa_contrast": {"temperature": 0.2}},
+            "runs.vsrn.losses.cusa_contrast: value error, temperature 0.2 must lie within",
         ),
-        ("runs.vsrn.cusa", {"uni_modal": {"bounds": [0.9, 0.1]}}, "uni_modal: value error, bounds are [0.9, 0.1]"),
-        (
-            "runs.vsrn.cusa",
-            {"cross_modal": {"bounds": [0.5, 0.5]}},
-            "modal: value error, bounds are [0.5, 0.5]",
-        ),
+        ("runs.vsrn.losses", {"usa": {"bounds": [0.9, 0.1]}}, "losses.usa: value error, bounds are [0.9, 0.1]"),
+        ("runs.vsrn.losses", {"csa": {"bounds": [0.5, 0.5]}}, "losses.csa: value error, bounds are [0.5, 0.5]"),
     ],
 )
 def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, told: str) -> None:
@@ -230,7 +229,7 @@ def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, t
 
 def test_a_run_needs_the_teachers_that_it_learns_from(tmp_path: Path) -> None:
     params = copy.deepcopy(COMMITTED)
-    params["runs"]["vsrn"] |= {"labels": "teachers", "cusa": {}}
+    params["runs"]["vsrn"] |= {"labels": "teachers", "losses": {"triplet": {}, "csa": {}}}
     params["teachers"] = {}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -248,9 +247,32 @@ def test_the_demos_runs_with_cusa_add_it_and_nothing_else() -> None:
     params = read_params(CHECKOUT / "params.yaml")
     for base in ("vsrn", "vsrn-selfalign"):
         ours = params.optional["cusa"][f"{base}-cusa"]
-        assert ours.cusa and ours.labels == "teachers"
-        usual = params.runs[base].model_copy(update={"contrast": None})  # CUSA has a contrastive term of its own
-        assert ours.model_copy(update={"cusa": None, "labels": "manifest"}) == usual
+        added = {"csa", "cusa_contrast", "usa"}  # CUSA has a contrastive term of its own
+        assert added <= ours.losses.keys() and ours.labels == "teachers"
+        usual = params.runs[base]
+        kept = {name: loss for name, loss in usual.losses.items() if name != "contrast"}
+        assert {name: loss for name, loss in ours.losses.items() if name not in added} == kept
+        assert ours.model_copy(update={"losses": kept, "labels": "manifest"}) == usual.model_copy(
+            update={"losses": kept}
+        )
+
+
+def test_an_old_run_is_answered_with_what_to_write(tmp_path: Path) -> None:
+    """The losses that a run had in many places, and the block that means the same."""
+    old = copy.deepcopy(COMMITTED["runs"]["vsrn"])
+    old["base"] |= {"caption_decoder": {"dim": 64}}
+    old |= {
+        "triplet": old.pop("losses")["triplet"],
+        "selfalign": {"concept": {"num_concepts": 9}, "bag": {"codebook": False}},
+        "aladin": {"alignment": {"over_words": "mean"}},
+    }
+    text = message(changed(tmp_path, "runs.old", old))
+    assert "runs.old" in text and "aren't in one map" in text
+    block = yaml.safe_load(text[text.index("runs.old: {") + len("runs.old: ") :].rstrip("."))
+    run = {key: value for key, value in old.items() if key not in ("triplet", "selfalign", "aladin")} | block
+    found = read_params(changed(tmp_path, "runs.new", run)).run("new")
+    assert found.losses.keys() == {"alignment", "generation", "lca", "triplet"} and found.bag and not found.bag.codebook
+    assert found.losses["lca"].num_concepts == 9 and found.losses["alignment"].aggregation == "MrAVGw"
 
 
 @pytest.mark.parametrize("content", [b"scenes: [1\nrest: 2", b"scenes: \xff\xfe"], ids=["broken", "not UTF-8"])
@@ -318,7 +340,7 @@ def test_an_ensemble_is_of_known_runs_on_one_data_set(tmp_path: Path) -> None:
     [
         ("run", "vsrn-selfaling", "did you mean 'vsrn-selfalign'?"),
         ("reads", "text_features", "which aren't the run's"),
-        ("key", "selfalign.concept.num_concept", "there is no 'selfalign.concept.num_concept'"),
+        ("key", "losses.lca.num_concept", "there is no 'losses.lca.num_concept'"),
         ("values", [0], "num_concepts: Input should be greater than or equal to 1"),
         ("changes", {"base.dims": 32}, "there is no 'base.dims'"),
     ],

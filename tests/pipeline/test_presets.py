@@ -7,50 +7,71 @@ import pytest
 from manifests.names import name_problem
 from pipeline.params import DatasetSettings
 from pipeline.strict_yaml import load
-from train.settings import CameraSettings, RunSettings
+from train.settings import RunSettings
 
 PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
-# learning rate, epochs, epochs between decays: METHODS of the paper's two bases.
+# learning rate, epochs, epochs between decays, pairs a batch: METHODS of the papers.
 SCHEDULES = {
-    ("flickr30k", "vsrn"): (2e-4, 30, 10),
-    ("coco", "vsrn"): (2e-4, 30, 15),
-    ("flickr30k", "camera"): (1e-4, 30, 10),
-    ("coco", "camera"): (1e-4, 40, 20),
+    ("flickr30k", "vsrn"): (2e-4, 30, 10, 128),
+    ("coco", "vsrn"): (2e-4, 30, 15, 128),
+    ("flickr30k", "camera"): (1e-4, 30, 10, 128),
+    ("coco", "camera"): (1e-4, 40, 20, 128),
+    ("flickr30k", "vse_infinity"): (5e-4, 25, 15, 128),
+    ("coco", "vse_infinity"): (5e-4, 25, 15, 128),
+    ("coco", "transformer"): (1e-5, 20, 15, 32),
 }
 
 
-def test_both_bases_with_and_without_selfalign_on_both_data_sets() -> None:
-    names = {f"{d}-{base}{end}" for d, base in SCHEDULES for end in ("", "-selfalign")}
+def run_of(path: Path) -> tuple[RunSettings, DatasetSettings, dict]:
+    preset = load(path.read_text(encoding="utf-8"))
+    (values,), (source,) = preset["runs"].values(), preset["datasets"].values()
+    return RunSettings.model_validate(values), DatasetSettings.model_validate(source), preset
+
+
+def test_the_papers_runs_are_there() -> None:
+    names = {
+        f"{d}-{base}{end}" for d in ("coco", "flickr30k") for base in ("vsrn", "camera") for end in ("", "-selfalign")
+    }
+    names |= {"coco-vse-infinity", "flickr30k-vse-infinity", "coco-aladin", "coco-aladin-frozen", "flickr30k-vsrn-cusa"}
     assert {path.stem for path in PRESETS} == names
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_is_valid_and_has_the_papers_numbers(path: Path) -> None:
-    preset = load(path.read_text(encoding="utf-8"))
-    assert set(preset) <= {"datasets", "text_features", "runs"}
+    run, data, preset = run_of(path)
+    assert set(preset) <= {"datasets", "text_features", "teachers", "runs"}
     assert not any(name_problem(name) for section in preset.values() for name in section)
-    (name, values), (dataset, source) = *preset["runs"].items(), *preset["datasets"].items()
-    run, data = RunSettings.model_validate(values), DatasetSettings.model_validate(source)
-    assert name == path.stem and run.dataset == dataset
-    camera = isinstance(run.base, CameraSettings)
-    assert (run.learning_rate, run.epochs, run.decay_epochs) == SCHEDULES[dataset, run.base.name]
-    assert (run.batch_size, run.decay, run.gradient_clip, run.base.dim) == (128, 0.1, 2.0, 2048)
-    assert (run.triplet.margin, run.triplet.all_negatives_epochs) == (0.2, 1)
-    assert (run.accumulate, run.precision, run.warmup_steps, run.patience) == (1, "float32", 0, None)
+    assert list(preset["runs"]) == [path.stem] and [run.dataset] == list(preset["datasets"])
+    rate, epochs, decay, batch = SCHEDULES[run.dataset, run.base.name]
+    epochs += 20 if path.stem.endswith("-frozen") else 0
+    assert (run.learning_rate, run.epochs, run.decay_epochs, run.batch_size) == (rate, epochs, decay, batch)
+    assert (run.decay, run.gradient_clip, run.accumulate, run.precision, run.warmup_steps) == (
+        0.1,
+        2.0,
+        1,
+        "float32",
+        0,
+    )
     assert (data.regions.selection.min_boxes, data.regions.selection.max_boxes) == (36, 36)
-    if camera:
-        assert (run.base.heads, run.base.views, run.base.diversity, data.tokens.max_pieces) == (64, 12, 0.01, 32)
-        assert run.text.reads == "text_features" and dataset in preset["text_features"]
+    assert run.bag is None and "word_region" not in run.losses and "contrast" not in run.losses
+    if run.base.name == "camera":
+        assert (run.base.dim, run.base.heads, run.base.views, data.tokens.max_pieces) == (2048, 64, 12, 32)
+        assert run.text.reads == "text_features" and run.dataset in preset["text_features"]
+        assert run.losses["diversity"].weight == 0.01
+    if run.base.name == "vsrn":
+        assert (run.base.dim, run.base.graph_layers, run.text.reads, run.text.word_dim) == (2048, 4, "tokens", 300)
+        assert (run.base.unit_regions, run.base.final_norm) == (
+            (True, False) if run.dataset == "coco" else (False, True)
+        )
+        assert (run.losses["generation"].weight, run.losses["generation"].dim) == (1.0, 512)
+    if run.base.name == "vse_infinity":
+        assert (run.base.dim, run.base.size_augmentation, run.text.encoder.tune) == (1024, 0.2, True)
+        assert (run.optimizer, run.encoder_rate) == ("adamw", 0.1)
+    if run.base.name == "transformer":
+        assert (run.base.head_heads, run.base.pooling, run.base.dropout) == (4, "first", 0.1)
+        assert "triplet" not in run.losses
     else:
-        assert (run.base.graph_layers, run.base.caption_decoder.dim, run.text.reads) == (4, 512, "tokens")
-    aligned = run.selfalign
-    assert (aligned is not None) == name.endswith("-selfalign")
-    if aligned:
-        lca, cra = aligned.concept, aligned.context
-        assert (lca.weight, lca.num_concepts, lca.temperature, lca.epsilon) == (1.0, 1024, 0.1, 0.05)
-        assert (lca.sinkhorn_iterations, lca.frozen_epochs, lca.both_directions) == (2, 1, False)
-        assert (cra.weight, cra.temperature, cra.num_negatives) == (1.0, 0.7, 512)
-        assert aligned.word_region is None and aligned.bag is None
+        assert (run.losses["triplet"].margin, run.losses["triplet"].all_negatives_epochs) == (0.2, 1)
 
 
 @pytest.mark.parametrize("path", [path for path in PRESETS if path.stem.endswith("-selfalign")], ids=lambda p: p.stem)
@@ -58,6 +79,22 @@ def test_selfalign_is_all_that_its_preset_adds(path: Path) -> None:
     with_it, without = (
         load(file.read_text(encoding="utf-8")) for file in (path, path.with_stem(path.stem.removesuffix("-selfalign")))
     )
+    run, _, _ = run_of(path)
+    lca, cra = run.losses["lca"], run.losses["cra"]
+    assert (lca.weight, lca.num_concepts, lca.temperature, lca.epsilon) == (1.0, 1024, 0.1, 0.05)
+    assert (lca.sinkhorn_iterations, lca.frozen_epochs, lca.both_directions) == (2, 1, False)
+    assert (cra.weight, cra.temperature, cra.num_negatives) == (1.0, 0.7, 512)
     (ours,), (base,) = with_it.pop("runs").values(), without.pop("runs").values()
-    assert ours.pop("selfalign") and ours == base
+    assert ours["losses"].pop("lca") and ours["losses"].pop("cra") and ours == base
     assert with_it == without
+
+
+def test_cusas_and_aladins_losses_are_the_published_ones() -> None:
+    cusa, _, _ = run_of(PRESETS[0].with_stem("flickr30k-vsrn-cusa"))
+    assert (cusa.losses["csa"].weight, cusa.losses["usa"].weight) == (1.0, 0.75)  # of SAF
+    assert cusa.losses["cusa_contrast"].reads == "heads" and cusa.losses["cusa_contrast"].divided
+    for name, teacher, start in (("coco-aladin", "joint", 0), ("coco-aladin-frozen", "frozen", 20)):
+        run, _, _ = run_of(PRESETS[0].with_stem(name))
+        assert (run.losses["alignment"].aggregation, run.losses["alignment"].all_negatives_epochs) == ("MrSw", 0)
+        taught = run.losses["distillation"]
+        assert (taught.mode, taught.scale, taught.teacher, taught.start_epoch) == ("listnet", 6.0, teacher, start)

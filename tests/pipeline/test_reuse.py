@@ -125,9 +125,9 @@ def test_a_forced_repro_after_a_commit_changes_no_hash_and_comments_train_nothin
     again = forty.repro("evaluate@own").text
     assert "run own: trained before with this data, settings and code, and reused" in again
     assert forty.digests("runs/own/model") == before
-    edit(forty, "train/models/camera.py", lambda text: text + "\nANOTHER = 1\n")
+    edit(forty, "train/bases/camera.py", lambda text: text + "\nANOTHER = 1\n")
     assert "and reused" in forty.repro("train@own").text
-    edit(forty, "train/losses/ranking.py", lambda text: text + "\nANOTHER = 1\n")
+    edit(forty, "train/ranking.py", lambda text: text + "\nANOTHER = 1\n")
     assert "and reused" not in forty.repro("train@own").text
 
 

@@ -11,18 +11,28 @@ from tests.train.forked import run_together
 from train.batches import RegionBatch, TeacherBatch, WordBatch, pad
 from train.joint import joint_gradients
 from train.masking import share_momentum
-from train.models import RetrievalModel, build_model
+from train.model import RetrievalModel, build_model
 from train.processes import Processes, join, leave
 from train.settings import RunSettings
 
 BASES = {
-    "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2, "caption_decoder": {"dim": 16}},
+    "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2},
     "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3, "dropout": 0.0},
-    "vse_infinity": {"name": "vse_infinity", "dim": 16, "position_dim": 4},
-    "transformer": {"name": "transformer", "dim": 16, "layers": 1, "heads": 2, "head_layers": 1, "dropout": 0.0},
+    "vse_infinity": {"name": "vse_infinity", "dim": 16, "position_dim": 4, "size_augmentation": 0.0},
+    "transformer": {
+        "name": "transformer",
+        "dim": 16,
+        "layers": 1,
+        "heads": 2,
+        "head_layers": 1,
+        "head_heads": 2,
+        "dropout": 0.0,
+    },
 }
-SELFALIGN = {"concept": {"num_concepts": 8, "frozen_epochs": 0}, "context": {}, "word_region": {}, "bag": {}}
-ADDED = {"selfalign": SELFALIGN, "aladin": {"distillation": {"mode": "mse"}}, "labels": "teachers", "cusa": {}}
+# Every loss that any base can have, and those that some can.
+LOSSES = {"triplet": {}, "contrast": {}, "lca": {"num_concepts": 8, "frozen_epochs": 0}, "cra": {}, "word_region": {}}
+LOSSES |= {"alignment": {}, "distillation": {"mode": "mse"}, "cusa_contrast": {}, "csa": {}, "usa": {}}
+OWN = {"vsrn": {"generation": {"dim": 16, "dropout": 0.0}}, "camera": {"diversity": {}}}
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -57,8 +67,8 @@ class MadeData:
 def made_model(base: str, chunks: int = 1, **changes) -> RetrievalModel:
     torch.manual_seed(0)
     text = {"reads": "tokens", "word_dim": 8}
-    base_settings = {**BASES[base], **changes}
-    settings = RunSettings(dataset="x", epochs=1, base=base_settings, text=text, triplet={}, **ADDED)
+    run = {"base": {**BASES[base], **changes}, "losses": LOSSES | OWN.get(base, {}), "bag": {}, "labels": "teachers"}
+    settings = RunSettings(dataset="x", epochs=1, text=text, **run)
     model = build_model(settings, feature_dim=12, vocabulary_size=20).double().train()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):

@@ -6,23 +6,27 @@ import torch
 from manifests.errors import InputError
 from tests.encoders import tiny_config
 from tests.train.test_models import BASES, region_batch, settings, word_batch
+from train.all_pairs import alignment_scores
 from train.batches import WordBatch
-from train.losses import affine_mse, alignment_scores, all_pairs_triplet, hardest_triplet, listnet, ordinal
-from train.models import RetrievalModel, build_model, similarity
+from train.encoding import similarity
+from train.losses.distillation import affine_mse, listnet, ordinal
+from train.model import RetrievalModel, build_model
+from train.ranking import all_pairs_triplet, hardest_triplet
 from train.settings import RunSettings
 
 LENGTHS = [5, 1, 9, 3]
 
 
-def model_of(base: str, **aladin) -> RetrievalModel:
+def model_of(base: str, **losses) -> RetrievalModel:
     torch.manual_seed(0)
-    return build_model(settings(base, aladin=aladin), feature_dim=12, vocabulary_size=20).train()
+    losses = {"alignment": {"all_negatives_epochs": 1}, **losses}
+    return build_model(settings(base, losses), feature_dim=12, vocabulary_size=20).train()
 
 
 def terms(model: RetrievalModel, epoch: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     pairs = model(region_batch(LENGTHS, 9), word_batch(LENGTHS, 9))
-    return model.losses(pairs, torch.tensor([0, 1, 1, 2]), epoch)
+    return model.terms(pairs, torch.tensor([0, 1, 1, 2]), epoch)
 
 
 @pytest.mark.parametrize("kind", ["projected", "contextual"])
@@ -30,7 +34,7 @@ def terms(model: RetrievalModel, epoch: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("base", BASES)
 def test_the_terms_are_their_losses(base: str, mode: str, kind: str) -> None:
     alignment = {"weight": 2.0, "margin": 0.3, "all_negatives_epochs": 2, "locals": kind}
-    alignment["over_words"] = "mean" if mode == "mse" else "sum"
+    alignment["aggregation"] = "MrAVGw" if mode == "mse" else "MrSw"
     distillation = {"weight": 3.0, "mode": mode, "scale": 4.0, "start_epoch": 1}
     model = model_of(base, alignment=alignment, distillation=distillation).eval()
     pairs = model(region_batch(LENGTHS, 9), word_batch(LENGTHS, 9))
@@ -38,18 +42,18 @@ def test_the_terms_are_their_losses(base: str, mode: str, kind: str) -> None:
     image = torch.tensor([0, 1, 1, 2])
     name = "locals" if kind == "projected" else "contextual"
     teacher = alignment_scores(getattr(images, name), getattr(captions, name), images.mask, captions.mask)
+    teacher = teacher / torch.tensor(LENGTHS) if mode == "mse" else teacher
     student, same = similarity(images, captions), image[:, None] == image
-    affine = model.affine.detach() if mode == "mse" else None
+    affine = model.losses["distillation"].affine.detach() if mode == "mse" else None
     losses = {
         "listnet": lambda: listnet(teacher, student, 4.0),
         "mse": lambda: affine_mse(teacher, student, affine),
         "ordinal": lambda: ordinal(teacher, student),
     }
-    first, second, third = (model.losses(pairs, image, epoch) for epoch in (0, 1, 2))
+    first, second, third = (model.terms(pairs, image, epoch) for epoch in (0, 1, 2))
     assert "distillation" not in first and "distillation" in second
-    ranked = teacher / torch.tensor(LENGTHS) if mode == "mse" else teacher
-    torch.testing.assert_close(first["alignment"], 2 * all_pairs_triplet(ranked, 0.3, same))
-    torch.testing.assert_close(third["alignment"], 2 * hardest_triplet(ranked, 0.3, same))
+    torch.testing.assert_close(first["alignment"], 2 * all_pairs_triplet(teacher, 0.3, same))
+    torch.testing.assert_close(third["alignment"], 2 * hardest_triplet(teacher, 0.3, same))
     torch.testing.assert_close(second["distillation"], 3 * losses[mode]())
 
 
@@ -57,8 +61,8 @@ def test_the_terms_are_their_losses(base: str, mode: str, kind: str) -> None:
 def test_distillation_teaches_the_student_alone(base: str) -> None:
     model = model_of(base, distillation={})
     pairs = model(region_batch(LENGTHS, 9), word_batch(LENGTHS, 9))
-    locals_ = pairs.images.locals, pairs.captions.locals
-    loss = model.losses(pairs, torch.arange(4), 0)["distillation"]
+    locals_ = pairs.images.contextual, pairs.captions.contextual
+    loss = model.terms(pairs, torch.arange(4), 0)["distillation"]
     with_student = torch.autograd.grad(loss, [pairs.images.pooled, pairs.captions.pooled], retain_graph=True)
     assert all(slope.abs().sum() > 0 for slope in with_student)
     teacher = alignment_scores(*locals_, pairs.images.mask, pairs.captions.mask).detach()
@@ -86,17 +90,15 @@ def test_a_frozen_teacher_keeps_its_scores_while_the_student_learns(base: str, k
         with torch.no_grad():
             pairs = model(region_batch(LENGTHS, 9), word_batch(LENGTHS, 9))
             images, captions = pairs.images, pairs.captions
-            teacher = alignment_scores(model.aligned(images), model.aligned(captions), images.mask, captions.mask)
-            return teacher, similarity(images, captions)
+            return model.alignment.scores(images, captions), similarity(images, captions)
 
     def learn(epoch: int) -> set[str]:
         for _ in range(3):
-            model.train()
-            model.settle(epoch)
+            model.begin(epoch)
             found = terms(model, epoch)
             optimizer.zero_grad()
             sum(found.values()).backward()
-            model.freeze_gradients(epoch)
+            model.drop_gradients(epoch)
             optimizer.step()
         return found.keys()
 
@@ -112,7 +114,9 @@ def test_a_frozen_teacher_keeps_its_scores_while_the_student_learns(base: str, k
 
 def test_a_frozen_teacher_must_have_learnt() -> None:
     with pytest.raises(ValueError, match="start_epoch: set it to 1"):
-        settings("vsrn", aladin={"distillation": {"teacher": "frozen"}})
+        settings("vsrn", {"alignment": {}, "distillation": {"teacher": "frozen"}})
+    with pytest.raises(ValueError, match="learns from losses.alignment"):
+        settings("vsrn", {"distillation": {}})
 
 
 def piece_batch() -> WordBatch:
@@ -135,7 +139,7 @@ def test_a_checkpoints_encoder_reads_words_and_regions(architecture: str) -> Non
         "roberta": RobertaConfig(**shape, intermediate_size=16, max_position_embeddings=20),
         "distilbert": DistilBertConfig(vocab_size=40, dim=16, hidden_dim=16, n_layers=1, n_heads=2),
     }
-    chosen = settings("transformer", aladin={"distillation": {}})
+    chosen = settings("transformer", {"alignment": {}, "distillation": {}})
     chosen = chosen.model_copy(
         update={"text": chosen.text.model_validate({"reads": "tokens", "encoder": {"model": "x"}})}
     )
@@ -145,7 +149,7 @@ def test_a_checkpoints_encoder_reads_words_and_regions(architecture: str) -> Non
     assert not any("own" in name for name in model.state_dict())
     pairs = model(region_batch(LENGTHS, 9), piece_batch())
     gradients = [
-        torch.autograd.grad(side.pooled.square()[..., 0].sum(), model.words.parameters(), allow_unused=True)
+        torch.autograd.grad(side.contextual.square()[..., 0].sum(), model.words.parameters(), allow_unused=True)
         for side in (pairs.images, pairs.captions)
     ]
     shared = [all(g is not None and g.abs().sum() > 0 for g in both) for both in zip(*gradients, strict=True)]
@@ -182,11 +186,16 @@ def test_a_shared_encoder_must_read_vectors() -> None:
 
 def test_cached_states_have_no_encoder_to_share() -> None:
     with pytest.raises(ValueError, match="set text.reads to tokens"):
-        RunSettings(dataset="x", epochs=1, base=BASES["transformer"], text={"reads": "text_features"}, triplet={})
+        RunSettings(
+            dataset="x", epochs=1, base=BASES["transformer"], text={"reads": "text_features"}, losses={"triplet": {}}
+        )
 
 
 def test_the_order_of_regions_does_not_matter_and_that_of_words_does() -> None:
-    model = model_of("transformer").eval()
+    base = {**BASES["transformer"], "pooling": "mean"}
+    run = settings("transformer").model_dump(exclude_none=True) | {"base": base}
+    torch.manual_seed(0)
+    model = build_model(RunSettings(**run), feature_dim=12, vocabulary_size=20).eval()
     regions, words = region_batch([9, 9], 9), word_batch([9, 9], 9)
     turned = type(regions)(*(x.flip(1) if x.dim() > 2 else x for x in (regions.features, regions.boxes)),
                            regions.image_size, regions.mask)  # fmt: skip

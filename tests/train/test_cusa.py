@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from eval.evaluate import run as evaluate
 from eval.settings import EvaluationSettings
+from eval.siblings import caption_recalls
 from eval.validation import validate
 from extract.stages import teachers
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
@@ -26,10 +27,11 @@ from tests.train.joint_steps import BASES, MadeData, made_model
 from train.batches import TeacherBatch
 from train.checkpoint import load_model
 from train.data import RetrievalData
-from train.losses import shared_info_nce, soft_label_kl
-from train.models.cusa import SoftLabelAlignment, Temperature
-from train.models.encoding import similarity
-from train.settings import CusaSettings, RunSettings
+from train.encoding import similarity
+from train.losses.cusa_contrast import CusaContrast, CusaContrastSettings, shared_info_nce
+from train.losses.loss import Shape, Step
+from train.losses.soft_labels import Temperature, soft_label_kl
+from train.settings import RunSettings
 from train.train import run
 
 CAPTIONS = [0, 1, 5, 8, 14, 15, 21]
@@ -42,48 +44,59 @@ SETTINGS = {
     "accumulate": 2,
     "base": {"name": "camera", "dim": 32, "heads": 2, "views": 2, "dropout": 0.2},
     "text": {"reads": "tokens", "word_dim": 16},
-    "triplet": {},
-    "selfalign": {"context": {"num_negatives": 32}},
-    "cusa": {"cross_modal": {"weight": 10.0, "teacher_temperature": 0.1}},
+    "losses": {
+        "triplet": {},
+        "cra": {"num_negatives": 32},
+        "cusa_contrast": {},
+        "csa": {"weight": 10.0, "teacher_temperature": 0.1},
+        "usa": {},
+    },
 }
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_the_terms_on_every_base(base):
-    """CAMERA's three views included: a score is the best view's, an image in USA their mean."""
+    """CAMERA's three views included: an image's vector is their mean, beside what they share."""
     model, data = made_model(base), MadeData()
     pairs = model(data.region_batch(data.caption_image[CAPTIONS]), data.word_batch(CAPTIONS))
     image, taught = torch.from_numpy(data.caption_image[CAPTIONS]), data.teacher_batch(CAPTIONS)
-    terms = model.losses(pairs, image, 0, taught)
+    terms = model.terms(pairs, image, 0, taught)
 
-    cusa = model.cusa
-    scores = similarity(pairs.images, pairs.captions)
+    csa, usa = model.losses["csa"], model.losses["usa"]
+    vectors = []
+    for encoding in (pairs.images, pairs.captions):
+        vectors.append(encoding.embedding.mean(1) if encoding.pooled.shape[1] > 1 else encoding.embedding)
     teacher = [F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in (taught.images, taught.captions)]
-    contrast = shared_info_nce(scores, 0.05, image[:, None] == image[None])
-    csa = (soft_label_kl(scores, teacher[0], 0.45, 1.0) + soft_label_kl(scores.T, teacher[1], 0.45, 1.0)) / 2
-    own = []
-    for encoding, head in ((pairs.images, cusa.image_head), (pairs.captions, cusa.caption_head)):
-        vectors = encoding.embedding.mean(1) if encoding.pooled.shape[1] > 1 else encoding.embedding
-        vectors = F.normalize(head(vectors), dim=1)
-        own.append(vectors @ vectors.T)
-    usa = sum(soft_label_kl(x, s, 0.45, 1.0) for x, s in zip(own, teacher, strict=True)) / 2
+    scores = F.normalize(csa.images(vectors[0]), dim=1) @ F.normalize(csa.captions(vectors[1]), dim=1).T
+    contrast = shared_info_nce(scores, 0.05, image[:, None] == image[None]) / len(CAPTIONS)
+    across = (soft_label_kl(scores, teacher[0], 0.45, 1.0) + soft_label_kl(scores.T, teacher[1], 0.45, 1.0)) / 2
+    own = [F.normalize(head(x), dim=1) for head, x in zip((usa.images, usa.captions), vectors, strict=True)]
+    within = sum(soft_label_kl(x @ x.T, s, 0.45, 1.0) for x, s in zip(own, teacher, strict=True)) / 2
     assert terms["cusa_contrast"].item() == pytest.approx(contrast.item(), rel=1e-6)
-    assert terms["csa"].item() == pytest.approx(0.1 * csa.item(), rel=1e-6)
-    assert terms["usa"].item() == pytest.approx(0.5 * usa.item(), rel=1e-6)
+    assert terms["csa"].item() == pytest.approx(0.1 * across.item(), rel=1e-6)
+    assert terms["usa"].item() == pytest.approx(0.5 * within.item(), rel=1e-6)
 
     (terms["cusa_contrast"] + terms["csa"] + terms["usa"]).backward()
-    for parameter in cusa.parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0
+    for name in ("cusa_contrast", "csa", "usa"):
+        for parameter in model.losses[name].parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0
 
 
-def test_a_term_of_weight_0_is_not_there():
-    off = {"contrast": {"weight": 0}, "uni_modal": {"weight": 0}}
-    module = SoftLabelAlignment(CusaSettings(**off), 4)
-    assert [name for name, _ in module.named_parameters()] == ["cross_temperature.value"]
+@pytest.mark.parametrize("divided", [True, False])
+def test_the_contrast_may_read_the_final_scores(divided):
+    options = CusaContrastSettings(reads="embedding", divided=divided)
+    loss = CusaContrast(options, Shape(4, 4, 20, 8, (2, 3)), {})
+    assert [name for name, _ in loss.named_parameters()] == ["temperature.value"]
+    model, data = made_model("vsrn"), MadeData()
+    pairs = model(data.region_batch(data.caption_image[CAPTIONS]), data.word_batch(CAPTIONS))
+    image = torch.from_numpy(data.caption_image[CAPTIONS])
+    step = Step(pairs.images, pairs.captions, image[:, None] == image, pairs.pos, pairs.each, None, 0)
+    expected = shared_info_nce(similarity(pairs.images, pairs.captions), 0.05, step.same)
+    assert loss(step).item() == pytest.approx(expected.item() / (len(CAPTIONS) if divided else 1), rel=1e-6)
 
 
 def test_a_temperature_comes_back_into_its_bounds():
-    temperature = Temperature(0.05, (0.01, 0.10))
+    temperature = Temperature(CusaContrastSettings())
     assert temperature().item() == pytest.approx(0.05)
     for value, expected in ((7.0, 0.10), (-1.0, 0.01)):
         with torch.no_grad():
@@ -94,9 +107,9 @@ def test_a_temperature_comes_back_into_its_bounds():
         temperature.value.grad = None
 
 
-def test_cusa_and_its_labels_go_together():
-    for change in ({"labels": "manifest"}, {"cusa": None}):
-        with pytest.raises(ValueError, match="cusa needs `labels: teachers`"):
+def test_soft_labels_and_their_losses_go_together():
+    for change in ({"labels": "manifest"}, {"losses": {"triplet": {}}}):
+        with pytest.raises(ValueError, match="`labels: teachers`"):
             RunSettings(**SETTINGS | change)
 
 
@@ -157,9 +170,10 @@ def test_a_run_learns_from_its_teachers(trained, taught):
     record = json.loads((trained / "model" / "run.json").read_text())
     assert record["teachers"]["captions"]["name"] == "lsa" and "teachers" not in record["recipe"]
     weights = load_file(trained / "model" / "model.safetensors")
-    start = torch.tensor([0.05, 0.45, 0.45])
-    names = [f"cusa.{name}_temperature.value" for name in ("contrast", "cross", "uni")]
-    assert (torch.stack([weights[name] for name in names]) != start).all()
+    start = {"cusa_contrast.temperature": 0.05, "csa.temperature": 0.45, "usa.temperature": 0.45}
+    start["usa.caption_temperature"] = 0.45
+    for name, value in start.items():
+        assert weights[f"losses.{name}.value"] != torch.tensor(value), name
 
 
 def test_a_stopped_run_ends_like_an_uninterrupted_one(trained, taught, tmp_path):
@@ -185,7 +199,11 @@ def test_evaluation_needs_no_teachers_and_reports_uni_modal_retrieval(trained, d
         correspondence=tmp_path / "correspondence.json",
     )
     assert {"t2t_r1", "t2t_ndcg", "i2i_ndcg"} <= figures["unimodal"].keys() and figures["rsum"] > 0
-    assert load_model(trained / "model").cusa is not None
+    vectors = torch.from_numpy(np.load(tmp_path / "evaluation" / "captions.npy").astype(np.float32))
+    with torch.no_grad():
+        through = load_model(trained / "model").within("captions", vectors)
+    data = RetrievalData(**dataset, split="test")
+    assert caption_recalls(through.numpy(), data.caption_image)["t2t_r1"] == figures["unimodal"]["t2t_r1"]
 
 
 def test_the_feed_gives_each_caption_its_own_vectors(taught, tmp_path):
@@ -205,7 +223,7 @@ def test_the_feed_gives_each_caption_its_own_vectors(taught, tmp_path):
 
 def test_teachers_that_do_not_belong_are_refused(taught, tmp_path):
     without = {name: path for name, path in taught.items() if name != "teachers"}
-    with pytest.raises(InputError, match="CUSA learns from teachers.*dvc repro teachers@"):
+    with pytest.raises(InputError, match="it learns from teachers.*dvc repro teachers@"):
         train(without, tmp_path, SETTINGS)
     other, rows = tmp_path / "manifest", list(Manifest.open(taught["manifest"]).captioned)
     write_manifest(other, [replace(rows[0], captions=(*rows[0].captions, "A zebra.")), *rows[1:]])
@@ -228,7 +246,7 @@ def test_teachers_that_do_not_belong_are_refused(taught, tmp_path):
 def test_other_teachers_are_another_run(taught, tmp_path):
     """A state that was saved with other soft labels isn't continued."""
     base = {"name": "vse_infinity", "dim": 16, "position_dim": 4}
-    short = {**SETTINGS, "batch_size": 1500, "accumulate": 1, "base": base, "selfalign": None}
+    short = {**SETTINGS, "batch_size": 1500, "accumulate": 1, "base": base}
     with pytest.raises(Stopped):
         train(taught, tmp_path, short, stop_in=0)
     changed = Path(shutil.copytree(taught["teachers"], tmp_path / "teachers"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.losses import affine_mse, listnet, ordinal
+from train.losses.distillation import affine_mse, listnet, ordinal
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "data" / "distillation.npz"))
 

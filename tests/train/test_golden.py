@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from train.losses import all_pairs_triplet, diversity, hardest_triplet
-from train.selfalign import ConceptAlignment, context_alignment_loss, sinkhorn
+from tests.train.concepts import concept_alignment
+from train.losses.cra import context_alignment_loss
+from train.losses.diversity import diversity
+from train.losses.lca import sinkhorn
+from train.ranking import all_pairs_triplet, hardest_triplet
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "data" / "losses.npz"))
 
@@ -41,7 +44,7 @@ def test_concept_alignment(case: str, dtype: torch.dtype) -> None:
 
     lengths = golden("lens").long()
     words, regions = golden("t").requires_grad_(), golden("v").requires_grad_()
-    module = ConceptAlignment(
+    module = concept_alignment(
         words.shape[-1],
         len(golden("w_in")),
         epsilon=golden("eps").item(),
@@ -49,7 +52,7 @@ def test_concept_alignment(case: str, dtype: torch.dtype) -> None:
     ).to(dtype)
     with torch.no_grad():
         module.codebook.copy_(golden("w_in"))
-    loss = module(regions, words, torch.arange(words.shape[1]) < lengths[:, None])
+    loss = module.aligned(regions, words, torch.arange(words.shape[1]) < lengths[:, None])
     loss.backward()
     close(module.codebook.detach(), f"lca_{case}_w_normalised")
     close(loss.detach(), f"lca_{case}_loss")

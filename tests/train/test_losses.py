@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.losses import alignment_scores, all_pairs_triplet, diversity, hardest_triplet
-from train.selfalign import ConceptAlignment, context_alignment_loss, sinkhorn
-from train.settings import ConceptSettings
+from tests.train.concepts import concept_alignment
+from train.all_pairs import alignment_scores
+from train.losses.cra import context_alignment_loss
+from train.losses.diversity import diversity
+from train.losses.lca import ConceptAlignment, sinkhorn
+from train.ranking import all_pairs_triplet, hardest_triplet
 
 DISTILLATION = dict(np.load(Path(__file__).parents[1] / "data" / "distillation.npz"))
 
@@ -72,7 +75,7 @@ def test_alignment_scores_are_the_published_ones(case: str) -> None:
 )
 @pytest.mark.parametrize("at_least", [1, 1 << 18], ids=["a caption at a time", "all at once"])
 def test_alignment_scores(region_lengths: list[int], word_lengths: list[int], at_least: int, monkeypatch) -> None:
-    monkeypatch.setattr("train.losses.alignment._AT_LEAST", at_least)
+    monkeypatch.setattr("train.all_pairs._AT_LEAST", at_least)
     masks = up_to(region_lengths, 5), up_to(word_lengths, 4)
     regions = unit(len(region_lengths), 5, 3) * 3
     words = unit(len(word_lengths), 4, 3, seed=1) * 0.5
@@ -154,12 +157,12 @@ def test_sinkhorn_of_a_small_epsilon_and_scores_that_are_alike(epsilon: float) -
 def test_lca_of_a_small_epsilon_is_that_of_float64() -> None:
     regions = F.normalize(unit(6, 5, 8).float() + 1, dim=-1)
     words = unit(6, 4, 8, seed=1).float().requires_grad_()
-    module = ConceptAlignment(8, 64, epsilon=0.01)
+    module = concept_alignment(8, 64, epsilon=0.01)
     everywhere = torch.ones(6, 4, dtype=torch.bool)
-    loss = module(regions, words, everywhere)
+    loss = module.aligned(regions, words, everywhere)
     (gradient,) = torch.autograd.grad(loss, words)
     module.double()
-    exact = module(regions.double(), words.double(), everywhere)
+    exact = module.aligned(regions.double(), words.double(), everywhere)
     (exact_gradient,) = torch.autograd.grad(exact, words)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact.float(), rtol=1e-4, atol=1e-5)
@@ -181,13 +184,13 @@ def plain_prediction(
 ) -> Tensor:
     """One direction of L_LCA, vector by vector: x's predictions of their nearest y's assignments."""
     scores = torch.cat(y) @ codebook.T
-    assignments = plain_sinkhorn(scores, module.epsilon, module.sinkhorn_iterations).detach()
+    assignments = plain_sinkhorn(scores, module.options.epsilon, module.options.sinkhorn_iterations).detach()
     means, first = [], 0
     for vectors, candidates, has_partner in zip(x, y, partners, strict=True):
         losses = []
         for vector in vectors if has_partner else []:
             target = assignments[first + int((candidates @ vector).argmax())]
-            losses.append(-(target * (vector @ codebook.T / module.temperature).log_softmax(-1)).sum())
+            losses.append(-(target * (vector @ codebook.T / module.options.temperature).log_softmax(-1)).sum())
         if losses:
             means.append(torch.stack(losses).mean())
         first += len(candidates)
@@ -200,7 +203,7 @@ def plain_concept_loss(
     images = [x[there] for x, there in zip(regions, region_mask, strict=True)]
     captions = [x[there] for x, there in zip(words, word_mask, strict=True)]
     loss = plain_prediction(module, codebook, captions, [x.detach() for x in images], [True] * len(images))
-    if module.both_directions:
+    if module.options.both_directions:
         some = [len(caption) > 0 for caption in captions]
         loss = (loss + plain_prediction(module, codebook, images, [x.detach() for x in captions], some)) / 2
     return loss
@@ -230,11 +233,14 @@ def test_concept_alignment(word_lengths, region_lengths, iterations, temperature
         chosen = (torch.arange(words.shape[1]) % 2 == 1).repeat(pairs, 1)
         chosen[0, 0] = True
         taking_part = chosen & word_mask
-    module = ConceptAlignment(8, 6, temperature, epsilon, iterations, both_directions=both)
+    options = {"temperature": temperature, "epsilon": epsilon, "sinkhorn_iterations": iterations}
+    module = concept_alignment(8, 6, **options, both_directions=both)
 
     def ours(regions: Tensor, words: Tensor, codebook: Tensor) -> Tensor:
-        inputs = (regions, words, word_mask, region_mask, chosen)
-        return torch.func.functional_call(module, {"codebook": codebook}, inputs)
+        del module.codebook  # a parameter's place takes a tensor only then
+        module.codebook = codebook
+        module.eval()
+        return module.aligned(regions, words, word_mask, region_mask, chosen)
 
     def plain(regions: Tensor, words: Tensor, codebook: Tensor) -> Tensor:
         return plain_concept_loss(module, regions, words, codebook, region_mask, taking_part)
@@ -244,9 +250,9 @@ def test_concept_alignment(word_lengths, region_lengths, iterations, temperature
 
 @pytest.mark.parametrize("both", [False, True])
 def test_no_chosen_word_at_all_is_a_zero_with_a_graph(both: bool) -> None:
-    module = ConceptAlignment(8, 6, both_directions=both)
+    module = concept_alignment(8, 6, both_directions=both)
     regions, words = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
-    loss = module(regions, words, up_to([4, 2], 4), chosen=torch.zeros(2, 4, dtype=torch.bool))
+    loss = module.aligned(regions, words, up_to([4, 2], 4), chosen=torch.zeros(2, 4, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0
     assert not words.grad.any() and not module.codebook.grad.any()
@@ -254,40 +260,42 @@ def test_no_chosen_word_at_all_is_a_zero_with_a_graph(both: bool) -> None:
 
 @pytest.mark.parametrize("pair", [0, 1])
 def test_a_pair_without_regions_or_words_is_left_out_of_lca(pair: int) -> None:
-    module = ConceptAlignment(8, 6)
+    module = concept_alignment(8, 6)
     regions, words, word_mask = unit(3, 5, 8).float(), unit(3, 4, 8, seed=1).float(), up_to([4, 2, 1], 4)
     others = [i for i in range(3) if i != pair]
     region_mask = up_to([5, 3, 2], 5)
-    alone = module(regions[others], words[others], word_mask[others], region_mask[others])
+    alone = module.aligned(regions[others], words[others], word_mask[others], region_mask[others])
     region_mask[pair] = False
-    torch.testing.assert_close(module(regions, words, word_mask, region_mask), alone)
-    module.both_directions = True
+    torch.testing.assert_close(module.aligned(regions, words, word_mask, region_mask), alone)
+    module = concept_alignment(8, 6, both_directions=True)
     for masks in ((word_mask, region_mask), (region_mask.any(1, keepdim=True) & word_mask, region_mask)):
         leaves = [x.clone().requires_grad_() for x in (regions, words)]
-        module(*leaves, *masks).backward()
+        module.aligned(*leaves, *masks).backward()
         assert all(leaf.grad.isfinite().all() and not leaf.grad[pair].any() for leaf in leaves)
 
 
 def test_lca_of_no_pair_with_regions_is_zero() -> None:
-    module = ConceptAlignment(8, 6, both_directions=True)
-    loss = module(unit(2, 3, 8).float(), unit(2, 4, 8).float(), up_to([4, 2], 4), torch.zeros(2, 3, dtype=torch.bool))
+    module = concept_alignment(8, 6, both_directions=True)
+    loss = module.aligned(
+        unit(2, 3, 8).float(), unit(2, 4, 8).float(), up_to([4, 2], 4), torch.zeros(2, 3, dtype=torch.bool)
+    )
     loss.backward()
     assert loss.item() == 0 and not module.codebook.grad.any()
 
 
 def test_lca_may_be_asked_twice_before_one_backward_and_changes_nothing_in_evaluation() -> None:
-    module, inputs = ConceptAlignment(8, 6), (unit(2, 3, 8).float(), unit(2, 4, 8, seed=1).float(), up_to([4, 2], 4))
+    module, inputs = concept_alignment(8, 6), (unit(2, 3, 8).float(), unit(2, 4, 8, seed=1).float(), up_to([4, 2], 4))
     with torch.no_grad():
         module.codebook.mul_(3)
-    once, twice = module(*inputs), module(*inputs)
+    once, twice = module.aligned(*inputs), module.aligned(*inputs)
     (once + twice).backward()
     accumulated = module.codebook.grad.clone()
     torch.testing.assert_close(module.codebook.norm(dim=1), torch.ones(6))
     module.zero_grad()
-    module(*inputs).backward()
+    module.aligned(*inputs).backward()
     torch.testing.assert_close(accumulated, 2 * module.codebook.grad)
     before = module.codebook.detach().clone()
-    module.eval()(*inputs)
+    module.eval().aligned(*inputs)
     assert torch.equal(module.codebook, before)
 
 
@@ -295,15 +303,15 @@ def test_lca_may_be_asked_twice_before_one_backward_and_changes_nothing_in_evalu
 def test_sinkhorn_refuses_what_it_cannot_assign(epsilon: float, iterations: int) -> None:
     with pytest.raises(ValueError, match=f"is {epsilon}, iterations 1 and is {iterations}"):
         sinkhorn(torch.randn(3, 4), epsilon, iterations)
-    with pytest.raises(ValueError, match="epsilon must be"):
-        ConceptAlignment(8, 6, epsilon=epsilon, sinkhorn_iterations=iterations)
+    with pytest.raises(ValueError, match="epsilon|sinkhorn_iterations"):
+        concept_alignment(8, 6, epsilon=epsilon, sinkhorn_iterations=iterations)
 
 
 def test_settings_and_loss_agree_on_the_least_epsilon() -> None:
-    assert ConceptAlignment(8, 6, epsilon=ConceptSettings(epsilon=0.004).epsilon).epsilon == 0.004
+    sinkhorn(torch.randn(3, 4), concept_alignment(8, 6, epsilon=0.004).options.epsilon, 2)
     for refusing in (
-        lambda epsilon: ConceptSettings(epsilon=epsilon),
-        lambda epsilon: ConceptAlignment(8, 6, 0.1, epsilon),
+        lambda epsilon: concept_alignment(8, 6, epsilon=epsilon),
+        lambda epsilon: sinkhorn(torch.randn(3, 4), epsilon, 2),
     ):
         with pytest.raises(ValueError, match="epsilon"):
             refusing(0.0039)
@@ -404,7 +412,7 @@ def test_diversity_of_ragged_images() -> None:
 
 
 def call_concept_alignment(module: ConceptAlignment, regions: Tensor, words: Tensor) -> Tensor:
-    return module(regions, words, torch.arange(words.shape[1], device=words.device).expand(words.shape[:2]) < 5)
+    return module.aligned(regions, words, torch.arange(words.shape[1], device=words.device).expand(words.shape[:2]) < 5)
 
 
 CALLS = {
@@ -419,7 +427,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("call", CALLS)
 def test_autocast_and_compile_change_little(call: str, device: str) -> None:
-    module = ConceptAlignment(64, 12, both_directions=True).to(device)
+    module = concept_alignment(64, 12, both_directions=True).to(device)
     regions, words = unit(4, 5, 64).float().to(device), unit(4, 6, 64, seed=1).float().to(device)
     function = CALLS[call](module)
 

@@ -4,37 +4,31 @@ import pytest
 import torch
 
 from train.batches import RegionBatch, WordBatch
+from train.losses.cra import ContextAggregation
 from train.masking import MaskedBatchNorm, masked_mean
-from train.models import build_model
-from train.selfalign import ContextAggregation
+from train.model import build_model
 from train.settings import RunSettings
 
 BASES = {
-    "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2, "caption_decoder": {"dim": 16}},
+    "vsrn": {"name": "vsrn", "dim": 16, "graph_layers": 2},
     "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3},
     "vse_infinity": {"name": "vse_infinity", "dim": 16, "position_dim": 4},
     "transformer": {"name": "transformer", "dim": 16, "layers": 2, "heads": 2, "head_layers": 1, "positions": 40},
 }
+OWN = {"vsrn": {"generation": {"dim": 16}}, "camera": {"diversity": {}}}
+EVERYTHING = {"lca": {"num_concepts": 8}, "cra": {}, "word_region": {}, "alignment": {}, "distillation": {}}
 
 
-def settings(base: str, selfalign=None, aladin=None) -> RunSettings:
+def settings(base: str, losses: dict | None = None, bag: dict | None = None) -> RunSettings:
+    """A run of a base with its own losses, and with others."""
     return RunSettings(
         dataset="x",
         epochs=3,
         base=BASES[base],
         text={"reads": "tokens", "word_dim": 8},
-        triplet={},
-        selfalign=selfalign,
-        aladin=aladin,
+        losses={"triplet": {}, **OWN.get(base, {}), **(losses or {})},
+        bag=bag,
     )
-
-
-EVERYTHING = {
-    "concept": {"num_concepts": 8},
-    "context": {},
-    "word_region": {},
-    "bag": {"num_concepts": 6},
-}
 
 
 def region_batch(lengths: list[int], width: int) -> RegionBatch:
@@ -67,10 +61,11 @@ def word_batch(lengths: list[int], width: int) -> WordBatch:
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("selfalign", [None, EVERYTHING], ids=["base", "selfalign"])
-def test_an_embedding_does_not_depend_on_its_batch(base, selfalign):
+@pytest.mark.parametrize("losses", [None, EVERYTHING], ids=["base", "selfalign"])
+def test_an_embedding_does_not_depend_on_its_batch(base, losses):
     torch.manual_seed(0)
-    model = build_model(settings(base, selfalign), feature_dim=12, vocabulary_size=20)
+    bag = {"num_concepts": 6} if losses else None
+    model = build_model(settings(base, losses, bag), feature_dim=12, vocabulary_size=20)
     lengths = [5, 1, 9]
     model.train()
     for _ in range(3):
@@ -91,14 +86,13 @@ def test_an_embedding_does_not_depend_on_its_batch(base, selfalign):
 @pytest.mark.parametrize("base", BASES)
 def test_losses_do_not_see_padding(base):
     torch.manual_seed(0)
-    model = build_model(settings(base, EVERYTHING, {"distillation": {}}), feature_dim=12, vocabulary_size=20).eval()
+    model = build_model(settings(base, EVERYTHING), feature_dim=12, vocabulary_size=20).eval()
     lengths = [5, 1, 9]
     narrow, wide = (
-        model.losses(model(region_batch(lengths, width), word_batch(lengths, width)), torch.arange(3), 0)
+        model.terms(model(region_batch(lengths, width), word_batch(lengths, width)), torch.arange(3), 0)
         for width in (9, 30)
     )
-    own = {"vsrn": {"generation"}, "camera": {"diversity"}, "vse_infinity": set(), "transformer": set()}
-    assert set(narrow) == {"triplet", "lca", "cra", "word_region", "alignment", "distillation"} | own[base]
+    assert set(narrow) == {"triplet"} | EVERYTHING.keys() | OWN.get(base, {}).keys()
     for name in narrow:
         torch.testing.assert_close(narrow[name], wide[name], rtol=1e-5, atol=1e-6)
 
@@ -106,9 +100,31 @@ def test_losses_do_not_see_padding(base):
 def test_masked_batch_norm_is_batch_norm_of_the_valid_positions():
     x, mask = torch.randn(4, 6, 3), torch.rand(4, 6) > 0.4
     ours, plain = MaskedBatchNorm(3), torch.nn.BatchNorm1d(3)
-    torch.testing.assert_close(ours(x, mask)[mask], plain(x[mask]))
-    torch.testing.assert_close(ours.running_mean, plain.running_mean)
-    assert not ours(x, mask)[~mask].any()
+    found = ours(x, mask)
+    torch.testing.assert_close(found[mask], plain(x[mask]))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(getattr(ours, name), getattr(plain, name))
+    assert not found[~mask].any()
+    torch.testing.assert_close(ours.eval()(x, mask)[mask], plain.eval()(x[mask]))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_batch_norm_of_a_base_leaves_padding_out(base):
+    model = build_model(settings(base, EVERYTHING, {}), feature_dim=12, vocabulary_size=20)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase)]
+    assert all(isinstance(norm, MaskedBatchNorm) for norm in norms)
+    for module in model.modules():  # dropout draws by shape
+        module.training = module in norms
+    lengths, noise = [5, 1, 9], []
+    for width in (9, 30):  # more padding, with other numbers in it
+        for norm in norms:
+            norm.reset_running_stats()
+        torch.manual_seed(7)
+        padded = region_batch(lengths, width), word_batch(lengths, width)
+        model(*padded)
+        noise.append([norm.running_var.clone() for norm in norms])
+    for narrow, wide in zip(*noise, strict=True):
+        torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-6)
 
 
 def test_masked_mean():

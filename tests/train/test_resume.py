@@ -28,8 +28,7 @@ SETTINGS = {
     "accumulate": 2,
     "base": {"name": "camera", "dim": 32, "heads": 2, "views": 2, "dropout": 0.2},
     "text": {"reads": "tokens", "word_dim": 16},
-    "triplet": {},
-    "selfalign": {"concept": {"num_concepts": 16, "start_epoch": 1}, "context": {"num_negatives": 32}},
+    "losses": {"triplet": {}, "lca": {"num_concepts": 16, "start_epoch": 1}, "cra": {"num_negatives": 32}},
 }
 
 
@@ -126,7 +125,7 @@ SMALL = {
     "accumulate": 1,
     "batch_size": 1500,
     "base": {"name": "vse_infinity", "dim": 16, "position_dim": 4},
-    "selfalign": None,
+    "losses": {"triplet": {}},
 }
 
 
@@ -187,8 +186,8 @@ def test_tensorboard_is_asked_for_before_training(dataset, tmp_path):
 
 @pytest.mark.parametrize("base", [{"name": "vsrn", "dim": 32, "graph_layers": 1}, SETTINGS["base"], SMALL["base"]])
 def test_bfloat16_learns_nearly_the_same(dataset, tmp_path, base):
-    settings = {**SETTINGS, "epochs": 1, "accumulate": 1, "base": base, "triplet": {"all_negatives_epochs": 1}}
-    settings["selfalign"] = {"concept": {"num_concepts": 16}, "context": {"num_negatives": 32}}
+    settings = {**SETTINGS, "epochs": 1, "accumulate": 1, "base": base}
+    settings["losses"] = {"triplet": {}, "lca": {"num_concepts": 16}, "cra": {"num_negatives": 32}}
     train_here(dataset, tmp_path / "exact", settings)
     train_here(dataset, tmp_path / "coarse", {**settings, "precision": "bfloat16"})
     exact, coarse = rows(tmp_path / "exact")[0], rows(tmp_path / "coarse")[0]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from train.losses import shared_info_nce, soft_label_kl
+from train.losses.cusa_contrast import shared_info_nce
+from train.losses.soft_labels import soft_label_kl
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "data" / "distillation.npz"))
 CASES = sorted(name.split("_")[1] for name in GOLDEN if name.startswith("cusa_") and name.endswith("_kl"))

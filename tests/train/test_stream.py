@@ -229,7 +229,7 @@ SETTINGS = {
     "learning_rate": 2e-3,
     "base": {"name": "vsrn", "dim": 64, "graph_layers": 1},
     "text": {"reads": "tokens", "word_dim": 32},
-    "triplet": {"all_negatives_epochs": 4},
+    "losses": {"triplet": {"all_negatives_epochs": 4}},
 }
 
 

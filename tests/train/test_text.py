@@ -17,17 +17,17 @@ from tests.train.conftest import PARAMS
 from tests.train.runs import train_run
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
-from train.models import build_model
-from train.models.words import CachedStates, Transformer, WordEmbedding
+from train.model import build_model
 from train.settings import RunSettings
+from train.words import CachedStates, Transformer, WordEmbedding
 
 BASES = {
-    "vsrn": {"name": "vsrn", "dim": 32, "graph_layers": 1, "caption_decoder": {"dim": 16}},
+    "vsrn": {"name": "vsrn", "dim": 32, "graph_layers": 1},
     "camera": {"name": "camera", "dim": 32, "heads": 2, "views": 3},
     "vse_infinity": {"name": "vse_infinity", "dim": 32, "position_dim": 4},
 }
 # One encoder for both sides: it has no cached states.
-SHARED = {"transformer": {"name": "transformer", "dim": 32, "layers": 1, "heads": 2, "head_layers": 1}}
+SHARED = {"transformer": {"name": "transformer", "dim": 16, "layers": 1, "heads": 2, "head_layers": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def pieces(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def settings(text: dict, base: str = "camera", **changes) -> RunSettings:
     values = {"dataset": "small", "epochs": 1, "batch_size": 64, "learning_rate": 2e-3, "base": (BASES | SHARED)[base]}
-    return RunSettings(**{**values, "triplet": {}, "text": {"word_dim": 16, **text}, **changes})
+    values["losses"] = {"triplet": {}} | ({"generation": {"dim": 16}} if base == "vsrn" else {})
+    return RunSettings(**{**values, "text": {"word_dim": 16, **text}, **changes})
 
 
 def kinds(pieces: dict[str, Path]) -> dict[str, dict]:
@@ -113,7 +114,7 @@ def test_cached_states_are_those_of_the_frozen_encoder_in_the_loop(pieces: dict[
         for _ in range(3):
             torch.manual_seed(2)
             pairs = model(data.region_batch(images), batch)
-            loss = sum(model.losses(pairs, torch.from_numpy(images), 0).values())
+            loss = sum(model.terms(pairs, torch.from_numpy(images), 0).values())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -134,8 +135,9 @@ def test_cached_states_are_those_of_the_frozen_encoder_in_the_loop(pieces: dict[
 )
 def test_every_kind_trains_and_its_checkpoint_needs_no_encoder(pieces, tmp_path, kind: str, base: str) -> None:
     folder = Path(shutil.copytree(pieces["encoder"], tmp_path / "encoder"))
-    changes = {"epochs": 2, "triplet": {"all_negatives_epochs": 2}}
-    changes["aladin"] = {"distillation": {}} if base == "transformer" else None
+    changes = {"epochs": 2, "losses": {"triplet": {"all_negatives_epochs": 2}}}
+    if base == "transformer":
+        changes["losses"] |= {"alignment": {"all_negatives_epochs": 2}, "distillation": {}}
     chosen = settings(kinds({**pieces, "encoder": folder})[kind], base, **changes)
     curve = train(pieces, chosen, tmp_path)
     assert curve[1]["loss"] < curve[0]["loss"]
@@ -143,7 +145,7 @@ def test_every_kind_trains_and_its_checkpoint_needs_no_encoder(pieces, tmp_path,
     shutil.rmtree(folder)
     model, data = load_model(tmp_path / "model"), data_of(pieces, chosen, "val")
     require_recipe(tmp_path / "model", data)
-    best = max(row["val_rsum"] for row in curve)
+    best = max(curve, key=lambda row: row["val_rsum"] + row.get("val_teacher_rsum", 0))["val_rsum"]
     assert validate(model, data, 64)["rsum"] == pytest.approx(best, abs=0.01)
     kinds_of = {"words": WordEmbedding, "cached": CachedStates, "frozen": Transformer, "tuned": Transformer}
     assert type(model.words) is kinds_of[kind]
@@ -159,7 +161,7 @@ def test_a_frozen_encoder_is_never_in_training_mode(pieces: dict[str, Path]) -> 
         chosen = settings(kinds(pieces)[kind])
         model = model_of(data_of(pieces, chosen), chosen).train()
         assert {module.training for module in model.words.encoder.modules()} == {training}
-        assert model.caption_encoder.training
+        assert model.base.captions.training
         model.eval()
         assert not any(module.training for module in model.modules())
 

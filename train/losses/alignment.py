@@ -1,111 +1,38 @@
-"""Word-region scores of all pairs of a batch: ALADIN's alignment head (Messina et al., CBMI 2022, section 3.2).
+"""ALADIN's teacher: triplets on the all-pairs word-region score (Messina et al., CBMI 2022, section 3.2)."""
 
-``A_ij`` = sum over the words of caption j of the largest cosine of the word with a region of image i. A word that no
-region resembles (no cosine above 0) adds 0. The published code gets that 0 from padded regions, where there are any;
-here it holds for every image, so that a score doesn't depend on the batch.
-
-The cosines ``[C, T, I, R]`` are made a few captions at a time and dropped. What is kept for the gradient is which
-region each word took: it then adds up those rows alone, R times fewer than the products of the plain form.
-"""
-
-import torch
+from pydantic import Field
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn import functional as F
 
-from train.precision import matmul_dtype, sum_dtype
+from train.all_pairs import Aggregation, alignment_scores
+from train.encoding import Encoding, Kind
+from train.losses import LOSSES
+from train.losses.loss import Loss, LossSettings, Step
+from train.ranking import triplet
 
-# Cosines are made a sixteenth at a time, but no fewer than this.
-_PARTS, _AT_LEAST = 16, 1 << 18
 
-
-def alignment_scores(
-    regions: Tensor, words: Tensor, region_mask: Tensor | None = None, word_mask: Tensor | None = None
-) -> Tensor:
-    """Scores ``[I, C]`` of every image with every caption.
-
-    Parameters
-    ----------
-    regions ``[I, R, D]``, words ``[C, T, D]`` : vectors of any length, since cosines are taken.
-    region_mask ``[I, R]``, word_mask ``[C, T]`` : true where there is a region or a word; None means everywhere.
-
-    Where several regions are equally similar to a word, the gradient goes to one of them. Without images, or without
-    captions, there are no scores: ``[0, C]``, ``[I, 0]``.
-    """
-    if not (len(regions) and len(words)):
-        both = (x.sum((1, 2), dtype=sum_dtype(x)) for x in (regions, words))
-        return torch.outer(*both)
-    return _AlignmentScores.apply(
-        regions, words, _inverse_lengths(regions, region_mask), _inverse_lengths(words, word_mask)
+class AlignmentSettings(LossSettings):
+    margin: float = Field(0.2, gt=0)
+    all_negatives_epochs: int = Field(0, ge=0, description="first epochs on all negatives; hardest ones afterwards")
+    locals: Kind = Field("contextual", description="before or after the base's context")
+    aggregation: Aggregation = Field(
+        "MrSw", description="of cosines; MrAVGw knows no length of captions, which can stall MrSw"
     )
 
 
-@torch.no_grad()
-def _inverse_lengths(x: Tensor, mask: Tensor | None) -> Tensor:
-    """1 / length of every vector of ``[B, N, D]``; 0 for padding and for zeros, which then resemble nothing."""
-    lengths = torch.linalg.vector_norm(x, dim=-1, dtype=sum_dtype(x))
-    exists = lengths > 1e-12 if mask is None else mask & (lengths > 1e-12)
-    return torch.where(exists, 1 / lengths, 0)
+@LOSSES.add("alignment")
+class Alignment(Loss):
+    Settings = AlignmentSettings
+    judged_by = "teacher_rsum"
 
+    def locals(self, encoding: Encoding) -> Tensor:
+        """The locals ``[B, N, D]`` that are compared."""
+        return encoding.locals if self.options.locals == "projected" else encoding.contextual
 
-class _AlignmentScores(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, regions: Tensor, words: Tensor, region_scale: Tensor, word_scale: Tensor) -> Tensor:
-        images, captions = len(regions), len(words)
-        dtype = matmul_dtype(regions)
-        unit = (regions * region_scale[..., None]).to(dtype).flatten(0, 1)
-        scores = torch.empty(captions, images, dtype=region_scale.dtype, device=regions.device)
-        taken = torch.empty(captions, words.shape[1], images, dtype=torch.int16, device=regions.device)
-        for part in _parts(regions, words):
-            some = (words[part] * word_scale[part][..., None]).to(dtype)
-            best, region = (some @ unit.T).unflatten(-1, (images, -1)).max(-1)
-            scores[part] = best.clamp(min=0).sum(1, dtype=scores.dtype)
-            taken[part] = region.masked_fill_(best <= 0, -1)
-        ctx.save_for_backward(regions, words, region_scale, word_scale, taken)
-        return scores.T
+    def scores(self, images: Encoding, captions: Encoding) -> Tensor:
+        """A ``[I, C]``: the teacher's score of every image with every caption."""
+        vectors = self.locals(images), self.locals(captions)
+        return alignment_scores(*vectors, images.mask, captions.mask, self.options.aggregation)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        regions, words, region_scale, word_scale, taken = ctx.saved_tensors
-        images, per_image, _ = regions.shape
-        device = regions.device
-        region = taken.flatten(0, 1).long()
-        weight = torch.where(region >= 0, grad.T.repeat_interleave(words.shape[1], 0), 0).flatten()
-        region = region.clamp_(min=0).add_(torch.arange(images, device=device) * per_image).flatten()
-        starts = torch.arange(0, len(region), images, device=device)
-        grad_words = _weighted_sums(regions, region_scale, region, weight, starts)
-        # The other way round: the words that took each region. Narrow numbers are sorted up to four times faster.
-        narrow = torch.int16 if images * per_image < 1 << 15 else torch.int32
-        region, order = region.to(narrow).sort()
-        starts = torch.searchsorted(region, torch.arange(images * per_image, dtype=narrow, device=device))
-        grad_regions = _weighted_sums(words, word_scale, order // images, weight[order], starts)
-        return (
-            _through_scaling(grad_regions.view_as(regions), regions, region_scale),
-            _through_scaling(grad_words.view_as(words), words, word_scale),
-            None,
-            None,
-        )
-
-
-def _weighted_sums(x: Tensor, scale: Tensor, rows: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
-    """Sums of rows of ``[B, N, D]`` brought to unit length, a sum from every one of `starts` to the next."""
-    weight = weight * scale.flatten()[rows]
-    return F.embedding_bag(rows, x.flatten(0, 1), starts, mode="sum", per_sample_weights=weight.to(x.dtype))
-
-
-def _parts(regions: Tensor, words: Tensor) -> list[slice]:
-    """Captions whose cosines are made together."""
-    captions = len(words)
-    per_caption = regions.shape[0] * regions.shape[1] * words.shape[1]
-    step = max(-(-captions // _PARTS), -(-_AT_LEAST // max(per_caption, 1)))
-    return [slice(start, start + step) for start in range(0, captions, step)]
-
-
-def _through_scaling(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """In place, for ``y = x * scale`` of unit length: dL/dx from dL/dy, by taking out what is along y."""
-    step = -(-len(x) // _PARTS)
-    for part in [slice(start, start + step) for start in range(0, len(x), step)]:
-        along = (grad[part] * x[part]).sum(-1) * scale[part] ** 2
-        grad[part].addcmul_(x[part], along[..., None], value=-1).mul_(scale[part][..., None])
-    return grad
+    def forward(self, step: Step) -> Tensor:
+        hardest = step.epoch >= self.options.all_negatives_epochs
+        return triplet(self.scores(step.images, step.captions), self.options.margin, step.same, hardest)

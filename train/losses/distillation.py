@@ -1,12 +1,62 @@
-"""Distillation of word-region scores into dot products: ALADIN (Messina et al., CBMI 2022, section 3.4).
+"""ALADIN's student: the final scores learn the teacher's word-region scores (Messina et al., CBMI 2022, section 3.4).
 
 A batch's scores ``[B, B]``, image i against caption j: the teacher's, which gets no gradient, and the student's. Both
 are looked at by rows (an image's captions) and by columns (a caption's images).
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from train.losses import LOSSES
+from train.losses.loss import Loss, LossSettings, Shape, Step
+from train.reached import reached_by
+
+
+class DistillationSettings(LossSettings):
+    mode: Literal["listnet", "mse", "ordinal"] = "listnet"
+    scale: float = Field(6.0, gt=0, description="listnet: what the student's scores are multiplied by")
+    teacher_scale: float = Field(1.0, gt=0, description="what the teacher's scores are multiplied by")
+    teacher: Literal["joint", "frozen"] = Field(
+        "joint",
+        description="frozen: at start_epoch training begins anew from the best teacher, and nothing that makes its "
+        "scores changes",
+    )
+
+
+@LOSSES.add("distillation")
+class Distillation(Loss):
+    Settings = DistillationSettings
+    trains_alone = True
+
+    def __init__(self, settings: DistillationSettings, shape: Shape, others: Mapping[str, Loss]):
+        super().__init__(settings, shape, others)
+        self._teacher = (others["alignment"],)  # in a tuple: it has its place among the losses
+        self._taught: list[nn.Parameter] | None = None
+        self.affine = nn.Parameter(torch.tensor([0.5, 0.5])) if settings.mode == "mse" else None
+        if settings.teacher == "frozen":
+            others["alignment"].end_epoch = self.restart_epoch = settings.start_epoch
+
+    def forward(self, step: Step) -> Tensor:
+        (teacher,) = self._teacher
+        with torch.no_grad():
+            scores = teacher.scores(step.images, step.captions) * self.options.teacher_scale
+        if self.options.mode == "listnet":
+            return listnet(scores, step.scores, self.options.scale)
+        return ordinal(scores, step.scores) if self.affine is None else affine_mse(scores, step.scores, self.affine)
+
+    def resting(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
+        """All that makes a frozen teacher's scores."""
+        if self.restart_epoch is None or epoch < self.restart_epoch:
+            return []
+        if self._taught is None:
+            (teacher,) = self._teacher
+            self._taught = reached_by(model, lambda pairs: teacher.scores(pairs.images, pairs.captions))
+        return self._taught
 
 
 def listnet(teacher: Tensor, student: Tensor, scale: float = 6.0) -> Tensor:

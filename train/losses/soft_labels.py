@@ -1,13 +1,60 @@
-"""Soft labels over a batch (CUSA: Huang et al., AAAI 2024): how alike a uni-modal teacher finds each pair of its items.
+"""What CUSA's losses share (Huang et al., AAAI 2024): the divergence from soft labels, heads, learnt temperatures.
 
-The published contrastive term counts other captions of a pair's own image as right answers, and so does this one.
+Soft labels are the cosines of uni-modal teachers' vectors: how alike a teacher finds each pair of a batch's items.
 """
 
+from typing import Self
+
 import torch
-from torch import Tensor
+from pydantic import Field, PositiveFloat, model_validator
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.losses.loss import LossSettings
 from train.precision import sum_dtype
+
+
+class LearntTemperatureSettings(LossSettings):
+    """A learnt temperature: it starts at `temperature` and stays within `bounds`."""
+
+    temperature: float = Field(0.45, gt=0)
+    bounds: tuple[PositiveFloat, PositiveFloat] = (0.10, 1.00)
+
+    @model_validator(mode="after")
+    def _starts_within_bounds(self) -> Self:
+        low, high = self.bounds
+        if low >= high:
+            raise ValueError(f"bounds are [{low:g}, {high:g}]: the first must be below the second")
+        if not low <= self.temperature <= high:
+            raise ValueError(f"temperature {self.temperature:g} must lie within bounds, [{low:g}, {high:g}]")
+        return self
+
+
+class Temperature(nn.Module):
+    """A learnt temperature that every use brings back into its bounds, so that it is never stuck outside."""
+
+    def __init__(self, settings: LearntTemperatureSettings):
+        super().__init__()
+        self.bounds = settings.bounds
+        self.value = nn.Parameter(torch.tensor(settings.temperature))
+
+    def forward(self) -> Tensor:
+        """The temperature, a scalar."""
+        with torch.no_grad():
+            self.value.clamp_(*self.bounds)
+        return self.value
+
+
+def head(dim: int) -> nn.Module:
+    """LayerNorm and a linear layer: what a soft-label loss reads an embedding through."""
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+
+
+def cosines(x: Tensor, y: Tensor) -> Tensor:
+    """``[B, C]`` of ``[B, W]`` and ``[C, W]``, in float32 at least, autocast or not."""
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (F.normalize(each.to(sum_dtype(each)), dim=-1) for each in (x, y))
+        return x @ y.T
 
 
 def soft_label_kl(logits: Tensor, teacher: Tensor, tau: float | Tensor, teacher_tau: float | Tensor) -> Tensor:
@@ -22,17 +69,3 @@ def soft_label_kl(logits: Tensor, teacher: Tensor, tau: float | Tensor, teacher_
     dtype = torch.promote_types(sum_dtype(logits), sum_dtype(teacher))
     target = F.log_softmax(teacher.detach().to(dtype) / teacher_tau, dim=1)
     return F.kl_div(F.log_softmax(logits.to(dtype) / tau, dim=1), target, reduction="batchmean", log_target=True)
-
-
-def shared_info_nce(scores: Tensor, temperature: float | Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE whose right answers are all pairs of the same image, in equal shares; a scalar.
-
-    Parameters
-    ----------
-    scores ``[B, B]`` : image i against caption j.
-    temperature : above 0; a tensor may be learnt.
-    same ``[B, B]`` : true where two pairs are of one image, the diagonal included.
-    """
-    logits = scores / temperature
-    share = same.to(logits.dtype) / same.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)) / 2

@@ -7,16 +7,28 @@ decides from the number of places. Padding is sorted behind everything and weigh
 import math
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from train.batches import RegionBatch
+from train.bases import BASES
+from train.bases.augmentation import fewer_regions, noisy_words
+from train.bases.base import Base, BaseSettings, Published
+from train.batches import RegionBatch, WordBatch
+from train.encoding import Encoded
 from train.masking import MaskedBatchNorm
-from train.models.encoding import Encoded, Locals
-from train.settings import VSEInfinitySettings
+from train.words import Words
 
 SHARPNESS = 0.1  # temperature of the places' weights, as in the authors' code
+
+
+class VSEInfinitySettings(BaseSettings):
+    dim: int = Field(1024, ge=2, multiple_of=2, description="D, the joint dimension")
+    position_dim: int = Field(32, ge=2, multiple_of=2, description="size of the pooling operator's positions and GRU")
+    size_augmentation: float = Field(
+        0.2, ge=0, lt=1, description="share of regions dropped, and of words masked, replaced or dropped, in training"
+    )
 
 
 class GeneralizedPooling(nn.Module):
@@ -60,10 +72,6 @@ class VSEInfinityImages(nn.Module):
         self.pooling = GeneralizedPooling(settings.position_dim)
         nn.init.xavier_uniform_(self.projection.weight)
 
-    def makers(self, _locals: Locals) -> tuple[nn.Module | None, ...]:
-        """The parts that make an image's locals, which are the same before and after context: there is none."""
-        return self.projection, self.hidden, self.norm, self.out
-
     def forward(self, batch: RegionBatch) -> Encoded:
         hidden = self.norm(self.hidden(batch.features), batch.mask).relu()
         projected = self.projection(batch.features) + self.out(hidden)
@@ -86,10 +94,6 @@ class VSEInfinityCaptions(nn.Module):
         self.back = None if ordered else nn.GRU(dim, dim, batch_first=True)
         self.pooling = GeneralizedPooling(settings.position_dim)
 
-    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
-        """The parts that make a caption's locals of this kind, beside the words."""
-        return (self.projection,) if locals_ == "projected" else (self.projection, self.forth, self.back)
-
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
         projected = self.projection(words)
         contextual = projected
@@ -102,6 +106,41 @@ class VSEInfinityCaptions(nn.Module):
             locals=F.normalize(projected, dim=-1),
             contextual=contextual,
             pooled=F.normalize(self.pooling(contextual, mask), dim=-1)[:, None],
+        )
+
+
+@BASES.add("vse_infinity")
+class VSEInfinity(Base):
+    Settings = VSEInfinitySettings
+
+    def __init__(self, settings: VSEInfinitySettings, feature_dim: int, words: Words):
+        super().__init__()
+        self.words, self.share = words, settings.size_augmentation
+        self.images = VSEInfinityImages(settings, feature_dim)
+        self.captions = VSEInfinityCaptions(settings, words.width, words.ordered)
+
+    def augmented(self, regions: RegionBatch, words: WordBatch) -> tuple[RegionBatch, WordBatch]:
+        """Size augmentation (section 4.3)."""
+        if not self.share:
+            return regions, words
+        return fewer_regions(regions, self.share), noisy_words(words, self.share, self.words)
+
+    def published(self) -> Published:
+        pooling = {"gpool.gru.": "pooling.gru.", "gpool.linear.": "pooling.out."}
+        return Published(
+            images={
+                "fc.": "images.projection.",
+                "mlp.layers.0.": "images.hidden.",
+                "mlp.layers.1.": "images.out.",
+                "mlp.bns.0.": "images.norm.",
+                **{theirs: f"images.{ours}" for theirs, ours in pooling.items()},
+            },
+            captions={
+                "linear.": "captions.projection.",
+                "bert.": "words.encoder.model.",
+                **{theirs: f"captions.{ours}" for theirs, ours in pooling.items()},
+            },
+            unread=("mlp.bns.1.", "bert.pooler.", "bert.embeddings.position_ids"),
         )
 
 

@@ -5,27 +5,35 @@ encoders stay independent: an image has every concept that one of its regions ha
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manifests.typed import Settings
 from train.masking import masked_mean
+
+
+class ConceptBagSettings(Settings):
+    """The concept bag; not in the paper."""
+
+    num_concepts: int = Field(256, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    codebook: bool = Field(True, description="false: the control, as many dimensions pooled alike without a codebook")
 
 
 class ConceptBag(nn.Module):
     """Unit-length vectors of K numbers from unit-length locals of D.
 
-    Parameters
-    ----------
-    codebook : false reads the locals through a linear layer for each side instead of a shared codebook with a softmax:
-        the control with equal dimensions.
+    Without a codebook the locals are read by a linear layer for each side in the place of a shared codebook with a
+    softmax: the control with equal dimensions.
     """
 
-    def __init__(self, dim: int, num_concepts: int, temperature: float, codebook: bool = True):
+    def __init__(self, dim: int, settings: ConceptBagSettings):
         super().__init__()
-        self.temperature = temperature
-        self.codebook = nn.Parameter(F.normalize(torch.randn(num_concepts, dim), dim=-1)) if codebook else None
-        self.image_layer = None if codebook else nn.Linear(dim, num_concepts)
-        self.caption_layer = None if codebook else nn.Linear(dim, num_concepts)
+        count, self.temperature = settings.num_concepts, settings.temperature
+        self.codebook = nn.Parameter(F.normalize(torch.randn(count, dim), dim=-1)) if settings.codebook else None
+        self.image_layer = None if settings.codebook else nn.Linear(dim, count)
+        self.caption_layer = None if settings.codebook else nn.Linear(dim, count)
 
     def images(self, locals_: Tensor, mask: Tensor) -> Tensor:
         """``[B, K]`` from regions ``[B, R, D]``: the most of any region."""

@@ -4,14 +4,33 @@ Regions and words are gated by self-attention (section 3.2); regions, weighted b
 into k views (section 3.3), words into their mean. Padding enters no attention, convolution, batch norm or mean.
 """
 
+from typing import Self
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.bases import BASES
+from train.bases.base import Base, BaseSettings, Published
+from train.bases.geometry import box_geometry
 from train.batches import RegionBatch
+from train.encoding import Encoded
 from train.masking import MaskedBatchNorm, masked_mean
-from train.models.encoding import Encoded, Locals
-from train.settings import CameraSettings
+from train.words import Words
+
+
+class CameraSettings(BaseSettings):
+    dim: int = Field(2048, ge=16, multiple_of=16, description="D, the joint dimension")
+    heads: int = Field(64, ge=1, description="attention heads; they share D evenly")
+    views: int = Field(12, ge=1, description="k, vectors of an image")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"{self.heads} heads can't share {self.dim} dimensions evenly")
+        return self
 
 
 class GatedSelfAttention(nn.Module):
@@ -19,8 +38,6 @@ class GatedSelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"{heads} heads can't share {dim} dimensions evenly")
         self.heads, width = heads, dim // heads
         self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.gate_query, self.gate_key = nn.Linear(width, width), nn.Linear(width, width)
@@ -75,21 +92,18 @@ class CameraImages(nn.Module):
         self.summarization = Summarization(dim, settings.views)
         nn.init.xavier_uniform_(self.projection.weight)
 
-    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
-        """The parts that make an image's locals of this kind."""
-        return (self.projection,) if locals_ == "projected" else (self.projection, self.position, self.attention)
-
     def forward(self, batch: RegionBatch) -> Encoded:
         projected = F.normalize(self.projection(batch.features), dim=-1)
         positions = self.position(box_geometry(batch.boxes, batch.image_size)).sigmoid()
         contextual = self.attention(projected, batch.mask, positions)
-        weights = self.summarization(contextual, batch.mask)
+        unit = F.normalize(contextual, dim=-1)
+        weights = self.summarization(unit, batch.mask)
         shares = weights.masked_fill(~batch.mask[..., None], -torch.inf).softmax(1)
         return Encoded(
             mask=batch.mask,
             locals=projected,
             contextual=contextual,
-            pooled=F.normalize(shares.transpose(1, 2) @ contextual, dim=-1),
+            pooled=F.normalize(shares.transpose(1, 2) @ unit, dim=-1),
             view_weights=weights,
         )
 
@@ -98,7 +112,7 @@ class CameraCaptions(nn.Module):
     """Words of `width` numbers to `Encoded`.
 
     Attention knows no order. The states of a transformer carry it (the paper's BERT); words that are not `ordered`
-    are read by a GRU first.
+    are read by a GRU first, after their projection.
     """
 
     def __init__(self, settings: CameraSettings, width: int, ordered: bool):
@@ -108,31 +122,50 @@ class CameraCaptions(nn.Module):
         self.gru = None if ordered else nn.GRU(dim, dim, batch_first=True)
         self.attention = GatedSelfAttention(dim, settings.heads, settings.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(dim, dim))
-
-    def makers(self, locals_: Locals) -> tuple[nn.Module | None, ...]:
-        """The parts that make a caption's locals of this kind, beside the words."""
-        return (self.projection,) if locals_ == "projected" else (self.projection, self.gru, self.attention, self.mlp)
+        self.norm, self.dropout = MaskedBatchNorm(dim), nn.Dropout(settings.dropout)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
-        projected = self.projection(words)
+        projected = F.normalize(self.projection(words), dim=-1)
         x = projected if self.gru is None else self.gru(projected)[0]
-        contextual = self.mlp(self.attention(x, mask))
-        return Encoded(
-            mask=mask,
-            locals=F.normalize(projected, dim=-1),
-            contextual=contextual,
-            pooled=F.normalize(masked_mean(contextual, mask), dim=-1)[:, None],
+        contextual = self.attention(x, mask)
+        x = contextual + self.dropout(self.norm(self.mlp(contextual), mask))
+        pooled = F.normalize(masked_mean(x, mask), dim=-1)
+        return Encoded(mask=mask, locals=projected, contextual=contextual, pooled=pooled[:, None])
+
+
+@BASES.add("camera")
+class Camera(Base):
+    Settings = CameraSettings
+    reads_boxes = True
+    has_views = True
+
+    def __init__(self, settings: CameraSettings, feature_dim: int, words: Words):
+        super().__init__()
+        self.words = words
+        self.images = CameraImages(settings, feature_dim)
+        self.captions = CameraCaptions(settings, words.width, words.ordered)
+
+    def published(self) -> Published:
+        def attention(side: str) -> dict[str, str]:
+            names = {"bns.0.": "norm.", "att_layers.0.fc_q.": "gate_query.", "att_layers.0.fc_k.": "gate_key."}
+            names |= {"att_layers.0.fc_g.": "gate."}
+            names |= {f"att_layers.0.linears.{n}.": f"{part}." for n, part in enumerate(("query", "key", "value"))}
+            return {f"agsa.{theirs}": f"{side}.attention.{ours}" for theirs, ours in names.items()}
+
+        return Published(
+            images={
+                "fc.": "images.projection.",
+                "position_enc.proj.": "images.position.",
+                "mvs.convs_dilate.": "images.summarization.branches.",
+                "mvs.convs_fc.": "images.summarization.out.",
+                **attention("images"),
+            },
+            captions={
+                "mapping.": "captions.projection.",
+                "fc1.": "captions.mlp.0.",
+                "fc2.": "captions.mlp.3.",
+                "bn.": "captions.norm.",
+                **attention("captions"),
+            },
+            unread=("bert.",),  # frozen: its states are read from the text features
         )
-
-
-def box_geometry(boxes: Tensor, image_size: Tensor) -> Tensor:
-    """(x, y, w, h, w / h, area) of boxes, relative to their image: ``[B, R, 6]``.
-
-    boxes ``[B, R, 4]`` as (x1, y1, x2, y2) and image_size ``[B, 2]`` as (width, height), in pixels; x and y are the
-    upper left corner's.
-    """
-    scaled = boxes / image_size.repeat(1, 2)[:, None]
-    corner, sides = scaled[..., :2], scaled[..., 2:] - scaled[..., :2]
-    pixels = boxes[..., 2:] - boxes[..., :2]
-    ratio = pixels[..., :1] / pixels[..., 1:].clamp(min=1e-6)
-    return torch.cat([corner, sides, ratio, sides.prod(-1, keepdim=True)], dim=-1)

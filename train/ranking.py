@@ -1,4 +1,4 @@
-"""Losses over a batch's scores ``[B, B]``: image i against caption j, matching pairs on the diagonal.
+"""Ranking by a batch's scores ``[B, B]``: image i against caption j, matching pairs on the diagonal.
 
 The triplet with the hardest negative is VSE++'s (Faghri et al., BMVC 2018, eq. 6). `same` marks pairs that match as
 well (two captions of one picture): they are neither positives' rivals nor negatives.
@@ -26,6 +26,11 @@ def hardest_triplet(scores: Tensor, margin: float, same: Tensor | None = None) -
     return captions.amax(1).sum() + images.amax(0).sum()
 
 
+def triplet(scores: Tensor, margin: float, same: Tensor | None, hardest: bool) -> Tensor:
+    """`hardest_triplet` or `all_pairs_triplet`."""
+    return (hardest_triplet if hardest else all_pairs_triplet)(scores, margin, same)
+
+
 def all_pairs_triplet(scores: Tensor, margin: float, same: Tensor | None = None) -> Tensor:
     """Triplet loss over all negatives of the batch, both directions, summed; a scalar.
 
@@ -43,12 +48,3 @@ def info_nce(scores: Tensor, temperature: float, same: Tensor | None = None) -> 
         logits = logits.masked_fill(same & off_diagonal, -torch.inf)
     target = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def diversity(views: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``‖SᵀS − I‖²`` summed over the batch: keeps the k views of ``views [B, R, k]`` apart (CAMERA)."""
-    if mask is not None:
-        views = views * mask[..., None]
-    views = F.normalize(views, dim=1)
-    gram = views.transpose(1, 2) @ views
-    return (gram - torch.eye(gram.shape[-1], device=gram.device)).square().sum()

@@ -1,18 +1,29 @@
 """Context alignment, L_CRA (arXiv 2308.14009, "context alignment"; docs/method.md).
 
-Each modality's guided global must find the other modality's contextualised locals among all locals of the batch.
+Each modality's guided global must find the other modality's contextualised locals among all locals of the batch. The
+context is a part of the final embedding: an image's is ``[mean(l) / 2; f / 2]``, a caption's ``[f; mean(l)]``, so that
+one's context locals meet the other's fused context.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from train.masking import BatchNorm, MaskedBatchNorm, masked_mean
-from train.precision import matmul_dtype, sum_dtype
+from train.encoding import Encoded
+from train.losses import LOSSES
+from train.losses.loss import Extension, Loss, LossSettings, Shape, Side, Step
+from train.masking import MaskedBatchNorm, masked_mean
+from train.precision import sum_dtype
+
+
+class ContextSettings(LossSettings):
+    temperature: float = Field(0.7, gt=0)
+    num_negatives: int = Field(512, ge=1)
 
 
 def context_alignment_loss(
@@ -49,57 +60,16 @@ def context_alignment_loss(
     if mask is None:
         mask = torch.ones(pairs, width, dtype=torch.bool, device=locals_.device)
     barred = torch.eye(pairs, dtype=torch.bool, device=locals_.device)
-    if same is not None:
-        barred = barred | same
-    return _ContextAlignment.apply(locals_, global_, mask, barred, temperature, num_negatives)
-
-
-class _ContextAlignment(torch.autograd.Function):
-    """The loss and, in the logits' own place, its gradient in them: nothing else of their size ``[B, B N]`` is kept."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        locals_: Tensor,
-        global_: Tensor,
-        mask: Tensor,
-        barred: Tensor,
-        temperature: float,
-        num_negatives: int,
-    ) -> Tensor:
-        pairs, width, _ = locals_.shape
-        dtype = matmul_dtype(locals_)
-        logits = global_.to(dtype) @ locals_.to(dtype).flatten(0, 1).T
-        logits = logits.to(sum_dtype(logits)).div_(temperature)
-        by_pair = logits.view(pairs, pairs, width)
-        positives = by_pair.diagonal().T.clone()
-        # So low that a pair with fewer candidates than it asks for is given no false one, yet all slopes are finite.
-        lowest = torch.finfo(logits.dtype).min / 4
-        by_pair += barred[..., None].to(logits.dtype) * lowest
-        logits += (~mask).flatten().to(logits.dtype) * lowest
-        places = _hardest(logits, min(num_negatives, logits.shape[1]))
-        hardest = logits.gather(1, places)
-        rival = hardest.logsumexp(1, keepdim=True)
-        lengths = mask.sum(1, keepdim=True)
-        share = mask.to(logits.dtype) / ((lengths > 0).sum() * lengths).clamp_(min=1)
-        loss = ((rival - positives).logaddexp(rival.new_zeros(())) * share).sum()
-        slope = (rival - positives).sigmoid_().mul_(share / temperature)
-        logits.zero_().scatter_(1, places, hardest.softmax(1) * slope.sum(1, keepdim=True))
-        by_pair.diagonal().copy_(-slope.T)
-        ctx.save_for_backward(locals_, global_, logits.to(dtype))
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        locals_, global_, slope = ctx.saved_tensors
-        grad_locals = grad_global = None
-        if ctx.needs_input_grad[0]:
-            scaled = (global_ * grad).to(slope.dtype)
-            grad_locals = (slope.T @ scaled).to(locals_.dtype).view_as(locals_)
-        if ctx.needs_input_grad[1]:
-            grad_global = (slope @ locals_.to(slope.dtype).flatten(0, 1)).to(global_.dtype).mul_(grad)
-        return grad_locals, grad_global, None, None, None, None
+    barred = (barred if same is None else barred | same)[..., None] | ~mask
+    logits = (global_ @ locals_.flatten(0, 1).T).to(sum_dtype(locals_)).view(pairs, pairs, width) / temperature
+    positives = logits.diagonal().T
+    # So low that a pair with fewer candidates than it asks for is given no false one, yet all slopes are finite.
+    candidates = logits.masked_fill(barred, torch.finfo(logits.dtype).min / 4).flatten(1)
+    hardest = candidates.gather(1, _hardest(candidates.detach(), min(num_negatives, candidates.shape[1])))
+    rival = hardest.logsumexp(1, keepdim=True)
+    lengths = mask.sum(1, keepdim=True)
+    share = mask / ((lengths > 0).sum() * lengths).clamp(min=1)
+    return ((rival - positives).logaddexp(rival.new_zeros(())) * share).sum()
 
 
 def _hardest(logits: Tensor, count: int) -> Tensor:
@@ -129,7 +99,7 @@ class ContextAggregation(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.guide = nn.Linear(dim, dim)
-        self.guide_norm = BatchNorm(dim)
+        self.guide_norm = MaskedBatchNorm(dim)
         self.local_norm = MaskedBatchNorm(dim)
         self.gate = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, 1), nn.Sigmoid())
 
@@ -143,3 +113,38 @@ class ContextAggregation(nn.Module):
             guided=F.normalize(guided, dim=-1),
             fused=F.normalize(alpha * average + (1 - alpha) * guided, dim=-1),
         )
+
+
+@LOSSES.add("cra")
+class ContextAlignment(Loss):
+    Settings = ContextSettings
+    published = {
+        "ctx_fc.": "{side}.guide.",
+        "ctx_fc_bn1.": "{side}.guide_norm.",
+        "ctx_fc_bn2.": "{side}.local_norm.",
+        "fusion_fn.": "{side}.gate.",
+    }
+
+    def __init__(self, settings: ContextSettings, shape: Shape, others: Mapping[str, Loss]):
+        super().__init__(settings, shape, others)
+        self.images, self.captions = ContextAggregation(shape.dim), ContextAggregation(shape.dim)
+
+    @classmethod
+    def added_dims(cls, settings: ContextSettings, dim: int) -> int:
+        return 2 * dim
+
+    def extend(self, side: Side, encoded: Encoded) -> Extension:
+        context = getattr(self, side)(encoded.contextual, encoded.mask)
+        mean = masked_mean(context.locals, encoded.mask)
+        parts = [mean / 2, context.fused / 2] if side == "images" else [context.fused, mean]
+        return Extension(torch.cat(parts, dim=-1), {"cra_locals": context.locals, "cra_guided": context.guided})
+
+    def forward(self, step: Step) -> Tensor:
+        temperature, count = self.options.temperature, self.options.num_negatives
+        losses = [
+            context_alignment_loss(
+                side.parts["cra_locals"], other.parts["cra_guided"], temperature, count, side.mask, step.same
+            )
+            for side, other in ((step.images, step.captions), (step.captions, step.images))
+        ]
+        return sum(losses) / 2

@@ -1,14 +1,15 @@
 """What a model makes of one side of a batch: for search, for the losses, and for looking at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from train.precision import sum_dtype
 
-Locals = Literal["projected", "contextual"]  # `Encoded.locals` or `Encoded.contextual`
+Kind = Literal["projected", "contextual"]  # locals before or after context
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Encoded:
 
     mask ``[B, N]`` : true where there is a region or a word.
     locals ``[B, N, D]`` : projected regions or words before any context, of unit length: LCA's inputs.
-    contextual ``[B, N, D]`` : the same after context: CRA's inputs.
+    contextual ``[B, N, D]`` : the same after context, of any length: CRA's inputs.
     pooled ``[B, k, D]`` : the base's own embedding, k views of unit length (k is 1 but for CAMERA's images).
     view_weights ``[B, N, k]`` : what the views take of the regions, before any normalisation (CAMERA's images).
     """
@@ -28,18 +29,21 @@ class Encoded:
     pooled: Tensor
     view_weights: Tensor | None = None
 
+    def unit(self, kind: Kind) -> Tensor:
+        """The locals ``[B, N, D]`` before or after context, of unit length."""
+        return self.locals if kind == "projected" else F.normalize(self.contextual, dim=-1)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding(Encoded):
     """Images or captions as the whole model sees them.
 
-    context ``[B, S]`` : the part of the final embedding that all views share; S is 0 without SelfAlign's context.
-    context_locals ``[B, N, D]``, guided ``[B, D]`` : of unit length, what CRA contrasts; None without it.
+    context ``[B, S]`` : the part of the final embedding that all views share; S is 0 where a run adds none.
+    parts : what a loss needs of its own extension of the embedding, by name, each with B rows.
     """
 
     context: Tensor = None  # type: ignore[assignment]
-    context_locals: Tensor | None = None
-    guided: Tensor | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def embedding(self) -> Tensor:
@@ -47,6 +51,11 @@ class Encoding(Encoded):
         views = self.pooled.shape[1]
         joined = torch.cat([self.pooled, self.context[:, None].expand(-1, views, -1)], dim=-1)
         return joined.squeeze(1)
+
+    @property
+    def one_vector(self) -> Tensor:
+        """``[B, D + S]``: the embedding with the mean of the views."""
+        return torch.cat([self.pooled.mean(1), self.context], dim=-1)
 
 
 def similarity(images: Encoding, captions: Encoding) -> Tensor:

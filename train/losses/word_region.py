@@ -1,0 +1,25 @@
+"""InfoNCE on the all-pairs word-region score, in training only; not in the paper."""
+
+from pydantic import Field
+from torch import Tensor
+
+from train.all_pairs import alignment_scores
+from train.losses import LOSSES
+from train.losses.loss import Loss, LossSettings, Step
+from train.ranking import info_nce
+
+
+class WordRegionSettings(LossSettings):
+    temperature: float = Field(0.05, gt=0)
+
+
+@LOSSES.add("word_region")
+class WordRegion(Loss):
+    """The score of an image and a caption: the mean over words of the largest cosine with a region, before context."""
+
+    Settings = WordRegionSettings
+
+    def forward(self, step: Step) -> Tensor:
+        images, captions = step.images, step.captions
+        scores = alignment_scores(images.locals, captions.locals, images.mask, captions.mask, "MrAVGw")
+        return info_nce(scores, self.options.temperature, step.same)

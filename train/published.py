@@ -1,0 +1,91 @@
+"""The parameters of the authors' models by our names: one table of names a base (`Base.published`).
+
+An authors' model is two encoders with parameters of their own names. SelfAlign's have the context's parameters beside
+the base's in both; VSRN's caption decoder is a third part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from train.losses import LOSSES
+from train.losses.loss import Loss, Side
+from train.model import RetrievalModel
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What the parameters of a file are in a model.
+
+    weights : by our names, in our shapes.
+    missing : ours that encode and aren't there. unexpected : theirs that no table knows; homeless : those that one
+    knows, and the model hasn't. misshapen : ours that have another shape there, a sentence each.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    homeless: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+
+def matched(model: RetrievalModel, parts: Mapping[Side | None, Mapping[str, Tensor]]) -> Matched:
+    """The published parameters of each encoder, and of the caption decoder (None), as a model's."""
+    found, shapes = Matched(), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    met = set()
+    for side, tensors in parts.items():
+        names = names_of(model, side)
+        for theirs, tensor in tensors.items():
+            begin = max((begin for begin in names if theirs.startswith(begin)), key=len, default=None)
+            if begin is not None and names[begin] is None:
+                continue
+            ours = None if begin is None else names[begin] + theirs.removeprefix(begin)
+            if ours not in shapes:
+                (found.unexpected if begin is None else found.homeless).append(theirs)
+                continue
+            met.add(ours)
+            if tensor.dim() == len(shapes[ours]) + 1 and tensor.shape[-1] == 1:  # a convolution of width 1
+                tensor = tensor.squeeze(-1)
+            if tuple(tensor.shape) != shapes[ours]:
+                found.misshapen.append(f"{theirs} is {list(tensor.shape)}, {ours} is {list(shapes[ours])}")
+            else:
+                found.weights[ours] = tensor
+    wanted = (name for name in shapes if encodes(model, name) and not name.endswith("num_batches_tracked"))
+    found.missing.extend(name for name in wanted if name not in met)
+    return found
+
+
+def names_of(model: RetrievalModel, side: Side | None) -> dict[str, str | None]:
+    """Beginnings of published names with those of ours; None: of what nothing reads."""
+    names: dict[str, str | None] = {}
+    if side:
+        published = model.base.published()
+        names |= {theirs: f"base.{ours}" for theirs, ours in getattr(published, side).items()}
+        names |= dict.fromkeys(published.unread)
+    for name, loss in model.losses.items():
+        names |= {theirs: f"losses.{name}.{ours}" for theirs, ours in _of_loss(loss, side).items()}
+    return names
+
+
+def losses_of(names: Mapping[Side | None, list[str]], model: RetrievalModel) -> list[str]:
+    """The losses that a model hasn't and that published names belong to."""
+    return [
+        other
+        for other, loss in sorted(LOSSES.load().items())
+        if other not in model.losses
+        and any(name.startswith(begin) for side, own in names.items() for begin in _of_loss(loss, side) for name in own)
+    ]
+
+
+def encodes(model: RetrievalModel, name: str) -> bool:
+    """Whether a parameter has a part in what images and captions become."""
+    if not name.startswith("losses."):
+        return True
+    _, loss, *_ = name.split(".")
+    return type(model.losses[loss]).added_dims(model.losses[loss].options, 1) > 0
+
+
+def _of_loss(loss: Loss | type[Loss], side: Side | None) -> dict[str, str]:
+    chosen = {theirs: ours for theirs, ours in loss.published.items() if ("{side}" in ours) == (side is not None)}
+    return {theirs: ours.format(side=side) for theirs, ours in chosen.items()}

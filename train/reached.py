@@ -1,0 +1,29 @@
+"""Which of a model's parameters decide a result, read from autograd's graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def reached_by(model: nn.Module, result: Callable[[Any], Tensor]) -> list[nn.Parameter]:
+    """The parameters of a `RetrievalModel` that `result`, of `Pairs`, depends on; its mode and statistics stay."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad():
+            graph = result(model(*model.example())).grad_fn
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    seen, waiting, found = set(), [graph], []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [after for after, _ in node.next_functions]
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+    return found

@@ -371,7 +371,7 @@ _STEPS: dict[str, Callable[[Unpickler, Any], Any]] = {
     "NEWOBJ_EX": lambda u, _: u._push(u._instance(u._pop(3)[0])),
     "OBJ": lambda u, _: u._push(u._instance(*u._items())),
     "INST": lambda u, name: (u._items(), u._global(name), u._push(u._instance(*u._pop(1)))),
-    "BUILD": Unpickler._build,
+    "BUILD": lambda u, argument: u._build(argument),
     "PERSID": lambda u, key: u._push(u.persistent(key)),
     "BINPERSID": lambda u, _: u._push(u.persistent(*u._pop(1))),
 }

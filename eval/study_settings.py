@@ -19,7 +19,7 @@ class StudySettings(Settings):
     dataset: str = Field(description="the run's, said again for DVC")
     reads: Literal["tokens", "text_features"] = Field("tokens", description="the run's text.reads, likewise")
     labels: Literal["manifest", "teachers"] = Field("manifest", description="the run's, likewise")
-    key: str = Field(description="dotted, below the run: selfalign.concept.num_concepts")
+    key: str = Field(description="dotted, below the run: losses.lca.num_concepts")
     values: list[int | float | str | list[str] | None] = Field(description="none where DVC's queue makes all points")
     changes: dict[str, Any] = Field({}, description="dotted keys below the run, the same for all points")
 

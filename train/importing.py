@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from extract.stores.unpickle import Record, Refused, Unpickler
 from torch import Tensor
 
-from extract.stores.unpickle import Record, Refused, Unpickler
 from extract.text.vocabulary import SPECIAL, UNKNOWN
 from extract.vision.rcnn.checkpoint import read_content
 from manifests.errors import InputError
@@ -112,7 +112,7 @@ def run(
     }
     with whole_folder(out) as folder:
         save_model(folder, model, record)
-    write_curves(curves, [{"epoch": 0, **{f"val_{key}": value for key, value in recalls.items()}}])
+    write_curves(curves, [{"epoch": 0, "seconds": 0.0, **{f"val_{key}": value for key, value in recalls.items()}}])
     return Imported(recalls, tuple(notes))
 
 

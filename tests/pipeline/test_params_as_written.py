@@ -15,7 +15,7 @@ from tests.pipeline.project import CHECKOUT
 TEXT = (CHECKOUT / "params.yaml").read_text(encoding="utf-8")
 SECTIONS = {  # a line of each section below which a new name can be written
     "datasets": "datasets:\n",
-    "teachers": "teachers: # what uni-modal models see, for runs with cusa; docs/cusa.md\n",
+    "teachers": "teachers: # what uni-modal models see, for runs with csa and usa; docs/cusa.md\n",
     "optional.cusa": "  cusa: &cusa\n",
     "runs": "runs:\n",
     "ensembles": "ensembles: # runs of one data set whose scores are averaged\n",

@@ -96,7 +96,8 @@ def fork_style(folder: Path, rows: list[CaptionedImage], settings: RegionSetting
         for row in rows:
             rgb = decode((folder / row.path).read_bytes())
             pixels = detector.prepare(rgb)[None].flip(1).float() - detector._mean
-            maps, ((proposals, _),) = detector.network.proposals(pixels, at_least=36)
+            maps = detector.network.maps(pixels)
+            ((proposals, _),) = detector.network.proposals(maps, tuple(pixels.shape[-2:]), at_least=36)
             logits, _, _ = detector.network.classify(detector.network.region_features(maps, [proposals]))
             probabilities = logits.softmax(1)[:, :-1]
             confidence = torch.zeros(len(proposals))

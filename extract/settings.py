@@ -1,6 +1,6 @@
 """The parameters of the region and pack stages, as `params.yaml` gives them."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,12 +49,35 @@ class RegionSettings(Settings):
     """The region stage of one data set."""
 
     detector: DETECTORS.settings
-    selection: SelectionSettings
+    selection: SelectionSettings | None = Field(None, description="among the proposals of a detector that makes some")
+    boxes: Literal["given"] | None = Field(
+        None, description="given: those of `source.boxes`, in their order, instead of the detector's own"
+    )
     unreadable: Literal["stop", "skip"] = Field("stop", description="what a picture that can't be decoded does")
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, le=PILLOWS_LIMIT, description="a picture of more, by its header, can't be decoded"
     )
     images_per_shard: int = Field(1024, ge=1)
+
+    @model_validator(mode="after")
+    def _boxes_of_one_origin(self) -> Self:
+        proposes = DETECTORS.find(self.detector.name).proposes
+        if self.boxes and self.selection:
+            raise ValueError("`selection` is not for given boxes")
+        if self.boxes and "boxes" in self.detector.model_fields_set:
+            raise ValueError("`detector.boxes` is not for given boxes")
+        if proposes and not (self.selection or self.boxes):
+            raise ValueError(f"`selection` is missing: the detector {self.detector.name} makes proposals")
+        if self.selection and not proposes:
+            raise ValueError(f"`selection` is not for the detector {self.detector.name}, which makes no proposals")
+        return self
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """Which of a picture's boxes are its regions, for recipes."""
+        if self.boxes:
+            return {"boxes": self.boxes}
+        return {"selection": self.selection.decides()} if self.selection else {}
 
 
 class ImportSettings(Settings):

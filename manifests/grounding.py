@@ -14,6 +14,7 @@ from manifests.errors import InputError
 from manifests.files import write_text
 from manifests.jsonl import read_rows
 
+FILE = "grounding.jsonl"
 KINDS = ("shape", "colour", "texture", "size", "phrase")
 
 

@@ -1,7 +1,7 @@
 """What a manifest of imported regions was made of: `source.json` beside its tables.
 
 The region stage reads it to find each image's regions again without searching through the files. For a data set of
-pictures it says that nothing is imported, so that every region stage may depend on it.
+pictures it says that nothing is imported, and names given boxes, so that every region stage may depend on it.
 """
 
 from dataclasses import dataclass, fields
@@ -43,10 +43,14 @@ class _Written(Written):
     imported: Imported
 
 
-def write_source(folder: Path, imported: Imported | None) -> None:
-    """Write `folder`/source.json; None for a data set of pictures."""
+def write_source(folder: Path, imported: Imported | None, boxes_sha256: str | None = None) -> None:
+    """Write `folder`/source.json.
+
+    `imported` is None for a data set of pictures; `boxes_sha256` is of the grounding of one whose boxes are given.
+    """
     value = imported and {field.name: getattr(imported, field.name) for field in fields(Imported)}
-    write_text(Path(folder) / FILE, canonical_json({"imported": value}) + "\n")
+    boxes = {"boxes_sha256": boxes_sha256} if boxes_sha256 else {}
+    write_text(Path(folder) / FILE, canonical_json({"imported": value, **boxes}) + "\n")
 
 
 def read_source(folder: Path) -> Imported:

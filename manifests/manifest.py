@@ -21,9 +21,11 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from manifests import readers
+from manifests.boxes import checked, with_boxes
 from manifests.columns import SPLIT_OF
 from manifests.errors import InputError
-from manifests.files import whole_folder
+from manifests.files import sha256, whole_folder
+from manifests.grounding import FILE as GROUNDING
 from manifests.grounding import Grounding, Phrase, box_problem, phrase_problem, write_grounding
 from manifests.imported import write_source
 from manifests.left_out import Sieve
@@ -53,6 +55,7 @@ def run(
     images: Path,
     captions: Path,
     format: str,
+    boxes: Path | None = None,
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
     duplicates: Literal["refuse", "allow"] = "refuse",
@@ -68,6 +71,7 @@ def run(
     ----------
     images : the image root. Pictures there that the captions file doesn't name are left out.
     captions : the captions file, of the kind that `format` says (`manifests.readers`).
+    boxes : a file of given boxes (`manifests.boxes`), or the captions file that has them itself.
     val_fraction, test_fraction : parts of the images, chosen by a hash of their ids, where the file has no splits.
     duplicates : what two files with the same bytes in two splits do; the same path in two splits is always refused.
         Files that are no pictures are no duplicates.
@@ -85,17 +89,21 @@ def run(
         raise InputError("the image root is not a folder", where=images, fix="check the path of the images")
     sieve = sieve_of(out, missing, unreadable)
     entries = checked_entries(readers.read(captions, format), captions, sieve, root=images)
+    if boxes is not None and not (Path(boxes) == captions and any(entry.objects is not None for entry in entries)):
+        entries = with_boxes(entries, Path(boxes), images, sieve)
     groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
     entries = _present(images, entries, captions, sieve)
     sieve.refuse()
     facts = _pictures(images, entries, captions)
     rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, sieve, duplicates=duplicates)
+    if boxes is not None:
+        rows = checked(rows, {item.image_id: item for item in groundings}, boxes)
     with whole_folder(out) as folder:
         write_manifest(folder, rows)
         left_out = {item.id for item in sieve.items if item.kind == "missing"}
         if groundings := [grounding for grounding in groundings if grounding.image_id not in left_out]:
-            write_grounding(folder / "grounding.jsonl", groundings)
-        write_source(folder, None)
+            write_grounding(folder / GROUNDING, groundings)
+        write_source(folder, None, None if boxes is None else sha256(folder / GROUNDING))
         finish(folder, sieve)
 
 
@@ -429,7 +437,11 @@ def _grounding(entry: SourceImage, file: Path) -> Grounding:
             raise InputError(f"what an object is must be told in texts, not {label!r}", where=where, fix=fix)
         boxes.append(tuple(float(x) for x in item["box"]))
         labels.append(label)
+    told = any(caption.phrases is not None for caption in entry.captions)
     for caption in entry.captions:
+        if not told:  # boxes alone
+            phrases.append(())
+            continue
         if not isinstance(caption.phrases, list):
             raise InputError("'phrases' must be a list", where=f"{file} {caption.row}", fix=fix)
         for index, phrase in enumerate(caption.phrases):

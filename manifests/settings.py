@@ -21,6 +21,7 @@ class DatasetSource(Settings):
     )
     images: Path = Field(description="the image root; the file or folder of the regions where they are imported")
     captions: Path = Field(description="the captions file")
+    boxes: Path | None = Field(None, description="file of given boxes (`manifests.boxes`); may be the captions file")
     watch: Path | None = Field(
         None, description="what DVC looks at beside the captions: images, or else captions again"
     )
@@ -57,7 +58,7 @@ class DatasetSource(Settings):
 
     @model_validator(mode="after")
     def _imports_have_their_own_keys(self) -> Self:
-        others = {"duplicates"} if self.imported else {"pictures"}
+        others = {"boxes", "duplicates"} if self.imported else {"pictures"}
         for key in sorted(others & self.model_fields_set):
             raise ValueError(f"`{key}` is not for format {self.format}")
         return self
@@ -65,6 +66,8 @@ class DatasetSource(Settings):
     @model_validator(mode="after")
     def _watches_its_own(self) -> Self:
         own = {"images": self.images} if self.imported else {"captions": self.captions, "images": self.images}
+        if self.boxes not in (None, self.captions):
+            own = {"boxes": self.boxes}
         if self.watch is not None and self.watch not in own.values():
             told = " or ".join(f"{path} (as `{key}`)" for key, path in own.items())
             raise ValueError(f"`watch` must be {told}")

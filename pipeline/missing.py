@@ -21,7 +21,8 @@ from extract.text.encoder import find_encoder
 from extract.text.pieces import PieceTokenizer
 from extract.text.settings import TokenSettings
 from extract.text.words import load_language
-from extract.vision.weights import WeightsSettings, cache_folder
+from extract.vision.backbones import BackboneSettings, find_model_files
+from extract.vision.weights import WeightsSettings, is_address, weights_place
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.progress import progress
@@ -38,7 +39,7 @@ def of_dataset(params: Params, name: str) -> Iterator[InputError]:
     """What a data set that is made here lacks; what a stage makes of others (`made_by_stages`) is left out."""
     dataset, key = params.datasets[name], f"datasets.{name}"
     source = dataset.source
-    for what, path in (("images", source.images), ("captions", source.captions)):
+    for what, path in (("images", source.images), ("captions", source.captions), ("boxes", source.boxes)):
         yield from _path(f"{key}.source.{what}", path, params)
     if source.imported and os.path.exists(source.images):
         yield from _raised(partial(open_source, source.format, source.images, source.captions, **dataset.regions.told))
@@ -96,8 +97,8 @@ def absent_pictures(params: Params, name: str) -> Path | None:
     return root if root and not os.path.exists(root) else None
 
 
-def _path(key: str, path: str | Path, params: Params) -> Iterator[InputError]:
-    if not os.path.exists(path) and not _is_made(path, params):
+def _path(key: str, path: str | Path | None, params: Params) -> Iterator[InputError]:
+    if path is not None and not os.path.exists(path) and not _is_made(path, params):
         yield InputError("no such file or folder", where=f"{key}: {path}", fix=f"put it there, or correct it in {FILE}")
 
 
@@ -116,13 +117,17 @@ def _detector(key: str, detector: Settings, params: Params) -> Iterator[InputErr
     for what in ("object_names", "attribute_names", "config"):
         if path := getattr(detector, what, None):
             yield from _path(f"{key}.{what}", path, params)
-    if not isinstance(detector, WeightsSettings):
+    if isinstance(detector, BackboneSettings):
+        yield from _raised(partial(find_model_files, detector), key)
+    if not isinstance(detector, BackboneSettings | WeightsSettings) or detector.weights is None:
         return
-    path = Path(detector.weights)
-    address = _is_address(detector.weights)
-    if address:
-        path = cache_folder() / detector.sha256 / (Path(urlsplit(detector.weights).path).name or "weights")
-    elif not path.is_file():
+    try:
+        path = weights_place(detector.weights, detector.sha256)
+    except InputError as error:
+        yield InputError(error.what, where=f"{key}.weights: {detector.weights}", fix=error.fix)
+        return
+    address = is_address(detector.weights)
+    if not address and not path.is_file():
         yield InputError(
             "no such file", where=f"{key}.weights: {path}", fix="put the weights there: docs/detectors.md says whose"
         )

@@ -35,7 +35,7 @@ _NAMED = (
 
 
 def _region_section(value: Any) -> Settings:
-    """The section `regions`: extracted regions have a detector and a selection, imported ones have neither."""
+    """The section `regions`: extracted regions have a detector, imported ones have none."""
     if isinstance(value, Settings):
         return value
     extracted = not isinstance(value, dict) or {"detector", "selection"} & value.keys()
@@ -54,14 +54,20 @@ class DatasetSettings(Settings):
     @model_validator(mode="after")
     def _imported_or_extracted(self) -> Self:
         if self.source.imported != isinstance(self.regions, ImportSettings):
-            lacking = "no detector and no selection" if self.source.imported else "a detector and a selection"
+            lacking = "no detector and no selection" if self.source.imported else "a detector"
             raise ValueError(f"with source.format {self.source.format}, regions must have {lacking}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_given_boxes(self) -> Self:
+        if self.regions.boxes == "given" and self.source.boxes is None:
+            raise ValueError("`regions.boxes: given` needs a file of boxes: set `source.boxes`")
         return self
 
     @model_validator(mode="after")
     def _says_what_dvc_watches(self) -> Self:
         if self.source.watch is None:
-            which = self.source.images if self.source.imported else self.source.captions
+            which = self.source.images if self.source.imported else self.source.boxes or self.source.captions
             raise ValueError(f"source has no `watch`, which dvc.yaml reads: add `watch: {which}`")
         return self
 

@@ -1,5 +1,7 @@
 """The demo's detector: `SceneRCNN` with its committed weights."""
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -9,7 +11,7 @@ from extract.settings import BottomUpSettings, DetectionSettings
 from extract.stores.tensors import load_into, read_tensors
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
-from extract.vision.detectors.base import Candidates, Detector
+from extract.vision.detectors.base import Candidates, Proposer
 from extract.vision.weights import WeightsSettings, local_weights
 
 PROPOSALS = {"before_nms": 300, "after_nms": 48, "nms_threshold": 0.7}
@@ -32,7 +34,7 @@ class DemoDetectorSettings(WeightsSettings):
 
 
 @DETECTORS.add("demo")
-class DemoDetector(Detector):
+class DemoDetector(Proposer):
     """`SceneRCNN` on `device`."""
 
     Settings = DemoDetectorSettings
@@ -43,7 +45,7 @@ class DemoDetector(Detector):
     def __init__(
         self,
         settings: DemoDetectorSettings,
-        selection: BottomUpSettings | DetectionSettings,
+        selection: BottomUpSettings | DetectionSettings | None,
         device: str,
     ):
         weights = local_weights(settings.weights, settings.sha256)
@@ -72,12 +74,13 @@ class DemoDetector(Detector):
         scale = min(self.settings.shortest / shorter, self.settings.longest / longer)
         return tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in (width, height))
 
-    def candidates(self, pictures: Tensor) -> list[Candidates]:
+    def candidates(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> list[Candidates]:
         pictures = pictures.to(self.device, torch.float32) / 255
         return self.network.candidates(
             pictures,
             before=PROPOSALS["before_nms"],
             after=PROPOSALS["after_nms"],
-            at_least=self.selection.min_boxes,
+            at_least=self.selection.min_boxes if self.selection else 1,
             nms_threshold=PROPOSALS["nms_threshold"],
+            given=given,
         )

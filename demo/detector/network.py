@@ -80,25 +80,30 @@ class SceneRCNN(nn.Module):
 
     @torch.inference_mode()
     def candidates(
-        self, pictures: Tensor, *, before: int, after: int, at_least: int, nms_threshold: float
+        self,
+        pictures: Tensor,
+        *,
+        before: int,
+        after: int,
+        at_least: int,
+        nms_threshold: float,
+        given: Sequence[Tensor] | None = None,
     ) -> list[Candidates]:
-        """Proposals of each picture with their features and probabilities (`base.Candidates`)."""
+        """Proposals of each picture, or its `given` boxes, with features and probabilities (`base.Candidates`)."""
         feature_map = self.features(pictures)
-        anchors = self.anchor_boxes(pictures, feature_map)
-        objectness, deltas = self.rpn(feature_map)
-        size = (pictures.shape[-2], pictures.shape[-1])
-        boxes = [
-            propose(
-                [o], [d], [anchors], size, before=before, after=after, at_least=at_least, nms_threshold=nms_threshold
-            )[0]
-            for o, d in zip(objectness, deltas, strict=True)
-        ]
-        features = self.region_features(feature_map, boxes)
-        counts = [len(b) for b in boxes]
+        if given is None:
+            anchors = self.anchor_boxes(pictures, feature_map)
+            objectness, deltas = self.rpn(feature_map)
+            size = (pictures.shape[-2], pictures.shape[-1])
+            bounds = {"before": before, "after": after, "at_least": at_least, "nms_threshold": nms_threshold}
+            pairs = zip(objectness, deltas, strict=True)
+            given = [propose([o], [d], [anchors], size, **bounds)[0] for o, d in pairs]
+        features = self.region_features(feature_map, given)
+        counts = [len(boxes) for boxes in given]
         return [
             Candidates(*parts)
             for parts in zip(
-                boxes,
+                given,
                 features.split(counts),
                 self.class_head(features).softmax(1)[:, 1:].split(counts),
                 self.delta_head(features)[:, 4:].split(counts),

@@ -173,7 +173,10 @@ def pack_card(index: Mapping[str, Any], recipe: Mapping[str, Any], recipe_hash: 
 def _regions(recipe: Mapping[str, Any], ragged: bool) -> str:
     if "imported" in recipe:
         return "any number of" if ragged else "the same number of"
-    selection = recipe.get("selection", {})
+    if "selection" not in recipe:
+        regions = (recipe.get("detector") or {}).get("regions")
+        return "any number of" if ragged else str(regions or "the same number of")
+    selection = recipe["selection"]
     fewest, most = selection.get("min_boxes", 0), selection.get("max_boxes", "any number of")
     return str(most) if fewest == most else f"{fewest} to {most}"
 
@@ -184,11 +187,18 @@ def _origin(recipe: Mapping[str, Any]) -> str:
         imported = recipe["imported"]
         return f"| imported | from {imported['format']}: {', '.join(imported['files'])} (`recipe.json`: their sha256) |"
     detector, selection = recipe.get("detector"), recipe.get("selection")
-    if not (isinstance(detector, Mapping) and isinstance(selection, Mapping)):
+    if not isinstance(detector, Mapping):
         return "| origin | not told |"
-    weights = detector.get("weights_sha256", "unknown")
-    rule = ", ".join(f"{key} {selection[key]}" for key in sorted(selection, key=lambda key: (key != "rule", key)))
-    return f"| detector | `{detector.get('name')}`, weights sha256 `{weights}` |\n| selection | {rule} |"
+    model = detector.get("model")  # of a grid, whose name and weights are the model's
+    named = f" of `{model.get('name')}`" if isinstance(model, Mapping) else ""
+    weights = (model if isinstance(model, Mapping) else detector).get("weights_sha256", "unknown")
+    told = ", ".join(f"`{digest}`" for digest in (weights.values() if isinstance(weights, Mapping) else [weights]))
+    row = f"| detector | `{detector.get('name')}`{named}, weights sha256 {told} |"
+    if isinstance(selection, Mapping):
+        rule = ", ".join(f"{key} {selection[key]}" for key in sorted(selection, key=lambda key: (key != "rule", key)))
+        return f"{row}\n| selection | {rule} |"
+    boxes = "boxes that were given with the pictures" if recipe.get("boxes") else detector.get("boxes", "pyramid")
+    return f"{row}\n| regions of | {boxes} |"
 
 
 def _precision(recipe: Mapping[str, Any]) -> str:

@@ -83,15 +83,16 @@ def run(
     with sole_writer(out, f"extraction of {dataset}", key) as made, in_use(shards.cache.folder):
         if made:
             return
-        computed, told = shards.cache.open({row.sha256 for row in shards.rows}, shards.differs)
+        computed, told = shards.cache.open({shards.digest(row) for row in shards.rows}, shards.differs)
         for line in told:
             tqdm.write(f"regions {dataset}: {line}")
         shards.cache.prepare()
         found = {number: shards.finished(number) for number in range(len(shards))}
         missing = [number for number, done in found.items() if not done]
-        known = shards.cache.rows({row.sha256 for number in missing for row in shards.part(number)})
+        known = shards.cache.rows({shards.digest(row) for number in missing for row in shards.part(number)})
         parts = {
-            number: {r.sha256: known[r.sha256] for r in shards.part(number) if r.sha256 in known} for number in missing
+            number: {digest: known[digest] for row in shards.part(number) if (digest := shards.digest(row)) in known}
+            for number in missing
         }
         _require_room(dataset, shards, parts)
         outcomes = None
@@ -127,10 +128,10 @@ def run(
 
 def _require_room(dataset: str, shards: Shards, parts: Mapping[int, Mapping[str, Place]]) -> None:
     """Say what there is to do. Raises `DiskFull` where the cache's disk has less room than its shards may need."""
-    pictures = sum(row.sha256 not in known for number, known in parts.items() for row in shards.part(number))
+    pictures = sum(shards.digest(row) not in known for number, known in parts.items() for row in shards.part(number))
     written = sum(len(shards.part(number)) for number in parts)
     # A region's feature in half precision, its box, and its class and attribute with their confidences.
-    size = written * shards.settings.selection.max_boxes * (2 * shards.detector.dim + 32)
+    size = written * shards.most * (2 * shards.detector.dim + 32)
     folder = shards.cache.folder
     free = shutil.disk_usage(folder).free
     tqdm.write(
@@ -216,7 +217,7 @@ def _finish(
         done,
         dim=detector.dim,
         dense=shards.dense,
-        object_names=detector.object_names,
+        object_names=shards.object_names,
         attribute_names=detector.attribute_names,
     ) | {
         "dataset": dataset,

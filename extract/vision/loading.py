@@ -25,7 +25,7 @@ _BOTTOM_UP_36 = BottomUpSettings(min_boxes=36, max_boxes=36)
 
 def load_detector(
     spec: Settings | Mapping[str, Any],
-    selection: Settings | Mapping[str, Any] = _BOTTOM_UP_36,
+    selection: Settings | Mapping[str, Any] | None = _BOTTOM_UP_36,
     device: str = "cpu",
 ) -> Detector:
     """Build a detector with checked weights on `device`.
@@ -33,7 +33,8 @@ def load_detector(
     Parameters
     ----------
     spec : the value of `datasets.D.regions.detector` in params.yaml, typed or as a mapping.
-    selection : the value of `datasets.D.regions.selection`; 36 regions by `bottom_up` if not given.
+    selection : the value of `datasets.D.regions.selection`, 36 regions by `bottom_up` if not given; None for a detector
+        that makes no proposals, or that describes given boxes.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def load_detector(
     """
     try:
         settings = TypeAdapter(DETECTORS.settings).validate_python(spec)
-        chosen = TypeAdapter(SelectionSettings).validate_python(selection)
+        chosen = TypeAdapter(SelectionSettings | None).validate_python(selection)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(

@@ -26,8 +26,11 @@ def extract(picture: Path, settings: RegionSettings, recipe: dict[str, Any], *, 
     ------
     InputError : the picture can't be read, or the settings' detector or selection aren't those of the recipe.
     """
+    if settings.boxes:
+        fix = "search with words, or extract the data set's regions without `boxes: given`"
+        raise InputError("a picture of no data set has no given boxes", where=picture, fix=fix)
     detector = load_detector(settings.detector, settings.selection, device)
-    ours = {"detector": detector.recipe, "selection": settings.selection.decides()}
+    ours = {"detector": detector.recipe, **settings.choice}
     theirs = {name: recipe.get(name) for name in ours}
     require_same_recipe(json.loads(canonical_json(ours)), "params.yaml, regions", theirs, "the region store")
     try:

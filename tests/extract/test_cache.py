@@ -43,9 +43,9 @@ class Counter:
         self.pictures, self.capfd, self.computed = pictures, capfd, 0
         plain = DemoDetector.candidates
 
-        def candidates(detector: DemoDetector, batch: Tensor) -> list:
+        def candidates(detector: DemoDetector, batch: Tensor, given: list[Tensor] | None = None) -> list:
             self.computed += len(batch)
-            return plain(detector, batch)
+            return plain(detector, batch, given)
 
         monkeypatch.setattr(DemoDetector, "candidates", candidates)
 

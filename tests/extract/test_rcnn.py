@@ -55,7 +55,7 @@ def test_the_resized_picture_is_identical(detector):
 
 def test_the_feature_map_agrees(detector):
     pictures = detector.prepare(GOLDEN["rgb"])[None].flip(1).float() - detector._mean
-    torch.testing.assert_close(detector.network.feature_map(pictures), golden("res4"), rtol=0, atol=1e-4)
+    torch.testing.assert_close(detector.network.maps(pictures)[0], golden("res4"), rtol=0, atol=1e-4)
 
 
 def test_every_output_agrees(outputs):
@@ -178,7 +178,7 @@ def test_an_fpn_is_told_by_its_names():
         state |= {f"{name}.weight": torch.randn(shape) * 0.05, f"{name}.bias": torch.zeros(shape[0])}
     network = build(state, Conventions(proposals_before=200, proposals_after=50))
     assert isinstance(network, FPN) and network.dim == 40
-    maps = network.feature_maps(torch.randn(1, 3, 180, 275))
+    maps = network.maps(torch.randn(1, 3, 180, 275))
     assert [tuple(m.shape[-2:]) for m in maps] == [(48, 72), (24, 36), (12, 18), (6, 9), (3, 5)]
     (found,) = network(torch.randn(1, 3, 180, 275) * 50, at_least=30)
     assert 30 <= len(found.proposals) <= 50 and found.features.shape == (len(found.proposals), 40)

@@ -279,6 +279,11 @@ def grounded(objects=OBJECTS, **phrase):
     return entry("a.png", objects=objects) | {"sentences": [{"raw": "A dog.", "phrases": [phrase]}]}
 
 
+def half_grounded():
+    image = grounded()
+    return image | {"sentences": [*image["sentences"], {"raw": "A cat."}]}
+
+
 def test_grounding_is_written_where_the_source_has_it(root):
     karpathy(root, [entry("b.png"), grounded()])
     items = read_grounding(root.parent / "out" / "grounding.jsonl")
@@ -301,7 +306,7 @@ def test_grounding_is_written_where_the_source_has_it(root):
         (grounded(objects=[{"shape": "ring"}]), "images[0].objects[0]", "must have a 'box'"),
         (grounded(objects=[{"box": [3, 0, 0, 3]}]), "images[0].objects[0]", "x1 <= x2"),
         (grounded(objects=[{"box": [0, 0, 3, 3], "shape": 1}]), "images[0].objects[0]", "in texts"),
-        (entry("a.png", objects=OBJECTS), "images[0].sentences[0]", "'phrases' must be a list"),
+        (half_grounded(), "images[0].sentences[1]", "'phrases' must be a list"),
     ],
 )
 def test_bad_grounding_is_refused(root, image, row, words):

@@ -1,13 +1,14 @@
 """What a detector is to the region stage: pictures in, regions out.
 
-A detector proposes; the selection rule chooses; both are the same for every network. Boxes are (x1, y1, x2, y2) in
-pixels everywhere: of the network's picture in `Candidates`, of the original picture in `Regions`.
+A detector that proposes leaves the choice to a selection rule, the same for every network. Any detector describes boxes
+that it is given, in their order. Boxes are (x1, y1, x2, y2) in pixels everywhere: of the network's picture in
+`Candidates`, of the original picture in `Regions`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,14 +42,18 @@ class Detector(ABC):
     Attributes
     ----------
     recipe : everything that decides its numbers by design, as JSON; part of the store's recipe hash.
-    selection : the rule that chooses regions among its proposals.
+    fixed : the number of regions of every picture; None where it varies.
+    most : a bound on it; None where boxes are given.
+    proposes : whether it makes proposals, among which a selection chooses.
     device : where its network is.
     dim : D, the length of a region feature.
     object_names, attribute_names : the names behind the ids; None where it knows none.
     """
 
     recipe: dict[str, Any]
-    selection: BottomUpSettings | DetectionSettings
+    fixed: int | None
+    most: int | None
+    proposes: ClassVar[bool] = False
     device: str
     dim: int
     object_names: tuple[str, ...] | None
@@ -59,8 +64,15 @@ class Detector(ABC):
         """(width, height) to which a picture of that size is resized: pictures that share it can share a batch."""
 
     @abstractmethod
-    def candidates(self, pictures: Tensor) -> list[Candidates]:
-        """Propose regions in uint8 RGB pictures ``[B, 3, H, W]`` of `network_size`, on `device`."""
+    def detect(
+        self, pictures: Tensor, sizes: Sequence[tuple[int, int]], given: Sequence[np.ndarray] | None = None
+    ) -> list[Regions]:
+        """Regions of `prepare`d pictures, uint8 ``[B, 3, h, w]``, whose original (width, height) are `sizes`.
+
+        given : boxes float32 ``[R, 4]`` of each picture, in original pixels, to describe instead of the detector's own.
+
+        Raises `InputError` where a picture has fewer proposals than the selection asks for.
+        """
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
         """Resize an upright RGB picture (uint8 ``[H, W, 3]``) to uint8 ``[3, h, w]``: PIL's bilinear filter."""
@@ -69,20 +81,57 @@ class Detector(ABC):
             rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
         return torch.tensor(rgb).permute(2, 0, 1).contiguous()
 
-    @torch.inference_mode()
-    def detect(self, pictures: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Regions]:
-        """Regions of `prepare`d pictures, uint8 ``[B, 3, h, w]``, whose original (width, height) are `sizes`.
-
-        Raises `InputError` where a picture has fewer proposals than ``selection.min_boxes``.
-        """
+    def moved(self, pictures: Tensor) -> Tensor:
+        """Pictures on `device`."""
         if self.device.startswith("cuda"):
-            pictures = pictures.pin_memory().to(self.device, non_blocking=True)
-        found = self.candidates(pictures)
-        return [self._regions(f, pictures.shape[-2:], size) for f, size in zip(found, sizes, strict=True)]
+            return pictures.pin_memory().to(self.device, non_blocking=True)
+        return pictures
+
+    def rescaled(
+        self, boxes: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], network: tuple[int, int]
+    ) -> list[Tensor]:
+        """Boxes ``[R, 4]`` in pixels of the originals (width, height) as boxes of the network's pictures, (h, w)."""
+        scales = [(network[1] / width, network[0] / height) * 2 for width, height in sizes]
+        return [torch.tensor(b * np.float32(s), device=self.device) for b, s in zip(boxes, scales, strict=True)]
+
+
+class Proposer(Detector):
+    """A detector that proposes boxes with classes.
+
+    selection : the rule that chooses regions among its proposals; None where all boxes are given.
+    """
+
+    proposes = True
+    selection: BottomUpSettings | DetectionSettings | None
+
+    @abstractmethod
+    def candidates(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> list[Candidates]:
+        """Propose regions in uint8 RGB pictures ``[B, 3, H, W]`` of `network_size`, on `device`.
+
+        given : boxes ``[P, 4]`` of each picture, in its pixels, to take instead of proposals.
+        """
+
+    @property
+    def fixed(self) -> int | None:
+        return None if self.selection is None else self.selection.fixed
+
+    @property
+    def most(self) -> int | None:
+        return None if self.selection is None else self.selection.max_boxes
+
+    @torch.inference_mode()
+    def detect(
+        self, pictures: Tensor, sizes: Sequence[tuple[int, int]], given: Sequence[np.ndarray] | None = None
+    ) -> list[Regions]:
+        network = pictures.shape[-2:]
+        boxes = None if given is None else self.rescaled(given, sizes, network)
+        found = self.candidates(self.moved(pictures), boxes)
+        regions = [self._regions(f, network, size) for f, size in zip(found, sizes, strict=True)]
+        return regions if given is None else [replace(r, boxes=b) for r, b in zip(regions, given, strict=True)]
 
     def _regions(self, found: Candidates, network: tuple[int, int], size: tuple[int, int]) -> Regions:
         rows, boxes, objects_id, objects_conf = self._select(found, network)
-        if len(rows) < self.selection.min_boxes:
+        if self.selection and len(rows) < self.selection.min_boxes:
             raise InputError(
                 f"the detector proposes {len(rows)} regions in a picture of {size[0]} x {size[1]} pixels, fewer than "
                 f"the {self.selection.min_boxes} asked for",
@@ -104,6 +153,9 @@ class Detector(ABC):
 
     def _select(self, found: Candidates, network: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows of the proposals, boxes in the network's picture, classes and their confidence."""
+        if self.selection is None:
+            confidence, classes = found.classes.max(1)
+            return torch.arange(len(classes), device=classes.device), found.boxes, classes, confidence
         thresholds = {
             "max_boxes": self.selection.max_boxes,
             "nms_threshold": self.selection.nms_threshold,

@@ -4,6 +4,7 @@ Proposals, pooled features and predictions are detectron2's own modules' work; s
 for every detector.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
-from extract.vision.detectors.base import Candidates, Detector
+from extract.vision.detectors.base import Candidates, Proposer
 from extract.vision.rcnn.checkpoint import read_content
 from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
@@ -29,12 +30,14 @@ class Detectron2Settings(WeightsSettings):
 
 
 @DETECTORS.add("detectron2")
-class Detectron2Detector(Detector):
+class Detectron2Detector(Proposer):
     """A `GeneralizedRCNN` with C4 or standard RoI heads. Raises `InputError` where detectron2 isn't installed."""
 
     Settings = Detectron2Settings
 
-    def __init__(self, settings: Detectron2Settings, selection: BottomUpSettings | DetectionSettings, device: str):
+    def __init__(
+        self, settings: Detectron2Settings, selection: BottomUpSettings | DetectionSettings | None, device: str
+    ):
         weights = local_weights(settings.weights, settings.sha256)
         try:
             from detectron2 import __version__
@@ -88,14 +91,19 @@ class Detectron2Detector(Detector):
         height, width = ResizeShortestEdge.get_output_shape(height, width, sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
         return width, height
 
-    def candidates(self, pictures: Tensor) -> list[Candidates]:
+    def candidates(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> list[Candidates]:
         if self.config.INPUT.FORMAT == "BGR":
             pictures = pictures.flip(1)
         images = self.model.preprocess_image([{"image": picture} for picture in pictures])
         maps = self.model.backbone(images.tensor)
-        proposals, _ = self.model.proposal_generator(images, maps)
         heads = self.model.roi_heads
-        boxes = [found.proposal_boxes for found in proposals]
+        if given is None:
+            proposals, _ = self.model.proposal_generator(images, maps)
+            boxes = [found.proposal_boxes for found in proposals]
+        else:
+            from detectron2.structures import Boxes
+
+            boxes = [Boxes(own) for own in given]
         chosen = [
             maps[name] for name in (heads.in_features if hasattr(heads, "in_features") else heads.box_in_features)
         ]

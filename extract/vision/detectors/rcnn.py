@@ -1,5 +1,6 @@
 """Detectron2's checkpoints behind the `Detector` interface, without detectron2."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
-from extract.vision.detectors.base import Candidates, Detector
+from extract.vision.detectors.base import Candidates, Proposer
 from extract.vision.rcnn.checkpoint import read_checkpoint
 from extract.vision.rcnn.network import Conventions, Outputs, build
 from extract.vision.weights import WeightsSettings, local_weights
@@ -44,7 +45,7 @@ class RCNNSettings(WeightsSettings):
 
 
 @DETECTORS.add("rcnn")
-class RCNNDetector(Detector):
+class RCNNDetector(Proposer):
     """A C4 or FPN network from a checkpoint's own shapes.
 
     Raises `InputError` that lists missing and unexpected parameters and wrong shapes.
@@ -52,7 +53,7 @@ class RCNNDetector(Detector):
 
     Settings = RCNNSettings
 
-    def __init__(self, settings: RCNNSettings, selection: BottomUpSettings | DetectionSettings, device: str):
+    def __init__(self, settings: RCNNSettings, selection: BottomUpSettings | DetectionSettings | None, device: str):
         weights = local_weights(settings.weights, settings.sha256)
         self.settings, self.selection, self.device = settings, selection, device
         self.recipe = _recipe(settings)
@@ -94,15 +95,16 @@ class RCNNDetector(Detector):
             sides = [side * shrink for side in sides]
         return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
 
-    def outputs(self, pictures: Tensor) -> list[Outputs]:
-        """Everything that the network says of `prepare`d pictures, uint8 RGB ``[B, 3, h, w]``."""
+    def outputs(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> list[Outputs]:
+        """Everything that the network says of `prepare`d pictures, uint8 RGB ``[B, 3, h, w]``, or of `given` boxes."""
         x = pictures.to(self.device)
         if self.settings.pixel_order == "BGR":
             x = x.flip(1)
         x = ((x.float() - self._mean) / self._std).to(next(self.network.parameters()).dtype)
-        return self.network(x, at_least=max(1, self.selection.min_boxes))
+        at_least = max(1, self.selection.min_boxes) if self.selection else 1
+        return self.network(x, at_least=at_least, given=given)
 
-    def candidates(self, pictures: Tensor) -> list[Candidates]:
+    def candidates(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> list[Candidates]:
         return [
             Candidates(
                 boxes=found.proposals,
@@ -111,7 +113,7 @@ class RCNNDetector(Detector):
                 deltas=found.deltas.float(),
                 attributes=None if found.attributes is None else found.attributes.float().softmax(1),
             )
-            for found in self.outputs(pictures)
+            for found in self.outputs(pictures, given)
         ]
 
 

@@ -178,8 +178,12 @@ class FasterRCNN(nn.Module):
         self.attributes = AttributeHead(state) if "attributes.embedding.weight" in state else None
         self.num_classes = classes - 1
 
-    def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """The feature maps, and each picture's proposals ``[P, 4]`` with their objectness ``[P]``."""
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """The feature maps, ``[B, C, h, w]`` each."""
+        raise NotImplementedError
+
+    def proposals(self, maps: Sequence[Tensor], size: tuple[int, int], *, at_least: int) -> list[tuple[Tensor, Tensor]]:
+        """Proposals ``[P, 4]`` of each picture, whose (height, width) is `size`, with their objectness ``[P]``."""
         raise NotImplementedError
 
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -202,9 +206,16 @@ class FasterRCNN(nn.Module):
         return logits, self.bbox_pred(features), attributes
 
     @torch.inference_mode()
-    def forward(self, pictures: Tensor, *, at_least: int = 1) -> list[Outputs]:
-        """All that the network says of each picture; at least that many proposals where it has the anchors."""
-        maps, proposals = self.proposals(pictures, at_least=at_least)
+    def forward(self, pictures: Tensor, *, at_least: int = 1, given: Sequence[Tensor] | None = None) -> list[Outputs]:
+        """All that the network says of each picture; at least that many proposals where it has the anchors.
+
+        given : boxes ``[P, 4]`` of each picture to take instead of proposals; their objectness is 1.
+        """
+        maps = self.maps(pictures)
+        if given is None:
+            proposals = self.proposals(maps, tuple(pictures.shape[-2:]), at_least=at_least)
+        else:
+            proposals = [(boxes, boxes.new_ones(len(boxes))) for boxes in given]
         boxes = [found for found, _ in proposals]
         features = self.region_features(maps, boxes)
         logits, deltas, attributes = self.classify(features)
@@ -228,20 +239,20 @@ class C4(FasterRCNN):
             "rpn.cell_anchors.0", cell_anchors(conventions.anchor_sizes, conventions.anchor_ratios)
         )
 
-    def feature_map(self, pictures: Tensor) -> Tensor:
+    def maps(self, pictures: Tensor) -> list[Tensor]:
         """res4, ``[B, C, H/16, W/16]``."""
-        return self.layer3(self.layer2(self.layer1(self.stem(pictures))))
+        return [self.layer3(self.layer2(self.layer1(self.stem(pictures))))]
 
-    def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-        feature_map = self.feature_map(pictures)
+    def proposals(self, maps: Sequence[Tensor], size: tuple[int, int], *, at_least: int) -> list[tuple[Tensor, Tensor]]:
+        (feature_map,) = maps
         objectness, deltas = self.rpn(feature_map)
         anchors = grid_anchors(self.cell_anchors.to(feature_map.device), *feature_map.shape[-2:], stride=16)
-        found = [
+        return [
             propose(
                 [o.float()],
                 [d.float()],
                 [anchors],
-                tuple(pictures.shape[-2:]),
+                size,
                 before=self.conventions.proposals_before,
                 after=self.conventions.proposals_after,
                 at_least=at_least,
@@ -249,7 +260,6 @@ class C4(FasterRCNN):
             )
             for o, d in zip(objectness, deltas, strict=True)
         ]
-        return [feature_map], found
 
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         rois = _rois(boxes)
@@ -274,7 +284,7 @@ class FPN(FasterRCNN):
             for level, size in enumerate(conventions.anchor_sizes)
         ]
 
-    def feature_maps(self, pictures: Tensor) -> list[Tensor]:
+    def maps(self, pictures: Tensor) -> list[Tensor]:
         """p2 to p6 of pictures that are padded with zeros to multiples of 32."""
         height, width = pictures.shape[-2:]
         x = self.stem(F.pad(pictures, (0, -width % self.size_divisor, 0, -height % self.size_divisor)))
@@ -289,14 +299,12 @@ class FPN(FasterRCNN):
             maps.insert(0, outer(top))
         return [*maps, F.max_pool2d(maps[-1], 1, 2)]
 
-    def proposals(self, pictures: Tensor, *, at_least: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-        maps = self.feature_maps(pictures)
+    def proposals(self, maps: Sequence[Tensor], size: tuple[int, int], *, at_least: int) -> list[tuple[Tensor, Tensor]]:
         levels = [
             (*self.rpn(m), grid_anchors(self.cell_anchors[level].to(m.device), *m.shape[-2:], stride=4 << level))
             for level, m in enumerate(maps)
         ]
-        size = tuple(pictures.shape[-2:])
-        return maps[:4], [
+        return [
             propose(
                 [o[i].float() for o, _, _ in levels],
                 [d[i].float() for _, d, _ in levels],
@@ -307,7 +315,7 @@ class FPN(FasterRCNN):
                 at_least=at_least,
                 nms_threshold=self.conventions.rpn_nms,
             )
-            for i in range(len(pictures))
+            for i in range(len(maps[0]))
         ]
 
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -315,7 +323,7 @@ class FPN(FasterRCNN):
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
         level = (4 + (side / 224 + 1e-8).log2()).floor().clamp(2, 5).long() - 2
         pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], 7, 7)
-        for number, feature_map in enumerate(maps):
+        for number, feature_map in enumerate(maps[:4]):
             here = (level == number).nonzero().squeeze(1)
             pooled[here] = self.pool(feature_map, rois[here], 7, 1 / (4 << number))
         return self.fc2(self.fc1(pooled.flatten(1)).relu()).relu()

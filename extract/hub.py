@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.packages import local_path
 from manifests.errors import InputError
 from manifests.files import sha256
 
@@ -49,7 +50,7 @@ class Kind:
 def find_model(
     model: str, revision: str | None, kind: Kind, needs: Sequence[str] = ("config.json", "*.safetensors")
 ) -> Path:
-    """The folder of a model: `model` itself, or what the Hugging Face cache holds of that hub name.
+    """The folder of a model: `model` itself, one of a package (`extract.packages`), or that in the Hugging Face cache.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def find_model(
     """
     from huggingface_hub import constants, snapshot_download
 
-    folder = Path(model)
+    folder = local_path(model)
     if not folder.is_dir():
         cache = Path(constants.HF_HUB_CACHE)
         looked = (

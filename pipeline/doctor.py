@@ -16,7 +16,7 @@ from pipeline import missing
 from pipeline.machine import PREFIX, Machine
 from pipeline.params import read_params
 
-_OPTIONAL = ("detectron2", "faiss-cpu", "eccv-caption", "dask-jobqueue")
+_OPTIONAL = ("detectron2", "timm", "faiss-cpu", "eccv-caption", "dask-jobqueue")
 _LEAST = 10**9  # free bytes below which hardly a store can be made
 
 

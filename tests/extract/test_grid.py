@@ -307,7 +307,7 @@ def test_settings_that_cannot_be(keys: dict, told: str) -> None:
         ({"sha256": "0" * 64}, "sha256", "hash"),
         (
             {"weights": "package:no_such_package/file.pth"},
-            "no_such_package isn't installed",
+            "'no_such_package' isn't installed",
             "pip install no-such-package",
         ),
         ({"layer": 99}, "no features of a picture of 224 pixels", "a layer that it has"),

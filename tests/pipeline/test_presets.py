@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from extract.packages import local_path
+from extract.vision.weights import local_weights
 from manifests.names import name_problem
 from pipeline.params import DatasetSettings
 from pipeline.strict_yaml import load
 from train.settings import RunSettings
 
-PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "presets"
+PRESETS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "photographs")
 # learning rate, epochs, epochs between decays, pairs a batch: METHODS of the papers.
 SCHEDULES = {
     ("flickr30k", "vsrn"): (2e-4, 30, 10, 128),
@@ -34,6 +37,21 @@ def test_the_papers_runs_are_there() -> None:
     }
     names |= {"coco-vse-infinity", "flickr30k-vse-infinity", "coco-aladin", "coco-aladin-frozen", "flickr30k-vsrn-cusa"}
     assert {path.stem for path in PRESETS} == names
+
+
+def test_the_preset_of_photographs_is_valid_and_needs_pypi_alone() -> None:
+    preset = load((FOLDER / "photographs.yaml").read_text(encoding="utf-8"))
+    data = DatasetSettings.model_validate(preset["datasets"]["photographs"])
+    run = RunSettings.model_validate(preset["runs"]["photographs"])
+    assert (
+        run.dataset in preset["datasets"]
+        and run.text.reads == "text_features"
+        and run.dataset in preset[run.text.reads]
+    )
+    detector = data.regions.detector
+    assert local_weights(detector.weights, detector.sha256).is_file()
+    assert str(data.tokens.tokenizer) == preset["text_features"]["photographs"]["model"]
+    assert (local_path(str(data.tokens.tokenizer)) / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

@@ -108,6 +108,8 @@ def _problem(value: dict) -> str | None:
     for index, label in enumerate(value["labels"]):
         if not isinstance(label, dict) or not all(isinstance(text, str) for text in label.values()):
             return f"'labels[{index}]' must map names to texts, not {label!r}"
+        if any("\ud800" <= character <= "\udfff" for text in (*label, *label.values()) for character in text):
+            return f"'labels[{index}]' has half of a surrogate pair, in {label!r}"
     for caption, phrases in enumerate(value["phrases"]):
         if not isinstance(phrases, list):
             return f"'phrases[{caption}]' must be a list, not {phrases!r}"

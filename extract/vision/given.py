@@ -41,8 +41,8 @@ class GivenBoxes:
     def boxes(self, row: ImageRow, size: tuple[int, int]) -> np.ndarray:
         """float32 ``[R, 4]`` of a picture of that (width, height): as given, but for parts outside the picture."""
         found = self._known.get(row.id)
-        boxes = np.array(found.boxes if found else (), np.float32).reshape(-1, 4)
-        return boxes.clip(0, np.array([*size, *size], np.float32))
+        boxes = np.array(found.boxes if found else (), np.float64).reshape(-1, 4)
+        return boxes.clip(0, [*size, *size]).astype(np.float32)
 
     def labelled(self, row: ImageRow, regions: Regions) -> Regions:
         """A picture's regions with the labels of its boxes as objects, where boxes have labels."""

@@ -76,6 +76,7 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
     assert changed("extract/vision/rcnn/network.py", "1e-5", "1e-6") == {"rcnn"}
     assert changed("extract/vision/selection.py", "import torch\n", "import torch\n\nX = 1\n") == {
         "demo",
+        "grid",
         "rcnn",
         "detectron2",
     }

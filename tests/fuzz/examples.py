@@ -148,12 +148,21 @@ def _pictures(folder: Path) -> None:
         {"image": path.name, "split": split, "captions": [text, f"{text} too"]}
         for path, (split, text) in zip(sorted((folder / "images").iterdir()), CAPTIONS * 2, strict=True)
     ]
-    write_text(folder / "captions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    given = [{"image": row["image"], "boxes": [[0, 0, 9, 5], [1, 1, 4, 8]], "labels": ["a", "b"]} for row in rows]
+    write_text(folder / "boxes.jsonl", "".join(json.dumps(row) + "\n" for row in given))
+    write_json(folder / "boxes.json", given)
+    told = [row | own for row, own in zip(rows, given, strict=True)]
+    write_text(folder / "captions.jsonl", "".join(json.dumps(row) + "\n" for row in told))
     for suffix, delimiter in (("csv", ","), ("tsv", "\t")):
         with open(folder / f"captions.{suffix}", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, delimiter=delimiter)
-            table.writerow(["image", "caption", "split"])
-            table.writerows([row["image"], text, row["split"]] for row in rows for text in row["captions"])
+            boxed = ["boxes", "labels"] if suffix == "csv" else []
+            table.writerow(["image", "caption", "split", *boxed])
+            table.writerows(
+                [row["image"], text, row["split"], *(json.dumps(row[key]) for key in boxed)]
+                for row in told
+                for text in row["captions"]
+            )
     objects = [{"box": [1, 2, 30, 20], "shape": "ring"}]
     phrases = [{"start": 0, "end": 1, "object": 0, "kind": "shape"}]
     images = [

@@ -36,7 +36,7 @@ from extract.settings import ImportSettings, PackSettings
 from extract.stages import import_regions as imported_regions
 from extract.stages import pack, regions, teachers, text_features, tokens
 from extract.stores.intact import listed_files, require_intact
-from extract.stores.regions import RegionStore
+from extract.stores.regions import Regions, RegionStore
 from extract.stores.teachers import TeacherStore
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
@@ -45,6 +45,7 @@ from extract.text.encoder import load_encoder
 from extract.text.settings import TextFeatureSettings
 from extract.text.vocabulary import read_vocabulary
 from extract.vision.decode import UnreadableImage, decode
+from extract.vision.given import GivenBoxes
 from extract.vision.loading import load_detector
 from manifests import manifest, readers
 from manifests.errors import InputError
@@ -271,12 +272,22 @@ def extracted(t: Try) -> None:
         raise AssertionError(f"what was extracted isn't sound: {found.findings[0]}")
 
 
-def pictures_listed(name: str, format: str) -> Use:
+def pictures_listed(name: str, format: str, boxes: str | None = None) -> Use:
     def use(t: Try) -> None:
         folder = t.root / "pictures"
-        manifest.run(images=folder / "images", captions=folder / name, format=format, out=t.out)
+        given = folder / boxes if boxes else None
+        manifest.run(images=folder / "images", captions=folder / name, format=format, boxes=given, out=t.out)
 
     return use
+
+
+def boxes_described(t: Try) -> None:
+    folder, given = t.root / "pictures", GivenBoxes.of(t.root / "pictures" / "manifest")
+    for row in Manifest.open(folder / "manifest").images:
+        boxes = given.boxes(row, (32, 24))
+        assert boxes.dtype == np.float32 and (boxes >= 0).all() and (boxes <= [32, 24, 32, 24]).all()
+        regions = Regions(np.zeros((len(boxes), 1), np.float16), boxes, (32, 24))
+        assert len(given.labelled(row, regions).objects_id) == len(boxes) and len(given.digest(row)) == 64
 
 
 def captions_listed(t: Try) -> None:
@@ -668,6 +679,16 @@ KINDS = {
                 *((suffix, f"captions.{suffix}", "folder") for suffix in ("csv", "tsv", "jsonl")),
             )
         ),
+        *(
+            Kind(
+                f"boxes {suffix}",
+                (f"pictures/boxes.{suffix}",),
+                (pictures_listed("captions.tsv", "folder", f"boxes.{suffix}"),),
+                only=("pictures",),
+            )
+            for suffix in ("json", "jsonl")
+        ),
+        Kind("given boxes", ("pictures/manifest/grounding.jsonl",), (boxes_described,), only=("pictures",)),
         Kind("captions list", ("pictures/listed.json",), (captions_listed,), only=("pictures",)),
         *(
             Kind(f"picture {suffix}", (f"pictures/images/*.{suffix}",), _PICTURES, only=("pictures",))

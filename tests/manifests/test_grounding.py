@@ -36,6 +36,7 @@ def _phrase(**change):
         ({"boxes": [[0, 0, 1, 1e999], [0, 0, 1, 1]]}, "is not a JSON number"),
         ({"boxes": [[0, 0, 1, 1], [9, 0, 1, 1]]}, "'boxes[1]' must have x1 <= x2"),
         ({"labels": [{"shape": 3}, {}]}, "'labels[0]'"),
+        ({"labels": [{}, {"shape": "\ud800"}]}, "'labels[1]' has half of a surrogate pair"),
         ({"phrases": {}}, "'phrases' must be a list"),
         (_phrase(start=5), "characters 5 to 5"),
         (_phrase(start=-1), "characters -1 to 5"),

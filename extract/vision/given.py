@@ -32,10 +32,14 @@ class GivenBoxes:
 
     @classmethod
     def of(cls, manifest: Path) -> Self:
-        """Those of a manifest. Raises InputError where it gives none."""
+        """Those of a manifest. Raises InputError where it gives none, or labels of some only."""
         if not (file := Path(manifest) / FILE).is_file() or not (known := read_grounding(file)):
             fix = "set `source.boxes` to a file of boxes, and run the manifest stage again"
             raise InputError("it gives no boxes", where=manifest, fix=fix)
+        if len({bool(text) for item in known.values() for text in _texts(item)}) > 1:
+            raise InputError(
+                "some of its boxes have labels, others none", where=file, fix="run the manifest stage again"
+            )
         return cls(known)
 
     def boxes(self, row: ImageRow, size: tuple[int, int]) -> np.ndarray:

@@ -26,6 +26,10 @@ from manifests.typed import Digest, Settings
 
 KIND = Kind("vision model", "google/vit-base-patch16-224-in21k", "--include '*.json' --include '*.safetensors'")
 _PREPROCESSING = "preprocessor_config.json"
+_FILES = {
+    "timm": ("config.json", "model.safetensors"),
+    "transformers": ("config.json", _PREPROCESSING, "*.safetensors"),
+}
 _OTHER_POOLING = "set `detector.boxes: 1x1`, the mean over its map"
 
 
@@ -90,7 +94,7 @@ class TimmBackbone(Backbone):
     def __init__(self, settings: BackboneSettings, pooled: bool):
         timm = _timm()
         if settings.weights is None:
-            folder = find_model(settings.model, settings.revision, KIND)
+            folder = find_model_files(settings)
             where = f"{KIND.role} {settings.model!r} in {folder}"
             try:
                 self.network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
@@ -164,7 +168,7 @@ class TransformersBackbone(Backbone):
     def __init__(self, settings: BackboneSettings, pooled: bool):
         from transformers import AutoImageProcessor
 
-        folder = find_model(settings.model, settings.revision, KIND, ("config.json", _PREPROCESSING, "*.safetensors"))
+        folder = find_model_files(settings)
         self._where = f"{KIND.role} {settings.model!r} in {folder}"
         spare = None if pooled else "pooler"
         whole = load_model(settings.model, settings.revision, KIND, spare, {"pooler": _OTHER_POOLING})
@@ -193,13 +197,16 @@ class TransformersBackbone(Backbone):
         return found.flatten(1)
 
 
-def find_model_files(settings: BackboneSettings) -> None:
-    """Look for a model without loading it. Raises InputError where it, or its library, isn't on this machine."""
+def find_model_files(settings: BackboneSettings) -> Path | None:
+    """The folder of a model of the hub; None for one with a weights file.
+
+    Raises InputError where the model, or its library, isn't on this machine.
+    """
     if settings.library == "timm":
         _timm()
-    if settings.weights is None:
-        more = (_PREPROCESSING,) if settings.library == "transformers" else ()
-        find_model(settings.model, settings.revision, KIND, ("config.json", *more, "*.safetensors"))
+    if settings.weights is not None:
+        return None
+    return find_model(settings.model, settings.revision, KIND, _FILES[settings.library])
 
 
 LIBRARIES = {"timm": TimmBackbone, "torchvision": TorchvisionBackbone, "transformers": TransformersBackbone}

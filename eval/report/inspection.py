@@ -76,7 +76,7 @@ def run(
     truth = read_grounding(grounding) if grounding.exists() else {}
     pairs = match_pairs(load_model(model, device), data, 256, truth, captions)
     try:
-        picture = decode_file(image_root / row.path)
+        picture = decode_file(image_root / row.path, truncated=True)
     except (OSError, UnreadableImage):
         picture = None
     if out.suffix == ".png":

@@ -87,7 +87,7 @@ def _example(figure: Figure, source: DataSet, example: Example) -> None:
     truth = source.truth.get(row.id)
     words = marks(source.data, caption, truth)
     try:
-        picture = decode_file(source.image_root / row.path)
+        picture = decode_file(source.image_root / row.path, truncated=True)
     except (OSError, UnreadableImage):
         return
     below = write_caption(figure, source.data.caption_text(caption), words, left=0.5, top=0.93)

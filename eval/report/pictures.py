@@ -35,7 +35,7 @@ class Pictures:
     def _read(self, path: Path) -> np.ndarray | None:
         if path not in self._decoded:
             try:
-                self._decoded[path] = decode_file(path)
+                self._decoded[path] = decode_file(path, truncated=True)
             except (OSError, UnreadableImage):
                 self._decoded[path] = None
         return self._decoded[path]

@@ -8,10 +8,11 @@ converted by Pillow. How large a picture may be only refuses, and changes no num
 import io
 import warnings
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from manifests.opening import MAX_PIXELS, open_file
 from manifests.picture_files import FORMATS, open_picture
@@ -33,6 +34,7 @@ _STORED = {
     8: lambda upright: np.rot90(upright, -1),
 }
 _BAND = 2**20  # pixels converted at a time
+_SWITCH = Lock()
 _TILE_SIDES = (322, 323)  # TIFF's tags
 
 
@@ -40,8 +42,10 @@ class UnreadableImage(Exception):
     """A picture that can't be decoded; the message is the reason, for `failures.jsonl`."""
 
 
-def decode(picture: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(picture: bytes | BinaryIO, max_pixels: int = MAX_PIXELS, *, truncated: bool = False) -> np.ndarray:
     """Decode a picture file, or its bytes, to upright RGB.
+
+    truncated : take a picture whose file ends too early as far as it goes, grey from there.
 
     Returns uint8 ``[height, width, 3]``. Raises `UnreadableImage` for an empty, truncated, unknown or floating-point
     picture, and for one whose header tells of more than `max_pixels`. Beside the bytes, memory holds the picture as
@@ -53,7 +57,13 @@ def decode(picture: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> np.ndarra
     try:
         with open_picture(file) as image:
             _require_small(image, max_pixels)
-            image.load()
+            try:
+                image.load()
+            except OSError:
+                if not truncated:
+                    raise
+                file.seek(0)
+                return _as_far_as_it_goes(file)
             return _upright(image)
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"not a picture in any format that is read: {', '.join(FORMATS)}") from error
@@ -63,10 +73,21 @@ def decode(picture: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> np.ndarra
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
-def decode_file(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, truncated: bool = False) -> np.ndarray:
     """`decode` the file at `path`. Raises OSError where it can't be opened or is no file."""
     with open_file(path) as file:
-        return decode(file, max_pixels)
+        return decode(file, max_pixels, truncated=truncated)
+
+
+def _as_far_as_it_goes(file: BinaryIO) -> np.ndarray:
+    """A picture whose file ends too early. Pillow's switch for that is global: other such pictures wait."""
+    with _SWITCH, open_picture(file) as image:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            image.load()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        return _upright(image)
 
 
 def _require_small(image: Image.Image, max_pixels: int) -> None:

@@ -34,7 +34,7 @@ def extract(picture: Path, settings: RegionSettings, recipe: dict[str, Any], *, 
     theirs = {name: recipe.get(name) for name in ours}
     require_same_recipe(json.loads(canonical_json(ours)), "params.yaml, regions", theirs, "the region store")
     try:
-        rgb = decode_file(picture, settings.max_pixels)
+        rgb = decode_file(picture, settings.max_pixels, truncated=settings.truncated == "take")
     except (OSError, UnreadableImage) as error:
         raise InputError(f"the picture can't be read: {error}", where=picture, fix="give another picture") from error
     (found,) = detector.detect(detector.prepare(rgb)[None], [(rgb.shape[1], rgb.shape[0])])

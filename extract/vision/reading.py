@@ -21,8 +21,8 @@ T, U = TypeVar("T"), TypeVar("U")
 _AT_ONCE = 2**26  # bytes; a larger file is hashed and then decoded from the disk, to be in memory only once
 
 
-def read_picture(root: Path, row: ImageRow, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The picture of a row below the image root, upright RGB, uint8 ``[height, width, 3]``.
+def read_picture(root: Path, row: ImageRow, max_pixels: int = MAX_PIXELS, *, truncated: bool = False) -> np.ndarray:
+    """The picture of a row below the image root, upright RGB, uint8 ``[height, width, 3]``; `truncated` as in `decode`.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def read_picture(root: Path, row: ImageRow, max_pixels: int = MAX_PIXELS) -> np.
             digest = hashlib.file_digest(picture, "sha256").hexdigest()
             if digest == row.sha256:
                 picture.seek(0)
-                return decode(picture, max_pixels)
+                return decode(picture, max_pixels, truncated=truncated)
     except OSError as error:
         raise InputError(
             f"image {row.id!r} is in the manifest but can't be opened ({error.strerror})",

@@ -29,6 +29,7 @@ from extract.stores.regions import FIELDS, SCHEMA, Regions, region_layout_proble
 from extract.vision.decode import UnreadableImage
 from extract.vision.detectors import DETECTORS
 from extract.vision.given import GivenBoxes
+from extract.vision.detectors.base import TooFewProposals
 from extract.vision.loading import load_detector
 from extract.vision.reading import ahead, read_picture
 from manifests.errors import InputError
@@ -127,6 +128,7 @@ class Shards:
             "format": {"schema": SCHEMA, "features": "float16"},
             "detector": self.detector.recipe,
             **settings.choice,
+            **({"truncated": "take"} if settings.truncated == "take" else {}),
         }
         self.key = {
             "recipe": self.recipe,
@@ -246,15 +248,18 @@ class Shards:
     ) -> tuple[dict[int, Regions], list[dict[str, str]]]:
         """Regions by their picture's place in `rows`, and the pictures that couldn't be read (id, path, reason)."""
         regions: dict[int, Regions] = {}
-        failures = []
+        failures: dict[int, dict[str, str]] = {}
         waiting: dict[tuple[int, ...], list[tuple[int, ImageRow, Tensor, tuple[int, int]]]] = {}
-        running: deque[Future[dict[int, Regions]]] = deque()
+        running: deque[Future[dict[int, Regions | TooFewProposals]]] = deque()
 
         def collect(most: int) -> None:
             while len(running) > most:
-                found = running.popleft().result()
-                regions.update(found)
-                advance(len(found))
+                for number, found in (done := running.popleft().result()).items():
+                    if isinstance(found, TooFewProposals):
+                        failures[number] = self._failure(rows[number], found)
+                    else:
+                        regions[number] = found
+                advance(len(done))
 
         with (
             _streams(self.device) as streams,
@@ -272,7 +277,7 @@ class Shards:
                     try:
                         picture, size = next(pictures).result()
                     except UnreadableImage as error:
-                        failures.append(self._failure(row, error))
+                        failures[number] = self._failure(row, error)
                         advance(1)
                         continue
                 shape = tuple(picture.shape)
@@ -284,31 +289,42 @@ class Shards:
             for shape in list(waiting):
                 flush(shape)
             collect(0)
-        return regions, failures
+        return regions, [failures[number] for number in sorted(failures)]
 
     def _detect(
         self, batch: Sequence[tuple[int, ImageRow, Tensor, tuple[int, int]]], seconds: dict[str, float]
-    ) -> dict[int, Regions]:
+    ) -> dict[int, Regions | TooFewProposals]:
+        """Regions of a batch by the pictures' numbers; a picture that has too few proposals is looked at alone."""
         numbers, rows, pictures, sizes = zip(*batch, strict=True)
         with _timed(seconds, "compute"):
             given = self.given and [self.given.boxes(row, size) for row, size in zip(rows, sizes, strict=True)]
-            found = self.detector.detect(torch.stack(pictures), sizes, given)
+            try:
+                found = self.detector.detect(torch.stack(pictures), sizes, given)
+            except TooFewProposals as error:
+                if len(batch) == 1:
+                    return {numbers[0]: error}
+                found = None
+        if found is None:
+            return {number: own for one in batch for number, own in self._detect([one], seconds).items()}
         if self.given:
             found = [self.given.labelled(row, regions) for row, regions in zip(rows, found, strict=True)]
         return dict(zip(numbers, found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:
-        rgb = read_picture(self.images, row, self.settings.max_pixels)
+        rgb = read_picture(self.images, row, self.settings.max_pixels, truncated=self.settings.truncated == "take")
         return self.detector.prepare(rgb), (rgb.shape[1], rgb.shape[0])
 
-    def _failure(self, row: ImageRow, error: UnreadableImage) -> dict[str, str]:
+    def _failure(self, row: ImageRow, error: UnreadableImage | TooFewProposals) -> dict[str, str]:
+        few = isinstance(error, TooFewProposals)
+        reason, fix = (error.what, error.fix) if few else (str(error), "replace the picture")
         if self.settings.unreadable == "stop":
+            told = "has too few regions" if few else "can't be read"
             raise InputError(
-                f"image {row.id!r} can't be read: {error}",
+                f"image {row.id!r} {told}: {reason}",
                 where=self.images / row.path,
-                fix="replace the picture, or set `regions.unreadable: skip` to list it in failures.jsonl and go on",
+                fix=f"{fix}, or set `regions.unreadable: skip` to list it in failures.jsonl and go on",
             ) from error
-        return {"id": row.id, "path": row.path, "reason": str(error)}
+        return {"id": row.id, "path": row.path, "reason": reason}
 
 
 def difference(known: Regions, again: Regions) -> str | None:

@@ -313,3 +313,28 @@ def test_killed_run_goes_on_where_it_was(nine: Pictures) -> None:
     after = [(nine.out / name).stat() for name in shards]
     assert [(stat.st_ino, stat.st_mtime_ns) for stat in after] == before
     assert contents(nine.out) == expected
+
+
+def test_pictures_with_too_few_proposals_are_left_out_as_unreadable_ones(tmp_path: Path) -> None:
+    thin = encoded(np.full((4, 400, 3), 90, np.uint8))
+    pictures = write_pictures(tmp_path, scene_files(1) | {"thin.png": thin, "thin too.png": thin} | scene_files(1, 1))
+    with pytest.raises(InputError, match=r"'id-thin\.png' has too few regions: .* 128 regions .*unreadable: skip"):
+        pictures.extract(region_settings(min_boxes=200, max_boxes=200))
+    store = RegionStore(pictures.extract(region_settings(min_boxes=200, max_boxes=200, unreadable="skip")))
+    assert store.ids == ["id-000.png", "id-001.png"]
+    failures = [json.loads(line) for line in (pictures.out / FAILURES).read_text().splitlines()]
+    assert [failure["path"] for failure in failures] == ["thin.png", "thin too.png"]
+    assert all("fewer than the 200 asked for" in failure["reason"] for failure in failures)
+
+
+def test_truncated_pictures_are_taken_as_far_as_they_go_where_asked(tmp_path: Path) -> None:
+    whole = encoded(scene(3)[0], "JPEG", quality=95)
+    pictures = write_pictures(tmp_path, {"whole.jpg": whole, "cut.jpg": whole[: len(whole) * 2 // 3]})
+    strict = RegionStore(pictures.extract(region_settings(unreadable="skip")))
+    assert strict.ids == ["id-whole.jpg"]
+    store = RegionStore(pictures.extract(region_settings(truncated="take")))
+    assert store.ids == ["id-whole.jpg", "id-cut.jpg"] and store.recipe["truncated"] == "take"
+    np.testing.assert_array_equal(store.regions(0).features, strict.regions(0).features)
+    cut = decode((pictures.images / "cut.jpg").read_bytes(), truncated=True)
+    assert (cut[-20:] == 128).mean() > 0.9 and np.abs(cut[:60].astype(int) - scene(3)[0][:60]).mean() < 4
+    assert "truncated" not in strict.recipe

@@ -36,6 +36,10 @@ class Candidates:
     attributes: Tensor | None
 
 
+class TooFewProposals(InputError):
+    """A picture in which a detector proposes fewer regions than ``selection.min_boxes``."""
+
+
 class Detector(ABC):
     """A region extractor.
 
@@ -132,7 +136,7 @@ class Proposer(Detector):
     def _regions(self, found: Candidates, network: tuple[int, int], size: tuple[int, int]) -> Regions:
         rows, boxes, objects_id, objects_conf = self._select(found, network)
         if self.selection and len(rows) < self.selection.min_boxes:
-            raise InputError(
+            raise TooFewProposals(
                 f"the detector proposes {len(rows)} regions in a picture of {size[0]} x {size[1]} pixels, fewer than "
                 f"the {self.selection.min_boxes} asked for",
                 where="params.yaml, `selection.min_boxes`",

@@ -112,17 +112,23 @@ def detector() -> None:
 def manifest(dataset: str) -> None:
     """Check DATASET's pictures (or imported regions) and captions and write its manifest."""
     from extract.exchange.manifest import run as run_imported
+    from extract.text.scripts import require_cut
     from extract.text.words import load_language
     from manifests.manifest import run
+    from manifests.tables import Manifest
 
     settings = read_params().dataset(dataset)
     source, out = settings.source, places.manifest(dataset)
-    load_language(settings.tokens.language)  # the stage of words would stop at it, after hours of regions
+    language = settings.tokens.language
+    nlp, _ = load_language(language)  # the stage of words would stop at it, after hours of regions
     if source.imported:
         told = settings.regions.told | {"precision": settings.regions.precision}
         run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch"}), **told, out=out)
     else:
         run(**source.model_dump(exclude={"pictures", "watch"}), out=out)
+    made = Manifest.open(out)
+    if settings.tokens.vocabulary is None:
+        require_cut(nlp, made.texts(0, min(1000, made.num_captions)), language)
 
 
 @main.command()

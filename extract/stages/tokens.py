@@ -14,6 +14,7 @@ from extract.stores.recipe import note_made
 from extract.stores.tokens import Ragged, TokenStore, write_tokens
 from extract.text.parts_of_speech import POS_NAMES
 from extract.text.pieces import PieceTokenizer
+from extract.text.scripts import require_cut
 from extract.text.settings import MAX_WORDS, TokenSettings
 from extract.text.vocabulary import UNKNOWN, build_vocabulary, read_vocabulary, word_numbers
 from extract.text.words import load_language, split_words
@@ -50,6 +51,8 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
             fix="set `vocabulary` to the vocabulary.json of the data set that the model is trained on",
         )
     nlp, language = load_language(settings.language)
+    if reused is None:
+        require_cut(nlp, listed.texts(0, min(1000, listed.num_captions)), settings.language)
     tokenizer = PieceTokenizer(settings.tokenizer, settings.max_pieces) if settings.tokenizer else None
 
     words, spans, pos, text = Ragged(np.int32), Ragged(np.int32, (2,)), Ragged(np.uint8), Ragged(np.uint8)
@@ -87,6 +90,7 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
             fix="lower min_count",
         )
     words.renumber(np.array([numbers.get(word, UNKNOWN) for word in found], np.int32))
+    doubts = [] if reused else _doubts(words, trained_on)
 
     told = f"{cut:,} caption{'s were' if cut > 1 else ' was'} cut to {settings.max_words} words" if cut else ""
     libraries = _LIBRARIES + (_PIECE_LIBRARIES if tokenizer else ())
@@ -112,8 +116,20 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
         )
         write_text(folder / "README.md", _card(TokenStore(folder), listed, words, pos, told))
     note_made(out, TokenStore(out).recipe_hash, *libraries)
-    if told:
-        tqdm.write(told)
+    for line in [told] * bool(told) + doubts:
+        tqdm.write(line)
+
+
+def _doubts(words: Ragged, trained_on: np.ndarray) -> list[str]:
+    """What seems to be wrong with the words ``[C]`` of captions; the vocabulary was made of some."""
+    own = words.flat[np.repeat(trained_on, words.lengths)]
+    unknown, single = (own == UNKNOWN).mean(), (np.asarray(words.lengths) == 1).mean()
+    told = []
+    if unknown > 0.2:
+        told.append(f"{unknown:.0%} of the train split's words are unknown: is `language` right, `min_count` too high?")
+    if single > 0.2:
+        told.append(f"{single:.0%} of the captions are one word: is `language` right?")
+    return [f"tokens: {line}" for line in told]
 
 
 def _no_word(listed: Manifest, caption: int) -> InputError:

@@ -17,7 +17,8 @@ class TokenSettings(Settings):
         default="en_core_web_sm",
         min_length=1,
         description='"scenes" (English words, parts of speech of the demo\'s own words), "blank_en" (English words, no '
-        "parts of speech), an installed spaCy pipeline's name, or the path of one",
+        'parts of speech), "blank:CODE" (spaCy\'s bare pipeline of a language), "characters" (for scripts without '
+        "spaces), an installed spaCy pipeline's name, or the path of one",
     )
     min_count: int = Field(default=4, ge=1, description="a word enters the vocabulary from this many uses in train")
     vocabulary: Path | None = Field(

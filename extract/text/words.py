@@ -15,6 +15,7 @@ from spacy.attrs import IDX, IS_PUNCT, IS_SPACE, LENGTH, LOWER, POS
 from spacy.language import Language
 from spacy.parts_of_speech import IDS
 
+from extract.text import scripts
 from extract.text.parts_of_speech import POS_NAMES
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256
@@ -51,6 +52,8 @@ def load_language(language: str) -> tuple[Language, dict[str, str]]:
     """
     if language == "blank_en":
         return spacy.blank("en"), {"name": language}
+    if language == scripts.NAME:
+        return scripts.characters(), {"name": language}
     try:
         nlp = spacy.load(language, exclude=_NOT_FOR_WORDS)
     except (OSError, ValueError, ImportError) as error:
@@ -81,7 +84,8 @@ def _no_pipeline(language: str, error: Exception) -> InputError:
         return InputError(
             f"spaCy makes no such bare pipeline ({error})",
             where=f"language: {language}",
-            fix="write blank: and a language's code, such as blank:zh, and install what it names",
+            fix="write blank: and a language's code, such as blank:zh, and install what it names; or set language to "
+            f"{scripts.NAME}, which needs nothing",
         )
     return InputError(
         "no spaCy pipeline of this name is installed",

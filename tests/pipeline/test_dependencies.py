@@ -32,7 +32,7 @@ FORMATS = {f"manifests/{name}.py" for name in ("schema", "tables", "arrow", "gro
 # Imports that a stage doesn't follow: from what detectors share, the training takes only the record `Candidates`, and
 # only the manifest stage asks exchange formats for their captions, and whether the tokens' language is there.
 UNUSED = {
-    "manifest": {"extract/text/words.py"},
+    "manifest": {"extract/text/words.py", "extract/text/scripts.py"},
     "detector": {"extract/vision/detectors/base.py"},
     "regions": {"manifests/source.py"},
 }

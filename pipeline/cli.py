@@ -123,7 +123,7 @@ def manifest(dataset: str) -> None:
     nlp, _ = load_language(language)  # the stage of words would stop at it, after hours of regions
     if source.imported:
         told = settings.regions.told | {"precision": settings.regions.precision}
-        run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch"}), **told, out=out)
+        run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch", "boxes"}), **told, out=out)
     else:
         run(**source.model_dump(exclude={"pictures", "watch"}), out=out)
     made = Manifest.open(out)
@@ -488,7 +488,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
         if out.exists():
             raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
         with whole_folder(out) as folder:
-            told = source.model_dump(exclude={"pictures", "duplicates", "watch"}) | settings.told
+            told = source.model_dump(exclude={"pictures", "duplicates", "watch", "boxes"}) | settings.told
             told |= {"precision": settings.precision}
             manifest.run(**told, out=folder / "manifest")
             regions.run(
@@ -589,33 +589,56 @@ def index(run: str, dataset: str, splits: tuple[str, ...], kind: str, out: Path 
 @click.option("--image", help="A picture, or the id of an image of the index: find captions for it.")
 @click.option("--images", is_flag=True, help="With --image: find images like it instead.")
 @click.option("--index", "folder", type=click.Path(path_type=Path), help="Default: the one below indexes/.")
+@click.option("--dataset", help="With --image: find images of this data set like it, by their regions alone, no run.")
 @click.option("--count", type=click.IntRange(1, 100), default=10, show_default=True, help="Answers.")
 @click.option("--page", type=click.Path(path_type=Path), help="Default: searches/QUERY.html.")
 def search(
-    text: str | None, image: str | None, images: bool, folder: Path | None, count: int, page: Path | None
+    text: str | None,
+    image: str | None,
+    images: bool,
+    folder: Path | None,
+    dataset: str | None,
+    count: int,
+    page: Path | None,
 ) -> None:
     """Search an index for the images that TEXT describes, or with a picture."""
     import shutil
 
+    from eval.search.alike import search_regions
     from eval.search.page import write_page
     from eval.search.search import search_image, search_text, table
     from pipeline.searching import chosen_index, page_of, region_settings, source
 
     if (text is None) == (image is None) or (images and image is None):
         raise click.UsageError("give a TEXT or --image; --images goes with --image")
+    if dataset and (folder or image is None):
+        raise click.UsageError("--dataset goes with --image, and without --index")
     params, device = read_params(), Machine.from_environment().torch_device()
-    opened = chosen_index(folder)
-    made = source(params, opened.recipe["run"]["name"], opened.recipe["data set"]["name"])
-    if image is None:
-        answer = search_text(opened, made, text, count=count, device=device)
+    if dataset:
+        if dataset not in params.image_roots:
+            params.dataset(dataset)  # says which names there are
+        answer = search_regions(
+            dataset=dataset,
+            manifest=places.manifest(dataset),
+            regions=places.regions(dataset),
+            picture=image,
+            count=count,
+            device=device,
+            settings=region_settings(params, dataset),
+        )
     else:
-        settings = region_settings(params, made.dataset)
-        answer = search_image(opened, made, image, alike=images, count=count, device=device, settings=settings)
+        opened = chosen_index(folder)
+        made = source(params, opened.recipe["run"]["name"], opened.recipe["data set"]["name"])
+        dataset, settings = made.dataset, region_settings(params, made.dataset)
+        if image is None:
+            answer = search_text(opened, made, text, count=count, device=device)
+        else:
+            answer = search_image(opened, made, image, alike=images, count=count, device=device, settings=settings)
     if answer.unknown:
         click.secho(f"unknown words: {', '.join(answer.unknown)}", fg="yellow", err=True)
     click.echo(table(answer, shutil.get_terminal_size((100, 24)).columns))
     page = page or page_of(text or image)
-    write_page(answer, params.image_roots[made.dataset], page)
+    write_page(answer, params.image_roots[dataset], page)
     click.echo(f"\npage: {page.absolute()}")
 
 

@@ -216,6 +216,12 @@ class Index:
             "" if self.recipe["kind"] == "exact" else f" --kind {self.recipe['kind']}"
         )
 
+    @property
+    def told(self) -> str:
+        """Which images it has."""
+        run, dataset = self.recipe["run"]["name"], self.recipe["data set"]["name"]
+        return f"{len(self.rows):,} images of {dataset}, as {run} sees them"
+
     @cached_property
     def images_to_search(self) -> Candidates:
         return Candidates.open(self.folder / "images", self.pooled, self.context)

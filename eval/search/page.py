@@ -20,13 +20,4 @@ def write_page(answer: Answer, image_root: Path, out: Path) -> None:
         {"rank": rank, "hit": hit, "picture": asked if of_asked else pictures.whole(image_root / hit.image.path, SIDE)}
         for rank, hit in enumerate(answer.hits, 1)
     ]
-    recipe = answer.index.recipe
-    page = render(
-        "search.html",
-        answer=answer,
-        hits=hits,
-        asked=asked,
-        run=recipe["run"]["name"],
-        dataset=recipe["data set"]["name"],
-    )
-    write_text(out, page)
+    write_text(out, render("search.html", answer=answer, hits=hits, asked=asked))

@@ -45,12 +45,13 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of a query, best first; `unknown` are words of it that the run doesn't know, `asked` the image of the
-    index that was asked with, or None; `kind` is "images", "captions" or "alike"."""
+    """The hits of a query, best first; `searched` says among which images; `unknown` are words of it that the run
+    doesn't know, `asked` the image among them that was asked with, or None; `kind` is "images", "captions" or
+    "alike"."""
 
     query: str
     kind: str
-    index: Index
+    searched: str
     hits: list[Hit]
     unknown: list[str]
     asked: CaptionedImage | None = None
@@ -86,7 +87,7 @@ def search_text(index: Index, source: Source, text: str, *, count: int, device: 
         Hit(image, float(score), image.captions[0] if image.captions else "", *drawing)
         for image, score, drawing in zip(images, scores, drawn, strict=True)
     ]
-    return Answer(text, "images", index, hits, unknown)
+    return Answer(text, "images", index.told, hits, unknown)
 
 
 def search_image(
@@ -126,7 +127,7 @@ def search_image(
             Hit(image, float(score), image.captions[0] if image.captions else "")
             for image, score in zip((index.rows[row] for row in rows), scores, strict=True)
         ]
-        return Answer(picture, "alike", index, hits, [], asked)
+        return Answer(picture, "alike", index.told, hits, [], asked)
     (rows,), (scores,) = index.texts(pooled, context, count)
     first = np.searchsorted(index.caption_image, index.caption_image[rows])
     owners = [index.rows[image] for image in index.caption_image[rows]]
@@ -139,7 +140,7 @@ def search_image(
         Hit(owner, float(score), text, *drawing)
         for owner, score, text, drawing in zip(owners, scores, texts, drawn, strict=True)
     ]
-    return Answer(picture, "captions", index, hits, [], asked)
+    return Answer(picture, "captions", index.told, hits, [], asked)
 
 
 def table(answer: Answer, width: int = 100) -> str:

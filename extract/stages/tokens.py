@@ -37,14 +37,15 @@ def _decides(*, manifest: Path, settings: TokenSettings, out: Path) -> dict[str,
 
 @one_writer("tokens", _decides)
 def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
-    """Write the token store of `manifest` to the folder `out`, whole or not at all.
+    """Write the token store of `manifest` to the folder `out`, whole or not at all. Pictures without captions make an
+    empty one.
 
     Raises InputError for a caption without a word, a spaCy pipeline or a tokenizer that isn't there, or a vocabulary
     that can't be had.
     """
     listed = Manifest.open(manifest)
     reused = read_vocabulary(settings.vocabulary) if settings.vocabulary else None
-    if reused is None and not listed.caption_counts[listed.rows_in("train")].any():
+    if reused is None and listed.num_captions and not listed.caption_counts[listed.rows_in("train")].any():
         raise InputError(
             "no caption is in the train split, so there is nothing to make a vocabulary of",
             where=manifest,
@@ -83,7 +84,7 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
     uses = np.bincount(words.flat[np.repeat(trained_on, words.lengths)], minlength=len(found))
     vocabulary = reused or build_vocabulary(dict(zip(found, uses.tolist(), strict=True)), settings.min_count)
     numbers = word_numbers(vocabulary)
-    if not numbers:
+    if not numbers and listed.num_captions:
         raise InputError(
             f"no word is used {settings.min_count} times in the train split, so the vocabulary is empty",
             where=manifest,

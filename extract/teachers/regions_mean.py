@@ -5,6 +5,7 @@ would be alike. It knows what the detector knows, and nothing of where things ar
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,9 @@ class RegionsMean:
         self.dim = self.store.dim
         self.failures: dict[int, str] = {}
         self.recipe = {"name": REGIONS_MEAN, "less": "mean of the train split", "regions": self.store.recipe_hash}
-        self._centre: np.ndarray | None = None
 
     def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of consecutive rows."""
-        if self._centre is None:
-            self._centre = self._mean_of_train()
         for first in range(rows.start, rows.stop, _BATCH):
             batch = list(range(first, min(first + _BATCH, rows.stop)))
             found = np.zeros((len(batch), self.dim), np.float32)
@@ -42,13 +40,19 @@ class RegionsMean:
                 if mean is None:
                     self.failures[row] = "the region store has no regions of it"
                 else:
-                    found[place] = mean - self._centre
+                    found[place] = mean - self.centre
             yield batch, found
 
-    def _mean_of_train(self) -> np.ndarray:
+    def vector(self, features: np.ndarray) -> np.ndarray:
+        """Float32 `[D]`: one more image, of regions `[R, D]`."""
+        return features.mean(0, dtype=np.float32) - self.centre
+
+    @cached_property
+    def centre(self) -> np.ndarray:
+        """Float32 `[D]`: the mean over the train split."""
         train = [row for row, image in enumerate(self.rows) if image.split == "train"]
         total, count = np.zeros(self.dim), 0
-        for row in progress(train, what="teachers: mean of the train split", unit="images"):
+        for row in progress(train, what="mean of the train split", unit="images"):
             mean = self._mean(row)
             if mean is not None:
                 total, count = total + mean, count + 1

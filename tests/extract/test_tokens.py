@@ -202,8 +202,10 @@ def test_without_train_captions_another_vocabulary_is_needed(tmp_path, store):
 
 
 def test_images_without_any_caption_make_an_empty_store(tmp_path, store):
-    empty = made(tmp_path, {"a": ("test", ()), "b": ("test", ())}, vocabulary=store.path / "vocabulary.json")
-    assert (empty.num_captions, empty.image_ids, empty.captions_of(1)) == (0, ["a", "b"], range(0, 0))
+    for vocabulary in (store.path / "vocabulary.json", None):
+        empty = made(tmp_path, {"a": ("test", ()), "b": ("train", ())}, vocabulary=vocabulary)
+        assert (empty.num_captions, empty.image_ids, empty.captions_of(1)) == (0, ["a", "b"], range(0, 0))
+        assert empty.vocabulary == (store.vocabulary if vocabulary else list(SPECIAL))
 
 
 @pytest.mark.parametrize(

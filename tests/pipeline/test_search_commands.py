@@ -262,3 +262,31 @@ def test_an_approximate_index_says_what_it_finds(tmp_path: Path):
     exact = selfalign("search", QUERY, "--index", "indexes/camera-demo")
     assert found.exit_code == 0
     assert found.stdout.splitlines()[2].split()[:2] == exact.stdout.splitlines()[2].split()[:2]
+
+
+def test_without_a_run_a_picture_finds_those_of_the_nearest_mean_of_regions(folder: Path) -> None:
+    store, listed = RegionStore(places.regions("demo")), Manifest.open(places.manifest("demo"))
+    means = np.stack([store.regions(row).features.astype(np.float32).mean(0) for row in range(len(store))])
+    means -= means[listed.rows_in("train")].mean(0)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    image = listed.images[5]
+    expected = [listed.images[row].id for row in np.argsort(-(means @ means[5]), kind="stable")[:4]]
+    path = read_params().image_roots["demo"] / image.path
+    for asked in (image.id, str(path)):
+        done = selfalign("search", "--dataset", "demo", "--image", asked, "--count", "4")
+        assert done.exit_code == 0, done.output
+        assert re.findall(r"^ +\d+  (\S+)", done.output, re.MULTILINE) == expected
+    resized = folder / "other.png"
+    Image.open(path).resize((150, 170)).save(resized)
+    done = selfalign("search", "--dataset", "demo", "--image", str(resized))
+    assert re.search(rf"^ +1  {image.id} ", done.output, re.MULTILINE)
+    page = Page((folder / "searches" / "other.html").read_text(encoding="utf-8"))
+    assert "10 of 48 images of demo, by the mean of their regions" in page.text
+
+
+def test_a_search_without_a_run_that_cannot_be(folder: Path) -> None:
+    asked = ("search", "--dataset", "demo")
+    assert "neither a file nor the id of an image" in selfalign(*asked, "--image", "nobody").output
+    assert "datasets has no 'dem'" in selfalign("search", "--dataset", "dem", "--image", "000001").output
+    assert selfalign(*asked, "a star").exit_code == 2
+    assert selfalign(*asked, "--image", "000001", "--index", "indexes/encoded-demo").exit_code == 2

@@ -1,0 +1,69 @@
+"""Images like a picture by their regions alone: no run, no index.
+
+An image is the mean of its region features, less the mean of that over the train split
+(`extract.teachers.regions_mean`); a score is the cosine of two. The whole region store is read.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from eval.search.search import Answer, Hit
+from extract.settings import RegionSettings
+from extract.teachers.regions_mean import RegionsMean
+from extract.vision.one_picture import extract
+from manifests.errors import InputError
+from manifests.files import sha256
+from manifests.tables import Manifest
+
+
+def search_regions(
+    *,
+    dataset: str,
+    manifest: Path,
+    regions: Path,
+    picture: str,
+    count: int,
+    device: str,
+    settings: RegionSettings | None,
+) -> Answer:
+    """The `count` images of a data set most like a picture.
+
+    Parameters
+    ----------
+    manifest, regions : the data set's.
+    picture : a file, or the id of an image of the data set. A file with the bytes of such an image is that image.
+    settings : of the region stage that made the regions; None where they were imported.
+
+    Raises
+    ------
+    InputError : no such picture or id, one that can't be read, regions that can't be extracted here.
+    """
+    listed, path = Manifest.open(manifest), Path(picture)
+    digest = sha256(path) if path.is_file() else None
+    row = next((n for n, image in enumerate(listed.images) if image.sha256 == digest or image.id == picture), None)
+    means = RegionsMean(regions, listed.images)
+    vectors = np.concatenate([found for _, found in means.embed(range(len(listed)))])
+    if row is not None and row not in means.failures:
+        query = vectors[row]
+    elif digest is None:
+        told = "it has no regions" if row is not None else "neither a file nor the id of an image of the data set"
+        raise InputError(told, where=picture, fix="give a file")
+    elif settings is None:
+        told = f"the regions of {dataset} were imported: no detector for it is known"
+        raise InputError(told, where=path, fix="search with a picture of the data set")
+    else:
+        query = means.vector(extract(path, settings, means.store.recipe, device=device).features)
+    scores = _cosines(vectors, query)
+    scores[list(means.failures)] = -np.inf
+    best = np.argsort(-scores, kind="stable")[: min(count, len(listed) - len(means.failures))]
+    found = ((listed.captioned[number], scores[number]) for number in best.tolist())
+    hits = [Hit(image, float(score), image.captions[0] if image.captions else "") for image, score in found]
+    told = f"{len(listed):,} images of {dataset}, by the mean of their regions"
+    return Answer(picture, "alike", told, hits, [], None if row is None else listed.captioned[row])
+
+
+def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Float32 `[N]`; 0 for a vector without direction."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    return vectors @ query / np.where(lengths > 0, lengths, 1)

@@ -92,7 +92,7 @@ def run(
     if boxes is not None and not (Path(boxes) == captions and any(entry.objects is not None for entry in entries)):
         entries = with_boxes(entries, Path(boxes), images, sieve)
     groundings = [_grounding(entry, captions) for entry in entries if _is_grounded(entry)]
-    entries = _present(images, entries, captions, sieve)
+    entries = present(images, entries, captions, sieve)
     sieve.refuse()
     facts = _pictures(images, entries, captions)
     rows = manifest_rows(entries, captions, facts, val_fraction, test_fraction, sieve, duplicates=duplicates)
@@ -265,8 +265,8 @@ def _from_root(root: Path, entries: list[SourceImage], file: Path) -> list[Sourc
     return [replace(entry, path=str(PurePosixPath(entry.path).relative_to(name))) for entry in entries]
 
 
-def _present(root: Path, entries: list[SourceImage], file: Path, sieve: Sieve) -> list[SourceImage]:
-    """Entries whose pictures are there."""
+def present(root: Path, entries: list[SourceImage], file: Path, sieve: Sieve) -> list[SourceImage]:
+    """Entries whose pictures are there. Raises `InputError` where none is."""
 
     def absent(entry: SourceImage) -> InputError | None:
         if os.path.exists(root / entry.path):
@@ -298,13 +298,21 @@ def _present(root: Path, entries: list[SourceImage], file: Path, sieve: Sieve) -
 
 def _root_advice(root: Path, path: str) -> str | None:
     """Which image root has the picture, where one near `root` does."""
-    near = [*list(root.absolute().parents)[:2], *(folder for folder in sorted(root.glob("*")) if folder.is_dir())]
-    found = next((folder for folder in near[:1000] if os.path.exists(folder / path)), None)
-    if found is None:
-        name = PurePosixPath(path).name
-        found = next((folder for folder in [root, *near[:1000]] if os.path.exists(folder / name)), None)
-        return found and f"the pictures seem to lie in {found}: write their paths from there"
-    return f"set `source.images: {found}`"
+    if found := nearby_root(root, path):
+        return f"set `source.images: {found}`"
+    name = PurePosixPath(path).name
+    found = next((folder for folder in [root, *_near(root)] if os.path.exists(folder / name)), None)
+    return found and f"the pictures seem to lie in {found}: write their paths from there"
+
+
+def nearby_root(root: Path, path: str) -> Path | None:
+    """The folder above `root`, or right below it, that has the picture at `path`."""
+    return next((folder for folder in _near(root) if os.path.exists(folder / path)), None)
+
+
+def _near(root: Path) -> list[Path]:
+    inner = (folder for folder in sorted(root.glob("*")) if folder.is_dir())
+    return [*list(root.absolute().parents)[:2], *inner][:1000]
 
 
 def _refuse_broken_text(text: str, where: str) -> None:
@@ -352,7 +360,7 @@ def manifest_rows(
                 sieve.add("missing", told, entry.id)
                 continue
             digest, width, height = told
-            split = entry.split or _hashed_split(entry.id, val_fraction, test_fraction)
+            split = entry.split or hashed_split(entry.id, val_fraction, test_fraction)
             other, other_split = seen.setdefault(digest, (entry, split))
             if duplicates == "refuse" and other_split != split and width is not None:
                 error = InputError(
@@ -409,7 +417,7 @@ def _upright_size(file: BinaryIO) -> tuple[int | None, int | None]:
     return (height, width) if turned else (width, height)
 
 
-def _hashed_split(id: str, val_fraction: float, test_fraction: float) -> str:
+def hashed_split(id: str, val_fraction: float, test_fraction: float) -> str:
     """The split of an image by a hash of its id alone: adding images moves no other one."""
     place = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") / 2**64
     return "test" if place < test_fraction else "val" if place < test_fraction + val_fraction else "train"

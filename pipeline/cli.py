@@ -456,6 +456,50 @@ def import_model(kind: str, file: Path, run: str, vocabulary: Path | None) -> No
     click.echo(f"next: dvc commit -f train@{run}; dvc repro evaluate@{run}")
 
 
+@main.command()
+@click.argument("name")
+@click.option("--images", type=click.Path(path_type=Path), help="The folder of the pictures.")
+@click.option(
+    "--captions", type=click.Path(path_type=Path), help="A captions file, or a folder of them: docs/captions.md."
+)
+@click.option(
+    "--features",
+    type=(str, click.Path(path_type=Path)),
+    metavar="FORMAT PATH",
+    help="Region features instead of pictures: docs/exchange.md.",
+)
+@click.option("--boxes", help="scan's boxes: xyxy, xywh, relative_xyxy or relative_xywh. Default: as the numbers say.")
+@click.option("--sizes", help="scan's sizes of pictures: wh (default) or hw.")
+@click.option("--language", help="Of the captions: a spaCy pipeline, or blank:CODE. Default: found out.")
+@click.option("--skip", is_flag=True, help="Leave out what can't be used: rows, captions, pictures that aren't there.")
+def add(name: str, **given: Any) -> None:
+    """Add a data set NAME to params.yaml, with a detector, tokens and a run that suit it.
+
+    Says what was understood and what to run next. Nothing is extracted yet.
+    """
+    from pipeline.adding import run
+
+    click.echo(run(name=name, **given, device=Machine.from_environment().torch_device()))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def remove(name: str, yes: bool) -> None:
+    """Remove the data set NAME: its entries in params.yaml, what was made of it, its runs; never its pictures.
+
+    What goes is listed first. DVC's cache and SELFALIGN_CACHE still hold it: `dvc gc --workspace`, `selfalign cache
+    prune`.
+    """
+    from pipeline.removing import Removal, run
+
+    def agreed(found: Removal) -> bool:
+        click.echo(f"{name}: this is removed\n{found}")
+        return yes or click.confirm("Remove it?")
+
+    click.echo(f"{name} is removed" if run(name, agreed) else "nothing was removed")
+
+
 @main.command("import")
 @click.argument("format")
 @click.argument("images", type=click.Path(path_type=Path))

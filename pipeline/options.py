@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,17 +28,20 @@ def read_options(source: dict[str, Any], options: dict[str, Any]) -> tuple[Datas
 
 
 @contextmanager
-def keys_as_options() -> Iterator[None]:
-    """An InputError of the block names the option wherever it names a key, such as `source.missing: skip`."""
+def keys_as_options(images: str = "IMAGES") -> Iterator[None]:
+    """An InputError of the block names the option wherever it names a key, such as `source.missing: skip`; `images` is
+    that of `source.images`."""
     try:
         yield
     except InputError as error:
-        what, where, fix = (_KEY.sub(_named, text) for text in (error.what, error.where, error.fix))
+        what, where, fix = (_KEY.sub(partial(_named, images), text) for text in (error.what, error.where, error.fix))
         raise type(error)(what, where=where, fix=fix) from error
 
 
-def _named(key: re.Match[str]) -> str:
+def _named(images: str, key: re.Match[str]) -> str:
     name, value = key.groups()
+    if name == "images":
+        return f"`{images}`"
     return f"`{_option(name)} {value}`" if value else f"`{_option(name)}`"
 
 

@@ -143,12 +143,25 @@ class Params(Settings):
 
 def read_params(path: Path = FILE) -> Params:
     """Read and check `params.yaml`. Every problem is named by its key, unknown keys with the nearest known one."""
+    return parse_params(read_text(path), path)
+
+
+def read_text(path: Path = FILE) -> str:
+    """The text of `params.yaml`. InputError where it can't be read, or is no UTF-8."""
     try:
-        values, node, twice = strict_yaml.compose(read_file(path).decode("utf-8"))
+        return read_file(path).decode("utf-8")
     except OSError as error:
         raise InputError(
             f"can't be read ({error.strerror})", where=path.absolute(), fix="run from the project's folder"
         ) from error
+    except ValueError as error:
+        raise InputError(f"not YAML: {error}", where=path, fix="write it as UTF-8") from error
+
+
+def parse_params(text: str, path: Path = FILE) -> Params:
+    """Check a text of `params.yaml`, as `read_params` does; `path` is for messages."""
+    try:
+        values, node, twice = strict_yaml.compose(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split())
         raise InputError(f"not YAML: {message}", where=path, fix="mend the line it names") from error

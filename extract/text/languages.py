@@ -1,0 +1,44 @@
+"""Which language captions are in: by their script, or by whose frequent words they use (spaCy's stop words)."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+from spacy.util import get_lang_class
+
+LEAST = 0.1  # share of a language's stop words from which on captions may be in it
+PLAIN = 0.3  # that of English from which on no other language is asked
+_SCRIPTS = {
+    "HIRAGANA": "ja", "KATAKANA": "ja", "CJK": "zh", "HANGUL": "ko", "THAI": "th", "HEBREW": "he", "DEVANAGARI": "hi",
+    "GREEK": "el", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "ARMENIAN": "hy",
+}  # fmt: skip
+# Several of one script: the first of equal share is taken.
+_BY_WORDS = (
+    "en", "de", "fr", "es", "it", "pt", "nl", "ru", "tr", "pl", "sv", "da", "nb", "fi", "cs", "ro", "hu", "ca", "uk",
+    "bg", "hr", "id", "vi", "ar", "fa", "ur",
+)  # fmt: skip
+
+
+def guess_language(captions: Iterable[str]) -> str | None:
+    """The code of the captions' language (ISO 639, as spaCy has it); None where none is plain."""
+    words = Counter(word for text in captions for word in re.findall(r"[^\W\d_]+", text.lower()))
+    letters = Counter[str]()
+    for word, uses in words.items():
+        for letter in word:
+            letters[unicodedata.name(letter, "").partition(" ")[0]] += uses
+    if not letters:
+        return None
+    (script, _), total = letters.most_common(1)[0], letters.total()
+    if letters["HIRAGANA"] + letters["KATAKANA"] > total / 20:  # beside Han characters
+        return "ja"
+    if script in _SCRIPTS:
+        return _SCRIPTS[script]
+    shares = {}
+    for code in _BY_WORDS:
+        met = words.keys() & get_lang_class(code).Defaults.stop_words
+        shares[code] = sum(words[word] for word in met) / words.total() if len(met) > 1 else 0.0
+        if code == "en" and shares[code] >= PLAIN:
+            return code
+    best = max(shares, key=lambda code: shares[code])
+    return best if shares[best] >= LEAST else None

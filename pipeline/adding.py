@@ -1,0 +1,246 @@
+"""`selfalign add`: a data set's entry of `params.yaml`, and a run's that suits its size, proposed by what is there.
+
+The file's other bytes stay as they are. It is replaced only once the new text is read and checked as a whole.
+"""
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from extract.packages import local_path
+from spacy.util import get_installed_models
+
+from extract.text.languages import guess_language
+from extract.text.words import load_language
+from manifests.errors import InputError
+from manifests.files import write_text
+from manifests.locks import sole_writer
+from manifests.names import require_name
+from manifests.readers import READERS
+from manifests.schema import SPLITS
+from pipeline import editing, places, strict_yaml
+from pipeline.looking import Look, Sample, look_at_features, look_at_pictures, sample_features, sample_pictures
+from pipeline.options import keys_as_options
+from pipeline.params import FILE, Params, parse_params, read_text
+
+PRESET = Path(__file__).parents[1] / "presets" / "photographs.yaml"
+"""Entries for photographs that need nothing but PyPI: detector, sentence encoder for English, and a run."""
+_SAMPLE = 2000  # captions that tell the language
+_FEW = 2000  # captions below which a run is as the preset has it
+_RATE = 250  # captions a second in training, on two cores
+
+
+def run(
+    *,
+    name: str,
+    images: Path | None,
+    captions: Path | None,
+    features: tuple[str, Path] | None,
+    boxes: str | None,
+    sizes: str | None,
+    language: str | None,
+    skip: bool,
+    device: str,
+) -> str:
+    """Write the entries of the data set `name` and its run; returns what was understood and what to run next.
+
+    Parameters
+    ----------
+    images, captions : pictures; without `captions` a file of them in the folder is taken, or there are none.
+    features : format and path of region features instead, `images` for reports then; `boxes`, `sizes` are scan's.
+    language : of the captions, as `tokens.language` has it; found out if not given.
+    skip : whether rows, captions and pictures that can't be used are left out.
+    device : torch device on which the detector is tried.
+
+    Raises
+    ------
+    InputError : a name that is taken or none, and all that is wrong with what is there; `params.yaml` stays as it was.
+    """
+    with sole_writer(FILE, f"change of {FILE}", wait=False):
+        text = read_text()
+        params = parse_params(text)
+        _require_free(name, params)
+        preset = strict_yaml.load(PRESET.read_text(encoding="utf-8"))
+        (dataset,) = preset["datasets"].values()
+        if features:
+            with keys_as_options(images="--features"):
+                look = look_at_features(*features, captions, boxes, sizes, skip=skip)
+            sample: Sample | None = sample_features(look)
+            look.source.update({"pictures": images} if images else {})
+        elif images is None or boxes or sizes:
+            told = "nothing says where the pictures are" if images is None else "boxes and sizes are those of features"
+            fix = "give --images, or --features with a format and a path"
+            raise InputError(told, where=f"data set {name}", fix=fix)
+        else:
+            look = look_at_pictures(images, captions, dataset["regions"], skip=skip)
+            sample = sample_pictures(look, device)
+        lacking = _lacking(look)
+        entries = _entries(name, look, _language(look, language), preset, None if lacking else params)
+        for section, added in entries.items():
+            text = editing.insert(text, section, added)
+        params = parse_params(text)
+        write_text(FILE, text)
+    lines = [*_understood(name, look, sample, entries), *(f"  ({remark})" for remark in look.remarks)]
+    lines += ["", f"written to {FILE}: " + ", ".join(f"{key}.{each}" for key, part in entries.items() for each in part)]
+    trained = next(iter(entries.get("runs", {})), None)
+    return "\n".join([*lines, "", *_next(name, look, trained, lacking, params.evaluate.split)])
+
+
+def _require_free(name: str, params: Params) -> None:
+    """Raise `InputError` unless a data set may have this name and none has it."""
+    require_name(name, f"data set {name!r}")
+    taken = {each.lower(): each for each in params.image_roots}
+    if other := taken.get(name.lower()):
+        fix = f"choose another name, or remove that one first: `selfalign remove {other}`"
+        raise InputError(f"there is a data set {other!r} already", where=FILE, fix=fix)
+
+
+def _entries(
+    name: str, look: Look, language: str | None, preset: dict[str, Any], params: Params | None
+) -> dict[str, dict[str, Any]]:
+    """By section, what goes into it; a run only where there are `params`, whose runs have other names."""
+    (dataset,), (encoder,), (run,) = (preset[section].values() for section in ("datasets", "text_features", "runs"))
+    encoded = _is_english(language) and _is_installed(encoder["model"])
+    tokens = {"language": language or "blank_en", "min_count": _min_count(len(look.captions))}
+    tokens |= {key: dataset["tokens"][key] for key in ("tokenizer", "max_pieces") if encoded}
+    source = {key: _plain(value) for key, value in look.source.items()}
+    added = {"source": source, "regions": look.regions, "tokens": tokens, "pack": dataset["pack"]}
+    entries: dict[str, dict[str, Any]] = {"datasets": {name: added}}
+    if encoded:
+        entries["text_features"] = {name: encoder}
+    if params:
+        trained = _run_name(name, run["base"]["name"], params)
+        entries["runs"] = {trained: _run(name, look.captions_in("train"), run, encoded)}
+    return entries
+
+
+def _run_name(name: str, base: str, params: Params) -> str:
+    taken = {each.lower() for runs in (params.runs, *params.optional.values()) for each in runs}
+    found = f"{name}-{base.replace('_', '-')}"
+    return next(each for each in (found, *(f"{found}-{n}" for n in range(2, 1000))) if each.lower() not in taken)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it; a path without `.` and `..` in its middle."""
+    if not isinstance(value, Path):
+        return value
+    text = os.path.normpath(value)
+    if "${" in text:
+        raise InputError("DVC takes ${ for a reference", where=text, fix="rename the folder or file")
+    return text
+
+
+def _language(look: Look, asked: str | None) -> str | None:
+    """`tokens.language` of the captions; None without captions. Raises InputError for one that isn't installed."""
+    captions = look.captions
+    if not captions:
+        return None
+    found = asked
+    if found is None:
+        code = guess_language(captions[:: max(1, len(captions) // _SAMPLE)])
+        installed = [name for name in get_installed_models() if name.startswith(f"{code}_core_")]
+        found = installed[0] if installed else "blank_en" if code == "en" else f"blank:{code or 'xx'}"
+    load_language(found)
+    return found
+
+
+def _is_english(language: str | None) -> bool:
+    """By the name of a pipeline: en_core_web_sm, blank_en, blank:en."""
+    return language is not None and re.search(r"(^|blank[_:])en(_|$)", language) is not None
+
+
+def _is_installed(model: str) -> bool:
+    try:
+        return local_path(model).is_dir()
+    except InputError:
+        return False
+
+
+def _min_count(captions: int) -> int:
+    """Uses from which a word is learned: rare words of a small set are all that it has."""
+    return 1 if captions < 1_000 else 2 if captions < 20_000 else 4
+
+
+def _lacking(look: Look) -> str | None:
+    """Why nothing can be trained; None if something can."""
+    if not look.captions:
+        return "there are no captions"
+    empty = [split for split in ("train", "val") if not look.captions_in(split)]
+    return f"no caption is in the split {' or '.join(empty)}" if empty else None
+
+
+def _run(name: str, captions: int, preset: dict[str, Any], encoded: bool) -> dict[str, Any]:
+    """The preset's run on a data set with so many captions to train on: larger sets bear larger batches and vectors."""
+    run = preset | {"dataset": name, "text": {"reads": "text_features" if encoded else "tokens"}}
+    if captions < _FEW:
+        return run
+    epochs = 10 if captions < 10 * _FEW else 15
+    run |= {"batch_size": 128, "epochs": epochs, "decay_epochs": epochs * 2 // 3}
+    if captions < 10 * _FEW:
+        return run
+    return run | {"learning_rate": 0.0005, "base": preset["base"] | {"dim": 512 if captions < 100 * _FEW else 1024}}
+
+
+def _understood(name: str, look: Look, sample: Sample | None, entries: dict[str, dict[str, Any]]) -> list[str]:
+    """What was found, a line a fact."""
+    counts = np.array([len(entry.captions) for entry in look.entries])
+    each = f"{counts.min()} to {counts.max()}" if counts.min() != counts.max() else f"{counts.min()}"
+    source, total, language = look.source, int(counts.sum()), entries["datasets"][name]["tokens"]["language"]
+    captions = f"{total:,} captions, {each} an image" if total else "no captions"
+    imported = not READERS.has_own(source["format"])
+    lines = [f"{name}: {len(counts):,} {'images' if imported else 'pictures'} in {source['images']}, {captions}"]
+    if total:
+        origin = "as the file says" if look.entries[0].split else "by a hash of their ids"
+        parts = ", ".join(f"{look.splits[split]:,} {split}" for split in SPLITS if look.splits[split])
+        lines += [f"  captions  {source['captions']}, read as {source['format']}; language: {language}"]
+        lines += [f"  splits    {parts}, {origin}"]
+    if sample is None:
+        lines += ["  regions   none of the pictures that were tried can be read"]
+        return lines
+    what = f"imported from {source['format']}" if imported else "grid: an ImageNet network on the same boxes everywhere"
+    lines += [f"  regions   {sample.boxes:.3g} an image of {sample.dim:,} numbers, {what}"]
+    size = len(counts) * sample.boxes * (2 * sample.dim + 16) / 1e9
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    lines += [f"  disk      about {_size(size)} of regions, and the same again packed; {_size(free)} are free"]
+    if sample.rate:
+        lines += [f"  time      regions: about {_time(len(counts) / sample.rate)} at {sample.rate:.1f} pictures/s here"]
+    for run, settings in entries.get("runs", {}).items():
+        text = "the states of a sentence encoder" if "text_features" in entries else "learned words"
+        base, epochs = settings["base"], settings["epochs"]
+        lines += [
+            f"  run       {run}: {base['name']} of {base['dim']} numbers on {text}, {epochs} epochs; "
+            f"about {_time(epochs * look.captions_in('train') / _RATE)} on two cores"
+        ]
+    return lines
+
+
+def _size(gigabytes: float) -> str:
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{max(1, round(gigabytes * 1e3))} MB"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(1, round(seconds))} s"
+
+
+def _next(name: str, look: Look, run: str | None, lacking: str | None, evaluated: str) -> list[str]:
+    """What to run."""
+    extracted = READERS.has_own(look.source["format"])
+    if run is None:
+        lines = [f"nothing is trained: {lacking}; pictures can be found by a picture:", f"  dvc repro regions@{name}"]
+        picture = "photo.jpg" if extracted else look.entries[0].id
+        return [*lines, f"  selfalign search --dataset {name} --image {picture}"]
+    lines = ["next:"]
+    if look.splits[evaluated]:
+        lines += [f"  dvc repro evaluate@{run}"]
+    else:
+        lines += [f"  dvc repro train@{run}  # not evaluate@{run}: no image is in the split {evaluated}"]
+    lines += [f"  selfalign index {run} {name}"]
+    words = " ".join(look.captions[0].split()[:12])
+    return [*lines, f"  selfalign search --index {places.index(run, name)} {shlex.quote(words)}"]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from extract.packages import local_path
 from spacy.util import get_installed_models
 
+from extract.packages import local_path
 from extract.text.languages import guess_language
 from extract.text.words import load_language
 from manifests.errors import InputError

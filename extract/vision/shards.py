@@ -28,8 +28,8 @@ from extract.stores.norms import Norms
 from extract.stores.regions import FIELDS, SCHEMA, Regions, region_layout_problems, shard_row, write_shard
 from extract.vision.decode import UnreadableImage
 from extract.vision.detectors import DETECTORS
-from extract.vision.given import GivenBoxes
 from extract.vision.detectors.base import TooFewProposals
+from extract.vision.given import GivenBoxes
 from extract.vision.loading import load_detector
 from extract.vision.reading import ahead, read_picture
 from manifests.errors import InputError

@@ -36,6 +36,8 @@ UNUSED = {
     "detector": {"extract/vision/detectors/base.py"},
     "regions": {"manifests/source.py"},
 }
+# Parts of another package that a stage finds by name (pyproject.toml, selfalign.parts).
+PARTS = {"regions": {"demo/detector/demo.py"}, "tokens": {"demo/language.py"}}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {
     "scenes": ["scenes"],
@@ -62,7 +64,7 @@ def used(stage: str) -> set[str]:
     (command,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage)
     unused = UNUSED.get(stage, set())
     graph = {file: others - unused for file, others in GRAPH.items()}
-    found = closure(graph, imports_of(command, "pipeline/cli.py", CHECKOUT) - unused)
+    found = closure(graph, (imports_of(command, "pipeline/cli.py", CHECKOUT) - unused) | PARTS.get(stage, set()))
     settled = PLUMBING | (set() if stage == "manifest" else FORMATS)
     settled |= {file for file in found if file.startswith("pipeline/")}  # where things lie, and how fast they are made
     return {file for file in found - settled if Path(file).name != "__init__.py"}

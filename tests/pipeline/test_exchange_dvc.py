@@ -61,7 +61,7 @@ def test_its_store_is_the_one_that_was_exported(project: Project, reproduced: li
     for row in range(len(ours)):
         np.testing.assert_array_equal(theirs.regions(row).features, ours.regions(row).features)
         np.testing.assert_array_equal(theirs.regions(row).boxes, ours.regions(row).boxes)
-    recipe, _ = read_recipe(project.root / "data" / "scan" / "regions")
+    recipe, _ = read_recipe(project.root / "data" / "scan" / "regions" / "train")
     assert recipe["imported"]["format"] == "scan" and "train_ims.npy" in recipe["imported"]["files"]
     for store in ("regions", "pack"):
         project.command("selfalign", "verify", f"data/scan/{store}")

@@ -33,6 +33,8 @@ def _of(entry: Entry) -> str:
         if entry.folder.parent.name == "runs":
             settings = about["key"]["settings"]
             return f"{settings['base']['name']} on {settings['dataset']}, seed {settings['seed']}"
+        if about.get("of"):
+            return about["of"]
         recipe = about["recipe"]
         chosen = recipe["selection"]["rule"] if "selection" in recipe else f"{recipe.get('boxes', 'fixed')} boxes"
         return f"detector {recipe['detector']['name']}, {chosen}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.engine.staging import ABOUT
+from extract.engine.finished import ABOUT
 from manifests.errors import InputError
 from manifests.files import abandoned
 from manifests.locks import sole_writer

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -27,6 +27,9 @@ MODELS = ("vsrn", "camera", "vse-infinity", "aladin", "selfalign-vsrn", "selfali
 if TYPE_CHECKING:
     from pipeline.params import Params
     from train.settings import RunSettings
+
+if TYPE_CHECKING:
+    from extract.engine.maker import Workers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -181,23 +184,23 @@ def regions(dataset: str) -> None:
     if settings.source.imported:
         from extract.stages.import_regions import run as run_imported
 
-        run_imported(
-            dataset=dataset,
-            manifest=places.manifest(dataset),
-            images=settings.source.images,
-            settings=settings.regions,
-            out=places.regions(dataset),
-            staging=machine.staging,
-            readers=machine.readers,
-            about=settings.about,
-        )
+        with _workers(machine) as workers:
+            run_imported(
+                dataset=dataset,
+                manifest=places.manifest(dataset),
+                images=settings.source.images,
+                settings=settings.regions,
+                out=places.regions(dataset),
+                staging=machine.staging,
+                readers=machine.readers,
+                workers=workers,
+                about=settings.about,
+            )
         return
 
-    from extract.engine.cache import prune
     from extract.stages.regions import run
-    from pipeline.cluster import open_client, worker_threads
 
-    with open_client(machine) as client:
+    with _workers(machine) as workers:
         run(
             dataset=dataset,
             manifest=places.manifest(dataset),
@@ -205,13 +208,26 @@ def regions(dataset: str) -> None:
             settings=settings.regions,
             out=places.regions(dataset),
             cache=machine.cache,
-            device=machine.device if client else machine.torch_device(),
+            device="cpu" if workers else machine.torch_device(),
             batch_size=machine.batch,
             readers=machine.readers,
-            client=client,
-            threads=worker_threads(machine),
+            workers=workers,
+            exact=machine.exact,
             about=settings.about,
         )
+    _prune(machine)
+
+
+def _workers(machine: Machine) -> "AbstractContextManager[Workers | None]":
+    """The workers that make stores, or None: this process does."""
+    from pipeline.cluster import open_workers
+
+    return open_workers(machine)
+
+
+def _prune(machine: Machine) -> None:
+    from extract.engine.cache import prune
+
     prune(machine.cache, machine.cache_gb * 1e9)
 
 
@@ -221,8 +237,16 @@ def tokens(dataset: str) -> None:
     """Split DATASET's captions into words, parts of speech and word pieces."""
     from extract.stages.tokens import run
 
-    settings = read_params().dataset(dataset).tokens
-    run(manifest=places.manifest(dataset), settings=settings, out=places.tokens(dataset))
+    settings, machine = read_params().dataset(dataset).tokens, Machine.from_environment()
+    with _workers(machine) as workers:
+        run(
+            dataset=dataset,
+            manifest=places.manifest(dataset),
+            settings=settings,
+            out=places.tokens(dataset),
+            staging=machine.staging,
+            workers=workers,
+        )
 
 
 @main.command("text_features")
@@ -231,16 +255,20 @@ def text_features(dataset: str) -> None:
     """Run a frozen text encoder once over DATASET's captions."""
     from extract.stages.text_features import run
 
-    machine = Machine.from_environment()
-    run(
-        dataset=dataset,
-        tokens=places.tokens(dataset),
-        settings=read_params().text_feature(dataset),
-        out=places.text_features(dataset),
-        staging=machine.staging,
-        device=machine.torch_device(),
-        batch_size=machine.encode_batch,
-    )
+    settings, machine = read_params().text_feature(dataset), Machine.from_environment()
+    with _workers(machine) as workers:
+        run(
+            dataset=dataset,
+            tokens=places.tokens(dataset),
+            settings=settings,
+            out=places.text_features(dataset),
+            cache=machine.cache,
+            device="cpu" if workers else machine.torch_device(),
+            batch_size=machine.encode_batch,
+            workers=workers,
+            exact=machine.exact,
+        )
+    _prune(machine)
 
 
 @main.command()
@@ -251,19 +279,24 @@ def teachers(dataset: str) -> None:
 
     params, machine = read_params(), Machine.from_environment()
     settings = params.teacher(dataset)
-    run(
-        dataset=dataset,
-        manifest=places.manifest(dataset),
-        regions=places.regions(dataset),
-        images=params.image_roots[dataset],
-        settings=settings,
-        out=places.teachers(dataset),
-        staging=machine.staging,
-        device=machine.torch_device(),
-        batch_size=machine.batch,
-        caption_batch=machine.encode_batch,
-        readers=machine.readers,
-    )
+    with _workers(machine) as workers:
+        run(
+            dataset=dataset,
+            manifest=places.manifest(dataset),
+            regions=places.regions(dataset),
+            images=params.image_roots[dataset],
+            settings=settings,
+            out=places.teachers(dataset),
+            cache=machine.cache,
+            staging=machine.staging,
+            device="cpu" if workers else machine.torch_device(),
+            batch_size=machine.batch,
+            caption_batch=machine.encode_batch,
+            readers=machine.readers,
+            workers=workers,
+            exact=machine.exact,
+        )
+    _prune(machine)
 
 
 @main.command()
@@ -272,14 +305,18 @@ def pack(dataset: str) -> None:
     """Pack DATASET's regions and captions into WebDataset shards."""
     from extract.stages.pack import run
 
-    run(
-        dataset=dataset,
-        manifest=places.manifest(dataset),
-        regions=places.regions(dataset),
-        tokens=places.tokens(dataset),
-        settings=read_params().dataset(dataset).pack,
-        out=places.pack(dataset),
-    )
+    settings, machine = read_params().dataset(dataset).pack, Machine.from_environment()
+    with _workers(machine) as workers:
+        run(
+            dataset=dataset,
+            manifest=places.manifest(dataset),
+            regions=places.regions(dataset),
+            tokens=places.tokens(dataset),
+            settings=settings,
+            out=places.pack(dataset),
+            staging=machine.staging,
+            workers=workers,
+        )
 
 
 @main.command()
@@ -292,7 +329,6 @@ def train(run: str) -> None:
         os.execv(sys.executable, [sys.executable, *launcher, "-m", "pipeline.cli", "train", run])
 
     from eval.validation import validate
-    from extract.engine.cache import prune
     from train.train import run as train_run
 
     train_run(
@@ -310,7 +346,7 @@ def train(run: str) -> None:
         tensorboard=machine.tensorboard,
         cache=machine.cache,
     )
-    prune(machine.cache, machine.cache_gb * 1e9)
+    _prune(machine)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""The Dask cluster that extraction runs on: what ``SELFALIGN_CLUSTER`` means.
+"""The Dask cluster that makes stores: what ``SELFALIGN_CLUSTER`` means.
 
 `none`: no cluster. `local:N`: N worker processes on this machine. `tcp://host:8786`: a scheduler that runs already.
 `slurm:N`: N Slurm jobs (`slurm`: one), described by Dask's own configuration (``jobqueue.slurm``).
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from extract.engine.maker import Workers
 from manifests.errors import InputError
 from pipeline.machine import Machine
 
 if TYPE_CHECKING:
-    from distributed import Client
     from distributed.deploy import Cluster
 
 CONNECT_SECONDS = 5
 
 
 @contextmanager
-def open_client(machine: Machine) -> Iterator["Client | None"]:
-    """The client of the machine's cluster, or None where there is none; what it started ends with the block.
+def open_workers(machine: Machine) -> Iterator[Workers | None]:
+    """The workers of the machine's cluster, or None where there is none; what it started ends with the block.
 
     Raises `InputError` for a scheduler that can't be reached and for `slurm` where dask-jobqueue isn't installed.
     """
@@ -44,7 +44,7 @@ def open_client(machine: Machine) -> Iterator["Client | None"]:
             ) from error
         with client:
             click.echo(f"dashboard: {client.dashboard_link}")
-            yield client
+            yield Workers(client, machine.device, worker_threads(machine))
 
 
 def worker_threads(machine: Machine) -> int | None:

@@ -37,6 +37,7 @@ class Machine(BaseModel):
         description="folder of what was computed once: shared by clones, data sets and colleagues on one disk",
     )
     cache_gb: float = Field(200, ge=0, description="GB of the cache that nothing else holds: more is removed")
+    exact: bool = Field(False, description="take from the cache only what this device, batch and libraries computed")
     processes: int = Field(1, ge=1, description="processes that train together, one a GPU")
     checkpoint_minutes: float = Field(10, ge=0, description="minutes after which a run's state is saved in mid-epoch")
     tensorboard: Path | None = Field(None, description="folder for TensorBoard's curves of training")

@@ -4,7 +4,7 @@ They become the captions of a temporary data set: words, vocabulary, word pieces
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -79,17 +79,17 @@ def captioned(
         listed, states = folder / "manifest", folder / "text_features"
         write_manifest(listed, rows)
         settings = words.tokens.model_copy(update={"vocabulary": words.vocabulary})
-        with redirect_stderr(StringIO()):  # bars of what takes no time
+        with _quietly():
             tokens.run(manifest=listed, settings=settings, out=folder / "tokens")
         _require_same(TokenStore(folder / "tokens").recipe, words.recipe["tokens"], "min_count")
         if words.encoder:
-            with redirect_stderr(StringIO()):
+            with _quietly():
                 text_features.run(
                     dataset="captions",
                     tokens=folder / "tokens",
                     settings=words.encoder,
                     out=states,
-                    staging=folder / "staging",
+                    cache=folder / "cache",
                     device=device,
                     batch_size=batch_size,
                 )
@@ -100,6 +100,13 @@ def captioned(
         else:
             made = RetrievalData(listed, regions, folder / "tokens", rows[0].split, pieces=words.pieces)
         yield made
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without bars and figures of what takes no time."""
+    with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        yield
 
 
 def unknown_words(data: RetrievalData) -> list[str]:

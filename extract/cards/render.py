@@ -6,6 +6,7 @@ Markdown, made of ``index.json`` and ``recipe.json`` alone, so that `selfalign c
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from extract.stores.fields import LABELS
 from manifests.schema import SPLITS
 
 _SHOWN_NAMES = 40
@@ -107,7 +108,7 @@ print(numpy.load(io.BytesIO(shard.extractfile(name).read())).shape)
 - `features.npy`: {precision} `[R, {dim}]`, one row a region. `boxes.npy`: float32 `[R, 4]`,
   {boxes}.
 - `json`: `id`, `split`, `width`, `height`, `captions`, `tokens` (the lower-cased words of each caption, without
-  punctuation), `num_boxes` (R) and, if the detector has them, `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf`.
+  punctuation), `num_boxes` (R) and, if the detector has them, {labels}.
 - A key is the image id with `%`, `.`, `/` and `\\` written as in a URL; `json`'s `id` is the id itself.
 - Images left out, since they have no region features: {left_out}.
 """
@@ -153,6 +154,7 @@ def pack_card(index: Mapping[str, Any], recipe: Mapping[str, Any], recipe_hash: 
             counts = (sum(shard[what] for shard in shards) for what in ("count", "captions"))
             lines.append(f"| `{patterns[-1]}` | {' | '.join(map(str, counts))} |")
     return _PACK.format(
+        labels=", ".join(f"`{name}`" for name in LABELS),
         dataset=dataset,
         images=index["images"],
         count=len(index["shards"]),

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from extract.stores.fields import FIELDS, LABELS, Regions
 from extract.stores.recipe import first_difference
-from extract.stores.regions import Regions, RegionStore
+from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.progress import progress
 
-_ARRAYS = ("features", "boxes", "objects_id", "objects_conf", "attrs_id", "attrs_conf")
 EDGES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)  # of the histogram's bins: what matters lies near 1
 _WORST = 5  # pictures shown
 # Every float16 as float32, by its bits: NumPy's own conversion takes four times as long.
@@ -255,7 +255,7 @@ def identical(a: Regions, b: Regions) -> bool:
     """Whether all arrays are equal byte for byte."""
     if a.image_size != b.image_size:
         return False
-    for name in _ARRAYS:
+    for name in FIELDS:
         x, y = getattr(a, name), getattr(b, name)
         if (x is None) != (y is None):
             return False
@@ -405,10 +405,8 @@ class _Store:
 
     def number_as(self, other: "_Store") -> None:
         """From now on give the other's numbers of the classes, where both stores name them; -1 is none of its names."""
-        for label, ours, theirs in (
-            ("objects_id", self.store.object_names, other.store.object_names),
-            ("attrs_id", self.store.attribute_names, other.store.attribute_names),
-        ):
+        for label, own in LABELS.items():
+            ours, theirs = ((store.index[own.names] if own.names else None) for store in (self.store, other.store))
             if ours and theirs and ours != theirs:
                 places = {name: place for place, name in enumerate(theirs)}
                 self._numbers[label] = np.array([*(places.get(name, -1) for name in ours), -1], np.int32)

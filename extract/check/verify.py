@@ -16,6 +16,7 @@ import numpy as np
 from extract.check.findings import Verification, read_index, reason
 from extract.check.pack import verify_pack, verify_text_features, verify_tokens
 from extract.check.teachers import verify_teachers
+from extract.stores.fields import LABELS
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.intact import INDEX, how_to_get
 from extract.stores.recipe import FILE as RECIPE
@@ -32,7 +33,6 @@ from manifests.tables import Manifest, is_manifest
 
 BLOCK = 2**21  # numbers of features looked at together: 4 MB
 _STORES = ("regions", "tokens", "text_features", "teachers", "pack")
-_IDS, _CONFIDENCES = ("objects_id", "attrs_id"), ("objects_conf", "attrs_conf")
 
 
 def stores_in(folder: Path) -> list[Path]:
@@ -277,7 +277,7 @@ class _Shards:
 
     def _labels(self, file: str, shard: MappedHDF5) -> Iterator[str]:
         """All shards with pictures have the same of the labels that a detector may give."""
-        here = [name for name in (*_IDS, *_CONFIDENCES) if name in shard]
+        here = [name for name in LABELS if name in shard]
         if self._first_labels is None:
             self._first_labels = file, here
         elif here != self._first_labels[1]:
@@ -309,14 +309,10 @@ class _Shards:
             (~finite, "boxes are NaN or infinite"),
             (finite & ~inside, "boxes are not inside the picture (0 <= x1 <= x2 <= width, y likewise)"),
         ]
-        for name, names in zip(_IDS, (self.index.object_names, self.index.attribute_names), strict=True):
-            if name in shard and names:
-                values = shard[name].ravel()
-                flags.append(((values < 0) | (values >= len(names)), f"{name} are not among the {len(names)} names"))
-        for name in _CONFIDENCES:
-            if name in shard:
-                values = shard[name].ravel()
-                flags.append((~((values >= 0) & (values <= 1)), f"{name} are not within 0 and 1"))
+        for name, own in LABELS.items():
+            names = getattr(self.index, own.names) if own.names else None
+            if name in shard and (names or not own.names):
+                flags.append((own.outside(shard[name].ravel(), names), f"{name} are not {own.range(names)}"))
         for flagged, what in flags:
             wrong = np.flatnonzero(flagged)
             for row in np.unique(owner[wrong]).tolist():

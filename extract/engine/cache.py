@@ -1,12 +1,12 @@
 """The cache: what was computed once is found again by what went in.
 
-A recipe's results are finished shards, each with a sidecar that says which pictures (by their sha256) are in its rows.
-There is no database: a folder a recipe, shards by the content that they were asked for. A store is put together from
-what is there and what has to be computed (docs/architecture.md, "The cache"). Results enter by whole shards; which came
-first stays. Many processes and machines may share a cache.
+A recipe's results are finished shards, each with a sidecar that says which items (pictures, captions: by their sha256)
+are in its rows. There is no database: a folder a recipe, shards by the content that they were asked for. A store is put
+together from what is there and what has to be computed (docs/architecture.md, "The cache"). Results enter by whole
+shards; which came first stays. Many processes and machines may share a cache.
 
-    CACHE/regions/RECIPE/VERSION/NAME.h5, NAME.json
-    CACHE/regions/RECIPE/about.json, versions.json
+    CACHE/KIND/RECIPE/VERSION/NAME.h5, NAME.json       KIND: regions, text_features, teachers
+    CACHE/KIND/RECIPE/about.json, versions.json
     CACHE/runs/KEY/about.json, epochs.csv, model
 """
 
@@ -15,28 +15,28 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
+from extract.engine.finished import ABOUT, Finished, Marker, read_marker
 from extract.stores.hdf5 import MappedHDF5
 from manifests.errors import InputError
-from manifests.files import abandoned, atomic, fingerprint, json_text, sha256, temporary, write_json
+from manifests.files import abandoned, fingerprint, sha256, temporary, write_json
 from manifests.locks import sole_writer
 from manifests.progress import progress
-from manifests.typed import Count, Digest, Written, read_checked
+from manifests.typed import Digest, Written
 
-ABOUT = "about.json"
 _USED = "used"  # the name of a marker, with host and process
 _BEAT, _LONG = 600, 24 * 60 * 60  # seconds between signs of life, and without one until another machine's is dead
-KINDS = ("regions", "runs")
+KINDS = ("regions", "text_features", "teachers", "runs")
 _NAME = re.compile("[0-9a-f]{32}")
-_SAMPLE = 8  # pictures that are computed again where the code has another meaning
+_SAMPLE = 8  # items that are computed again where the code has another meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,11 @@ class Versions(Written):
     refused: list[Version]
 
 
-class Sidecar(Written):
-    """What every sidecar has; a stage adds facts of its own."""
+class Sidecar(Marker):
+    """What the marker of every shard of the cache has: the item (by its sha256) of each row, None for a row without a
+    result."""
 
-    sha256: Digest
-    size: Count
-    pictures: list[Digest]
+    items: list[Digest | None] = Field(validation_alias=AliasChoices("items", "pictures"))
 
 
 class Cache:
@@ -75,7 +74,9 @@ class Cache:
     code : fingerprint of the code that computes (`extract.engine.code`). Results of another one count once a sample of
         them was computed again and is equal.
     sidecar : what a sidecar says.
-    sound : whether a shard with the results of so many pictures has the arrays that it should have.
+    sound : whether a shard with the results of so many items has the arrays that it should have.
+    of : names the recipe to people.
+    exact : the environment whose results alone are taken (the sidecars' ``environment``); None takes any.
     """
 
     def __init__(
@@ -84,27 +85,33 @@ class Cache:
         kind: str,
         recipe: Mapping[str, Any],
         code: str,
-        sidecar: type[Sidecar],
-        sound: Callable[[MappedHDF5, int], bool],
+        sidecar: type[Sidecar] = Sidecar,
+        sound: Callable[[MappedHDF5, int], bool] = lambda *_: True,
+        of: str = "",
+        exact: Mapping[str, Any] | None = None,
     ):
-        self.recipe, self.code, self._sidecar, self._sound = recipe, code, sidecar, sound
+        self.of, self.recipe, self.code, self._sidecar, self._sound_arrays = of, recipe, code, sidecar, sound
         self.folder = Path(root).expanduser() / kind / fingerprint(recipe)[:32]
-        self.versions: list[str] = []
-        self._shards: dict[Path, MappedHDF5 | None] = {}
+        self.exact, self.versions = exact, []
+        self._folders: dict[str, Finished] = {}
+        self._shards: dict[Path, MappedHDF5] = {}
 
-    def open(self, wanted: Collection[str], differs: Callable[[dict[str, Place]], str | None]) -> tuple[int, list[str]]:
+    def open(
+        self, wanted: Collection[str], differs: Callable[[dict[str, Place]], str | None], unit: str
+    ) -> tuple[int, list[str]]:
         """Find out which versions of the results the code at hand makes.
 
         Parameters
         ----------
-        wanted : sha256 of the pictures whose results are asked for.
-        differs : computes some pictures (sha256 -> place) again, and says which number is another one, or None.
+        wanted : sha256 of the items whose results are asked for.
+        differs : computes some items (sha256 -> place) again, and says which number is another one, or None.
+        unit : what an item is called, in the plural.
 
-        Returns how many pictures were computed for that, and what to tell.
+        Returns how many items were computed for that, and what to tell.
         """
         path, told, computed = self.folder / "versions.json", [], 0
         with sole_writer(path, "look into the cache"):
-            known = _read(path, dict[str, Versions]) or {}
+            known = read_marker(path, dict[str, Versions]) or {}
             ours = Versions(**known.get(self.code, {"accepted": [], "refused": []}))
             others = {version for each in known.values() for version in each["accepted"]}
             undecided = sorted(others.difference(ours.accepted, ours.refused))
@@ -119,89 +126,80 @@ class Cache:
                 if difference is None:
                     ours.accepted.append(version)
                     missing.difference_update(there)
-                    told.append(f"new code, the same numbers in {len(sample)} pictures: what is known is used")
+                    told.append(f"new code, the same numbers in {len(sample)} {unit}: what is known is used")
                 else:
                     ours.refused.append(version)
                     told.append(f"new code, other numbers ({difference}): what is known of older code isn't used")
             if not ours.accepted:
                 ours.accepted.append(self.code[:16])
-            write_json(self.folder / ABOUT, {"recipe": self.recipe})
+            write_json(self.folder / ABOUT, {"recipe": self.recipe, "of": self.of})
             write_json(path, known | {self.code: ours.model_dump()})
         self.versions = ours.accepted
         return computed, told
 
-    def rows(self, wanted: Collection[str]) -> dict[str, Place]:
-        """Where the results of some pictures lie, by their sha256, as far as there are any."""
-        return self._rows(self.versions, set(wanted))
+    def rows(self, wanted: Collection[str], but: Collection[Any] = ()) -> dict[str, Place]:
+        """Where the results of some items lie, by their sha256, as far as there are any; shards of the contents `but`
+        aren't looked into."""
+        names = (name for each in but for name in self._contents(each))
+        return self._rows(self.versions, set(wanted), {self._in(self.versions[0]).path(name).name for name in names})
 
-    def _rows(self, versions: Iterable[str], wanted: set[str]) -> dict[str, Place]:
+    def _rows(self, versions: Iterable[str], wanted: set[str], but: Collection[str] = frozenset()) -> dict[str, Place]:
         found: dict[str, Place] = {}
         for version in versions:
             for sidecar in sorted((self.folder / version).glob("*.json")):
-                done = _read(sidecar, self._sidecar)
-                for row, digest in enumerate(done["pictures"] if done else ()):
+                shard = sidecar.with_suffix(".h5")
+                done = None if shard.name in but else read_marker(sidecar, self._sidecar)
+                for row, digest in enumerate(_items(done) if done and self._taken(done) else ()):
                     if digest in wanted and digest not in found:
-                        found[digest] = Place(sidecar.with_suffix(".h5"), row)
+                        found[digest] = Place(shard, row)
         return found
 
     def finished(self, content: Any) -> dict[str, Any] | None:
         """The sidecar of a shard of a certain content (JSON) that is whole, with its ``path``."""
-        for version in self.versions:
-            shard = self._place(version, content)
-            done = _read(shard.with_suffix(".json"), self._sidecar)
-            if done is not None and self.shard(shard) is not None:
-                return done | {"path": str(shard)}
-        return None
+        names = self._contents(content)
+        found = (self._in(version).finished(name) for version in self.versions for name in names)
+        return next((done for done in found if done is not None and self._taken(done)), None)
 
     def draft(self, content: Any) -> Path:
         """Where this process is to write a shard of a certain content, for `publish`."""
-        return temporary(self._place(self.versions[0], content))
+        return self._in(self.versions[0]).draft(self._contents(content)[-1])
 
-    def publish(self, draft: Path, content: Any, pictures: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a draft the shard of its content, with a sidecar that says of which picture each row is; the sidecar,
-        with its ``path``. Where another process was first, it is that one's."""
-        shard = self._place(self.versions[0], content)
-        done = {"sha256": sha256(draft), "size": draft.stat().st_size, "pictures": list(pictures), **facts}
-        draft.chmod(0o444)
-        with sole_writer(shard, "shard of the cache"):
-            self._shards.pop(shard, None)
-            first = self.finished(content)
-            if first is not None:
-                draft.unlink()
-                return first
-            # A damaged shard goes first: no sidecar ever stands beside another one's shard.
-            shard.with_suffix(".json").unlink(missing_ok=True)
-            os.replace(draft, shard)
-            with atomic(shard.with_suffix(".json"), make_folder=False) as sidecar:
-                sidecar.write_text(json_text(done), encoding="utf-8")
-            self._shards.pop(shard, None)
-        return done | {"path": str(shard)}
+    def publish(self, draft: Path, content: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """`Finished.publish`; the facts' ``items`` say of which item (sha256) each row is."""
+        return self._in(self.versions[0]).publish(draft, self._contents(content)[-1], facts)
 
     def shard(self, file: Path) -> MappedHDF5 | None:
         """A shard of the cache, if it is as its sidecar says: it is hashed once."""
-        if file not in self._shards:
-            self._shards[file] = self._opened(file)
-        return self._shards[file]
-
-    def _opened(self, file: Path) -> MappedHDF5 | None:
-        done = _read(file.with_suffix(".json"), self._sidecar)
-        if done is None or not file.is_file() or done["sha256"] != sha256(file):
+        done = self._in(file.parent.name).whole(file)
+        if done is None or not self._taken(done):
             return None
-        try:
-            shard = MappedHDF5(file)
-            return shard if self._sound(shard, len(done["pictures"])) else None
-        except (InputError, KeyError):
-            return None
+        return self._shards.setdefault(file, MappedHDF5(file))
 
     def prepare(self) -> None:
         """Make the folder of new results, without what killed processes were writing there."""
-        folder = self.folder / self.versions[0]
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_behind in abandoned(folder):
-            left_behind.unlink(missing_ok=True)
+        self._in(self.versions[0]).prepare()
 
-    def _place(self, version: str, content: Any) -> Path:
-        return self.folder / version / f"{fingerprint(content)[:32]}.h5"
+    def _contents(self, content: Any) -> list[Any]:
+        """What the shard of a content may be called: that of an exact environment must not be taken for any other."""
+        return [content] if self.exact is None else [content, {"content": content, "environment": self.exact}]
+
+    def _taken(self, done: Mapping[str, Any]) -> bool:
+        return self.exact is None or done["environment"] == self.exact
+
+    def _in(self, version: str) -> Finished:
+        if version not in self._folders:
+            self._folders[version] = Finished(self.folder / version, ".h5", self._sidecar, self._sound)
+        return self._folders[version]
+
+    def _sound(self, shard: Path, done: dict[str, Any]) -> bool:
+        try:
+            return self._sound_arrays(MappedHDF5(shard), len(_items(done)))
+        except (InputError, KeyError):
+            return False
+
+
+def _items(done: dict[str, Any]) -> list[str | None]:
+    return done["items"] if "items" in done else done["pictures"]  # shards of before other items were cached
 
 
 @contextmanager
@@ -299,11 +297,11 @@ def prune(root: Path, bound: float) -> list[Entry]:
 
 
 def damaged(root: Path) -> Iterator[Path]:
-    """Hash every shard of regions in a cache; gives those that aren't as their sidecar says."""
+    """Hash every shard in a cache; gives those that aren't as their sidecar says."""
     sidecars = [path for entry in entries(root) for path in sorted(entry.folder.glob("*/*.json"))]
     for sidecar in progress(sidecars, what="cache", unit="files"):
         shard = sidecar.with_suffix(".h5")
-        if shard.is_file() and (_read(sidecar, Sidecar) or {}).get("sha256") != sha256(shard):
+        if shard.is_file() and (read_marker(sidecar, Sidecar) or {}).get("sha256") != sha256(shard):
             yield shard
 
 
@@ -312,11 +310,3 @@ def _spread(rows: dict[str, Place]) -> dict[str, Place]:
     digests = sorted(rows)
     step = max(1, len(digests) // _SAMPLE)
     return {digest: rows[digest] for digest in digests[::step][:_SAMPLE]}
-
-
-def _read(path: Path, kind: Any) -> dict[str, Any] | None:
-    """A JSON file as it stands, if it is of that kind: what is damaged in a cache is made again."""
-    try:
-        return read_checked(path, kind, fix="remove it")[1]
-    except InputError:
-        return None

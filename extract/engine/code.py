@@ -12,10 +12,12 @@ from typing import Any
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("manifests", "extract", "demo", "train", "eval", "pipeline")
+_ENGINE = ("build", "cache", "code", "device", "finished", "maker", "tolerance", "workers")
 # What no number depends on: how files are written and locked, messages, progress.
 _PLUMBING = {
     *("manifests.errors", "manifests.files", "manifests.locks", "manifests.progress", "manifests.jsonl"),
-    *("manifests.typed", "manifests.registry", "extract.engine.device", "extract.engine.code", "extract.engine.cache"),
+    *("manifests.typed", "manifests.registry"),
+    *(f"extract.engine.{name}" for name in _ENGINE),
 }
 
 

@@ -1,8 +1,8 @@
 """Shards made on the workers of a Dask cluster (docs/extraction.md).
 
-A worker is told once where everything lies and what the numbers depend on; a task is the number of a shard, with what
-the cache has of it. Workers write shards themselves, into the cache that all machines share, so a worker that dies
-costs the shard that it was making, and a scheduler that dies costs one shard a worker.
+A worker is told once what the numbers depend on; a task is the rows of a shard, with what the cache has of them.
+Workers write shards themselves, into a folder that all machines share, so a worker that dies costs the shard that it
+was making, and a scheduler that dies costs one shard a worker.
 """
 
 import fcntl
@@ -11,78 +11,74 @@ import os
 import platform
 import tempfile
 import threading
-import uuid
 from asyncio import CancelledError
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
-import torch
 from distributed import Client, Worker, WorkerPlugin, as_completed, get_worker
 from tqdm import tqdm
 
-from extract.engine.cache import Place
-from extract.engine.device import torch_device
-from extract.vision.shards import Made, Shards
+from extract.engine.cache import Cache, Place
+from extract.engine.maker import Lot, Made, Maker, Workers
 from manifests.errors import InputError
 from manifests.files import fingerprint
 
 RETRIES = 2  # of an error that is not the user's; Dask itself tries again, elsewhere, when a worker dies
+_AHEAD = 2  # shards a thread of the cluster that were handed out: no worker waits, and few rows are in memory
 
 
 def on_workers(
-    client: Client,
-    shards: Shards,
-    parts: Mapping[int, Mapping[str, Place]],
-    work: Mapping[str, Any],
-    *,
-    device: str,
-    threads: int | None,
+    workers: Workers, lot: Lot, tasks: Iterable[tuple[int, tuple[Any, Mapping[str, Place]]]]
 ) -> Generator[tuple[int, Made | Exception], None, None]:
-    """Have the shards of `parts` (number -> known results) made; yield each with what came of it, as they end.
+    """Have shards (number, (part, known results)) made; yield each with what came of it, as they end.
 
-    An exception stands for a shard that failed for good. No other shard is touched by it.
-
-    Parameters
-    ----------
-    shards : what the workers must agree with.
-    work : the arguments of `Shards`, but for the device.
-    device, threads : of each worker; threads None is as many as Dask knows the worker to have.
-
-    Raises `InputError` where the scheduler is lost.
+    An exception stands for a shard that failed for good. No other shard is touched by it. Raises `InputError` where the
+    scheduler is lost.
     """
-    plugin = RegionWorker(work, shards.key, shards.cache.versions, device, threads)
+    client, maker = workers.client, lot.maker
+    versions = maker.finished.versions if isinstance(maker.finished, Cache) else None
+    device = workers.device if lot.on_device else None
+    plugin = ShardWorker(lot.load, lot.work, maker.key, versions, device, workers.threads)
     # The run that goes on after a killed one replaces its plugin.
-    name = f"selfalign-regions-{fingerprint(shards.key)[:16]}"
-    group = f"regions-{uuid.uuid4().hex}"
+    name = f"selfalign-{fingerprint(maker.key)[:16]}"
+    group = f"{lot.what.partition(':')[0].replace(' ', '-')}-{uuid4().hex}"
     try:
         client.register_plugin(plugin, name=name)
     except OSError as error:
         raise _lost(client) from error
     except Exception as error:  # Dask gives an ImportError on a worker no type of its own
         raise InputError(
-            f"a worker can't load the detector's code ({error})",
+            f"a worker can't load the code that makes shards ({error})",
             where=client.scheduler.address,
             fix="start the workers in an environment in which this project is installed",
         ) from error
-    if not client.scheduler_info()["workers"]:
-        tqdm.write("no worker has joined the cluster yet: waiting for one")
-    futures = {
-        client.submit(_make, number, dict(known), name, key=(group, number), retries=RETRIES): number
-        for number, known in parts.items()
-    }
+    running, numbers, waiting = as_completed(), {}, iter(tasks)
+
+    def hand_out() -> None:
+        most = _AHEAD * max(1, sum(client.ncores().values()))
+        for number, (part, known) in itertools.islice(waiting, max(0, most - len(numbers))):
+            future = client.submit(_make, part, known, name, key=(group, number), retries=RETRIES)
+            numbers[future] = number
+            running.add(future)
+
     try:
-        for future in as_completed(futures):
+        if not client.ncores():
+            tqdm.write("no worker has joined the cluster yet: waiting for one")
+        hand_out()
+        for future in running:
             if future.cancelled():
                 raise _lost(client)
-            yield futures[future], future.exception() or future.result()
+            yield numbers.pop(future), future.exception() or future.result()
+            hand_out()
     except (CancelledError, OSError) as error:
         raise _lost(client) from error
     finally:
         with suppress(OSError):  # of a scheduler that is lost
             if client.status == "running":
-                client.cancel(list(futures))
+                client.cancel(list(numbers))
                 client.unregister_worker_plugin(name)
 
 
@@ -94,56 +90,58 @@ def _lost(client: Client) -> InputError:
     )
 
 
-def _make(number: int, known: dict[str, Place], plugin: str) -> Made | InputError:
-    return get_worker().plugins[plugin].make(number, known)
+def _make(part: Any, known: Mapping[str, Place], plugin: str) -> Made | InputError:
+    return get_worker().plugins[plugin].make(part, known)
 
 
-class RegionWorker(WorkerPlugin):
-    """Keeps one detector in a worker, and makes one shard at a time with it.
+class ShardWorker(WorkerPlugin):
+    """Keeps one maker in a worker, and makes one shard at a time with it.
 
     Parameters
     ----------
-    work : the arguments of `Shards`, but for the device; relative paths start from this process's folder.
-    key : ``Shards.key`` of the caller; a worker that comes to another refuses.
+    load, work : ``load(**work, device=...)`` is the maker; relative paths start from this process's folder. Without a
+        `device` there is none to be told, and torch isn't loaded.
+    key : ``Maker.key`` of the caller; a worker that comes to another refuses.
     versions : of the cache's results, the ones to use.
-    device, threads : as in `on_workers`.
+    device, threads : as in `Workers`.
     """
 
     def __init__(
         self,
+        load: Callable[..., Maker],
         work: Mapping[str, Any],
         key: Mapping[str, Any],
-        versions: Sequence[str],
-        device: str,
+        versions: list[str] | None,
+        device: str | None,
         threads: int | None,
     ):
-        self.work, self.key, self.versions, self.device, self.threads = work, key, list(versions), device, threads
+        self.load, self.work, self.key, self.versions = load, work, key, versions
+        self.device, self.threads = device, threads
         self.folder = Path.cwd()
 
     def setup(self, worker: Worker) -> None:
         self.threads = self.threads or worker.state.nthreads
         self.one_at_a_time = threading.Lock()
-        self.shards: Shards | None = None
+        self.maker: Maker | None = None
         self.slot: IO[bytes] | None = None
 
     def teardown(self, worker: Worker) -> None:
-        self.shards = None
+        self.maker = None
         if self.slot:
             self.slot.close()
 
-    def make(self, number: int, known: Mapping[str, Place]) -> Made | InputError:
+    def make(self, part: Any, known: Mapping[str, Place]) -> Made | InputError:
         """Make a shard. The user's mistakes are returned, not raised: trying again would not mend them."""
         with self.one_at_a_time:
-            torch.set_num_threads(self.threads)
             try:
-                if self.shards is None:
-                    self.shards = self._load()
-                return self.shards.make(number, known)
+                if self.maker is None:
+                    self.maker = self._load()
+                return self.maker.make(part, known)
             except InputError as error:
                 return error
 
-    def _load(self) -> Shards:
-        """The detector and all else that a shard needs, on the first one; the worker stays responsive meanwhile."""
+    def _load(self) -> Maker:
+        """The maker, on the first shard; the worker stays responsive meanwhile."""
         try:
             os.chdir(self.folder)
         except OSError as error:
@@ -152,19 +150,25 @@ class RegionWorker(WorkerPlugin):
                 where=self.folder,
                 fix="start the workers on machines that see the same files under the same paths",
             ) from error
-        shards = Shards(**self.work, device=self._device())
-        differing = [name for name, value in self.key.items() if shards.key[name] != value]
+        maker = self.load(**self.work, **({"device": self._device(self.device)} if self.device else {}))
+        differing = [name for name, value in self.key.items() if maker.key[name] != value]
         if differing:
             raise InputError(
                 f"a worker on {platform.node()} would make other shards: its {' and '.join(differing)} differ",
                 where=self.folder,
                 fix="start the workers again, in the environment that this command runs in",
             )
-        shards.cache.versions = self.versions
-        return shards
+        if self.versions is not None:
+            maker.finished.versions = self.versions
+        return maker
 
-    def _device(self) -> str:
-        device, count = torch_device(self.device), torch.cuda.device_count()
+    def _device(self, wanted: str) -> str:
+        import torch
+
+        from extract.engine.device import torch_device
+
+        torch.set_num_threads(self.threads)
+        device, count = torch_device(wanted), torch.cuda.device_count()
         if device != "cuda" or count < 2:
             return device
         if self.slot is None:

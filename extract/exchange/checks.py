@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from extract.exchange.source import LABELS, Record, Source
+from extract.exchange.source import Record, Source
+from extract.stores.fields import LABELS
 from manifests.errors import InputError
 
 _MOST_BOXES = np.iinfo(np.int16).max
-_DTYPES = dict(zip(LABELS, (np.int32, np.float32, np.int32, np.float32), strict=True))
 _LARGEST = {precision: float(np.finfo(precision).max) for precision in ("float16", "float32")}
 
 
@@ -107,8 +107,22 @@ class Checks:
         """Classes as int32 (of the source's names, where it has some), confidences as float32, ``[R]`` each."""
         rows = len(record.features)
         told = record.labels if rows else dict.fromkeys(self.labels, np.empty(0, np.int32))
-        names = {"objects_id": self.source.object_names, "attrs_id": self.source.attribute_names}
-        return {name: _label(values, name, rows, names.get(name), where) for name, values in told.items()}
+        return {name: self._label(values, name, rows, where) for name, values in told.items()}
+
+    def _label(self, values: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
+        own, fix = LABELS[name], "fetch or export the file again"
+        names = getattr(self.source, own.names) if own.names else None
+        if values.shape != (rows,) or values.dtype.kind not in "iuf":
+            raise InputError(f"{name} is {values.dtype} {list(values.shape)} of {rows} regions", where=where, fix=fix)
+        with np.errstate(invalid="ignore"):
+            kept = values.astype(own.numpy)
+        if own.numpy.kind == "i" and not (kept == values).all():
+            raise InputError(f"{name} doesn't fit {own.numpy}", where=where, fix=fix)
+        wrong, told = own.outside(kept, names), "a class" if own.names else own.range(None)
+        if wrong.any():
+            region = int(np.flatnonzero(wrong)[0])
+            raise InputError(f"{name} of region {region} is {values[region]:g}, not {told}", where=where, fix=fix)
+        return kept
 
 
 def zero_feature(region: int, where: str) -> InputError:
@@ -124,21 +138,3 @@ def too_large(most: float, precision: str, where: str) -> InputError:
     """Of a number that the precision can't hold."""
     more = "extract this image again" if precision == "float32" else "set `regions.precision: float32`"
     return InputError(f"a feature is {most:g}, {precision} ends at {_LARGEST[precision]:g}", where=where, fix=more)
-
-
-def _label(values: np.ndarray, name: str, rows: int, names: list[str] | None, where: str) -> np.ndarray:
-    dtype, fix = _DTYPES[name], "fetch or export the file again"
-    if values.shape != (rows,) or values.dtype.kind not in "iuf":
-        raise InputError(f"{name} is {values.dtype} {list(values.shape)} of {rows} regions", where=where, fix=fix)
-    with np.errstate(invalid="ignore"):
-        kept = values.astype(dtype)
-    if dtype is np.int32:
-        if not (kept == values).all():
-            raise InputError(f"{name} doesn't fit {np.dtype(dtype)}", where=where, fix=fix)
-        wrong, told = (kept < 0) | (kept >= (np.inf if names is None else len(names))), "a class"
-    else:
-        wrong, told = ~((kept >= 0) & (kept <= 1)), "within 0 and 1"  # NaN compares false
-    if wrong.any():
-        region = int(np.flatnonzero(wrong)[0])
-        raise InputError(f"{name} of region {region} is {values[region]:g}, not {told}", where=where, fix=fix)
-    return kept

@@ -30,7 +30,6 @@ def exported() -> list[str]:
     return [*(name for name, kind in FORMATS.load().items() if kind.write), "wds", "karpathy"]
 
 
-@one_writer("export")
 def run(
     *,
     format: str,
@@ -53,18 +52,28 @@ def run(
     Raises InputError where `out` is there already, a store's file has changed, or the format can't hold the data: the
     message says what can.
     """
-    out = Path(out)
-    if out.exists():
-        raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
-    if format == "wds":
+    if format != "wds":
+        _run(format=format, dataset=dataset, manifest=manifest, regions=regions, out=out, drop_captions=drop_captions)
+    else:
+        _require_new(out)
         if not Path(tokens).exists():
             raise InputError(
                 "wds carries the words of each caption, and there is no token store",
                 where=tokens,
                 fix="make a data set of params.yaml of it (docs/exchange.md) and run its tokens stage, or export scan",
             )
-        pack.write(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=PackSettings(), out=out)
-        return
+        stores = {"manifest": manifest, "regions": regions, "tokens": tokens}
+        pack.run(dataset=dataset, **stores, settings=PackSettings(), out=out, note=False)
+
+
+def _require_new(out: Path) -> None:
+    if Path(out).exists():
+        raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
+
+
+@one_writer("export")
+def _run(*, format: str, dataset: str, manifest: Path, regions: Path, out: Path, drop_captions: bool) -> None:
+    _require_new(out)
     rows = Manifest.open(manifest).captioned
     if format == "karpathy":
         with whole_folder(out) as folder:

@@ -8,11 +8,20 @@ identical stores, of samples in manifest order. Beside them: `index.json` and `s
 
 import logging
 import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
+from functools import partial
+from hashlib import sha256 as sha256_of
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from extract.cards.card import write_card
+from extract.engine.build import building, installing
+from extract.engine.cache import Place
+from extract.engine.code import code_fingerprint
+from extract.engine.finished import Staging
+from extract.engine.maker import Advance, Lot, Maker, Workers
 from extract.settings import PackSettings
 from extract.stores.intact import INDEX, require_intact
 from extract.stores.norms import Norms
@@ -21,39 +30,102 @@ from extract.stores.regions import RegionStore, region_stores
 from extract.stores.tokens import TokenStore
 from extract.stores.webdataset import FORMAT, SCHEMA, Sample, write_sample
 from manifests.errors import InputError
-from manifests.files import atomic, sha256, whole_folder, write_json
-from manifests.locks import one_writer
+from manifests.files import atomic, sha256, write_json
 from manifests.names import require_name
-from manifests.progress import progress
 from manifests.schema import SPLITS, CaptionedImage
 from manifests.tables import Manifest, manifest_sha256
 
+CODE = code_fingerprint("extract.stages.pack")
 log = logging.getLogger(__name__)
 
 
-def _decides(
-    *, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path
-) -> dict[str, Any]:
-    """What decides the shards, as JSON."""
-    stores = [*region_stores(regions), tokens]
-    files = [sha256(store / INDEX) for store in stores if (store / INDEX).is_file()]
-    return {"dataset": dataset, "files": [manifest_sha256(manifest), *files]} | settings.model_dump()
+@dataclass(frozen=True)
+class Samples:
+    """A shard's name and, of each sample, its row in the region store and what its JSON says beside the regions, which
+    is read when it is asked for, or travels."""
+
+    name: str
+    rows: list[int]
+    facts: Callable[[], list[dict[str, Any]]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Samples, (self.name, self.rows, partial(list, self.facts()))
 
 
-@one_writer("shards", _decides)
-def run(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path) -> None:
-    """Write the shards of `dataset`, as `write` does, as the only process that does so."""
-    write(dataset=dataset, manifest=manifest, regions=regions, tokens=tokens, settings=settings, out=out)
+class PackShards(Maker[Samples]):
+    """Makes WebDataset shards, hashed while they are written.
+
+    Parameters
+    ----------
+    regions : the region store.
+    staging, key : where finished shards lie, and what decides them.
+    """
+
+    def __init__(self, *, regions: Path, staging: Path, key: Mapping[str, Any]):
+        self.regions, self.key = RegionStore(regions), {**key, "shard_code": CODE}
+        self.finished = Staging(staging, key, ".tar")
+
+    def content(self, part: Samples) -> str:
+        return part.name
+
+    def write(
+        self, path: Path, part: Samples, known: Mapping[str, Place], advance: Advance
+    ) -> tuple[dict[str, Any], int]:
+        norms = []
+        with atomic(path, make_folder=False) as whole, open(whole, "wb") as raw:
+            file = _Hashed(raw)
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as shard:
+                for row, facts in zip(part.rows, part.facts(), strict=True):
+                    found = self.regions.read(row)
+                    write_sample(shard, Sample(found, facts))
+                    own = Norms.of(found.features)
+                    norms += [own] if own.count else []
+                    if not isfinite(own.total):
+                        raise InputError(
+                            f"features of image {facts['id']!r} are NaN or infinite",
+                            where=self.regions.folder,
+                            fix="make the store again: `selfalign verify` says what is wrong with it",
+                        )
+                    advance(1)
+        return {"sha256": file.digest.hexdigest(), "norms": [astuple(each) for each in norms]}, len(part)
 
 
-def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings: PackSettings, out: Path) -> None:
+class _Hashed:
+    """A file that is hashed while it is written from its first byte to its last."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self.digest, self.tell = file, sha256_of(), file.tell
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def run(
+    *,
+    dataset: str,
+    manifest: Path,
+    regions: Path,
+    tokens: Path,
+    settings: PackSettings,
+    out: Path,
+    staging: Path | None = None,
+    workers: Workers | None = None,
+    note: bool = True,
+) -> None:
     """Write the shards of `dataset`, their index, recipe and cards to the folder `out`, whole or not at all.
 
-    Images without region features are left out and named in the card. Raises InputError where a store's files aren't
-    those of its index, or the stores and the manifest don't belong together.
+    Images without region features are left out and named in the card. Finished shards wait below the folder `staging`,
+    by default beside `out`; `workers` may make them; `note` says whether what `out` was made of is noted beside it.
+    Raises InputError where a store's files aren't those of its index, or the stores and the manifest don't belong
+    together.
     """
     require_name(dataset, "the data set's name, which begins its files' names")
-    for store in (*region_stores(regions), tokens):
+    stores = [*region_stores(regions), Path(tokens)]
+    for store in stores:
         require_intact(store)
     images, region_store, token_store = Manifest.open(manifest), RegionStore(regions), TokenStore(tokens)
     ids = images.ids
@@ -61,8 +133,7 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
         raise InputError(
             f"holds other images than {manifest}", where=tokens, fix="run the tokens stage of this data set again"
         )
-    extracted = set(region_store.ids)
-    left_out = [id for id in ids if id not in extracted]
+    left_out = [id for id in ids if id not in region_store]
     if len(left_out) == len(ids):
         raise InputError(
             f"has none of the images of {manifest}", where=regions, fix="run the regions stage of this data set again"
@@ -71,7 +142,7 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
         log.warning("%d of %d images have no region features and are left out", len(left_out), len(ids))
     shards: dict[str, list[int]] = {}
     for split in SPLITS:
-        rows = [row for row in images.rows_in(split).tolist() if ids[row] in extracted]
+        rows = [row for row in images.rows_in(split).tolist() if ids[row] in region_store]
         for number, first in enumerate(range(0, len(rows), settings.images_per_shard)):
             shards[f"{dataset}-{split}-{number:06d}.tar"] = rows[first : first + settings.images_per_shard]
 
@@ -83,33 +154,25 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
         "regions": region_store.recipe,
         "tokens": token_store.recipe,
     }
-    norms: list[Norms] = []
-    with whole_folder(out) as folder:
-        with progress(what="pack", unit="images", total=len(ids) - len(left_out)) as bar:
-            for name, rows in shards.items():
-                with atomic(folder / name) as file, tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as shard:
-                    for row in rows:
-                        image = images.captioned[row]
-                        found = region_store.read(region_store.row(image.id))
-                        write_sample(shard, Sample(found, _facts(image, _words(token_store, row, image))))
-                        norms.append(Norms.of(found.features))
-                        if not isfinite(norms[-1].total):
-                            raise InputError(
-                                f"features of image {image.id!r} are NaN or infinite",
-                                where=regions,
-                                fix="make the store again: `selfalign verify` says what is wrong with it",
-                            )
-                        bar.update()
+    inputs = [manifest_sha256(manifest), *(sha256(store / INDEX) for store in stores)]
+    key = {"dataset": dataset, "inputs": inputs, "recipe": recipe, "code": CODE}
+    work = {"regions": Path(regions), "staging": staging or Path(out).parent / ".staging", "key": key}
+    parts, title = _Parts(shards, images, region_store, token_store), f"pack {dataset}"
+    lot = Lot(PackShards(**work), parts, title, "images", PackShards, work, on_device=False)
+    with building(out, f"shards of {out}", key if note else None, [lot], title=title, workers=workers) as built:
+        if built is None:
+            return
         listed = [
             {
                 "file": name,
                 "split": SPLITS[images.splits[rows[0]]],
                 "count": len(rows),
                 "captions": int(images.caption_counts[rows].sum()),
-                "sha256": sha256(folder / name),
+                "sha256": done["sha256"],
             }
-            for name, rows in shards.items()
+            for (name, rows), done in zip(shards.items(), built[0], strict=True)
         ]
+        norms = [Norms(*each) for done in built[0] for each in done["norms"]]
         index = {
             "schema": SCHEMA,
             "dataset": dataset,
@@ -120,13 +183,33 @@ def write(*, dataset: str, manifest: Path, regions: Path, tokens: Path, settings
             "norms": Norms.together(norms).as_json(),
             "shards": listed,
         }
-        write_json(folder / "sizes.json", {name: len(rows) for name, rows in shards.items()})
-        if any(names.values()):
-            write_json(folder / "classes.json", names)
-        index["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
-        write_json(folder / INDEX, index)
-        write_recipe(folder, recipe)
-        write_card(folder)
+        with installing(out, [d | {"file": name} for name, d in zip(shards, built[0], strict=True)]) as folder:
+            write_json(folder / "sizes.json", {name: len(rows) for name, rows in shards.items()})
+            if any(names.values()):
+                write_json(folder / "classes.json", names)
+            index["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
+            write_json(folder / INDEX, index)
+            write_recipe(folder, recipe)
+            write_card(folder)
+
+
+class _Parts:
+    """The samples of each shard, read when they are asked for."""
+
+    def __init__(self, shards: dict[str, list[int]], images: Manifest, regions: RegionStore, tokens: TokenStore):
+        self._shards, self._images, self._regions, self._tokens = list(shards.items()), images, regions, tokens
+        self._ids = images.ids
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, number: int) -> Samples:
+        name, rows = self._shards[number]
+        return Samples(name, [self._regions.row(self._ids[row]) for row in rows], partial(self._facts, rows))
+
+    def _facts(self, rows: list[int]) -> list[dict[str, Any]]:
+        listed = [self._images.captioned[row] for row in rows]
+        return [_facts(image, _words(self._tokens, row, image)) for row, image in zip(rows, listed, strict=True)]
 
 
 def _facts(image: CaptionedImage, words: list[list[str]]) -> dict[str, Any]:

@@ -3,36 +3,34 @@
     selfalign teachers flickr30k
 
 A teacher sees one modality: a vision model or the means of the regions, a sentence encoder or word statistics
-(`extract.teachers`). A shard of images or captions is the unit of work; finished ones wait in the staging folder, where
-a killed run continues.
+(`extract.teachers`). A model's vectors are kept in the cache by the picture's or the caption's own sha256; those of a
+teacher that is fitted on the data set wait in the staging folder, where a killed run continues.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
-from extract.engine.staging import Staging
+from extract.engine.finished import Staging
+from extract.engine.maker import Lot, Workers, parts_of
 from extract.stores.intact import INDEX
-from extract.stores.recipe import note_made, write_recipe
-from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, Side, write_shard
+from extract.stores.recipe import made_in, note_made, write_recipe
+from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, SIDES, Side
 from extract.teachers.lsa import LatentSemantics
 from extract.teachers.regions_mean import RegionsMean
-from extract.teachers.sentences import SentenceTeacher
 from extract.teachers.settings import LSA, REGIONS_MEAN, TeacherSettings
+from extract.teachers.shards import TeacherShards, load_teacher, loaded
 from extract.teachers.teacher import Teacher
-from extract.teachers.vision import VisionTeacher
 from manifests.errors import InputError
 from manifests.files import canonical_json, fingerprint, write_json, write_text
-from manifests.progress import progress
 from manifests.tables import Manifest, manifest_sha256
 
-_CODE = code_fingerprint("extract.stages.teachers")
+CODE = code_fingerprint("extract.stages.teachers")
 
 
 def run(
@@ -43,11 +41,14 @@ def run(
     images: Path,
     settings: TeacherSettings,
     out: Path,
+    cache: Path,
     staging: Path,
     device: str = "cpu",
     batch_size: int = 16,
     caption_batch: int = 256,
     readers: int = 2,
+    workers: Workers | None = None,
+    exact: bool = False,
 ) -> None:
     """Write the teacher store of a manifest to the folder `out`, whole or not at all.
 
@@ -57,9 +58,12 @@ def run(
     manifest : its folder; its sha256 sums say which pictures are meant.
     regions : the region store, read by the teacher regions-mean only.
     images : the image root, read by vision models only.
-    staging : folder below which finished shards wait for the others.
+    cache : the machine's cache folder (`extract.engine.cache`).
+    staging : folder below which finished shards of fitted teachers wait for the others.
     device, batch_size, caption_batch, readers : torch device, pictures and captions a batch, threads that read
         pictures; they change the speed and the last bits.
+    workers : which workers run the models.
+    exact : take from the cache only what was computed in the environment at hand.
 
     Raises
     ------
@@ -67,56 +71,52 @@ def run(
         are not finite.
     """
     listed = Manifest.open(manifest)
-    rows, texts = listed.images, listed.texts(0, listed.num_captions)
-    if not texts:
+    rows = listed.images
+    if not listed.num_captions:
         raise InputError("it lists no caption", where=manifest, fix="run the manifest stage again")
-    teachers: dict[Side, Teacher] = {}
-    if settings.images.model == REGIONS_MEAN:
-        teachers["images"] = RegionsMean(regions, rows)
-    else:
-        how = {"device": device, "batch_size": batch_size, "readers": readers, "max_pixels": settings.max_pixels}
-        teachers["images"] = VisionTeacher(settings.images, rows, images, skip=settings.unreadable == "skip", **how)
-    if settings.captions.model == LSA:
-        train = np.flatnonzero(np.isin(listed.caption_rows, listed.rows_in("train"))).tolist()
-        teachers["captions"] = LatentSemantics(texts, train, settings.captions.dim)
-    else:
-        teachers["captions"] = SentenceTeacher(settings.captions, texts, device=device, batch_size=caption_batch)
+    batches: dict[Side, int] = {"images": batch_size, "captions": caption_batch}
+    here = "cpu" if workers else device
 
+    def teacher_of(side: Side) -> Teacher:
+        if side == "images" and settings.images.model == REGIONS_MEAN:
+            return RegionsMean(regions, rows)
+        if side == "captions" and settings.captions.model == LSA:
+            train = np.flatnonzero(np.isin(listed.caption_rows, listed.rows_in("train"))).tolist()
+            texts = listed.texts(0, listed.num_captions)
+            return LatentSemantics([texts[caption] for caption in train], settings.captions.dim)
+        return load_teacher(side, settings, images=images, device=here, batch_size=batches[side], readers=readers)
+
+    teachers = {side: teacher_of(side) for side in SIDES}
     recipe = {"format": FORMAT, "schema": SCHEMA, **{side: teacher.recipe for side, teacher in teachers.items()}}
     recipe_hash, manifest_digest = fingerprint(recipe), manifest_sha256(manifest)
     key = {
         "recipe": recipe,
         "manifest": manifest_digest,
         "settings": settings.model_dump(mode="json"),
-        "code": _CODE,
-        # They move the last bits.
-        "batches": [batch_size, caption_batch],
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "code": CODE,
     }
-    staged, shards = Staging(staging, key), []
-    counts: dict[Side, int] = {"images": len(rows), "captions": len(texts)}
-    with staged.alone(out, f"teaching of {dataset}") as made:
-        if made:
+    staged = Staging(staging, key)
+    title, size = f"teachers {dataset}", settings.items_per_shard
+    parts = {
+        "images": parts_of(len(rows), size, lambda start, stop: rows[start:stop]),
+        "captions": parts_of(listed.num_captions, size, listed.texts),
+    }
+    lots = []
+    for side, teacher in teachers.items():
+        own = {"side": side, "settings": settings, "recipe_hash": recipe_hash, "batch_size": batches[side]}
+        own |= {"finished": staged if teacher.fitted else cache, "exact": exact}
+        maker = TeacherShards(**own, teacher=teacher, device=here)
+        work = own | {"images": images, "readers": readers}
+        lots.append(Lot(maker, parts[side], f"{title}: {side}", side, None if teacher.fitted else loaded, work))
+    with building(out, f"teaching of {dataset}", key, lots, title=title, workers=workers) as built:
+        if built is None:
             return
-        for side, teacher in teachers.items():
-            with progress(what=f"teachers {dataset}: {side}", unit=side, total=counts[side]) as bar:
-                for first in range(0, counts[side], settings.items_per_shard):
-                    part = range(first, min(first + settings.items_per_shard, counts[side]))
-                    path = staged.folder / f"{len(shards):06d}.h5"
-                    done = staged.finished(path)
-                    if done is None:
-                        write_shard(path, _embed(teacher, part, bar), recipe_hash)
-                        failures = [
-                            {"id": rows[row].id, "path": rows[row].path, "reason": reason}
-                            for row, reason in sorted(teacher.failures.items())
-                            if row in part
-                        ]
-                        done = staged.finish(path, {"of": side, "count": len(part), "failures": failures})
-                    else:
-                        bar.update(len(part))
-                    shards.append(done)
-        failures = [failure for shard in shards for failure in shard["failures"]]
+        shards = [done | {"file": f"{number:06d}.h5"} for number, done in enumerate([*built[0], *built[1]])]
+        failures = []
+        for number, done in enumerate(built[0]):
+            for each in done["failures"]:
+                row = rows[number * size + each["place"]]
+                failures.append({"id": row.id, "path": row.path, "reason": each["reason"]})
         if len(failures) == len(rows):
             raise InputError(
                 f"none of its {len(rows)} images has a vector; the first: {failures[0]['reason']}",
@@ -125,35 +125,20 @@ def run(
             )
         index = {
             "schema": SCHEMA,
-            **counts,
+            "images": len(rows),
+            "captions": listed.num_captions,
             "dims": {side: teacher.dim for side, teacher in teachers.items()},
             "manifest_sha256": manifest_digest,
             "shards": [{name: shard[name] for name in ("file", "of", "count", "sha256")} for shard in shards],
         }
-        with staged.install(out, shards) as folder:
+        with installing(out, shards) as folder:
             write_json(folder / INDEX, index)
             write_text(folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
             write_recipe(folder, recipe)
             write_text(folder / "README.md", _card(dataset, index, recipe, recipe_hash, len(failures)))
-    note_made(out, recipe_hash, "torch", "transformers", "h5py", "numpy", device=device)
-    if failures:
-        tqdm.write(f"{len(failures)} of {len(rows)} images have no vector: see {Path(out) / FAILURES}")
-
-
-def _embed(teacher: Teacher, rows: range, bar: tqdm) -> np.ndarray:
-    """Vectors ``[n, W]`` of some rows, in their order."""
-    found = np.empty((len(rows), teacher.dim), np.float32)
-    for some, vectors in teacher.embed(rows):
-        wrong = ~np.isfinite(vectors).all(1)
-        if wrong.any():
-            raise InputError(
-                f"the vector of row {some[int(wrong.argmax())]} is NaN or infinite",
-                where=f"teacher {teacher.recipe['name']!r}",
-                fix="choose another teacher",
-            )
-        found[np.asarray(some) - rows.start] = vectors
-        bar.update(len(some))
-    return found
+        note_made(out, recipe_hash, "torch", "transformers", "h5py", "numpy", shards=made_in(shards))
+        if failures:
+            tqdm.write(f"{len(failures)} of {len(rows)} images have no vector: see {Path(out) / FAILURES}")
 
 
 _CARD = """# Uni-modal teachers: {dataset}

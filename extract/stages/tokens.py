@@ -1,49 +1,60 @@
 """The word stage: a manifest's captions become a token store.
 
 Words are lower-cased, punctuation and white space are dropped (`extract.text.words`); the caption itself is stored as
-it was written, and every word knows its place in it. The vocabulary comes from the train split alone.
+it was written, and every word knows its place in it. The vocabulary comes from the train split alone: it is counted
+once all shards of captions are finished, and then they are merged. Memory holds a shard, and the words that there are.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from extract.engine.build import building
+from extract.engine.code import code_fingerprint
+from extract.engine.maker import Lot, Workers, parts_of
 from extract.stores.recipe import note_made
-from extract.stores.tokens import Ragged, TokenStore, write_tokens
+from extract.stores.tokens import Counts, TokenShards, write_tokens
 from extract.text.parts_of_speech import POS_NAMES
-from extract.text.pieces import PieceTokenizer
 from extract.text.scripts import require_cut
 from extract.text.settings import MAX_WORDS, TokenSettings
-from extract.text.vocabulary import UNKNOWN, build_vocabulary, read_vocabulary, word_numbers
-from extract.text.words import load_language, split_words
+from extract.text.shards import PER_SHARD, Captions, WordShards
+from extract.text.vocabulary import build_vocabulary, read_vocabulary, word_numbers
 from manifests.errors import InputError
-from manifests.files import whole_folder, write_text
-from manifests.locks import one_writer
-from manifests.progress import progress
+from manifests.files import fingerprint, whole_folder, write_text
 from manifests.schema import SPLITS
 from manifests.tables import Manifest, manifest_sha256
 
-_BATCH = 2048
+CODE = code_fingerprint("extract.stages.tokens")
 _LIBRARIES = ("numpy", "h5py", "spacy")
 _PIECE_LIBRARIES = ("tokenizers", "transformers")
 
 
-def _decides(*, manifest: Path, settings: TokenSettings, out: Path) -> dict[str, Any]:
-    """What decides a token store, as JSON."""
-    return {"manifest": manifest_sha256(manifest), "settings": settings.model_dump(mode="json")}
-
-
-@one_writer("tokens", _decides)
-def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
+def run(
+    *,
+    manifest: Path,
+    settings: TokenSettings,
+    out: Path,
+    dataset: str | None = None,
+    staging: Path | None = None,
+    workers: Workers | None = None,
+) -> None:
     """Write the token store of `manifest` to the folder `out`, whole or not at all. Pictures without captions make an
     empty one.
+
+    Parameters
+    ----------
+    dataset : its name, for messages; by default that of the folder which `out` is in.
+    staging : folder below which finished shards wait for the others; by default beside `out`.
+    workers : which workers split captions.
 
     Raises InputError for a caption without a word, a spaCy pipeline or a tokenizer that isn't there, or a vocabulary
     that can't be had.
     """
-    listed = Manifest.open(manifest)
+    out, listed = Path(out), Manifest.open(manifest)
+    dataset, staging = dataset or out.absolute().parent.name, staging or out.parent / ".staging"
     reused = read_vocabulary(settings.vocabulary) if settings.vocabulary else None
     if reused is None and listed.num_captions and not listed.caption_counts[listed.rows_in("train")].any():
         raise InputError(
@@ -51,97 +62,60 @@ def run(*, manifest: Path, settings: TokenSettings, out: Path) -> None:
             where=manifest,
             fix="set `vocabulary` to the vocabulary.json of the data set that the model is trained on",
         )
-    nlp, language = load_language(settings.language)
+    key = {"manifest": manifest_sha256(manifest), "settings": settings.model_dump(mode="json"), "code": CODE}
+    key["vocabulary"] = fingerprint(reused)
+    work = {"settings": settings, "manifest": Path(manifest), "staging": staging, "key": key}
+    maker, title = WordShards(**work), f"tokens {dataset}"
     if reused is None:
-        require_cut(nlp, listed.texts(0, min(1000, listed.num_captions)), settings.language)
-    tokenizer = PieceTokenizer(settings.tokenizer, settings.max_pieces) if settings.tokenizer else None
-
-    words, spans, pos, text = Ragged(np.int32), Ragged(np.int32, (2,)), Ragged(np.uint8), Ragged(np.uint8)
-    pieces = (Ragged(np.int32), Ragged(np.int32)) if tokenizer else None
-    cut = 0
-    found: dict[str, int] = {}  # every word, numbered as it is met: the vocabulary is known only at the end
-    caption_image = listed.caption_rows
-    with progress(what="words", unit="captions", total=len(caption_image)) as bar:
-        for first in range(0, len(caption_image), _BATCH):
-            texts = listed.texts(first, min(first + _BATCH, len(caption_image)))
-            text.add([np.frombuffer(its_text.encode("utf-8"), np.uint8) for its_text in texts])
-            split = list(split_words(nlp, texts, settings.max_words))
-            cut += sum(item.cut for item in split)
-            for caption, its_words in enumerate(split, first):
-                if not its_words.words:
-                    raise _no_word(listed, caption)
-            words.add([np.array([found.setdefault(w, len(found)) for w in item.words], np.int32) for item in split])
-            spans.add([item.spans for item in split])
-            pos.add([item.pos for item in split])
-            if tokenizer:
-                read = [it[: item.spans[-1, 1]] if item.cut else it for it, item in zip(texts, split, strict=True)]
-                split_pieces = tokenizer.split(read, [item.spans for item in split])
-                pieces[0].add([item.ids for item in split_pieces])
-                pieces[1].add([item.word for item in split_pieces])
-            bar.update(len(texts))
-
-    trained_on = (listed.splits == SPLITS.index("train"))[caption_image]
-    uses = np.bincount(words.flat[np.repeat(trained_on, words.lengths)], minlength=len(found))
-    vocabulary = reused or build_vocabulary(dict(zip(found, uses.tolist(), strict=True)), settings.min_count)
-    numbers = word_numbers(vocabulary)
-    if not numbers and listed.num_captions:
-        raise InputError(
-            f"no word is used {settings.min_count} times in the train split, so the vocabulary is empty",
-            where=manifest,
-            fix="lower min_count",
-        )
-    words.renumber(np.array([numbers.get(word, UNKNOWN) for word in found], np.int32))
-    doubts = [] if reused else _doubts(words, trained_on)
-
-    told = f"{cut:,} caption{'s were' if cut > 1 else ' was'} cut to {settings.max_words} words" if cut else ""
-    libraries = _LIBRARIES + (_PIECE_LIBRARIES if tokenizer else ())
-    with whole_folder(out) as folder:
-        write_tokens(
-            folder,
-            words=words,
-            spans=spans,
-            pos=pos,
-            text=text,
-            pieces=pieces,
-            caption_image=caption_image,
-            image_ids=listed.ids,
-            vocabulary=vocabulary,
-            recipe={
-                "language": language,
-                "min_count": None if reused else settings.min_count,
-                "pos_names": list(POS_NAMES),
-                "tokenizer": tokenizer.recipe if tokenizer else None,
-            }
+        require_cut(maker.nlp, listed.texts(0, min(1000, listed.num_captions)), settings.language)
+    parts = parts_of(listed.num_captions, PER_SHARD, lambda start, stop: Captions(start, listed.texts(start, stop)))
+    lot = Lot(maker, parts, title, "captions", WordShards, work, on_device=False)
+    with building(out, f"tokens of {out}", maker.key, [lot], title=title, workers=workers) as built:
+        if built is None:
+            return
+        shards = TokenShards([Path(done["path"]) for done in built[0]], [done["count"] for done in built[0]])
+        cut = sum(done["cut"] for done in built[0])
+        vocabulary = reused or build_vocabulary(shards.uses(_trained_on(listed)), settings.min_count)
+        if not word_numbers(vocabulary) and listed.num_captions:
+            raise InputError(
+                f"no word is used {settings.min_count} times in the train split, so the vocabulary is empty",
+                where=manifest,
+                fix="lower min_count",
+            )
+        told = f"{cut:,} caption{'s were' if cut > 1 else ' was'} cut to {settings.max_words} words" if cut else ""
+        recipe = {
+            **maker.recipe,
+            "min_count": None if reused else settings.min_count,
+            "pos_names": list(POS_NAMES),
             # Named only where somebody set it: stores made before it could be set keep their recipe.
-            | ({"max_words": settings.max_words} if settings.max_words != MAX_WORDS else {}),
-        )
-        write_text(folder / "README.md", _card(TokenStore(folder), listed, words, pos, told))
-    note_made(out, TokenStore(out).recipe_hash, *libraries)
-    for line in [told] * bool(told) + doubts:
-        tqdm.write(line)
+            **({"max_words": settings.max_words} if settings.max_words != MAX_WORDS else {}),
+        }
+        with whole_folder(out) as folder:
+            counts, recipe = write_tokens(folder, shards, listed, vocabulary, recipe)
+            write_text(folder / "README.md", _card(listed, recipe, counts, told))
+        note_made(out, fingerprint(recipe), *_LIBRARIES, *(_PIECE_LIBRARIES if settings.tokenizer else ()))
+        for line in [told] * bool(told) + ([] if reused else list(_doubts(title, counts))):
+            tqdm.write(line)
 
 
-def _doubts(words: Ragged, trained_on: np.ndarray) -> list[str]:
-    """What seems to be wrong with the words ``[C]`` of captions; the vocabulary was made of some."""
-    own = words.flat[np.repeat(trained_on, words.lengths)]
-    unknown, single = (own == UNKNOWN).mean(), (np.asarray(words.lengths) == 1).mean()
-    told = []
-    if unknown > 0.2:
-        told.append(f"{unknown:.0%} of the train split's words are unknown: is `language` right, `min_count` too high?")
-    if single > 0.2:
-        told.append(f"{single:.0%} of the captions are one word: is `language` right?")
-    return [f"tokens: {line}" for line in told]
+def _doubts(title: str, counts: Counts) -> Iterator[str]:
+    """Signs of a wrong language: many words out of the vocabulary, many captions of one word."""
+    if counts.unknown > 0.2 * counts.words:
+        share = counts.unknown / counts.words
+        yield f"{title}: {share:.0%} of the words are unknown: is `language` right, `min_count` too high?"
+    if counts.single > 0.2 * counts.captions:
+        yield f"{title}: {counts.single / counts.captions:.0%} of the captions are one word: is `language` right?"
 
 
-def _no_word(listed: Manifest, caption: int) -> InputError:
-    row = int(listed.caption_rows[caption])
-    number = caption - int(listed.first_caption[row])
-    return InputError(
-        f"caption {number}, {listed.texts(caption, caption + 1)[0]!r}, has no word left without punctuation and white "
-        "space",
-        where=f"{listed.place}, image {listed.images[row].id!r}",
-        fix="mend or remove the caption in the data set's own file and run the manifest stage again",
-    )
+def _trained_on(listed: Manifest) -> Any:
+    """Whether captions `start` to `stop` - 1 are of the train split, bool."""
+    train = listed.splits == SPLITS.index("train")
+
+    def of(start: int, stop: int) -> np.ndarray:
+        rows = np.searchsorted(listed.first_caption, np.arange(start, stop), side="right") - 1
+        return train[rows]
+
+    return of
 
 
 _CARD = """# Captions as words
@@ -180,27 +154,27 @@ print(store.text(0), store.word_texts(0), [store.pos_names[tag] for tag in store
 """
 
 
-def _card(store: TokenStore, listed: Manifest, words: Ragged, pos: Ragged, cut: str) -> str:
+def _card(listed: Manifest, recipe: dict[str, Any], counts: Counts, cut: str) -> str:
     """README.md for the person who receives the folder; `cut` says how many captions were cut."""
     per_split = {split: listed.caption_counts[listed.rows_in(split)] for split in SPLITS}
-    counts = np.bincount(pos.flat, minlength=len(POS_NAMES))
-    tags = [f"{POS_NAMES[tag]} {counts[tag]}" for tag in np.argsort(-counts, kind="stable") if counts[tag]]
-    language, tokenizer, min_count = (store.recipe[key] for key in ("language", "tokenizer", "min_count"))
+    order = np.argsort(-counts.pos, kind="stable")
+    tags = [f"{POS_NAMES[tag]} {counts.pos[tag]}" for tag in order if counts.pos[tag]]
+    language, tokenizer, min_count = (recipe[key] for key in ("language", "tokenizer", "min_count"))
     pieces = "none"
     if tokenizer:
         bound = f"at most {tokenizer['max_pieces']} a caption" if tokenizer["max_pieces"] else "captions whole"
         pieces = f"`{tokenizer['class']}`, {tokenizer['size']} entries, {bound}"
     return _CARD.format(
-        captions=store.num_captions,
+        captions=listed.num_captions,
         images=len(listed),
-        splits="\n".join(f"| {split} | {len(counts)} | {counts.sum()} |" for split, counts in per_split.items()),
-        words=len(pos.flat),
+        splits="\n".join(f"| {split} | {len(own)} | {own.sum()} |" for split, own in per_split.items()),
+        words=counts.words,
         cut=f" {cut}: their text is whole." if cut else "",
         language=" ".join(language[key] for key in ("name", "version") if key in language),
-        size=len(store.vocabulary),
+        size=recipe["vocabulary_size"],
         origin="taken from another data set" if min_count is None else f"words used {min_count} times or more in train",
-        unknown=int((words.flat == UNKNOWN).sum()),
+        unknown=counts.unknown,
         tags=", ".join(tags) or "none",
         pieces=pieces,
-        recipe=store.recipe_hash,
+        recipe=fingerprint(recipe),
     )

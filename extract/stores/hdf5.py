@@ -10,7 +10,7 @@ import io
 import math
 import mmap
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,18 @@ from manifests.files import atomic
 from manifests.opening import open_file
 
 
-def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> None:
+class Blocks(NamedTuple):
+    """An array that is written block by block: all blocks end to end have its shape and dtype."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Iterable[np.ndarray]
+
+
+def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str | int]) -> None:
     """Write `arrays` as contiguous datasets, in their order, with root `attributes`, atomically.
 
+    An array gives the same bytes whole and in blocks.
     Raises `DiskFull` where there is no room, and OSError for what else goes wrong with the disk.
     """
     with atomic(path, make_folder=False) as temporary, _Disk(temporary) as disk:
@@ -34,7 +43,13 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping
             for name, value in attributes.items():
                 file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
             for name, array in arrays.items():
-                file.create_dataset(name, data=np.ascontiguousarray(array), track_times=False)
+                if isinstance(array, Blocks):
+                    dataset, first = file.create_dataset(name, array.shape, array.dtype, track_times=False), 0
+                    for block in array.blocks:
+                        dataset[first : first + len(block)] = block
+                        first += len(block)
+                else:
+                    file.create_dataset(name, data=np.ascontiguousarray(array), track_times=False)
         if disk.error:
             raise disk.error
 
@@ -122,6 +137,13 @@ class MappedHDF5:
         if name not in arrays:
             raise KeyError(f"{self.path} has no dataset {name!r}; it has {sorted(arrays)}")
         return arrays[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of the dataset `name`, which doesn't become resident memory of this process beside that."""
+        out = np.empty(self[name].shape, self[name].dtype)
+        if out.size:
+            self.row_reader(name)(0, out)
+        return out
 
     def __contains__(self, name: str) -> bool:
         return name in self._file().arrays

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +46,11 @@ def note_made(out: Path, recipe_hash: str, *packages: str, **facts: Any) -> None
     }
     with open(Path(out).with_name(MADE), "a", encoding="utf-8") as file:
         file.write(canonical_json(made) + "\n")
+
+
+def made_in(shards: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The environments that markers of shards name, each once."""
+    return list({canonical_json(shard["environment"]): shard["environment"] for shard in shards}.values())
 
 
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> str:

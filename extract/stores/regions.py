@@ -9,7 +9,7 @@ Ragged otherwise: ``features [sum, D]``, ``boxes [sum, 4]`` and ``offsets [N + 1
 
 import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from extract.stores.fields import FIELDS, LABELS, Regions
 from extract.stores.hdf5 import MappedHDF5, layout_problems, offsets_problem, write_hdf5
 from extract.stores.intact import INDEX, CountedFile, Index, how_to_get, read_index
 from extract.stores.recipe import FILE as RECIPE
@@ -27,30 +28,7 @@ from manifests.typed import Count, Written, checked, schema
 
 SCHEMA = 1
 FAILURES = "failures.jsonl"
-_LABELS = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
-FIELDS = ("boxes", "features", *_LABELS)
 _FIX = "run `dvc repro regions@<data set>` or `dvc pull`; `selfalign verify` says what is wrong with it"
-
-
-@dataclass(frozen=True, slots=True)
-class Regions:
-    """One picture's regions, as the region store keeps them.
-
-    features float16 (float32 where an import asked for it) ``[R, D]``; boxes float32 ``[R, 4]`` (x1, y1, x2, y2) in
-    original pixels; image_size (width, height) in pixels; objects_id, attrs_id int32 ``[R]`` and objects_conf,
-    attrs_conf float32 ``[R]``, or None where the detector gives none.
-    """
-
-    features: np.ndarray
-    boxes: np.ndarray
-    image_size: tuple[int, int]
-    objects_id: np.ndarray | None = None
-    objects_conf: np.ndarray | None = None
-    attrs_id: np.ndarray | None = None
-    attrs_conf: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.boxes)
 
 
 def write_shard(
@@ -88,7 +66,7 @@ def write_shard(
     arrays["num_boxes"] = counts
     arrays["image_size"] = np.array([r.image_size for r in regions], np.int32).reshape(-1, 2)
     arrays["image_id"] = np.array([i.encode() for i in ids], f"S{id_bytes}")
-    for name in _LABELS:
+    for name in LABELS:
         if regions and getattr(regions[0], name) is not None:
             arrays[name] = join([getattr(r, name) for r in regions])
     write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
@@ -102,15 +80,14 @@ def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str
     boxes = shard["boxes"].shape if "boxes" in shard else ()
     rows = (images, *boxes[1:2]) if dense else boxes[:1]
     wanted = {
-        "features": (features, (*rows, dim)),
-        "boxes": ("<f4", (*rows, 4)),
+        **{name: (own.dtype, (*rows, *(n or dim for n in own.shape))) for name, own in FIELDS.items()},
         **({} if dense else {"offsets": ("<i8", (images + 1,))}),
         "num_boxes": ("<i2", (images,)),
         "image_size": ("<i4", (images, 2)),
         "image_id": ("S", (images,)),
-        **{name: ("<i4" if name.endswith("_id") else "<f4", rows) for name in _LABELS},
     }
-    wrong = list(layout_problems(shard, wanted, _LABELS))
+    wanted["features"] = features, wanted["features"][1]
+    wrong = list(layout_problems(shard, wanted, LABELS))
     yield from wrong
     if wrong:
         return
@@ -127,9 +104,8 @@ def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str
 def shard_row(shard: MappedHDF5, row: int) -> Regions:
     """The regions of one picture of a shard, as read-only views."""
     part = slice(*shard["offsets"][row : row + 2]) if "offsets" in shard else row
-    labels = {name: shard[name][part] if name in shard else None for name in _LABELS}
     width, height = shard["image_size"][row].tolist()
-    return Regions(features=shard["features"][part], boxes=shard["boxes"][part], image_size=(width, height), **labels)
+    return Regions(image_size=(width, height), **{name: shard[name][part] for name in FIELDS if name in shard})
 
 
 def region_index(
@@ -354,12 +330,14 @@ class RegionStore:
             return
         if (shard["image_size"] < 1).any():
             yield "image_size isn't above 0 everywhere"
-        for name in ("boxes", "objects_conf", "attrs_conf"):
-            if name in shard and not np.isfinite(shard[name]).all():
+        for name, own in FIELDS.items():
+            if name not in shard or name == "features":
+                continue
+            if own.numpy.kind == "f" and not np.isfinite(shard[name]).all():
                 yield f"{name} are NaN or infinite"
-        for name, names in (("objects_id", self.object_names), ("attrs_id", self.attribute_names)):
-            if names and name in shard and not ((shard[name] >= 0) & (shard[name] < len(names))).all():
-                yield f"{name} are not among the {len(names)} names"
+            names = self.index[own.names] if own.names else None
+            if names and own.outside(shard[name], names).any():
+                yield f"{name} are not {own.range(names)}"
 
     @property
     def num_boxes(self) -> np.ndarray:
@@ -377,8 +355,10 @@ class RegionStore:
         """As `regions`, but features are read past the map: a process that goes through a store doesn't grow by it."""
         found = self.regions(row)
         features = np.empty(found.features.shape, found.features.dtype)
-        shard = self.shard(bisect.bisect_right(self._starts, row) - 1)
-        shard.row_reader("features")(int(self._table[0][row]), features)
+        number = bisect.bisect_right(self._starts, row) - 1
+        shard, local = self.shard(number), row - self._starts[number]
+        first = int(shard["offsets"][local]) if "offsets" in shard else local * shard["boxes"].shape[1]
+        shard.row_reader("features")(first, features)
         return replace(found, features=features)
 
     def padded(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

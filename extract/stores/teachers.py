@@ -29,11 +29,15 @@ SIDES: tuple[Side, ...] = ("images", "captions")
 _AGAIN = "run the teachers stage of this data set again"
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors ``[n, W]`` of any length, brought to length 1 (zeros stay), in float16."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float16)
+
+
 def write_shard(path: Path, embeddings: np.ndarray, recipe_hash: str) -> None:
-    """Write vectors ``[n, W]`` of any length, brought to length 1 (zeros stay), atomically."""
-    lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
-    unit = (embeddings / np.maximum(lengths, 1e-12)).astype(np.float16)
-    write_hdf5(path, {"embeddings": unit}, {"schema": SCHEMA, "recipe_hash": recipe_hash})
+    """Write vectors f16 ``[n, W]`` of length 1 or 0, atomically."""
+    write_hdf5(path, {"embeddings": embeddings}, {"schema": SCHEMA, "recipe_hash": recipe_hash})
 
 
 class TeacherShard(CountedFile):

@@ -21,7 +21,9 @@ README.md). The captions lie one after another in manifest order, ragged: captio
 The last three are there only if the recipe has a tokenizer.
 """
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -30,20 +32,20 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from extract.stores.hdf5 import MappedHDF5, layout_problems, offsets_problem, write_hdf5
+from extract.stores.hdf5 import Blocks, MappedHDF5, layout_problems, offsets_problem, write_hdf5
 from extract.stores.intact import INDEX, CountedFile, Index
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import read_recipe_of, write_recipe
 from extract.text.pieces import Pieces
-from extract.text.vocabulary import read_vocabulary
+from extract.text.vocabulary import UNKNOWN, read_vocabulary, word_numbers
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
+from manifests.tables import Manifest
 from manifests.typed import Count, Digest, Written, checked, schema
 
 FORMAT = "selfalign-tokens"
 SCHEMA = 1
-
-
+_BLOCK = 16_384  # images that are written together
 _ARRAYS: dict[str, tuple[str, tuple[int | None, ...]]] = {
     **{
         "words": ("<i4", (None,)),
@@ -57,57 +59,85 @@ _ARRAYS: dict[str, tuple[str, tuple[int | None, ...]]] = {
 }
 
 
+class TokenShards:
+    """The shards of `extract.text.shards`, in the captions' order, with what their store needs to know of them all.
+
+    Parameters
+    ----------
+    paths, counts : of each shard the file and its captions.
+    """
+
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int]):
+        self._shards, self.captions = [MappedHDF5(path) for path in paths], sum(counts)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def read(self, number: int, name: str) -> np.ndarray:
+        """An array of a shard."""
+        return self._shards[number].read(name)
+
+    def listed(self, number: int) -> list[str]:
+        """The words of a shard, by their places in it."""
+        text, ends = self.read(number, "listed").tobytes(), np.cumsum(self.read(number, "listed_lengths")).tolist()
+        return [text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+    def uses(self, trained_on: Callable[[int, int], np.ndarray]) -> Counter[str]:
+        """How often each word is used in the captions for which ``trained_on(start, stop)``, bool, is true; every word
+        is there."""
+        uses, first = Counter[str](), 0
+        for number in range(len(self)):
+            lengths, listed = self.read(number, "word_lengths"), self.listed(number)
+            own = np.repeat(trained_on(first, first + len(lengths)), lengths)
+            counts = np.bincount(self.read(number, "words")[own], minlength=len(listed))
+            for word, count in zip(listed, counts.tolist(), strict=True):
+                uses[word] += count
+            first += len(lengths)
+        return uses
+
+    def single(self) -> int:
+        """How many captions are one word."""
+        return sum(int((self.read(number, "word_lengths") == 1).sum()) for number in range(len(self)))
+
+    def blocks(self, name: str, change: Callable[[int, np.ndarray], np.ndarray] | None = None) -> Blocks:
+        """An array of all shards, end to end, where wanted after ``change(number, its own)``, of the store's dtype."""
+        dtype, (_, *width) = _ARRAYS[name]
+        lengths = [len(self._shards[number][name]) for number in range(len(self))]
+        own = (self.read(number, name) for number in range(len(self)))
+        changed = (change(number, array) if change else array for number, array in enumerate(own))
+        return Blocks((sum(lengths), *width), np.dtype(dtype), changed)
+
+    def offsets(self, name: str) -> Blocks:
+        """Where the items of these lengths begin, and the last ends, i64 [C + 1]."""
+
+        def ends() -> Iterator[np.ndarray]:
+            end = 0
+            yield np.zeros(1, np.int64)
+            for number in range(len(self)):
+                own = np.cumsum(self.read(number, name), dtype=np.int64) + end
+                end = int(own[-1])
+                yield own
+
+        return Blocks((self.captions + 1,), np.dtype(np.int64), ends())
+
+
 @dataclass
-class Ragged:
-    """A flat array that grows by a batch of captions at a time."""
+class Counts:
+    """Numbers of words, of unknown ones and of each part of speech; of captions, and of those of one word."""
 
-    dtype: type[np.generic]
-    width: tuple[int, ...] = ()
-    _chunks: list[np.ndarray] = field(default_factory=list)
-    _lengths: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, batch: list[np.ndarray]) -> None:
-        """Append one array [n, *width] a caption."""
-        if batch:
-            self._chunks.append(np.concatenate(batch).astype(self.dtype, copy=False))
-            self._lengths.append(np.array([len(item) for item in batch], np.int64))
-
-    def renumber(self, table: np.ndarray) -> None:
-        """Put `table[value]` in the place of every value."""
-        self._chunks = [table[chunk].astype(self.dtype, copy=False) for chunk in self._chunks]
-
-    @property
-    def flat(self) -> np.ndarray:
-        """All of them end to end, [sum n, *width]."""
-        return np.concatenate([np.empty((0, *self.width), self.dtype), *self._chunks])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """n of each, i64 [C]."""
-        return np.concatenate([np.empty(0, np.int64), *self._lengths])
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """Where each begins and the last ends, i64 [C + 1]."""
-        return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
+    words: int
+    unknown: int
+    pos: np.ndarray
+    captions: int
+    single: int
 
 
 def write_tokens(
-    folder: Path,
-    *,
-    words: Ragged,
-    spans: Ragged,
-    pos: Ragged,
-    text: Ragged,
-    pieces: tuple[Ragged, Ragged] | None,
-    caption_image: np.ndarray,
-    image_ids: list[str],
-    vocabulary: list[str],
-    recipe: dict[str, Any],
-) -> None:
-    """Write a token store's four files (shapes above; `pieces` = ids and words).
+    folder: Path, shards: TokenShards, manifest: Manifest, vocabulary: list[str], recipe: dict[str, Any]
+) -> tuple[Counts, dict[str, Any]]:
+    """Write the four files of a token store of all captions of a manifest; returns what the card says, and the recipe.
 
-    The format, its schema version and the vocabulary's size and sha256 are added to `recipe`.
+    The format, its schema version and the vocabulary's size and sha256 are added to `recipe`. Memory holds a shard.
     """
     write_json(folder / "vocabulary.json", vocabulary)
     recipe = {
@@ -118,23 +148,47 @@ def write_tokens(
         "vocabulary_sha256": sha256(folder / "vocabulary.json"),
     }
     recipe_hash = write_recipe(folder, recipe)
+    entries, counts = (
+        word_numbers(vocabulary),
+        Counts(0, 0, np.zeros(len(recipe["pos_names"]), np.int64), shards.captions, shards.single()),
+    )
+
+    def numbered(number: int, words: np.ndarray) -> np.ndarray:
+        table = np.array([entries.get(word, UNKNOWN) for word in shards.listed(number)], np.int32)
+        counts.words += len(words)
+        counts.unknown += int((table[words] == UNKNOWN).sum())
+        return table[words]
+
+    def counted(_: int, pos: np.ndarray) -> np.ndarray:
+        counts.pos += np.bincount(pos, minlength=len(counts.pos))
+        return pos
+
+    starts = range(0, len(manifest), _BLOCK)
+    images = (np.repeat(np.arange(n, n + len(own)), own) for n in starts for own in (_counts(manifest, n),))
+    ids = (np.array([row.id.encode("utf-8") for row in manifest.images[n : n + _BLOCK]], bytes) for n in starts)
     arrays = {
-        "words": words.flat,
-        "spans": spans.flat,
-        "pos": pos.flat,
-        "word_offsets": words.offsets,
-        "text": text.flat,
-        "text_offsets": text.offsets,
-        "caption_image": caption_image.astype(np.int32),
-        "image_id": np.array([id.encode("utf-8") for id in image_ids], dtype=bytes),
+        "words": shards.blocks("words", numbered),
+        "spans": shards.blocks("spans"),
+        "pos": shards.blocks("pos", counted),
+        "word_offsets": shards.offsets("word_lengths"),
+        "text": shards.blocks("text"),
+        "text_offsets": shards.offsets("text_lengths"),
+        "caption_image": Blocks((shards.captions,), np.dtype(np.int32), images),
+        "image_id": Blocks((len(manifest),), np.dtype(f"S{max(1, manifest.id_bytes)}"), ids),
     }
-    if pieces is not None:
-        ids, piece_words = pieces
-        arrays |= {"piece_ids": ids.flat, "piece_words": piece_words.flat, "piece_offsets": ids.offsets}
+    if recipe["tokenizer"]:
+        arrays |= {name: shards.blocks(name) for name in ("piece_ids", "piece_words")}
+        arrays["piece_offsets"] = shards.offsets("piece_lengths")
     path = folder / "tokens.h5"
     write_hdf5(path, arrays, {"schema": SCHEMA, "recipe_hash": recipe_hash})
-    listed = {"file": path.name, "count": len(caption_image), "sha256": sha256(path)}
-    write_json(folder / INDEX, {"schema": SCHEMA, "images": len(image_ids), "shards": [listed]})
+    listed = {"file": path.name, "count": shards.captions, "sha256": sha256(path)}
+    write_json(folder / INDEX, {"schema": SCHEMA, "images": len(manifest), "shards": [listed]})
+    return counts, recipe
+
+
+def _counts(manifest: Manifest, first: int) -> np.ndarray:
+    """How many captions some images have."""
+    return np.diff(manifest.first_caption[first : first + _BLOCK + 1])
 
 
 class TokenIndex(Index):
@@ -299,6 +353,17 @@ class TokenStore:
                 fix="raise datasets.D.tokens.max_pieces, or mend the caption in the data set's own file",
             )
         return places, pieces.word[places]
+
+    def word_pieces_of(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The word pieces of captions `start` to `stop` - 1: ids i32 [P], whether each belongs to a word bool [P], and
+        where each caption's begin and the last one's end, i64 [stop - start + 1]. InputError as `word_pieces`."""
+        offsets = self._arrays["piece_offsets"][start : stop + 1]
+        where = slice(int(offsets[0]), int(offsets[-1]))
+        kept, offsets = self._arrays["piece_words"][where] >= 0, offsets - offsets[0]
+        words = np.diff(np.concatenate(([0], np.cumsum(kept)))[offsets])
+        if not words.all():
+            self.word_pieces(start + int(np.argmin(words)))
+        return np.array(self._arrays["piece_ids"][where]), kept, offsets
 
     def image(self, caption: int) -> int:
         """Row in the manifest of the image that a caption describes."""

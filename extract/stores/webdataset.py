@@ -25,8 +25,9 @@ import numpy as np
 from pydantic import Field
 
 from extract.stores import npy
+from extract.stores.fields import LABELS, Regions
 from extract.stores.intact import Entry, Index
-from extract.stores.regions import About, MeasuredNorms, Regions, require_region_recipe
+from extract.stores.regions import About, MeasuredNorms, require_region_recipe
 from manifests.errors import InputError
 from manifests.files import canonical_json
 from manifests.opening import MOST_ROW
@@ -35,7 +36,6 @@ from manifests.typed import Count, Written, checked, schema
 FORMAT = "selfalign-webdataset"
 SCHEMA = 1
 MEMBERS = ("features.npy", "boxes.npy", "json")
-_DETECTED = {"objects_id": np.int32, "objects_conf": np.float32, "attrs_id": np.int32, "attrs_conf": np.float32}
 FIX = "fetch the shard again, or pack the data set again"
 # Of a sample's JSON: type and, of numbers, the least value.
 _FACTS = {
@@ -101,7 +101,7 @@ def write_sample(shard: tarfile.TarFile, sample: Sample) -> None:
     found = sample.regions
     width, height = (int(side) for side in found.image_size)
     facts = {**sample.facts, "width": width, "height": height, "num_boxes": len(found.boxes)}
-    facts |= {name: values.tolist() for name in _DETECTED if (values := getattr(found, name)) is not None}
+    facts |= {name: values.tolist() for name in LABELS if (values := getattr(found, name)) is not None}
     contents = (_npy(found.features), _npy(found.boxes), canonical_json(facts).encode("utf-8"))
     for name, content in zip(MEMBERS, contents, strict=True):
         member = tarfile.TarInfo(f"{sample_key(sample.id)}.{name}")  # mtime, uid, gid 0, no names, mode 0o644
@@ -192,7 +192,7 @@ def parse_sample(contents: Sequence[bytes], where: object) -> Sample:
             where=where,
             fix=FIX,
         )
-    labels = {name: np.array(facts[name], dtype) for name, dtype in _DETECTED.items() if name in facts}
+    labels = {name: np.array(facts[name], own.numpy) for name, own in LABELS.items() if name in facts}
     return Sample(Regions(features, boxes, (facts["width"], facts["height"]), **labels), facts)
 
 
@@ -205,11 +205,11 @@ def parse_facts(text: bytes, where: object) -> dict[str, Any]:
                 raise ValueError(f"{name} is {facts[name]!r}")
         if not all(isinstance(caption, str) for caption in facts["captions"]):
             raise ValueError("a caption is not text")
-        for name, dtype in _DETECTED.items():
-            values, kinds = facts.get(name, []), (int,) if dtype is np.int32 else (int, float)
+        for name, own in LABELS.items():
+            values, kinds = facts.get(name, []), (int,) if own.numpy.kind == "i" else (int, float)
             if name in facts and (len(values) != facts["num_boxes"] or not all(type(x) in kinds for x in values)):
                 raise ValueError(f"{name} is {values!r:.60}, and num_boxes is {facts['num_boxes']}")
-            np.array(values, dtype)
+            np.array(values, own.numpy)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise InputError(f"not a sample's JSON ({told})", where=where, fix=FIX) from None

@@ -26,7 +26,7 @@ class LatentSemantics:
 
     Parameters
     ----------
-    texts, train : the captions, and which of them the words and the projection are learned from.
+    train : the captions that the words and the projection are learned from.
     dim : at most; there are no more than the train split's captions say different things.
 
     Raises
@@ -34,10 +34,11 @@ class LatentSemantics:
     InputError : the train split has no words.
     """
 
-    def __init__(self, texts: Sequence[str], train: Sequence[int], dim: int):
-        self.texts = texts
+    fitted = True
+
+    def __init__(self, train: Sequence[str], dim: int):
         self.failures: dict[int, str] = {}
-        counts = Counter(word for caption in train for word in _words(texts[caption]))
+        counts = Counter(word for caption in train for word in _words(caption))
         if not counts:
             raise InputError(
                 "the train split's captions have no words",
@@ -52,13 +53,13 @@ class LatentSemantics:
         self.dim = self._projection.shape[1]
         self.recipe = {"name": LSA, "dim": self.dim, "words": WORDS, "weights": "tf-idf of the train split"}
 
-    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Batches of consecutive rows; a caption without any known word is zeros."""
-        for first in range(rows.start, rows.stop, _BATCH):
-            batch = list(range(first, min(first + _BATCH, rows.stop)))
-            yield batch, (self._weighted(batch) @ self._projection).astype(np.float32)
+    def embed(self, items: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of consecutive captions; one without any known word is zeros."""
+        for first in range(0, len(items), _BATCH):
+            batch = items[first : first + _BATCH]
+            yield list(range(first, first + len(batch))), (self._weighted(batch) @ self._projection).astype(np.float32)
 
-    def _fit(self, train: Sequence[int], dim: int) -> tuple[np.ndarray, np.ndarray]:
+    def _fit(self, train: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Weights ``[V]`` of the words and the projection ``[V, W]``."""
         with_word, products = np.zeros(self._width), np.zeros((self._width, self._width))
         parts = [train[first : first + _BATCH] for first in range(0, len(train), _BATCH)]
@@ -75,16 +76,16 @@ class LatentSemantics:
         signs = np.sign(leading[np.abs(leading).argmax(0), np.arange(leading.shape[1])])
         return self._idf, leading * signs
 
-    def _weighted(self, captions: Sequence[int]) -> np.ndarray:
+    def _weighted(self, captions: Sequence[str]) -> np.ndarray:
         """TF-IDF of unit length, float64 ``[n, V]``."""
         counts = self._counts(captions)
         weighted = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * self._idf
         return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
 
-    def _counts(self, captions: Sequence[int]) -> np.ndarray:
+    def _counts(self, captions: Sequence[str]) -> np.ndarray:
         counts = np.zeros((len(captions), self._width))
         for row, caption in enumerate(captions):
-            for word in _words(self.texts[caption]) or [""]:
+            for word in _words(caption) or [""]:
                 counts[row, self._place.get(word, -1)] += 1
         return counts
 

@@ -20,7 +20,9 @@ _BATCH = 256
 
 
 class RegionsMean:
-    """Means of a region store's features (`extract.teachers.teacher.Teacher`)."""
+    """Means of a region store's features (`extract.teachers.teacher.Teacher`); `rows` are all images of the set."""
+
+    fitted = True
 
     def __init__(self, regions: Path, rows: Sequence[ImageRow]):
         self.store, self.rows = RegionStore(regions), rows
@@ -30,18 +32,19 @@ class RegionsMean:
         self.failures: dict[int, str] = {}
         self.recipe = {"name": REGIONS_MEAN, "less": "mean of the train split", "regions": self.store.recipe_hash}
 
-    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Batches of consecutive rows."""
-        for first in range(rows.start, rows.stop, _BATCH):
-            batch = list(range(first, min(first + _BATCH, rows.stop)))
+    def embed(self, items: Sequence[ImageRow]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of consecutive images."""
+        self.failures = {}
+        for first in range(0, len(items), _BATCH):
+            batch = items[first : first + _BATCH]
             found = np.zeros((len(batch), self.dim), np.float32)
-            for place, row in enumerate(batch):
-                mean = self._mean(row)
+            for place, image in enumerate(batch):
+                mean = self._mean(image)
                 if mean is None:
-                    self.failures[row] = "the region store has no regions of it"
+                    self.failures[first + place] = "the region store has no regions of it"
                 else:
                     found[place] = mean - self.centre
-            yield batch, found
+            yield list(range(first, first + len(batch))), found
 
     def vector(self, features: np.ndarray) -> np.ndarray:
         """Float32 `[D]`: one more image, of regions `[R, D]`."""
@@ -50,17 +53,16 @@ class RegionsMean:
     @cached_property
     def centre(self) -> np.ndarray:
         """Float32 `[D]`: the mean over the train split."""
-        train = [row for row, image in enumerate(self.rows) if image.split == "train"]
+        train = [image for image in self.rows if image.split == "train"]
         total, count = np.zeros(self.dim), 0
-        for row in progress(train, what="mean of the train split", unit="images"):
-            mean = self._mean(row)
+        for image in progress(train, what="mean of the train split", unit="images"):
+            mean = self._mean(image)
             if mean is not None:
                 total, count = total + mean, count + 1
         return (total / max(count, 1)).astype(np.float32)
 
-    def _mean(self, row: int) -> np.ndarray | None:
-        image = self.rows[row].id
-        if image not in self.store:
+    def _mean(self, image: ImageRow) -> np.ndarray | None:
+        if image.id not in self.store:
             return None
-        features = self.store.regions(self.store.row(image)).features
+        features = self.store.regions(self.store.row(image.id)).features
         return features.mean(0, dtype=np.float32) if len(features) else None

@@ -48,7 +48,6 @@ class SentenceTeacher:
 
     Parameters
     ----------
-    texts : the captions.
     batch_size : captions a batch.
 
     Raises
@@ -56,9 +55,10 @@ class SentenceTeacher:
     InputError : a model that isn't on this machine, doesn't load, or is put together in another way.
     """
 
-    def __init__(self, settings: CaptionTeacherSettings, texts: Sequence[str], *, device: str, batch_size: int):
-        self.texts = [plain_text(text) for text in texts] if settings.plain else texts
-        self.device, self.batch_size = device, batch_size
+    fitted = False
+
+    def __init__(self, settings: CaptionTeacherSettings, *, device: str, batch_size: int):
+        self.device, self.batch_size, self._plain = device, batch_size, settings.plain
         self.failures: dict[int, str] = {}
         made = read_modules(settings)
         self.pooling = settings.pooling or made.pooling
@@ -77,17 +77,18 @@ class SentenceTeacher:
             **({"plain": True} if settings.plain else {}),
         }
 
-    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
+    def embed(self, items: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches in the order of their lengths."""
-        order = sorted(rows, key=lambda row: len(self.texts[row]))
+        items = [plain_text(text) for text in items] if self._plain else items
+        order = sorted(range(len(items)), key=lambda place: len(items[place]))
         for first in range(0, len(order), self.batch_size):
             batch = order[first : first + self.batch_size]
-            yield batch, self._pooled(batch).float().cpu().numpy()
+            yield batch, self._pooled([items[place] for place in batch]).float().cpu().numpy()
 
     @torch.inference_mode()
-    def _pooled(self, batch: list[int]) -> Tensor:
+    def _pooled(self, batch: list[str]) -> Tensor:
         """``[B, W]``."""
-        texts = [self.texts[row].lower() if self._lower else self.texts[row] for row in batch]
+        texts = [text.lower() for text in batch] if self._lower else batch
         found = self._tokenizer.split(texts, [np.array([[0, len(text)]]) for text in texts])
         ids = [torch.from_numpy(pieces.ids.astype(np.int64)) for pieces in found]
         lengths = torch.tensor([len(own) for own in ids], device=self.device)

@@ -1,27 +1,29 @@
 """What the teachers stage asks of a teacher, of images or of captions alike."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 
 class Teacher(Protocol):
-    """Gives every row of a manifest's images, or captions, a vector.
+    """Gives images (`manifests.schema.ImageRow`), or captions (text), a vector each.
 
     Attributes
     ----------
     recipe : what decides the vectors, as JSON.
     dim : W, their length.
-    failures : of the images without a vector the reason, by row; filled while embedding.
+    fitted : whether an item's vector depends on the data set that it is in.
+    failures : of the items without a vector the reason, by their place in the `embed` at hand.
     """
 
     recipe: dict[str, Any]
     dim: int
+    fitted: bool
     failures: dict[int, str]
 
-    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Some of the rows with their vectors float32 ``[n, W]`` of any length, in any order, until all were given.
+    def embed(self, items: Sequence[Any]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """The places of some items with their vectors float32 ``[n, W]`` of any length, until all were given.
 
         What has no vector is zeros.
         """

@@ -46,7 +46,7 @@ class VisionTeacher:
 
     Parameters
     ----------
-    rows, images : the manifest's rows and the image root that their paths start from.
+    images : the image root that the rows' paths start from.
     skip : pictures that can't be decoded have no vector; else they stop the stage.
     max_pixels : those with more can't be decoded.
     batch_size, readers : pictures a batch, threads that read and prepare them.
@@ -57,10 +57,11 @@ class VisionTeacher:
         missing, has changed or, unless they are skipped, can't be decoded.
     """
 
+    fitted = False
+
     def __init__(
         self,
         settings: ImageTeacherSettings,
-        rows: Sequence[ImageRow],
         images: Path,
         *,
         skip: bool,
@@ -69,7 +70,7 @@ class VisionTeacher:
         batch_size: int,
         readers: int,
     ):
-        self.rows, self.images, self.device = rows, images, device
+        self.images, self.device = images, device
         self.skip, self.max_pixels = skip, max_pixels
         self.batch_size, self.readers, self.pooling = batch_size, readers, settings.pooling
         self.failures: dict[int, str] = {}
@@ -88,27 +89,31 @@ class VisionTeacher:
         grey = self._prepared(np.full((64, 64, 3), 128, np.uint8))
         self.dim = self._pooled(grey[None]).shape[1]
 
-    def embed(self, rows: range) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Batches of rows in their order, read and prepared while the batch before is looked at."""
+    def embed(self, items: Sequence[ImageRow]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of pictures in their order, read and prepared while the batch before is looked at."""
+        self.failures = {}
         with ThreadPoolExecutor(self.readers) as readers:
-            read = zip(rows, ahead(readers, self._read, rows, 2 * self.batch_size), strict=True)
+            read = zip(range(len(items)), ahead(readers, self._read, items, 2 * self.batch_size), strict=True)
             while batch := list(islice(read, self.batch_size)):
-                yield self._looked_at(batch)
+                yield self._looked_at(items, batch)
 
-    def _looked_at(self, batch: list[tuple[int, Future[Tensor]]]) -> tuple[list[int], np.ndarray]:
+    def _looked_at(
+        self, items: Sequence[ImageRow], batch: list[tuple[int, Future[Tensor]]]
+    ) -> tuple[list[int], np.ndarray]:
         found = np.zeros((len(batch), self.dim), np.float32)
         pictures = {}
-        for place, (row, picture) in enumerate(batch):
+        for place, (number, picture) in enumerate(batch):
             try:
                 pictures[place] = picture.result()
             except UnreadableImage as error:
-                self._failed(row, error)
+                self._refuse(items[number], error)
+                self.failures[number] = str(error)
         if pictures:
             found[list(pictures)] = self._pooled(torch.stack(list(pictures.values()))).cpu().numpy()
-        return [row for row, _ in batch], found
+        return [number for number, _ in batch], found
 
-    def _read(self, row: int) -> Tensor:
-        return self._prepared(read_picture(self.images, self.rows[row], self.max_pixels))
+    def _read(self, row: ImageRow) -> Tensor:
+        return self._prepared(read_picture(self.images, row, self.max_pixels))
 
     def _prepared(self, rgb: np.ndarray) -> Tensor:
         return self._prepare(images=Image.fromarray(rgb), return_tensors="pt")["pixel_values"][0]
@@ -127,15 +132,13 @@ class VisionTeacher:
             states = states.flatten(2).transpose(1, 2)
         return states[:, 0] if self.pooling == "cls" else states.mean(1)
 
-    def _failed(self, row: int, error: UnreadableImage) -> None:
-        image = self.rows[row]
+    def _refuse(self, image: ImageRow, error: UnreadableImage) -> None:
         if not self.skip:
             raise InputError(
                 f"image {image.id!r} can't be read: {error}",
                 where=self.images / image.path,
                 fix="replace the picture, or set `teachers.D.unreadable: skip` to go on without it",
             ) from error
-        self.failures[row] = str(error)
 
 
 def _preprocessing(folder: Path, settings: ImageTeacherSettings, timm: bool) -> Any:

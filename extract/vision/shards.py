@@ -1,31 +1,32 @@
-"""The shards of a region store: what is in each, and how one is made from the manifest's rows.
+"""The shards of a region store, made of the manifest's rows.
 
-A shard is the unit of work, here as on the workers of a cluster (`extract.engine.workers`). Pictures whose regions the
-cache has are not even read. Decoding runs in threads beside the network; pictures of one shape share a batch, and which
-ones do depends on the manifest, the cache and the batch size alone, so that equal machines give equal bytes.
+Pictures whose regions the cache has are not even read. Decoding runs in threads beside the network; pictures of one
+shape share a batch, and which ones do depends on the manifest, the cache and the batch size alone, so that equal
+machines give equal bytes.
 """
 
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from extract.engine.cache import Cache, Place, Sidecar
+from extract.engine.cache import Cache, Sidecar
 from extract.engine.code import code_fingerprint
+from extract.engine.maker import Advance, ItemMaker
+from extract.engine.tolerance import off
 from extract.settings import RegionSettings
+from extract.stores.fields import FIELDS, Regions
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.norms import Norms
-from extract.stores.regions import FIELDS, SCHEMA, Regions, region_layout_problems, shard_row, write_shard
+from extract.stores.regions import SCHEMA, region_layout_problems, shard_row, write_shard
 from extract.vision.decode import UnreadableImage
 from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import TooFewProposals
@@ -35,16 +36,10 @@ from extract.vision.reading import ahead, read_picture
 from manifests.errors import InputError
 from manifests.files import fingerprint
 from manifests.schema import ImageRow
-from manifests.tables import Manifest, images_sha256
 from manifests.typed import Count
 
 # A shape that few pictures share must not keep them waiting in memory for the whole shard.
 PENDING_BATCHES = 4
-TIMES = ("read", "compute", "write")
-# Results of the same numbers on another device, in another batch or by another library differ by no more: boxes in
-# pixels, confidences, features as a part of their root mean square beside half precision's rounding.
-TOLERANCES = {"boxes": 0.1, "features": 0.01, "objects_conf": 0.01, "attrs_conf": 0.01}
-ROUNDING = 2**-9
 
 
 @cache
@@ -68,170 +63,107 @@ class _Sidecar(Sidecar):
     environment: dict[str, str | int]
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A finished shard: its sidecar, the pictures that went through the network for it, and the seconds spent on it.
-
-    ``seconds`` counts waiting for decoded pictures ("read"), the network and selection ("compute", of all streams
-    together) and "write".
-    """
-
-    done: dict[str, Any]
-    computed: int
-    seconds: dict[str, float]
-
-
-class Shards:
-    """The shards of a data set's region stores, numbered from 0: those of each split in manifest order.
+class RegionShards(ItemMaker[list[ImageRow], Regions]):
+    """Makes shards of regions; a part is a list of the manifest's rows.
 
     Parameters
     ----------
-    manifest : its folder; its sha256 sums decide what is read.
-    images : the image root that the manifest's paths start from.
+    images : the image root that the rows' paths start from.
     cache : the machine's cache folder.
+    id_bytes : length of the ``image_id`` field, one for the whole data set.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
+    exact : take only what was computed in this `environment`.
 
     Attributes
     ----------
     recipe : what decides the numbers by design, as JSON.
-    key : all by which workers must agree with whoever asks them, as JSON.
-    places : the split, file name and rows of each shard.
 
-    Raises `InputError` for an empty manifest and for wrong weights.
+    Raises `InputError` for wrong weights; making a shard does so for a picture that can't be decoded (unless
+    ``settings.unreadable`` is "skip"), that is missing or that changed since the manifest was made, and for a full
+    disk.
     """
 
     def __init__(
         self,
         *,
-        manifest: Path,
         images: Path,
         settings: RegionSettings,
         cache: Path,
+        id_bytes: int,
         device: str,
         batch_size: int,
         readers: int,
+        boxes: Path | None = None,
+        exact: bool = False,
     ):
-        listed = Manifest.open(manifest)
-        self.rows = listed.images
-        if not self.rows:
-            raise InputError("it lists no image", where=manifest, fix="run the manifest stage again")
-        self._listed, self.places = listed, listed.shards(settings.images_per_shard)
-        self.manifest, self.images, self.settings, self.device = manifest, Path(images), settings, device
+        self.images, self.settings, self.id_bytes, self.device = Path(images), settings, id_bytes, device
         self.batch_size, self.readers = batch_size, readers
         self.detector = load_detector(settings.detector, settings.selection, device)
-        self.given = GivenBoxes.of(manifest) if settings.boxes else None
+        self.given = GivenBoxes.of(boxes) if boxes else None
         self.dense = None if self.given else self.detector.fixed
         self.most = self.given.most if self.given else self.detector.most
         self.object_names = (self.given and self.given.names) or self.detector.object_names
-        self.id_bytes = listed.id_bytes
         self.recipe = {
             "format": {"schema": SCHEMA, "features": "float16"},
             "detector": self.detector.recipe,
             **settings.choice,
             **({"truncated": "take"} if settings.truncated == "take" else {}),
         }
-        self.key = {
-            "recipe": self.recipe,
-            "manifest": images_sha256(manifest),
-            "code": detector_code(settings.detector.name),
-        }
-        if self.given:
-            self.key["boxes"] = fingerprint([self.given.digest(row) for row in self.rows])
-        self.cache = Cache(cache, "regions", self.recipe, self.key["code"], _Sidecar, self._sound)
+        self.key = {"recipe": self.recipe, "code": detector_code(settings.detector.name)}
+        chosen = "given boxes" if settings.boxes else settings.selection.rule if settings.selection else "fixed boxes"
+        of = f"detector {settings.detector.name}, {chosen}"
+        own = self.environment if exact else None
+        self.finished = Cache(cache, "regions", self.recipe, self.key["code"], _Sidecar, self._sound, of, own)
         self.recipe_hash = fingerprint(self.recipe)
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def part(self, number: int) -> Sequence[ImageRow]:
-        """The manifest's rows of shard `number`."""
-        return list(self._listed.images_at(self.places[number].rows))
-
-    def digest(self, row: ImageRow) -> str:
-        """By which the cache knows a picture's regions: the picture's sha256, or that of picture and given boxes."""
-        return self.given.digest(row) if self.given else row.sha256
-
-    def finished(self, number: int) -> dict[str, Any] | None:
-        """The sidecar of shard `number`, if it is in the cache. Pictures that could not be read are tried again, unless
-        they are to be skipped."""
-        done = self.cache.finished(self._content(number))
+    def done(self, part: list[ImageRow]) -> dict[str, Any] | None:
+        """Pictures that could not be read are tried again, unless they are to be skipped."""
+        done = super().done(part)
         return done if done and (not done["failures"] or self.settings.unreadable == "skip") else None
 
-    def _content(self, number: int) -> dict[str, Any]:
-        """What is to be in shard `number`."""
-        rows = [[row.id, self.digest(row)] for row in self.part(number)]
+    def content(self, part: list[ImageRow]) -> dict[str, Any]:
+        rows = [[row.id, digest] for row, digest in zip(part, self.digests(part), strict=True)]
         bound = self.settings.max_pixels
         return {"rows": rows, "id_bytes": self.id_bytes, "dense": self.dense, "max_pixels": bound}
+
+    def digests(self, part: list[ImageRow]) -> list[str]:
+        """The pictures' sha256, or those of pictures and given boxes."""
+        return [self.given.digest(row) if self.given else row.sha256 for row in part]
+
+    def most_bytes(self, part: list[ImageRow]) -> int:
+        """A region's feature in half precision, its box, and its class and attribute with their confidences."""
+        return len(part) * self.most * (2 * self.detector.dim + 32)
 
     def _sound(self, shard: MappedHDF5, pictures: int) -> bool:
         layout = "ragged" if self.dense is None else "dense"
         return not any(region_layout_problems(shard, pictures, self.detector.dim, layout, "<f2"))
 
-    def differs(self, sample: Mapping[str, Place]) -> str | None:
-        """Compute the regions of some pictures (sha256 -> place) again; which number is another one, if any."""
-        rows = {digest: row for row in self.rows if (digest := self.digest(row)) in sample}
-        seconds = dict.fromkeys(TIMES, 0.0)
-        again, _ = self._extract(list(rows.values()), seconds, lambda pictures: None)
-        for number, (digest, row) in enumerate(rows.items()):
-            place = sample[digest]
-            shard = self.cache.shard(place.file)
-            if shard is None:  # damaged: it is made again
-                continue
-            known = shard_row(shard, place.row)
-            if number not in again or (told := difference(known, again[number])):
-                return f"image {row.id!r}: {told if number in again else 'it can no longer be read'}"
-        return None
+    def read(self, shard: MappedHDF5, row: int) -> Regions | None:
+        """A picture of more than `max_pixels` is refused as ever."""
+        found = shard_row(shard, row)
+        return found if math.prod(found.image_size) <= self.settings.max_pixels else None
 
-    def make(
-        self, number: int, known: Mapping[str, Place], advance: Callable[[int], Any] = lambda pictures: None
-    ) -> Made:
-        """Make shard `number` in the cache of `known` results (picture's sha256 -> place) and of the network's; call
-        `advance` with each number of pictures done.
+    def name(self, part: list[ImageRow], place: int) -> str:
+        return f"image {part[place].id!r}"
 
-        Raises `InputError` for a picture that can't be decoded (unless ``settings.unreadable`` is "skip"), that is
-        missing or that changed since the manifest was made, and for a full disk.
-        """
-        rows, seconds = self.part(number), dict.fromkeys(TIMES, 0.0)
-        digests = [self.digest(row) for row in rows]
-        if done := self.finished(number):  # by a worker that died before it could say so
-            advance(len(rows))
-            return Made(done, 0, seconds)
-        regions: dict[int, Regions] = {}
-        with _timed(seconds, "read"):
-            for place, digest in enumerate(digests):
-                if digest in known and (own := self.cache.shard(known[digest].file)):
-                    found = shard_row(own, known[digest].row)
-                    if math.prod(found.image_size) <= self.settings.max_pixels:  # else it is refused as ever
-                        regions[place] = found
-        advance(len(regions))
-        new = [place for place in range(len(rows)) if place not in regions]
-        found, failures = self._extract([rows[place] for place in new], seconds, advance)
-        regions |= {new[place]: own for place, own in found.items()}
-        numbers = sorted(regions)
-        ids = [rows[place].id for place in numbers]
-        draft = self.cache.draft(self._content(number))
-        with _timed(seconds, "write"):
-            write_shard(
-                draft,
-                ids,
-                [regions[place] for place in numbers],
-                self.recipe_hash,
-                dim=self.detector.dim,
-                dense=self.dense,
-                id_bytes=self.id_bytes,
-            )
-            norms = Norms.together(Norms.of(own.features) for own in regions.values())
-            facts = {
-                "count": len(ids),
-                "first": ids[0] if ids else None,
-                "last": ids[-1] if ids else None,
-                "failures": failures,
-                "norms": astuple(norms) if norms.count else None,
-                "environment": self.environment,
-            }
-            pictures = [digests[place] for place in numbers]
-            done = self.cache.publish(draft, self._content(number), pictures, facts)
-        return Made(done, len(found), seconds)
+    def difference(self, known: Regions, again: Regions) -> str | None:
+        return difference(known, again)
+
+    def save(self, path: Path, part: list[ImageRow], results: Mapping[int, Regions]) -> dict[str, Any]:
+        places = sorted(results)
+        ids, regions = [part[place].id for place in places], [results[place] for place in places]
+        own = {"dim": self.detector.dim, "dense": self.dense, "id_bytes": self.id_bytes}
+        write_shard(path, ids, regions, self.recipe_hash, **own)
+        norms = Norms.together(Norms.of(own.features) for own in regions)
+        return {
+            "count": len(ids),
+            "first": ids[0] if ids else None,
+            "last": ids[-1] if ids else None,
+            "failures": self.failures,
+            "norms": astuple(norms) if norms.count else None,
+            "environment": self.environment,
+            "items": self.digests([part[place] for place in places]),
+        }
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -243,10 +175,8 @@ class Shards:
             "torch": torch.__version__,
         }
 
-    def _extract(
-        self, rows: Sequence[ImageRow], seconds: dict[str, float], advance: Callable[[int], Any]
-    ) -> tuple[dict[int, Regions], list[dict[str, str]]]:
-        """Regions by their picture's place in `rows`, and the pictures that couldn't be read (id, path, reason)."""
+    def compute(self, part: list[ImageRow], places: Sequence[int], advance: Advance) -> dict[int, Regions]:
+        """Regions by their picture's place; `failures` lists the pictures that couldn't be read (id, path, reason)."""
         regions: dict[int, Regions] = {}
         failures: dict[int, dict[str, str]] = {}
         waiting: dict[tuple[int, ...], list[tuple[int, ImageRow, Tensor, tuple[int, int]]]] = {}
@@ -256,7 +186,7 @@ class Shards:
             while len(running) > most:
                 for number, found in (done := running.popleft().result()).items():
                     if isinstance(found, TooFewProposals):
-                        failures[number] = self._failure(rows[number], found)
+                        failures[number] = self._failure(part[number], found)
                     else:
                         regions[number] = found
                 advance(len(done))
@@ -268,20 +198,21 @@ class Shards:
         ):
 
             def flush(shape: tuple[int, ...]) -> None:
-                running.append(network.submit(self._detect, waiting.pop(shape), seconds))
+                running.append(network.submit(self._detect, waiting.pop(shape)))
                 collect(streams)
 
+            rows = [part[place] for place in places]
             pictures = ahead(readers, self._read, rows, (streams + 1) * self.batch_size)
-            for number, row in enumerate(rows):
-                with _timed(seconds, "read"):
+            for place, row in zip(places, rows, strict=True):
+                with self.timed("read"):
                     try:
                         picture, size = next(pictures).result()
                     except UnreadableImage as error:
-                        failures[number] = self._failure(row, error)
+                        failures[place] = self._failure(row, error)
                         advance(1)
                         continue
                 shape = tuple(picture.shape)
-                waiting.setdefault(shape, []).append((number, row, picture, size))
+                waiting.setdefault(shape, []).append((place, row, picture, size))
                 if len(waiting[shape]) == self.batch_size:
                     flush(shape)
                 elif sum(map(len, waiting.values())) >= PENDING_BATCHES * self.batch_size:
@@ -289,26 +220,27 @@ class Shards:
             for shape in list(waiting):
                 flush(shape)
             collect(0)
-        return regions, [failures[number] for number in sorted(failures)]
+        self.failures = [failures[place] for place in sorted(failures)]
+        return regions
 
     def _detect(
-        self, batch: Sequence[tuple[int, ImageRow, Tensor, tuple[int, int]]], seconds: dict[str, float]
+        self, batch: Sequence[tuple[int, ImageRow, Tensor, tuple[int, int]]]
     ) -> dict[int, Regions | TooFewProposals]:
-        """Regions of a batch by the pictures' numbers; a picture that has too few proposals is looked at alone."""
-        numbers, rows, pictures, sizes = zip(*batch, strict=True)
-        with _timed(seconds, "compute"):
+        """Regions of a batch by the pictures' places; a picture that has too few proposals is looked at alone."""
+        places, rows, pictures, sizes = zip(*batch, strict=True)
+        with self.timed("compute"):
             given = self.given and [self.given.boxes(row, size) for row, size in zip(rows, sizes, strict=True)]
             try:
                 found = self.detector.detect(torch.stack(pictures), sizes, given)
             except TooFewProposals as error:
                 if len(batch) == 1:
-                    return {numbers[0]: error}
+                    return {places[0]: error}
                 found = None
         if found is None:
-            return {number: own for one in batch for number, own in self._detect([one], seconds).items()}
+            return {place: own for one in batch for place, own in self._detect([one]).items()}
         if self.given:
             found = [self.given.labelled(row, regions) for row, regions in zip(rows, found, strict=True)]
-        return dict(zip(numbers, found, strict=True))
+        return dict(zip(places, found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:
         rgb = read_picture(self.images, row, self.settings.max_pixels, truncated=self.settings.truncated == "take")
@@ -328,22 +260,18 @@ class Shards:
 
 
 def difference(known: Regions, again: Regions) -> str | None:
-    """Which field of a picture's regions isn't the same within `TOLERANCES`, and by how much it differs; or None."""
+    """Which field of a picture's regions isn't the same within the tolerance, and by how much it differs; or None."""
     if known.image_size != again.image_size or len(known) != len(again):
         return f"{len(again)} regions in {again.image_size}, {len(known)} in {known.image_size} before"
-    for name in FIELDS:
+    for name, own in FIELDS.items():
         ours, theirs = getattr(again, name), getattr(known, name)
         if (ours is None) != (theirs is None):
             return f"{name} is there only {'now' if theirs is None else 'before'}"
-        if ours is None or not len(ours):
+        if ours is None:
             continue
-        now, before = ours.astype(np.float64), theirs.astype(np.float64)
-        bound = TOLERANCES.get(name, 0.0)
-        if name == "features":  # half precision rounds large numbers by more
-            bound = bound * np.sqrt(np.square(before).mean()) + ROUNDING * np.abs(before)
-        off = np.abs(now - before)
-        if not (off <= bound).all():
-            return f"{name} differ by {off.max():.3g}"
+        apart = off(theirs, ours, own.tolerance, features=name == "features")
+        if apart is not None:
+            return f"{name} differ by {apart:.3g}"
     return None
 
 
@@ -360,16 +288,3 @@ def _streams(device: str) -> Iterator[int]:
         yield threads if device == "cpu" else 1
     finally:
         torch.set_num_threads(threads)
-
-
-class _timed:
-    """Adds the time of a block to ``seconds[what]``."""
-
-    def __init__(self, seconds: dict[str, float], what: str):
-        self.seconds, self.what = seconds, what
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.what] += time.perf_counter() - self.start

@@ -17,10 +17,10 @@ from demo.detector.demo import DemoDetector
 from extract.check import verify
 from extract.engine.cache import damaged, entries, in_use, prune
 from extract.settings import RegionSettings
-from extract.stages import regions as regions_stage
+from extract.stages import region_stores
 from extract.stores.regions import RegionStore
 from extract.vision import shards as shards_module
-from extract.vision.shards import Shards
+from extract.vision.shards import RegionShards
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.schema import CaptionedImage
@@ -169,6 +169,18 @@ def test_new_code_with_other_numbers_computes_all(count: Counter, monkeypatch: p
     assert contents(count.pictures.out) != before
 
 
+def test_exactly_this_environment_is_a_setting(count: Counter) -> None:
+    assert count(batch_size=16) == 0
+    assert count(batch_size=5) == 0 and count(batch_size=5, exact=True) == COUNT
+    assert count(batch_size=5, exact=True) == 0 and count(batch_size=16, exact=True) == 0
+    before = contents(count.pictures.out)
+    count.rows(lambda rows: rows[1:])
+    assert count(batch_size=5, exact=True) == 0
+    count.rows(lambda rows: rows[1:])
+    assert count(batch_size=3, exact=True) == COUNT - 2 and count(batch_size=3) == 0
+    assert contents(count.pictures.out) != before
+
+
 def test_a_damaged_shard_of_the_cache_is_computed_again(count: Counter) -> None:
     before, shard = contents(count.pictures.out), min(count.pictures.cache.glob("regions/*/*/*.h5"))
     data = bytearray(shard.read_bytes())
@@ -228,18 +240,19 @@ def test_a_long_run_stays_in_use(tmp_path: Path) -> None:
 def test_a_process_that_publishes_second_takes_the_first_ones_shard(count: Counter) -> None:
     """Two processes of other last bits: a shard that is there is never replaced by another sound one."""
     pictures, cache = count.pictures, count.pictures.folder / "both"
-    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS, "cache": cache}
-    both = [Shards(**work, device="cpu", batch_size=8, readers=1) for _ in range(2)]
-    for shards in both:
-        shards.cache.open({row.sha256 for row in shards.rows}, shards.differs)
-        shards.cache.prepare()
-    first = both[0].make(0, {}).done
-    plain = shards_module.Shards.finished
+    work = {"images": pictures.images, "settings": SETTINGS, "cache": cache, "id_bytes": 10}
+    part = Manifest.open(pictures.manifest).images[:PER_SHARD]
+    both = [RegionShards(**work, device="cpu", batch_size=8, readers=1) for _ in range(2)]
+    for maker in both:
+        maker.finished.open(maker.digests(part), lambda sample: maker.differs([part], sample), "pictures")  # noqa: B023
+        maker.finished.prepare()
+    first = both[0].make(part, {}).done
+    plain = RegionShards.done
     with pytest.MonkeyPatch.context() as patch:  # the second has begun before the first had ended
-        patch.setattr(shards_module.Shards, "finished", lambda *_: None)
+        patch.setattr(RegionShards, "done", lambda *_: None)
         patch.setattr(DemoDetector, "prepare", lambda _, rgb: DemoDetectorPrepare(_, np.ascontiguousarray(255 - rgb)))
-        second = both[1].make(0, {}).done
-    assert second["sha256"] == first["sha256"] == plain(both[1], 0)["sha256"]
+        second = both[1].make(part, {}).done
+    assert second["sha256"] == first["sha256"] == plain(both[1], part)["sha256"]
     assert Path(first["path"]).stat().st_size == first["size"] and sha256(Path(first["path"])) == first["sha256"]
 
 
@@ -269,16 +282,16 @@ def test_damage_in_the_cache_is_found(count: Counter) -> None:
 def test_a_store_is_installed_as_its_index_lists_it_or_not_at_all(
     count: Counter, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
-    before, plain = contents(count.pictures.out), regions_stage._finish
+    before, plain = contents(count.pictures.out), region_stores.write_card
 
-    def spoilt(folder: Path, *arguments: object) -> None:
-        plain(folder, *arguments)
+    def spoilt(folder: Path) -> None:
+        plain(folder)
         if spoil == "another shard":
             (folder / "000099.h5").write_bytes(b"x")
-        else:
+        elif folder.name == "train":
             (folder / "000001.h5").unlink()
 
-    monkeypatch.setattr(regions_stage, "_finish", spoilt)
+    monkeypatch.setattr(region_stores, "write_card", spoilt)
     with pytest.raises(InputError, match=r"its index lists 5 shards, [46] are there: 0000\d\d\.h5"):
         count.pictures.extract(SETTINGS)
     assert contents(count.pictures.out) == before

@@ -173,7 +173,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(many: Pict
 def test_a_disk_that_fills_is_told_and_the_next_run_completes(
     many: Pictures, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.stages.regions._require_room", lambda *_: None)  # somebody else fills it meanwhile
+    monkeypatch.setattr("extract.engine.build._Build.require_room", lambda *_: None)  # somebody else fills it meanwhile
     places = {"out": disk.folder / "regions", "cache": disk.folder / "cache"}
     expected = contents(many.out)
     disk.resize("500k")  # of 1.3 MB

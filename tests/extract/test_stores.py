@@ -1,23 +1,25 @@
-"""The region store and what it is made of: HDF5 shards, recipes, staging."""
+"""The region store and what it is made of: HDF5 shards, recipes, staging and building."""
 
 import json
 import multiprocessing
 import os
 import pickle
-import platform
 import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from extract.engine.staging import Staging
+from extract.engine.build import building, installing
+from extract.engine.finished import Staging
+from extract.engine.maker import Lot, Maker
 from extract.stores import hdf5
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
 from extract.stores.open_files import MOST_OPEN
@@ -172,58 +174,102 @@ def test_what_made_a_store_is_noted_beside_it_a_line_each_time(tmp_path: Path) -
 
 def test_staged_shard_counts_only_with_a_marker_that_fits(tmp_path: Path) -> None:
     staged = Staging(tmp_path, {"threshold": 0.2})
-    shard = staged.folder / "000000.h5"
-    with staged.alone(tmp_path / "out", "extraction"):
-        assert staged.finished(shard) is None
-        shard.write_bytes(b"features")
-        assert staged.finished(shard) is None
-        facts = staged.finish(shard, {"count": 3})
-        assert facts["count"] == 3 and facts["file"] == "000000.h5"
-        assert Staging(tmp_path, {"threshold": 0.2}).finished(shard) == facts
-        assert Staging(tmp_path, {"threshold": 0.3}).folder != staged.folder
-        shard.write_bytes(b"Features")
-        assert staged.finished(shard) is None and not shard.exists()
+    staged.prepare()
+    assert staged.finished("first") is None
+    draft = staged.draft("first")
+    draft.write_bytes(b"features")
+    facts = staged.publish(draft, "first", {"count": 3})
+    shard = Path(facts["path"])
+    assert facts["count"] == 3 and shard.parent == staged.folder and not draft.exists()
+    assert Staging(tmp_path, {"threshold": 0.2}).finished("first") == facts
+    assert Staging(tmp_path, {"threshold": 0.2}).finished("second") is None
+    assert Staging(tmp_path, {"threshold": 0.3}).folder != staged.folder
+    marker = shard.with_suffix(".json")
+    marker.write_text(marker.read_text().replace('"count": 3', '"count": 4'))
+    assert Staging(tmp_path, {"threshold": 0.2}).finished("first") is None
+    marker.write_text(marker.read_text().replace('"count": 4', '"count": 3'))
+    shard.chmod(0o644)
+    shard.write_bytes(b"Features")
+    again = Staging(tmp_path, {"threshold": 0.2})
+    assert again.finished("first") is None
+    draft.write_bytes(b"features")
+    assert again.publish(draft, "first", {"count": 3}) == facts and shard.read_bytes() == b"features"
 
 
-def write_index(folder: Path, *files: str) -> None:
-    (folder / INDEX).write_text(json.dumps({"shards": [{"file": name} for name in files]}))
+class Words(Maker[list[str]]):
+    """Makes shards of words."""
+
+    key = {}
+
+    def __init__(self, finished: Staging):
+        self.finished = finished
+
+    def content(self, part: list[str]) -> list[str]:
+        return part
+
+    def write(self, path: Path, part: list[str], known: object, advance: Callable[[int], object]) -> tuple[dict, int]:
+        path.write_text(" ".join(part))
+        advance(len(part))
+        return {}, len(part)
 
 
-def test_install_moves_the_store_without_markers_and_leftovers(tmp_path: Path) -> None:
-    staged, out = Staging(tmp_path / "staging", "key"), tmp_path / "data" / "out"
-    out.mkdir(parents=True)
+PARTS = [["one", "two"], ["three"], ["three"]]
+
+
+def build_words(root: Path, spoil: Callable[[Path, list[dict]], None] = lambda folder, done: None) -> Path:
+    lot, out = Lot(Words(Staging(root / "staging", "key")), PARTS, "words", "words"), root / "out"
+    with building(out, "writing of words", "key", [lot], title="words tiny") as built:
+        done = [shard | {"file": f"{number:06d}.h5"} for number, shard in enumerate(built[0])]
+        with installing(out, done) as folder:
+            index = {"shards": [{"file": shard["file"]} for shard in done]}
+            (folder / INDEX).write_text(json.dumps(index))
+            spoil(folder, done)
+    return out
+
+
+def test_a_store_is_built_without_markers_and_leftovers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    staged, out = Staging(tmp_path / "staging", "key"), tmp_path / "out"
+    out.mkdir()
     (out / "old.h5").write_bytes(b"old")
-    with staged.alone(out, "extraction") as made:
-        assert not made
-        (staged.folder / "000000.h5").write_bytes(b"whole")
-        (staged.folder / f".000001.h5.{platform.node()}.{os.getpid()}.tmp").write_bytes(b"half")
-        done = [staged.finish(staged.folder / "000000.h5", {})]
-        with staged.install(out, done) as folder:
-            write_index(folder, "000000.h5")
-    assert set(contents(out)) == {"000000.h5", INDEX} and contents(out)["000000.h5"] == b"whole"
-    assert [path.name for path in out.parent.iterdir() if not path.name.endswith(".made.json")] == ["out"]
+    staged.prepare()
+    staged.draft(["one"]).write_bytes(b"half")
+    build_words(tmp_path)
+    shards = {"000000.h5": b"one two", "000001.h5": b"three", "000002.h5": b"three"}
+    assert {name: data for name, data in contents(out).items() if name != INDEX} == shards
     assert not any((tmp_path / "staging").rglob("*"))
+    assert capsys.readouterr().out.splitlines()[-1] == "words tiny: 4 words, 3 computed, 1 reused"
 
 
 @pytest.mark.parametrize("spoil", ["removed", "cut", "unlisted", "not there"])
 def test_nothing_is_installed_but_what_the_index_lists(spoil: str, tmp_path: Path) -> None:
-    staged, out = Staging(tmp_path / "staging", "key"), tmp_path / "out"
-    out.mkdir()
-    (out / "old.h5").write_bytes(b"old")
-    listed = {"unlisted": ["000000.h5"], "not there": ["000000.h5", "000001.h5", "000002.h5"]}
-    with pytest.raises(InputError, match=r"00000\d\.h5"), staged.alone(out, "extraction"):
-        shards = [staged.folder / f"00000{number}.h5" for number in range(2)]
-        for shard in shards:
-            shard.write_bytes(b"whole")
-        done = [staged.finish(shard, {}) for shard in shards]
-        if spoil == "removed":
-            shards[1].unlink()
-        elif spoil == "cut":
-            shards[1].write_bytes(b"who")
-        with staged.install(out, done) as folder:
-            write_index(folder, *listed.get(spoil, ["000000.h5", "000001.h5"]))
-    assert contents(out) == {"old.h5": b"old"}
-    assert staged.folder.exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.h5").write_bytes(b"old")
+
+    def spoilt(folder: Path, done: list[dict]) -> None:
+        listed = [shard["file"] for shard in done]
+        if spoil in ("unlisted", "not there"):
+            names = {"unlisted": listed[:2], "not there": [*listed, "000009.h5"]}[spoil]
+            (folder / INDEX).write_text(json.dumps({"shards": [{"file": name} for name in names]}))
+        elif spoil == "removed":
+            (folder / listed[1]).unlink()
+        else:
+            (folder / "000009.h5").touch()
+
+    with pytest.raises(InputError, match=r"00000\d\.h5"):
+        build_words(tmp_path, spoilt)
+    assert contents(tmp_path / "out") == {"old.h5": b"old"}
+
+
+@pytest.mark.parametrize("spoil", ["removed", "cut"])
+def test_a_shard_that_is_gone_or_cut_is_not_installed(spoil: str, tmp_path: Path) -> None:
+    shard = tmp_path / "shard"
+    shard.write_bytes(b"whole" if spoil == "removed" else b"who")
+    done = [{"path": str(shard), "size": 5, "file": "000000.h5"}]
+    if spoil == "removed":
+        shard.unlink()
+    with pytest.raises(InputError, match="shard"), installing(tmp_path / "out", done):
+        pass
+    assert not (tmp_path / "out").exists()
 
 
 # -- The region store --------------------------------------------------------------------------------------------------

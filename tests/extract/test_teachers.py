@@ -1,6 +1,7 @@
 """The teachers stage: every teacher's own vectors, of length 1, in the manifest's order, shard by shard."""
 
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, BertModel, ViTModel
 
 from extract.cards.card import run as run_card
 from extract.check import verify
-from extract.engine.staging import Staging
+from extract.engine.finished import Finished
 from extract.stages import teachers
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, region_index, write_shard
@@ -25,6 +26,7 @@ from manifests.files import sha256, write_json
 from manifests.schema import CaptionedImage
 from manifests.tables import Manifest, write_manifest
 from tests.encoders import write_encoder
+from tests.extract.region_files import contents
 from tests.extract.teacher_models import SIDE, write_clip, write_vit
 
 CAPTIONS = (
@@ -83,6 +85,7 @@ def make(world: Path, root: Path, *, batch_size: int = 2, **settings) -> Teacher
         images=world / "images",
         settings=TeacherSettings(**settings),
         out=root / "teachers",
+        cache=root / "cache",
         staging=root / "staging",
         batch_size=batch_size,
         caption_batch=batch_size,
@@ -274,30 +277,42 @@ def test_made_again_the_bytes_are_the_same(store, world, tmp_path):
         assert (again.folder / name).read_bytes() == (store.folder / name).read_bytes(), name
 
 
-def test_a_killed_run_continues(store, world, tmp_path, monkeypatch):
-    finish, made = Staging.finish, []
+def test_a_killed_run_continues(store, world, tmp_path, monkeypatch, capfd):
+    publish, made = Finished.publish, []
 
-    def killed(self, shard, facts):
+    def killed(self, *arguments):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(shard.name)
-        return finish(self, shard, facts)
+        made.append(arguments)
+        return publish(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Staging, "finish", killed)
+        patch.setattr(Finished, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             make(world, tmp_path)
     assert not (tmp_path / "teachers").exists()
-
-    def counted(self, shard, facts):
-        made.append(shard.name)
-        return finish(self, shard, facts)
-
-    monkeypatch.setattr(Staging, "finish", counted)
     again = make(world, tmp_path)
-    assert made == [f"{number:06d}.h5" for number in range(5)]
+    # Five images and seven captions, in shards of three: all five were done, one of them in vain.
+    assert "12 images and captions, 7 computed, 4 reused\n" in capfd.readouterr().out
     assert again.failures() == store.failures()  # those of a shard that was made before the kill, too
-    assert again.recipe_hash == store.recipe_hash
+    assert contents(again.folder) == contents(store.folder) and not any((tmp_path / "staging").iterdir())
+
+
+def test_a_models_vectors_are_kept_by_picture_and_caption(world, vit, bert, tmp_path, capfd):
+    def made(rows: list[CaptionedImage], **settings) -> str:
+        write_manifest(tmp_path / "world" / "manifest", rows)
+        make(tmp_path / "world", tmp_path, **{**pictures(vit), "captions": {"model": str(bert)}, **settings})
+        return re.search(r"(\d+) computed, \d+ reused\n$", capfd.readouterr().out)[1]
+
+    shutil.copytree(world, tmp_path / "world")
+    rows = list(Manifest.open(world / "manifest").captioned)
+    assert made(rows) == "12"
+    before = contents(tmp_path / "teachers")
+    assert made(rows) == "0" and contents(tmp_path / "teachers") == before
+    assert made([replace(rows[0], captions=("Another one.", *rows[0].captions[1:])), *rows[1:]]) == "1"
+    assert made(rows[::-1]) == "0" and made(rows, items_per_shard=2) == "0"
+    assert made([replace(row, id=f"other {row.id}", split="test") for row in rows[:3]]) == "0"
+    assert made(rows) == "0" and contents(tmp_path / "teachers") == before
 
 
 def test_rows_are_read_from_any_shard_in_any_order(store):

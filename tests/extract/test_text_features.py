@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -11,16 +12,18 @@ import torch
 from transformers import BertModel
 
 from extract.check.verify import run as verify
-from extract.engine.staging import Staging
+from extract.engine.cache import Cache
 from extract.stages import text_features, tokens
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
+from extract.text import features
 from extract.text.encoder import PieceEncoder
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
 from manifests.schema import CaptionedImage
 from manifests.tables import write_manifest
 from tests.encoders import tiny_config, write_encoder
+from tests.extract.region_files import contents
 from tests.extract.test_intact import flip
 
 CAPTIONS = (
@@ -52,15 +55,18 @@ def words(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tokens(tmp_path_factory.mktemp("words"), encoder)
 
 
-def make(words: Path, encoder: Path | str, root: Path, *, batch_size: int = 2, **settings) -> TextFeatureStore:
+def make(
+    words: Path, encoder: Path | str, root: Path, *, batch_size: int = 2, exact: bool = False, **settings
+) -> TextFeatureStore:
     settings = {"captions_per_shard": 4, **settings}
     text_features.run(
         dataset="small",
         tokens=words,
         settings=TextFeatureSettings(model=str(encoder), **settings),
         out=root / "text_features",
-        staging=root / "staging",
+        cache=root / "cache",
         batch_size=batch_size,
+        exact=exact,
     )
     return TextFeatureStore(root / "text_features")
 
@@ -116,28 +122,83 @@ def test_made_again_the_bytes_are_the_same(store, words, encoder, tmp_path):
         assert (again.folder / name).read_bytes() == (store.folder / name).read_bytes(), name
 
 
-def test_a_killed_run_continues(words, encoder, tmp_path, monkeypatch):
-    finish, made = Staging.finish, []
+class Counter:
+    """Runs the stage, and says how many captions went through the encoder, which the stage's last line must say too."""
 
-    def killed(self, shard, facts):
-        if made:
-            raise KeyboardInterrupt
-        made.append(shard.name)
-        return finish(self, shard, facts)
+    def __init__(self, monkeypatch, capfd):
+        self.capfd, self.computed, plain = capfd, 0, PieceEncoder.forward
+
+        def forward(encoder, pieces, mask):
+            self.computed += len(pieces)
+            return plain(encoder, pieces, mask)
+
+        monkeypatch.setattr(PieceEncoder, "forward", forward)
+
+    def __call__(self, *arguments, **settings) -> int:
+        self.computed = 0
+        self.capfd.readouterr()
+        store = make(*arguments, **settings)
+        self.said = self.capfd.readouterr().out
+        told = f": {len(store)} captions, {self.computed} computed, {len(store) - self.computed} reused\n"
+        assert self.said.endswith(told)
+        return self.computed
+
+
+@pytest.fixture
+def count(monkeypatch, capfd) -> Counter:
+    return Counter(monkeypatch, capfd)
+
+
+def test_a_killed_run_continues(words, encoder, tmp_path, monkeypatch, count):
+    publish = Cache.publish
+
+    def killed(self, draft, content, facts):
+        publish(self, draft, content, facts)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Staging, "finish", killed)
+        patch.setattr(Cache, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             make(words, encoder, tmp_path)
     assert not (tmp_path / "text_features").exists()
+    assert count(words, encoder, tmp_path) == 2  # of a second shard's
 
-    def counted(self, shard, facts):
-        made.append(shard.name)
-        return finish(self, shard, facts)
 
-    monkeypatch.setattr(Staging, "finish", counted)
-    make(words, encoder, tmp_path)
-    assert made == ["000000.h5", "000001.h5"]
+def test_what_did_not_change_is_not_computed_again(words, encoder, tmp_path, count):
+    assert count(words, encoder, tmp_path) == 6
+    before = contents(tmp_path / "text_features")
+    assert count(words, encoder, tmp_path) == 0 and contents(tmp_path / "text_features") == before
+    one = (("The blue star, right of the ring.", "A ring"), *CAPTIONS[1:])
+    assert count(write_tokens(tmp_path / "one", encoder, one), encoder, tmp_path) == 1
+    assert count(write_tokens(tmp_path / "back", encoder, CAPTIONS[::-1]), encoder, tmp_path) == 0
+    assert count(words, encoder, tmp_path, captions_per_shard=2) == 0
+    assert count(words, encoder, tmp_path, layer=2) == 0  # the last
+    moved = Path(shutil.copytree(encoder, tmp_path / "elsewhere" / "of another name"))
+    assert count(words, moved, tmp_path) == 0
+    assert count(words, encoder, tmp_path) == 0 and contents(tmp_path / "text_features") == before
+    assert count(words, encoder, tmp_path, layer=1) == 6
+
+
+def test_exactly_this_environment_is_a_setting(words, encoder, tmp_path, count):
+    assert count(words, encoder, tmp_path, batch_size=4) == 6 and count(words, encoder, tmp_path, batch_size=3) == 0
+    assert count(words, encoder, tmp_path, batch_size=3, exact=True) == 6
+    assert count(words, encoder, tmp_path, batch_size=4, exact=True) == 0
+
+
+def test_new_code_computes_a_sample_and_takes_what_is_equal(words, encoder, tmp_path, count, monkeypatch):
+    captions = tuple((f"the ring {' '.join(['star'] * number)}",) for number in range(12))
+    many = write_tokens(tmp_path / "many", encoder, captions)
+    assert count(many, encoder, tmp_path) == 12
+    before = contents(tmp_path / "text_features")
+    monkeypatch.setattr(features, "CODE", "f" * 64)
+    make(many, encoder, tmp_path)
+    assert contents(tmp_path / "text_features") == before
+    monkeypatch.setattr(features, "CODE", "e" * 64)
+    monkeypatch.setattr(features.TextFeatures, "difference", lambda *_: "states differ by 3")
+    count.computed = 0
+    make(many, encoder, tmp_path)
+    assert count.computed == 8 + 12
+    assert re.search(r"new code, other numbers \(caption \d+: states differ by 3\)", count.capfd.readouterr().out)
 
 
 def test_another_layer(words, encoder, tmp_path):

@@ -163,7 +163,7 @@ def test_a_long_caption_is_cut_and_counted(tmp_path, store, tokenizer, capsys):
     long = "a striped ring, left of the star. " * 3000
     captions = CAPTIONS | {"long": ("train", (long, "A ring", "ring " * 256, "x" * 100_000))}
     cut = made(tmp_path, captions, tokenizer=tokenizer)
-    assert capsys.readouterr().out.strip().splitlines()[-1] == "2 captions were cut to 256 words"
+    assert "2 captions were cut to 256 words" in capsys.readouterr().out.splitlines()
     assert "2 captions were cut to 256 words" in (tmp_path / "tokens" / "README.md").read_text()
     assert (
         cut.text(6) == long and cut.word_texts(6) == (["a", "striped", "ring", "left", "of", "the", "star"] * 40)[:256]
@@ -175,7 +175,7 @@ def test_a_long_caption_is_cut_and_counted(tmp_path, store, tokenizer, capsys):
     few = made(tmp_path, out="few", max_words=2)
     assert few.word_texts(0) == ["a", "striped"] and few.recipe["max_words"] == 2
     assert "max_words" not in cut.recipe and store.recipe_hash == made(tmp_path, out="same").recipe_hash
-    assert capsys.readouterr().out.strip().splitlines()[-1] == "5 captions were cut to 2 words"
+    assert "5 captions were cut to 2 words" in capsys.readouterr().out.splitlines()
 
 
 def test_a_caption_without_a_word_names_image_and_caption(tmp_path):

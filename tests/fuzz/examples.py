@@ -25,7 +25,7 @@ from extract.cards.card import write_card
 from extract.exchange import manifest as imported_manifest
 from extract.settings import ImportSettings, PackSettings
 from extract.stages import pack, regions, teachers, text_features, tokens
-from extract.stages.import_regions import _Import
+from extract.stages.import_regions import prepare
 from extract.stores.regions import FAILURES
 from extract.teachers.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
@@ -33,7 +33,6 @@ from extract.text.words import load_language
 from manifests import manifest
 from manifests.files import fingerprint, sha256, write_json, write_text
 from manifests.grounding import Grounding, Phrase, write_grounding
-from manifests.progress import progress
 from manifests.schema import CaptionedImage
 from manifests.tables import Manifest, images_sha256, write_manifest
 from tests.encoders import write_encoder
@@ -125,10 +124,11 @@ def _data_set(folder: Path, counts: tuple[int, ...]) -> None:
         tokens=folder / "tokens",
         settings=TextFeatureSettings(model=str(encoder), captions_per_shard=12),
         out=folder / "text_features",
-        staging=folder / "staging",
+        cache=folder / "cache",
     )
     settings = TeacherSettings(**TEACHERS, items_per_shard=6)
-    teachers.run(**paths, images=folder, settings=settings, out=folder / "teachers", staging=folder / "staging")
+    work = {"cache": folder / "cache", "staging": folder / "staging"}
+    teachers.run(**paths, images=folder, settings=settings, out=folder / "teachers", **work)
     pack.run(**paths, tokens=folder / "tokens", settings=PackSettings(images_per_shard=3), out=folder / "pack")
 
 
@@ -207,10 +207,10 @@ def _exchanged(root: Path) -> None:
     imported_manifest.run(
         images=images, captions=images.with_name("captions.json"), format="butd-tsv", out=listed, **told.told
     )
-    made = _Import(manifest=listed, images=images, settings=told, staging=imported / "staging")
-    made.staged.folder.mkdir(parents=True)
-    with progress(what="import", unit="images") as bar:
-        made.make(range(len(made)), 2, bar, check=False)  # and killed here
+    lot, _ = prepare(manifest=listed, images=images, settings=told, staging=imported / "staging", readers=2)
+    lot.maker.finished.prepare()
+    for part in lot.parts:
+        lot.maker.make(part, {})  # and killed here
 
 
 def _weights(folder: Path) -> None:

@@ -246,15 +246,14 @@ def taught(t: Try) -> None:
         images=t.root,
         settings=TeacherSettings(**examples.TEACHERS, items_per_shard=6),
         out=t.out,
+        cache=t.root / "cache",
         staging=t.root / "staging",
     )
 
 
 def stated(t: Try) -> None:
     settings = TextFeatureSettings(model=str(t.data / "encoder"), captions_per_shard=12)
-    text_features.run(
-        dataset="tiny", tokens=t.data / "tokens", settings=settings, out=t.out, staging=t.root / "staging"
-    )
+    text_features.run(dataset="tiny", tokens=t.data / "tokens", settings=settings, out=t.out, cache=t.data / "cache")
 
 
 def extracted(t: Try) -> None:
@@ -663,6 +662,7 @@ KINDS = {
         ),
         Kind("manifest of pictures", ("pictures/manifest/*",), (extracted,), only=("pictures",)),
         Kind("cache", ("pictures/cache/regions/*/*", "pictures/cache/regions/*/*/*"), (extracted,), only=("pictures",)),
+        Kind("cache of states", (f"{_TINY}/cache/text_features/*/*", f"{_TINY}/cache/text_features/*/*/*"), (stated,)),
         Kind("grounding", (f"{_TINY}/manifest/grounding.jsonl",), (grounding_read,)),
         Kind("older manifest", (f"{_TINY}/older/*",), (older_manifest_read,)),
         Kind(

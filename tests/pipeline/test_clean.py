@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from extract.engine.staging import Staging
+from extract.engine.build import building
+from extract.engine.finished import Staging
+from extract.engine.maker import Lot, Maker
 from pipeline.cli import main
 
 
@@ -24,13 +26,31 @@ def clean(*options: str) -> str:
     return result.output
 
 
+class Unfinished(Maker[list[str]]):
+    """Makes shards of some bytes."""
+
+    key = {}
+
+    def __init__(self, finished: Staging, data: bytes):
+        self.finished, self.data = finished, data
+
+    def content(self, part: list[str]) -> list[str]:
+        return part
+
+    def write(self, path: Path, part: list[str], known: object, advance: object) -> tuple[dict, int]:
+        path.write_bytes(self.data)
+        return {}, len(part)
+
+
 def unfinished(name: str, size: int) -> Path:
     """The staging folder of an extraction that was interrupted."""
-    staged = Staging(Path(".staging"), name)
-    with pytest.raises(KeyboardInterrupt), staged.alone(Path("data") / name / "regions", f"extraction of {name}"):
-        (staged.folder / "000000.h5").write_bytes(bytes(size))
+    lot = Lot(Unfinished(Staging(Path(".staging"), name), bytes(size)), [["a picture"]], "regions", "pictures")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        building(Path("data") / name / "regions", f"extraction of {name}", name, [lot], title=f"regions {name}"),
+    ):
         raise KeyboardInterrupt
-    return staged.folder
+    return lot.maker.finished.folder
 
 
 def test_unfinished_work_is_listed_and_freed_when_told_to() -> None:
@@ -49,8 +69,7 @@ def test_unfinished_work_is_listed_and_freed_when_told_to() -> None:
     assert any(str(dead) in line for line in listed) and not any(str(alive) in line for line in listed)
     assert "4.0 MB in all; `selfalign clean --yes` removes it" in listed[-1]
     assert all(path.exists() for path in (coco, flickr, run, dead))
-    os.utime(flickr / "000000.h5", (0, 0))
-    for path in (flickr / "about.json", flickr):
+    for path in (*flickr.iterdir(), flickr):
         os.utime(path, (0, 0))
     assert "flickr" in clean("--days", "30") and "coco" not in clean("--days", "30")
     assert clean("--yes").endswith("4.0 MB freed\n")
@@ -60,9 +79,10 @@ def test_unfinished_work_is_listed_and_freed_when_told_to() -> None:
 
 def test_what_is_in_use_stays() -> None:
     staged, entered, end = Staging(Path(".staging"), "coco"), threading.Event(), threading.Event()
+    lot = Lot(Unfinished(staged, b"half"), [["a picture"]], "regions", "pictures")
 
     def work() -> None:
-        with staged.alone(Path("data/coco/regions"), "extraction of coco"):
+        with building(Path("data/coco/regions"), "extraction of coco", "coco", [lot], title="regions coco"):
             entered.set()
             end.wait(60)
 
@@ -71,8 +91,8 @@ def test_what_is_in_use_stays() -> None:
     assert entered.wait(60)
     try:
         told = clean("--yes")
+        assert staged.folder.exists()
     finally:
         end.set()
         thread.join()
     assert f"kept: another work there is running: process {os.getpid()} on" in told and "0.0 MB freed" in told
-    assert staged.folder.exists()

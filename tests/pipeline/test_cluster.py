@@ -21,13 +21,15 @@ from click.testing import CliRunner
 from distributed import Client
 
 from extract.check import verify
+from extract.engine.maker import Lot, Workers
 from extract.engine.workers import on_workers
-from extract.vision.shards import Shards
+from extract.vision.shards import RegionShards
 from manifests.errors import DiskFull, InputError
 from manifests.files import sha256
+from manifests.tables import Manifest
 from pipeline import cluster, places
 from pipeline.cli import main
-from pipeline.cluster import open_client, worker_threads
+from pipeline.cluster import open_workers, worker_threads
 from pipeline.machine import Machine
 from tests.extract.disks import mounted
 from tests.extract.held import hold, holding
@@ -52,9 +54,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """Two workers of one thread on this machine."""
-    with open_client(Machine(cluster="local:2", threads=1)) as client:
-        assert client is not None
-        yield client
+    with open_workers(Machine(cluster="local:2", threads=1)) as workers:
+        assert workers is not None
+        yield workers.client
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ class Stuck:
 
 
 def test_one_setting_names_the_cluster_and_its_threads() -> None:
-    with open_client(Machine()) as nobody:
+    with open_workers(Machine()) as nobody:
         assert nobody is None
     assert worker_threads(Machine(cluster="local:2", threads=3)) == 3
     cores = os.cpu_count() or 1
@@ -151,7 +153,7 @@ def test_a_scheduler_that_is_not_there_is_told_soon(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     start = time.monotonic()
     told = "SELFALIGN_CLUSTER=tcp://127.0.0.1:9: no Dask scheduler answers.*dask scheduler"
-    with pytest.raises(InputError, match=told), open_client(Machine(cluster="tcp://127.0.0.1:9")):
+    with pytest.raises(InputError, match=told), open_workers(Machine(cluster="tcp://127.0.0.1:9")):
         pass
     assert time.monotonic() - start < 10
 
@@ -160,7 +162,7 @@ def test_slurm_without_its_package_is_told_what_to_install() -> None:
     if importlib.util.find_spec("dask_jobqueue"):
         pytest.skip("dask-jobqueue is installed")
     told = "dask-jobqueue isn't installed.*pip install"
-    with pytest.raises(InputError, match=told), open_client(Machine(cluster="slurm")):
+    with pytest.raises(InputError, match=told), open_workers(Machine(cluster="slurm")):
         pass
 
 
@@ -178,7 +180,7 @@ def test_a_killed_worker_costs_the_shard_that_it_was_making(
     stuck = Stuck(pictures.images / "009.png")  # in the middle of the third shard
     client.run(hold, str(stuck.picture), str(stuck.pipe))
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(pictures.extract, SETTINGS, client=client, device="auto", threads=1)
+        running = pool.submit(pictures.extract, SETTINGS, workers=Workers(client, "auto", 1))
         try:
             reader = stuck.reader()
             assert reader in client.run(os.getpid).values()
@@ -200,7 +202,7 @@ def test_failed_shards_are_listed_and_all_others_staged(
     with pytest.raises(InputError, match="can't be opened") as here:
         pictures.extract(SETTINGS, cache=pictures.folder / "other")
     with pytest.raises(InputError) as there:
-        pictures.extract(SETTINGS, client=client, device="auto", threads=2)
+        pictures.extract(SETTINGS, workers=Workers(client, "auto", 2))
     assert str(there.value) == str(here.value)
     assert f"shard 000001 failed: {here.value}" in capfd.readouterr().out
     before = finished(pictures.cache)
@@ -212,14 +214,14 @@ def test_failed_shards_are_listed_and_all_others_staged(
     shards["000003.h5"].unlink()
     shards["000003.h5"].mkdir()  # what no code of ours foresees
     with pytest.raises(InputError, match="2 of 8 shards failed .listed above., the others are kept"):
-        pictures.extract(SETTINGS, client=client, device="auto", threads=1)
+        pictures.extract(SETTINGS, workers=Workers(client, "auto", 1))
     listed = capfd.readouterr().out
     assert "shard 000001 failed: " in listed and "shard 000003 failed: IsADirectoryError: " in listed
     assert not pictures.out.exists()
 
     missing.rename(pictures.images / "005.png")
     shards["000003.h5"].rmdir()
-    pictures.extract(SETTINGS, client=client, device="auto", threads=1)
+    pictures.extract(SETTINGS, workers=Workers(client, "auto", 1))
     del before["000003.h5"]
     assert kept(before, pictures.out)
     assert verify.run(store=pictures.out, manifest=pictures.manifest).total == 0
@@ -230,29 +232,30 @@ def test_failed_shards_are_listed_and_all_others_staged(
 def test_a_full_disk_is_told_and_the_next_run_completes(
     client: Client, pictures: Pictures, serial: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("extract.stages.regions._require_room", lambda *_: None)  # somebody else fills it meanwhile
+    monkeypatch.setattr("extract.engine.build._Build.require_room", lambda *_: None)  # somebody else fills it meanwhile
     with mounted(tmp_path / "disk") as disk:
         disk.resize("100k")  # of 230
         where = {"cache": disk.folder / "cache", "out": disk.folder / "regions"}
         with pytest.raises(DiskFull, match="No space left on device.*MB are free.*make room"):
-            pictures.extract(SETTINGS, client=client, device="auto", threads=1, **where)
+            pictures.extract(SETTINGS, workers=Workers(client, "auto", 1), **where)
         until(lambda: not any(client.processing().values()))
         for name, shard in cached(where["cache"], PER_SHARD).items():
             assert shard.read_bytes() == serial[name]
         before = finished(where["cache"])
         assert 0 < len(before) < SHARDS and not where["out"].exists()
         disk.resize("2m")
-        pictures.extract(SETTINGS, client=client, device="auto", threads=1, **where)
+        pictures.extract(SETTINGS, workers=Workers(client, "auto", 1), **where)
         out = where["out"] / "train"
         assert contents(out) == serial and kept(before, out)
 
 
 def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: Pictures) -> None:
-    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS, "cache": pictures.cache}
+    work = {"images": pictures.images, "settings": SETTINGS, "cache": pictures.cache, "id_bytes": 10}
     work |= {"batch_size": 4, "readers": 1}
-    shards = Shards(**work, device="cpu")
-    shards.key["code"] = "0" * 64
-    ((number, error),) = on_workers(client, shards, {3: {}}, work, device="cpu", threads=1)
+    maker, part = RegionShards(**work, device="cpu"), Manifest.open(pictures.manifest).images[:PER_SHARD]
+    maker.key["code"] = "0" * 64
+    lot = Lot(maker, [part], "regions", "pictures", RegionShards, work)
+    ((number, error),) = on_workers(Workers(client, "cpu", 1), lot, [(3, (part, {}))])
     assert number == 3 and isinstance(error, InputError) and "its code differ" in error.what
 
 
@@ -364,8 +367,8 @@ def test_a_scheduler_elsewhere_may_die_too(pictures: Pictures, serial: dict[str,
     try:
         until(lambda: about.exists() and about.read_text().endswith("}"))
         machine = Machine(cluster=yaml.safe_load(about.read_text())["address"])
-        with open_client(machine) as client, ThreadPoolExecutor(1) as pool:
-            running = pool.submit(pictures.extract, SETTINGS, client=client, device="auto", threads=None)
+        with open_workers(machine) as workers, ThreadPoolExecutor(1) as pool:
+            running = pool.submit(pictures.extract, SETTINGS, workers=workers)
             assert stuck.reader() == processes[1].pid, log.read_text()
             processes[0].kill()
             with pytest.raises(InputError, match="the connection to the scheduler is lost.*finished shards are kept"):

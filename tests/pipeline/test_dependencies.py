@@ -21,11 +21,9 @@ PLUMBING = {
         "manifests/names.py",
         "manifests/registry.py",
         "manifests/opening.py",
-        "extract/engine/workers.py",
-        "extract/engine/device.py",
-        "extract/engine/cache.py",
-        "extract/engine/code.py",
     ),
+    *(f"extract/engine/{name}.py" for name in ("build", "cache", "code", "device", "finished", "maker")),
+    *("extract/engine/tolerance.py", "extract/engine/workers.py"),
 }
 # How the manifest's tables and the files beside them look decides what its stage writes; others depend on the files.
 FORMATS = {f"manifests/{name}.py" for name in ("schema", "tables", "arrow", "grounding", "coco_ids", "imported")}

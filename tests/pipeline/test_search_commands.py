@@ -89,7 +89,7 @@ def _make(params: Params) -> None:
         tokens=places.tokens("demo"),
         settings=params.text_feature("demo"),
         out=places.text_features("demo"),
-        staging=Path(".staging"),
+        cache=Path(".staging"),
     )
     for name, settings in params.runs.items():
         cached = settings.text.reads == "text_features"

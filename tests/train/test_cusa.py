@@ -123,6 +123,7 @@ def make_teachers(stores: dict[str, Path], out: Path) -> Path:
             images={"model": "regions-mean", "reads": "regions"}, captions={"model": "lsa"}, items_per_shard=500
         ),
         out=out / "teachers",
+        cache=out / "cache",
         staging=out / "staging",
     )
     return out / "teachers"

@@ -42,7 +42,7 @@ def pieces(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         tokens=root / "tokens",
         settings=TextFeatureSettings(model=str(encoder)),
         out=root / "text_features",
-        staging=root / "staging",
+        cache=root / "cache",
     )
     return {**dataset, "tokens": root / "tokens", "text_features": root / "text_features", "encoder": encoder}
 

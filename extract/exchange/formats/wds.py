@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from extract.exchange.source import LABELS, Bytes, Found, Record, Source, files_in
+from extract.exchange.source import Bytes, Found, Record, Source, files_in
+from extract.stores.fields import LABELS
 from extract.stores.intact import INDEX, listed_files
 from extract.stores.webdataset import FIX, parse_facts, parse_sample, require_key, sample_places
 from manifests.errors import InputError

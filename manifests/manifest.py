@@ -250,19 +250,25 @@ def has_word(text: str) -> bool:
 
 
 def _from_root(root: Path, entries: list[SourceImage], file: Path) -> list[SourceImage]:
-    """Entries whose paths begin with the image root's own name, from the root on, where their pictures lie there."""
-    name = root.absolute().name
-    inside = [entry for entry in entries if PurePosixPath(entry.path).parts[0] == name and "/" in entry.path]
-    if not inside or os.path.exists(root / inside[0].path) or not os.path.exists(root.parent / inside[0].path):
+    """Entries with paths from the image root on, where the file has them from the folder above.
+
+    Raises InputError where that holds of some pictures alone.
+    """
+    paths = [PurePosixPath(entry.path) for entry in entries]
+    if not entries or len(paths[0].parts) < 2 or os.path.exists(root / paths[0]):
         return entries
-    if len(inside) < len(entries):
-        other = next(entry for entry in entries if PurePosixPath(entry.path).parts[0] != name)
+    if not os.path.exists(root.joinpath(*paths[0].parts[1:])):
+        return entries
+    top = paths[0].parts[0]
+    other = next((entry for entry, path in zip(entries, paths, strict=True) if path.parts[0] != top), None)
+    if other and top == root.absolute().name:
         raise InputError(
-            f"the paths begin with {name!r}, the image root's own name, and others don't: {other.path!r} ({other.row})",
+            f"the paths begin with {top!r}, the image root's own name, and others don't: {other.path!r} ({other.row})",
             where=file,
             fix=f"give the folder above as `source.images`: {root.parent}",
         )
-    return [replace(entry, path=str(PurePosixPath(entry.path).relative_to(name))) for entry in entries]
+    below = (PurePosixPath(*path.parts[1:] or path.parts) for path in paths)
+    return [replace(entry, path=str(path)) for entry, path in zip(entries, below, strict=True)]
 
 
 def present(root: Path, entries: list[SourceImage], file: Path, sieve: Sieve) -> list[SourceImage]:

@@ -558,6 +558,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
     from extract.stages import import_regions as regions
     from extract.stores.regions import RegionStore
     from manifests.files import whole_folder
+    from manifests.left_out import FILE as LEFT_OUT
     from manifests.locks import sole_writer
     from pipeline.options import keys_as_options, read_options
 
@@ -582,7 +583,9 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
                 check=False,
             )
     store = RegionStore(out / "regions")
-    click.echo(f"{out}: {len(store):,} images, {store.num_boxes.sum():,} regions of {store.dim:,} numbers")
+    listed = out / "manifest" / LEFT_OUT
+    left_out = f"; {len(listed.read_bytes().splitlines()):,} left out: {listed}" if listed.exists() else ""
+    click.echo(f"{out}: {len(store):,} images, {store.num_boxes.sum():,} regions of {store.dim:,} numbers{left_out}")
 
 
 @main.command()

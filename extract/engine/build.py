@@ -19,6 +19,7 @@ from extract.engine.cache import Cache, Place, in_use
 from extract.engine.finished import ABOUT, Staging
 from extract.engine.maker import ItemMaker, Lot, Made, Workers
 from extract.stores.intact import INDEX
+from extract.stores.regions import FAILURES
 from manifests.errors import DiskFull, InputError
 from manifests.files import link_or_copy, whole_folder, write_json
 from manifests.locks import sole_writer
@@ -65,9 +66,10 @@ def building(
             folder.discard()
     for each in built:
         each.say_times()
-    items, computed, reused = (sum(each.counts[i] for each in built) for i in range(3))
+    items, computed, reused, failures = (sum(each.counts[i] for each in built) for i in range(4))
     units = " and ".join(dict.fromkeys(lot.unit for lot in lots))
-    tqdm.write(f"{title}: {items} {units}, {computed} computed, {reused} reused")
+    left_out = f", {failures} left out: see {FAILURES} in {out}" if failures else ""
+    tqdm.write(f"{title}: {items} {units}, {computed} computed, {reused} reused{left_out}")
 
 
 class _Build:
@@ -197,11 +199,11 @@ class _Build:
         return [self.found.get(number) or self._made[number].done for number in range(len(self.lot.parts))]
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Items in all, computed (those of a sample too), and reused."""
+    def counts(self) -> tuple[int, int, int, int]:
+        """Items in all, computed (those of a sample too), reused and left out."""
         made = sum(each.computed for each in self._made.values())
         failures = sum(len(done.get("failures", ())) for done in self.done())
-        return self.items, self.computed + made, self.items - failures - made
+        return self.items, self.computed + made, self.items - failures - made, failures
 
     def say_times(self) -> None:
         names = dict.fromkeys(name for each in self._made.values() for name in each.seconds)

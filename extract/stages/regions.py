@@ -7,15 +7,12 @@ that are made; all of them appear under their final names at once, whole or not 
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from extract.engine.build import building
 from extract.engine.code import code_fingerprint
 from extract.engine.maker import Lot, Parts, Workers
 from extract.settings import About, RegionSettings
 from extract.stages.region_stores import install_region_stores
 from extract.stores.recipe import made_in, note_made
-from extract.stores.regions import FAILURES
 from extract.vision.shards import RegionShards
 from manifests.errors import InputError
 from manifests.files import fingerprint
@@ -94,5 +91,3 @@ def run(
         install_region_stores(out, listed, places, done, maker.recipe, **facts)
         libraries = ("torch", "torchvision", "numpy", "pillow")
         note_made(out, maker.recipe_hash, *libraries, shards=made_in(done))
-        if failures := sum(len(shard["failures"]) for shard in done):
-            tqdm.write(f"{failures} of {len(listed)} pictures could not be read: see {FAILURES} in {out}")

@@ -54,7 +54,7 @@ class Counter:
         self.capfd.readouterr()
         self.pictures.extract(settings, **others)
         self.said = self.capfd.readouterr().out
-        said = re.search(r"regions tiny: (\d+) pictures, (\d+) computed, \d+ reused\n$", self.said)
+        said = re.search(r"regions tiny: (\d+) pictures, (\d+) computed, \d+ reused(?:, .*)?\n$", self.said)
         pictures, computed = map(int, said.groups())
         assert computed == self.computed and pictures == len(listed(self.pictures.manifest))
         assert verify.run(store=self.pictures.out, manifest=self.pictures.manifest).total == 0

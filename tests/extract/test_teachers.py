@@ -293,7 +293,7 @@ def test_a_killed_run_continues(store, world, tmp_path, monkeypatch, capfd):
     assert not (tmp_path / "teachers").exists()
     again = make(world, tmp_path)
     # Five images and seven captions, in shards of three: all five were done, one of them in vain.
-    assert "12 images and captions, 7 computed, 4 reused\n" in capfd.readouterr().out
+    assert "12 images and captions, 7 computed, 4 reused, 1 left out" in capfd.readouterr().out
     assert again.failures() == store.failures()  # those of a shard that was made before the kill, too
     assert contents(again.folder) == contents(store.folder) and not any((tmp_path / "staging").iterdir())
 

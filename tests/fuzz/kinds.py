@@ -682,11 +682,15 @@ KINDS = {
         *(
             Kind(
                 f"boxes {suffix}",
-                (f"pictures/boxes.{suffix}",),
-                (pictures_listed("captions.tsv", "folder", f"boxes.{suffix}"),),
+                (f"pictures/{boxes}",),
+                (pictures_listed(captions, "folder", boxes),),
                 only=("pictures",),
             )
-            for suffix in ("json", "jsonl")
+            for suffix, captions, boxes in (
+                ("json", "captions.tsv", "boxes.json"),
+                ("jsonl", "captions.tsv", "boxes.jsonl"),
+                ("csv", "captions.csv", "captions.csv"),
+            )
         ),
         Kind("given boxes", ("pictures/manifest/grounding.jsonl",), (boxes_described,), only=("pictures",)),
         Kind("captions list", ("pictures/listed.json",), (captions_listed,), only=("pictures",)),

@@ -43,7 +43,7 @@ def search_regions(
     digest = sha256(path) if path.is_file() else None
     row = next((n for n, image in enumerate(listed.images) if image.sha256 == digest or image.id == picture), None)
     means = RegionsMean(regions, listed.images)
-    vectors = np.concatenate([found for _, found in means.embed(range(len(listed)))])
+    vectors = np.concatenate([found for _, found in means.embed(listed.images)])
     if row is not None and row not in means.failures:
         query = vectors[row]
     elif digest is None:

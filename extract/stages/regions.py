@@ -15,7 +15,8 @@ from extract.stages.region_stores import install_region_stores
 from extract.stores.recipe import made_in, note_made
 from extract.vision.shards import RegionShards
 from manifests.errors import InputError
-from manifests.files import fingerprint
+from manifests.files import sha256
+from manifests.grounding import FILE as GROUNDING
 from manifests.tables import Manifest, images_sha256
 
 CODE = code_fingerprint("extract.stages.regions")
@@ -59,8 +60,7 @@ def run(
     listed = Manifest.open(manifest)
     if not len(listed):
         raise InputError("it lists no image", where=manifest, fix="run the manifest stage again")
-    own = {"images": images, "settings": settings, "cache": cache, "id_bytes": listed.id_bytes}
-    own["boxes"] = manifest if settings.boxes else None
+    own = {"manifest": manifest, "images": images, "settings": settings, "cache": cache, "id_bytes": listed.id_bytes}
     work = own | {"batch_size": batch_size, "readers": readers, "exact": exact}
     maker = RegionShards(**work, device="cpu" if workers else device)
     key = {
@@ -70,11 +70,12 @@ def run(
         "unreadable": settings.unreadable,
         "about": (about or About()).model_dump(),
         "code": [CODE, maker.key["code"]],
-        "boxes": fingerprint(maker.digests(list(listed.images))) if settings.boxes else None,
     }
     places = listed.shards(settings.images_per_shard)
     parts = Parts(len(places), lambda number: list(listed.images_at(places[number].rows)))
     lot, title = Lot(maker, parts, "regions", "pictures", RegionShards, work), f"regions {dataset}"
+    if maker.given:
+        key["boxes"] = sha256(Path(manifest) / GROUNDING)
     with building(out, f"extraction of {dataset}", key, [lot], title=title, workers=workers) as built:
         if built is None:
             return

@@ -5,7 +5,6 @@ it was written, and every word knows its place in it. The vocabulary comes from 
 once all shards of captions are finished, and then they are merged. Memory holds a shard, and the words that there are.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,15 @@ def run(
     work = {"settings": settings, "manifest": Path(manifest), "staging": staging, "key": key}
     maker, title = WordShards(**work), f"tokens {dataset}"
     if reused is None:
-        require_cut(maker.nlp, listed.texts(0, min(1000, listed.num_captions)), settings.language)
+        require_cut(maker.language, listed.texts(0, min(1000, listed.num_captions)), settings.language)
     parts = parts_of(listed.num_captions, PER_SHARD, lambda start, stop: Captions(start, listed.texts(start, stop)))
     lot = Lot(maker, parts, title, "captions", WordShards, work, on_device=False)
     with building(out, f"tokens of {out}", maker.key, [lot], title=title, workers=workers) as built:
         if built is None:
             return
         shards = TokenShards([Path(done["path"]) for done in built[0]], [done["count"] for done in built[0]])
-        cut = sum(done["cut"] for done in built[0])
-        vocabulary = reused or build_vocabulary(shards.uses(_trained_on(listed)), settings.min_count)
+        cut, trained_on = sum(done["cut"] for done in built[0]), _trained_on(listed)
+        vocabulary = reused or build_vocabulary(shards.uses(trained_on), settings.min_count)
         if not word_numbers(vocabulary) and listed.num_captions:
             raise InputError(
                 f"no word is used {settings.min_count} times in the train split, so the vocabulary is empty",
@@ -91,20 +90,22 @@ def run(
             **({"max_words": settings.max_words} if settings.max_words != MAX_WORDS else {}),
         }
         with whole_folder(out) as folder:
-            counts, recipe = write_tokens(folder, shards, listed, vocabulary, recipe)
+            counts, recipe = write_tokens(folder, shards, listed, vocabulary, recipe, trained_on)
             write_text(folder / "README.md", _card(listed, recipe, counts, told))
         note_made(out, fingerprint(recipe), *_LIBRARIES, *(_PIECE_LIBRARIES if settings.tokenizer else ()))
-        for line in [told] * bool(told) + ([] if reused else list(_doubts(title, counts))):
+        for line in [told] * bool(told) + ([] if reused else _doubts(counts)):
             tqdm.write(line)
 
 
-def _doubts(title: str, counts: Counts) -> Iterator[str]:
-    """Signs of a wrong language: many words out of the vocabulary, many captions of one word."""
-    if counts.unknown > 0.2 * counts.words:
-        share = counts.unknown / counts.words
-        yield f"{title}: {share:.0%} of the words are unknown: is `language` right, `min_count` too high?"
-    if counts.single > 0.2 * counts.captions:
-        yield f"{title}: {counts.single / counts.captions:.0%} of the captions are one word: is `language` right?"
+def _doubts(counts: Counts) -> list[str]:
+    """What seems to be wrong with the words of captions; the vocabulary was made of some."""
+    unknown, single = (part / max(all_, 1) for part, all_ in (counts.unknown_in_train, counts.single))
+    told = []
+    if unknown > 0.2:
+        told.append(f"{unknown:.0%} of the train split's words are unknown: is `language` right, `min_count` too high?")
+    if single > 0.2:
+        told.append(f"{single:.0%} of the captions are one word: is `language` right?")
+    return [f"tokens: {line}" for line in told]
 
 
 def _trained_on(listed: Manifest) -> Any:

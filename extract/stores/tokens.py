@@ -95,10 +95,6 @@ class TokenShards:
             first += len(lengths)
         return uses
 
-    def single(self) -> int:
-        """How many captions are one word."""
-        return sum(int((self.read(number, "word_lengths") == 1).sum()) for number in range(len(self)))
-
     def blocks(self, name: str, change: Callable[[int, np.ndarray], np.ndarray] | None = None) -> Blocks:
         """An array of all shards, end to end, where wanted after ``change(number, its own)``, of the store's dtype."""
         dtype, (_, *width) = _ARRAYS[name]
@@ -123,17 +119,23 @@ class TokenShards:
 
 @dataclass
 class Counts:
-    """Numbers of words, of unknown ones and of each part of speech; of captions, and of those of one word."""
+    """What the card says of the words: all, those outside the vocabulary, and of each part of speech. And what a
+    doubtful language shows: of the train split's words those outside, of the captions those of one word."""
 
-    words: int
-    unknown: int
     pos: np.ndarray
-    captions: int
-    single: int
+    words: int = 0
+    unknown: int = 0
+    unknown_in_train: tuple[int, int] = (0, 0)
+    single: tuple[int, int] = (0, 0)
 
 
 def write_tokens(
-    folder: Path, shards: TokenShards, manifest: Manifest, vocabulary: list[str], recipe: dict[str, Any]
+    folder: Path,
+    shards: TokenShards,
+    manifest: Manifest,
+    vocabulary: list[str],
+    recipe: dict[str, Any],
+    trained_on: Callable[[int, int], np.ndarray],
 ) -> tuple[Counts, dict[str, Any]]:
     """Write the four files of a token store of all captions of a manifest; returns what the card says, and the recipe.
 
@@ -148,15 +150,17 @@ def write_tokens(
         "vocabulary_sha256": sha256(folder / "vocabulary.json"),
     }
     recipe_hash = write_recipe(folder, recipe)
-    entries, counts = (
-        word_numbers(vocabulary),
-        Counts(0, 0, np.zeros(len(recipe["pos_names"]), np.int64), shards.captions, shards.single()),
-    )
+    entries, counts = word_numbers(vocabulary), Counts(np.zeros(len(recipe["pos_names"]), np.int64))
 
     def numbered(number: int, words: np.ndarray) -> np.ndarray:
         table = np.array([entries.get(word, UNKNOWN) for word in shards.listed(number)], np.int32)
+        unknown, lengths, first = table[words] == UNKNOWN, shards.read(number, "word_lengths"), counts.single[1]
+        own = unknown[np.repeat(trained_on(first, first + len(lengths)), lengths)]
         counts.words += len(words)
-        counts.unknown += int((table[words] == UNKNOWN).sum())
+        counts.unknown += int(unknown.sum())
+        before, all_ = counts.unknown_in_train
+        counts.unknown_in_train = before + int(own.sum()), all_ + len(own)
+        counts.single = counts.single[0] + int((lengths == 1).sum()), first + len(lengths)
         return table[words]
 
     def counted(_: int, pos: np.ndarray) -> np.ndarray:

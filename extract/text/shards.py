@@ -63,7 +63,7 @@ class WordShards(Maker[Captions]):
 
     def __init__(self, *, settings: TokenSettings, manifest: Path, staging: Path, key: Mapping[str, Any]):
         self.manifest, self.max_words = manifest, settings.max_words
-        self.nlp, language = load_language(settings.language)
+        self.language, language = load_language(settings.language)
         self._tokenizer = PieceTokenizer(settings.tokenizer, settings.max_pieces) if settings.tokenizer else None
         self.recipe = {"language": language, "tokenizer": self._tokenizer.recipe if self._tokenizer else None}
         self.key = {**key, "recipe": self.recipe, "shard_code": CODE}
@@ -79,7 +79,7 @@ class WordShards(Maker[Captions]):
         split, pieces = [], []
         for start in range(0, len(part), _BATCH):
             texts = part.texts[start : start + _BATCH]
-            own = list(split_words(self.nlp, texts, self.max_words))
+            own = list(split_words(self.language, texts, self.max_words))
             for place, words in enumerate(own, start):
                 if not words.words:
                     raise self._no_word(part.first + place)

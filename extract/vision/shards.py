@@ -68,6 +68,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
 
     Parameters
     ----------
+    manifest : its folder, opened for boxes that it gives.
     images : the image root that the rows' paths start from.
     cache : the machine's cache folder.
     id_bytes : length of the ``image_id`` field, one for the whole data set.
@@ -86,6 +87,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
     def __init__(
         self,
         *,
+        manifest: Path,
         images: Path,
         settings: RegionSettings,
         cache: Path,
@@ -93,13 +95,12 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         device: str,
         batch_size: int,
         readers: int,
-        boxes: Path | None = None,
         exact: bool = False,
     ):
         self.images, self.settings, self.id_bytes, self.device = Path(images), settings, id_bytes, device
         self.batch_size, self.readers = batch_size, readers
         self.detector = load_detector(settings.detector, settings.selection, device)
-        self.given = GivenBoxes.of(boxes) if boxes else None
+        self.given = GivenBoxes.of(manifest) if settings.boxes else None
         self.dense = None if self.given else self.detector.fixed
         self.most = self.given.most if self.given else self.detector.most
         self.object_names = (self.given and self.given.names) or self.detector.object_names
@@ -110,10 +111,8 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
             **({"truncated": "take"} if settings.truncated == "take" else {}),
         }
         self.key = {"recipe": self.recipe, "code": detector_code(settings.detector.name)}
-        chosen = "given boxes" if settings.boxes else settings.selection.rule if settings.selection else "fixed boxes"
-        of = f"detector {settings.detector.name}, {chosen}"
         own = self.environment if exact else None
-        self.finished = Cache(cache, "regions", self.recipe, self.key["code"], _Sidecar, self._sound, of, own)
+        self.finished = Cache(cache, "regions", self.recipe, self.key["code"], _Sidecar, self._sound, exact=own)
         self.recipe_hash = fingerprint(self.recipe)
 
     def done(self, part: list[ImageRow]) -> dict[str, Any] | None:
@@ -127,7 +126,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         return {"rows": rows, "id_bytes": self.id_bytes, "dense": self.dense, "max_pixels": bound}
 
     def digests(self, part: list[ImageRow]) -> list[str]:
-        """The pictures' sha256, or those of pictures and given boxes."""
+        """The picture's sha256, or that of picture and given boxes."""
         return [self.given.digest(row) if self.given else row.sha256 for row in part]
 
     def most_bytes(self, part: list[ImageRow]) -> int:
@@ -150,7 +149,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         return difference(known, again)
 
     def save(self, path: Path, part: list[ImageRow], results: Mapping[int, Regions]) -> dict[str, Any]:
-        places = sorted(results)
+        places, digests = sorted(results), self.digests(part)
         ids, regions = [part[place].id for place in places], [results[place] for place in places]
         own = {"dim": self.detector.dim, "dense": self.dense, "id_bytes": self.id_bytes}
         write_shard(path, ids, regions, self.recipe_hash, **own)
@@ -159,10 +158,10 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
             "count": len(ids),
             "first": ids[0] if ids else None,
             "last": ids[-1] if ids else None,
-            "failures": self.failures,
+            "failures": [self.failures[place] for place in sorted(self.failures)],
             "norms": astuple(norms) if norms.count else None,
             "environment": self.environment,
-            "items": self.digests([part[place] for place in places]),
+            "items": [digests[place] for place in places],
         }
 
     @property
@@ -176,19 +175,19 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         }
 
     def compute(self, part: list[ImageRow], places: Sequence[int], advance: Advance) -> dict[int, Regions]:
-        """Regions by their picture's place; `failures` lists the pictures that couldn't be read (id, path, reason)."""
+        """Regions by their picture's place; `failures` are those that couldn't be read (id, path, reason)."""
         regions: dict[int, Regions] = {}
-        failures: dict[int, dict[str, str]] = {}
+        self.failures: dict[int, dict[str, str]] = {}
         waiting: dict[tuple[int, ...], list[tuple[int, ImageRow, Tensor, tuple[int, int]]]] = {}
         running: deque[Future[dict[int, Regions | TooFewProposals]]] = deque()
 
         def collect(most: int) -> None:
             while len(running) > most:
-                for number, found in (done := running.popleft().result()).items():
+                for place, found in (done := running.popleft().result()).items():
                     if isinstance(found, TooFewProposals):
-                        failures[number] = self._failure(part[number], found)
+                        self.failures[place] = self._failure(part[place], found)
                     else:
-                        regions[number] = found
+                        regions[place] = found
                 advance(len(done))
 
         with (
@@ -208,7 +207,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
                     try:
                         picture, size = next(pictures).result()
                     except UnreadableImage as error:
-                        failures[place] = self._failure(row, error)
+                        self.failures[place] = self._failure(row, error)
                         advance(1)
                         continue
                 shape = tuple(picture.shape)
@@ -220,27 +219,26 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
             for shape in list(waiting):
                 flush(shape)
             collect(0)
-        self.failures = [failures[place] for place in sorted(failures)]
         return regions
 
     def _detect(
         self, batch: Sequence[tuple[int, ImageRow, Tensor, tuple[int, int]]]
     ) -> dict[int, Regions | TooFewProposals]:
-        """Regions of a batch by the pictures' places; a picture that has too few proposals is looked at alone."""
-        places, rows, pictures, sizes = zip(*batch, strict=True)
+        """Regions of a batch by the pictures' numbers; a picture that has too few proposals is looked at alone."""
+        numbers, rows, pictures, sizes = zip(*batch, strict=True)
         with self.timed("compute"):
             given = self.given and [self.given.boxes(row, size) for row, size in zip(rows, sizes, strict=True)]
             try:
                 found = self.detector.detect(torch.stack(pictures), sizes, given)
             except TooFewProposals as error:
                 if len(batch) == 1:
-                    return {places[0]: error}
+                    return {numbers[0]: error}
                 found = None
         if found is None:
-            return {place: own for one in batch for place, own in self._detect([one]).items()}
+            return {number: own for one in batch for number, own in self._detect([one]).items()}
         if self.given:
             found = [self.given.labelled(row, regions) for row, regions in zip(rows, found, strict=True)]
-        return dict(zip(places, found, strict=True))
+        return dict(zip(numbers, found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:
         rgb = read_picture(self.images, row, self.settings.max_pixels, truncated=self.settings.truncated == "take")

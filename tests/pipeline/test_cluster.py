@@ -19,9 +19,9 @@ import torch
 import yaml
 from click.testing import CliRunner
 from distributed import Client
+from extract.engine.maker import Lot, Workers
 
 from extract.check import verify
-from extract.engine.maker import Lot, Workers
 from extract.engine.workers import on_workers
 from extract.vision.shards import RegionShards
 from manifests.errors import DiskFull, InputError
@@ -250,7 +250,8 @@ def test_a_full_disk_is_told_and_the_next_run_completes(
 
 
 def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: Pictures) -> None:
-    work = {"images": pictures.images, "settings": SETTINGS, "cache": pictures.cache, "id_bytes": 10}
+    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS}
+    work |= {"cache": pictures.cache, "id_bytes": 10}
     work |= {"batch_size": 4, "readers": 1}
     maker, part = RegionShards(**work, device="cpu"), Manifest.open(pictures.manifest).images[:PER_SHARD]
     maker.key["code"] = "0" * 64

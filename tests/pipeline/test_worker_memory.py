@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from extract.engine.maker import Lot, Parts
+
 from extract.engine.workers import on_workers
 from extract.text.settings import TokenSettings
 from extract.text.shards import PER_SHARD, Captions, WordShards
@@ -70,7 +70,8 @@ def words(root: Path, work: Path) -> Lot:
 
 def regions(root: Path, work: Path) -> Lot:
     listed = Manifest.open(root / "manifest")
-    own = {"images": root / "images", "settings": quick_settings(), "cache": work / "cache"}
+    own = {"manifest": root / "manifest", "images": root / "images", "settings": quick_settings()}
+    own |= {"cache": work / "cache"}
     own |= {"id_bytes": listed.id_bytes, "batch_size": 4, "readers": 1}
     maker, middle = RegionShards(**own, device="cpu"), ROWS // 2
     parts = Parts(2, lambda number: listed.images[middle : middle + (1, PER_REGION_SHARD)[number]])

@@ -181,7 +181,8 @@ def _pictures(folder: Path) -> None:
     listed = [{"image_id": row["image"], "caption": text} for row in rows for text in row["captions"]]
     write_json(folder / "listed.json", listed)
     listing = {"images": folder / "images", "captions": folder / "captions.csv"}
-    manifest.run(**listing, format="folder", duplicates="allow", out=folder / "manifest")
+    given = folder / "boxes.jsonl"
+    manifest.run(**listing, boxes=given, format="folder", duplicates="allow", out=folder / "manifest")
     regions.run(
         dataset="pictures",
         manifest=folder / "manifest",

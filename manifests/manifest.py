@@ -107,11 +107,11 @@ def run(
         finish(folder, sieve)
 
 
-def sieve_of(out: Path, missing: str, unreadable: str) -> Sieve:
-    """What a manifest in the folder `out` may leave out; everything refused is listed beside it."""
+def sieve_of(out: Path, missing: str, unreadable: str, listing: Path | None = None) -> Sieve:
+    """What a manifest in the folder `out` may leave out; everything refused is in `listing`, by default beside it."""
     allowed = {"missing"} if missing == "skip" else set()
     allowed |= {"row", "repeated", "caption"} if unreadable == "skip" else set()
-    return Sieve(allowed, out.with_name(f"{out.name}-refused.jsonl"))
+    return Sieve(allowed, listing or out.with_name(f"{out.name}-refused.jsonl"))
 
 
 def finish(folder: Path, sieve: Sieve) -> None:

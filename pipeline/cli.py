@@ -571,7 +571,7 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
         with whole_folder(out) as folder:
             told = source.model_dump(exclude={"pictures", "duplicates", "watch", "boxes"}) | settings.told
             told |= {"precision": settings.precision}
-            manifest.run(**told, out=folder / "manifest")
+            manifest.run(**told, listing=out.with_name(f"{out.name}-refused.jsonl"), out=folder / "manifest")
             regions.run(
                 dataset=out.name,
                 manifest=folder / "manifest",

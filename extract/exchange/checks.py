@@ -56,8 +56,9 @@ class Checks:
 
     def require_numbers(self, values: np.ndarray, where: str) -> None:
         """Raise InputError for features ``[R, D]`` that are NaN, zero throughout, or too large for the precision."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            largest = np.abs(values).max(1)  # NaN where one is
+        values = values if values.dtype.kind == "f" else values.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            largest = np.maximum(values.max(1), -values.min(1))  # NaN where one is
         if not np.isfinite(largest).all():
             raise InputError(
                 f"features are NaN or infinite: region {np.flatnonzero(~np.isfinite(largest))[0]}",

@@ -115,7 +115,7 @@ class Archive:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
+        except Exception as error:  # zipfile raises whatever a damaged archive leads it to
             raise InputError(f"not a whole .npz ({error})", where=path, fix=FIX) from None
 
     def __enter__(self) -> "Archive":

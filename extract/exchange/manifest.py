@@ -44,6 +44,7 @@ def run(
     missing: Literal["refuse", "skip"] = "refuse",
     unreadable: Literal["refuse", "skip"] = "refuse",
     precision: str = "float16",
+    listing: Path | None = None,
     out: Path,
     **told: Any,
 ) -> None:
@@ -60,6 +61,7 @@ def run(
     missing : what captions of an image do that no file has regions of.
     unreadable : what rows do that are broken or repeated, and captions without a word.
     precision : of the features in the store.
+    listing : the file that lists all that is refused, if that is much; by default beside `out`.
     told : what the region stage will be told of the files (`extract.settings.ImportSettings`): what it would refuse of
         that is refused here, and so before hours are spent on hashing.
 
@@ -71,7 +73,7 @@ def run(
     """
     sizes = told.get("sizes") or "wh"
     source = open_source(format, images, captions, **told)
-    sieve = sieve_of(Path(out), missing, unreadable)
+    sieve = sieve_of(Path(out), missing, unreadable, listing)
     own = source.entries()
     if own is None and Path(captions) == Path(images) and not READERS.find("splits").recognises(Look.at(captions)):
         raise InputError(

@@ -9,12 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from extract.exchange.formats import recognise
 from extract.exchange.tsv import other_type
 from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 from manifests.left_out import FILE
+from pipeline.cli import main
 from tests.extract.exchange_files import DataSet, Import
 
 IDS = (1000, 1001, 1002, 1003)
@@ -382,6 +384,19 @@ def test_openvqas_files_are_turned(tmp_path: Path) -> None:
     require_truth(imported(tmp_path, "bua-npz", folder, karpathy(tmp_path)))
 
 
+def test_an_archive_of_a_version_to_come_is_no_whole_one(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for id in IDS:
+        np.savez(folder / f"{id}.npz", x=FEATURES[id], bbox=BOXES[id], num_bbox=4, image_w=100, image_h=80)
+    path = folder / "1000.npz"
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 6] = 105
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"1000\.npz: not a whole \.npz \(zip file version 10\.5\)"):
+        imported(tmp_path, "bua-npz", folder, karpathy(tmp_path, cocoid=lambda n: IDS[n]))
+
+
 def annotations(path: Path) -> None:
     images = [{"id": id, "width": 100, "height": 80, "file_name": "x.jpg"} for id in IDS]
     path.write_text(json.dumps({"images": images}))
@@ -451,3 +466,21 @@ def test_formats_that_are_only_read_say_so(tmp_path: Path) -> None:
     data = imported(tmp_path, "butd-tsv", table(tmp_path, [butd_row(id) for id in IDS]), karpathy(tmp_path))
     with pytest.raises(InputError, match="only read.*choose one of"):
         data.export("cocobu", tmp_path / "new")
+
+
+def test_the_command_lists_what_it_refuses_where_it_stays(tmp_path: Path) -> None:
+    """And counts what it leaves out on its last line."""
+    rows = [butd_row(id, f"p{n}") for n, id in enumerate(IDS * 20)]
+    images = table(tmp_path, [row[:-9] if n % 5 == 1 else row for n, row in enumerate(rows)])
+    captions = tmp_path / "c.csv"
+    captions.write_text("image,caption\n" + "".join(f"p{n}.jpg,A dog.\n" for n in range(80)))
+    command = ["import", "butd-tsv", str(images), str(tmp_path / "new"), "--captions", str(captions)]
+    refused = CliRunner().invoke(main, command)
+    listing = tmp_path / "new-refused.jsonl"
+    assert refused.exit_code == 1 and f"all of them are listed in {listing}" in refused.output
+    assert len(listing.read_text().splitlines()) == 16
+    done = CliRunner().invoke(main, [*command, "--unreadable", "skip"])
+    last = done.output.rstrip().splitlines()[-1]
+    listed = tmp_path / "new" / "manifest" / FILE
+    assert last.endswith(f"{tmp_path / 'new'}: 64 images, 256 regions of 16 numbers; 16 left out: {listed}")
+    assert not listing.exists()

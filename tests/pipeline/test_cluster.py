@@ -19,9 +19,9 @@ import torch
 import yaml
 from click.testing import CliRunner
 from distributed import Client
-from extract.engine.maker import Lot, Workers
 
 from extract.check import verify
+from extract.engine.maker import Lot, Workers
 from extract.engine.workers import on_workers
 from extract.vision.shards import RegionShards
 from manifests.errors import DiskFull, InputError

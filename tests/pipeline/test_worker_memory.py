@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from extract.engine.maker import Lot, Parts
 
+from extract.engine.maker import Lot, Parts
 from extract.engine.workers import on_workers
 from extract.text.settings import TokenSettings
 from extract.text.shards import PER_SHARD, Captions, WordShards

@@ -15,6 +15,8 @@ from spacy.util import get_installed_models
 
 from extract.packages import local_path
 from extract.text.languages import guess_language
+from extract.text.scripts import NAME as CHARACTERS
+from extract.text.scripts import require_cut
 from extract.text.words import load_language
 from manifests.errors import InputError
 from manifests.files import write_text
@@ -135,7 +137,10 @@ def _plain(value: Any) -> Any:
 
 
 def _language(look: Look, asked: str | None) -> str | None:
-    """`tokens.language` of the captions; None without captions. Raises InputError for one that isn't installed."""
+    """`tokens.language` of the captions; None without captions.
+
+    Raises InputError where the one that was asked for isn't installed, or doesn't cut these captions into words.
+    """
     captions = look.captions
     if not captions:
         return None
@@ -144,7 +149,12 @@ def _language(look: Look, asked: str | None) -> str | None:
         code = guess_language(captions[:: max(1, len(captions) // _SAMPLE)])
         installed = [name for name in get_installed_models() if name.startswith(f"{code}_core_")]
         found = installed[0] if installed else "blank_en" if code == "en" else f"blank:{code or 'xx'}"
-    load_language(found)
+    try:
+        require_cut(load_language(found)[0], captions, found)
+    except InputError:
+        if asked is not None:
+            raise
+        return CHARACTERS  # spaCy's own wants a package that isn't there
     return found
 
 

@@ -122,6 +122,23 @@ def test_a_language_that_is_told(project: Path, pictures: Path) -> None:
     assert "no spaCy pipeline of this name" in refused("--images", pictures, "--language", "fr_no", name="other")
 
 
+@pytest.mark.parametrize(
+    ("caption", "language"),
+    [
+        ("两个孩子在海边玩沙子。", "blank:zh"),
+        ("海辺で二人の子供が遊んでいる。", "characters"),
+        ("빨간 헬멧을 쓴 남자", "characters"),
+    ],
+)
+def test_scripts_without_spaces_or_a_pipeline(project: Path, caption: str, language: str) -> None:
+    folder = write_scan(project / "scan", None)
+    for path in folder.glob("*_caps.txt"):
+        path.write_text(f"{caption}\n" * 12, encoding="utf-8")
+    assert added(add("--features", "scan", folder)).dataset("mine").tokens.language == language
+    if "。" in caption:
+        assert "written without spaces" in refused("--features", "scan", folder, "--language", "blank_en", name="b")
+
+
 def test_a_root_one_level_off_is_found(project: Path, pictures: Path) -> None:
     (project / "photos").symlink_to(pictures)
     table = write_table(project / "captions.csv", ["a dog in the grass"], [f"photo {n}.jpg" for n in range(11)])

@@ -6,6 +6,7 @@ up a block at a time; no matrix of them is ever whole.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,22 @@ from eval.embeddings import Embeddings
 from eval.figures import read_ranks, recall_figures, save_ranks
 from eval.scores import Ensemble
 from eval.settings import EvaluationSettings
+from extract.engine.code import code_fingerprint
 from manifests.errors import InputError
-from manifests.files import write_json
+from manifests.files import sha256, write_json
 from manifests.locks import one_writer
 
+CODE = code_fingerprint("eval.ensemble")
 
-@one_writer("ensemble")
+
+def _decides(*, name: str, runs: Sequence[str], runs_dir: Path, settings: EvaluationSettings, **places: Any) -> Any:
+    """What decides an ensemble's figures, as JSON."""
+    files = [path for run in runs for path in sorted((runs_dir / run / "evaluation").glob("*"))]
+    read = [[str(path.relative_to(runs_dir)), sha256(path)] for path in files]
+    return {"name": name, "runs": list(runs), "files": read, "settings": settings.model_dump(mode="json"), "code": CODE}
+
+
+@one_writer("ensemble", _decides)
 def run(*, name: str, runs: Sequence[str], runs_dir: Path, settings: EvaluationSettings, out: Path) -> dict:
     """Evaluate the mean scores of `runs` and write `out`; returns what its `metrics.json` holds.
 

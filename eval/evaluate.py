@@ -9,6 +9,7 @@ image comes from the manifest, never from an index divided by five.
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,20 +30,49 @@ from eval.rouge import RougeL
 from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
+from extract.engine.code import code_fingerprint
+from extract.stores.intact import INDEX, require_intact
+from extract.stores.regions import region_stores
 from manifests.errors import InputError
-from manifests.files import whole_folder, write_json
+from manifests.files import sha256, whole_folder, write_json
 from manifests.grounding import read_grounding
 from manifests.locks import one_writer
-from manifests.tables import Manifest
+from manifests.tables import Manifest, manifest_sha256
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 from train.losses.loss import Side
 from train.model import RetrievalModel
 
 log = logging.getLogger(__name__)
+CODE = code_fingerprint("eval.evaluate")
 
 
-@one_writer("evaluation")
+def _decides(
+    *,
+    manifest_dir: Path,
+    regions: Path,
+    tokens: Path,
+    model: Path,
+    settings: EvaluationSettings,
+    pieces: bool = False,
+    text_features: Path | None = None,
+    **places: Any,
+) -> dict[str, Any]:
+    """What decides an evaluation, as JSON."""
+    stores = [*region_stores(regions, settings.split), tokens, *([text_features] if text_features else [])]
+    for store in stores:
+        require_intact(store)
+    read = [*(store / INDEX for store in stores), *sorted(model.iterdir()), manifest_dir / "grounding.jsonl"]
+    return {
+        "manifest": manifest_sha256(manifest_dir),
+        "files": [[path.name, sha256(path)] for path in read if path.is_file()],
+        "settings": settings.model_dump(mode="json"),
+        "pieces": pieces,
+        "code": CODE,
+    }
+
+
+@one_writer("evaluation", _decides, beside=lambda metrics, correspondence, **others: (metrics, correspondence))
 def run(
     *,
     name: str,

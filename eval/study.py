@@ -20,6 +20,7 @@ from eval.matching.pairs import match_pairs
 from eval.matching.word_statistics import correspondence_figures
 from eval.study_settings import StudySettings, label, varied
 from eval.validation import validate
+from extract.engine.code import code_fingerprint
 from manifests.files import fingerprint, write_json, write_text
 from manifests.grounding import read_grounding
 from manifests.locks import sole_writer
@@ -34,6 +35,7 @@ COLUMNS = (
     *("fitting", "chance", "agreement", "agreement_chance", "in_use", "effective"),
 )
 QUEUED_COLUMNS = (*COLUMNS, "of")
+CODE = code_fingerprint("eval.study")
 
 
 def run(
@@ -67,16 +69,14 @@ def run(
     truth = manifest_dir / "grounding.jsonl"
     grounding = read_grounding(truth) if truth.exists() else {}
     finished = staging / f"study-{name}"
-    with sole_writer(out, f"study {name}", staging=finished):
+    every = {"recipe": data_recipe(data), "split": split, "data": manifest_sha256(manifest_dir), "code": CODE}
+    keys = [every | {"settings": varied(base, settings, value).model_dump(mode="json")} for value in settings.values]
+    with sole_writer(out, f"study {name}", keys, staging=finished, remember=True) as made:
+        if made:
+            return
         points = []
-        for value in settings.values:
+        for value, key in zip(settings.values, keys, strict=True):
             wanted = varied(base, settings, value)
-            key = {
-                "settings": wanted.model_dump(),
-                "recipe": data_recipe(data),
-                "split": split,
-                "data": manifest_sha256(manifest_dir),
-            }
             known = finished / f"{fingerprint(key)[:16]}.json"
             if not known.exists():
                 with tempfile.TemporaryDirectory() as folder:

@@ -29,7 +29,14 @@ _POLL = 0.2
 
 @contextmanager
 def sole_writer(
-    out: Path, work: str, key: Any = None, *, staging: Path | None = None, wait: bool = True
+    out: Path,
+    work: str,
+    key: Any = None,
+    *,
+    staging: Path | None = None,
+    wait: bool = True,
+    remember: bool = False,
+    beside: Sequence[Path] = (),
 ) -> Iterator[bool]:
     """Hold the lock of the artifact `out` (file or folder) while it is made, and that of its `staging` folder.
 
@@ -42,33 +49,42 @@ def sole_writer(
     key : JSON of everything that decides `out`; without one, `out` is made again after waiting.
     staging : folder of unfinished work that another `out` may share.
     wait : whether to wait for another writer. Raises `InputError` that names it if not.
+    remember : whether `out` counts as made whoever made it of the same key, as long as no file was touched since.
+    beside : further files that are made with `out`.
     """
     out, digest = Path(out), fingerprint(key)
     with ExitStack() as held:
         waited = _hold(held, out, work, wait)
-        if waited and key is not None and _is_made(out, digest):
-            tqdm.write(f"{out} is made already, by the process that was waited for")
+        if key is not None and (waited or remember) and _is_made(out, digest, untouched=not waited):
+            by = "by the process that was waited for" if waited else "of the same inputs, settings and code"
+            tqdm.write(f"{out} is made already, {by}")
             yield True
             return
         if staging is not None:
             _hold(held, staging, work, wait)
         yield False
         if key is not None:
-            _note_made(out, digest)
+            _note_made(out, digest, beside)
 
 
-def one_writer(work: str, key: Callable[..., Any] | None = None) -> Callable[[F], F]:
+def one_writer(
+    work: str,
+    key: Callable[..., Any] | None = None,
+    beside: Callable[..., Sequence[Path]] = lambda **arguments: (),
+) -> Callable[[F], F]:
     """Have a stage's ``run(*, out, ...)`` hold the lock of its `out` (`sole_writer`).
 
-    `work` names what it does, for whoever waits: "tokens"; `key`, called with the same arguments, gives JSON of all
-    that decides `out`: without it, the stage runs again after waiting.
+    `work` names what it does, for whoever waits: "tokens". `key`, called with the same arguments, gives JSON of all
+    that decides `out`: where it is that of the last time, and no file was touched since, nothing is done. `beside`
+    gives the files that are made with `out`.
     """
 
     def decorated(run: F) -> F:
         @wraps(run)
         def alone(*, out: Path, **arguments: Any) -> Any:
             decides = key(out=out, **arguments) if key else None
-            with sole_writer(out, f"{work} of {out}", decides) as made:
+            others = beside(**arguments)
+            with sole_writer(out, f"{work} of {out}", decides, remember=True, beside=others) as made:
                 return None if made else run(out=out, **arguments)
 
         return cast(F, alone)
@@ -129,16 +145,26 @@ def _record(out: Path) -> Path:
     return out.with_name(f".{out.name}.made.json")
 
 
-def _note_made(out: Path, key: str) -> None:
-    """Note beside `out` what it was made of, and the size of each file."""
-    files = {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
-    write_json(_record(out), {"key": key, "files": files})
+def _note_made(out: Path, key: str, beside: Sequence[Path]) -> None:
+    """Note beside `out` what it was made of, and the state of each file."""
+    own = [path for path in sorted(out.rglob("*")) if path.is_file()] if out.is_dir() else [out]
+    write_json(
+        _record(out), {"key": key, "files": {os.path.relpath(path, out): _state(path) for path in [*own, *beside]}}
+    )
 
 
-def _is_made(out: Path, key: str) -> bool:
-    """Whether `out` was made of this key, and its files have the sizes they had then."""
+def _is_made(out: Path, key: str, *, untouched: bool) -> bool:
+    """Whether `out` was made of this key, and its files have the sizes they had then; or are `untouched` since."""
     try:
         made = json.loads(_record(out).read_text(encoding="utf-8"))
-        return made["key"] == key and all((out / name).stat().st_size == size for name, size in made["files"].items())
+        compared = 3 if untouched else 1
+        files = ((_state(out / name)[:compared], state[:compared]) for name, state in made["files"].items())
+        return made["key"] == key and all(now == then for now, then in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _state(path: Path) -> list[int]:
+    """Size, time of change and inode of a file."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ino]

@@ -48,7 +48,8 @@ def building(
     staged = [lot.maker.finished for lot in lots if isinstance(lot.maker.finished, Staging)]
     with ExitStack() as held:
         staging = staged[0].folder if staged else None
-        if held.enter_context(sole_writer(out, work, key, staging=staging)):
+        remember = len(staged) == len(lots)  # the cache has what the others need
+        if held.enter_context(sole_writer(out, work, key, staging=staging, remember=remember)):
             yield None
             return
         for folder in staged:

@@ -266,9 +266,7 @@ def extracted(t: Try) -> None:
         out=out,
         cache=t.root / "pictures" / "cache",
     )
-    found = verify.run(store=out)
-    if found.total:
-        raise AssertionError(f"what was extracted isn't sound: {found.findings[0]}")
+    _require_sound(out)
 
 
 def pictures_listed(name: str, format: str, boxes: str | None = None) -> Use:
@@ -517,7 +515,7 @@ def _require_sound(regions: Path) -> None:
     for store in verify.stores_in(regions):
         found = verify.run(store=store)
         if found.total:
-            raise AssertionError(f"what was imported isn't sound: {found.findings[0]}")
+            raise AssertionError(f"what was made isn't sound: {found.findings[0]}")
 
 
 def source_read(t: Try) -> None:

@@ -62,7 +62,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         tokens=root / "tokens",
         settings=TextFeatureSettings(model=str(encoder)),
         out=root / "text_features",
-        staging=root / "staging",
+        cache=root / "cache",
     )
     return {**stores, "text_features": root / "text_features", "encoder": encoder}
 

@@ -1,6 +1,6 @@
 """`selfalign import-model`: an authors' checkpoint becomes a trained run, to be evaluated, searched and looked into.
 
-Tensors alone are read of it (`extract.stores.unpickle`). Words have the rows of the vocabulary that comes with it.
+Tensors alone are read of it (`manifests.unpickle`). Words have the rows of the vocabulary that comes with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from extract.stores.unpickle import Record, Refused, Unpickler
 from torch import Tensor
 
 from extract.text.vocabulary import SPECIAL, UNKNOWN
@@ -19,6 +18,7 @@ from manifests.files import sha256, whole_folder
 from manifests.jsonl import parse_json, read_utf8
 from manifests.locks import one_writer
 from manifests.opening import open_file
+from manifests.unpickle import Record, Refused, Unpickler
 from train.checkpoint import data_recipe, save_model
 from train.curves import write_curves
 from train.data import RetrievalData

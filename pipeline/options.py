@@ -17,13 +17,16 @@ _KEY = re.compile(r"`(?:source|regions)\.(\w+)(?:: (\w+))?`")
 
 def read_options(source: dict[str, Any], options: dict[str, Any]) -> tuple[DatasetSource, ImportSettings]:
     """Both sections, made of what the command is given. Raises InputError that names the option."""
-    ours = {name: value for name, value in options.items() if name in DatasetSource.model_fields}
+    # `boxes` is a key of both: of imported regions it says what theirs are.
+    own = DatasetSource.model_fields.keys() - ImportSettings.model_fields.keys()
+    ours = {name: value for name, value in options.items() if name in own}
     try:
         return DatasetSource(**source, **ours), ImportSettings(
             **{name: value for name, value in options.items() if name not in ours}
         )
     except ValidationError as error:
-        problems = "; ".join(f"{_option(str(item['loc'][0]))}: {item['msg']}" for item in error.errors())
+        told = [[*(_option(str(key)) for key in item["loc"][:1]), item["msg"]] for item in error.errors()]
+        problems = "; ".join(": ".join(parts) for parts in told)
         raise InputError(problems, where="selfalign import", fix="see `selfalign import --help`") from None
 
 

@@ -7,7 +7,8 @@
         Settings = GridSettings
 
 A name is looked for among the files of the registry's own folder, then among the modules that installed packages list
-in their entry points of the group ``selfalign.parts``; importing such a module runs its decorators.
+in their entry points of the group ``selfalign.parts``; importing such a module runs its decorators. An entry point
+called KIND-NAME, "detector-grid", is looked into before all others are imported.
 """
 
 import difflib
@@ -69,6 +70,8 @@ class Registry(dict[str, T]):
     def find(self, name: str) -> T:
         """The part `name`. Raises `InputError` with the nearest of all names where there is none."""
         if not self.has_own(name):
+            _load_packages(f"{self.kind}-{name}".replace(" ", "-"))
+        if name not in self:
             self.load()
         if name not in self:
             close = difflib.get_close_matches(name, self, n=1, cutoff=0.5)
@@ -128,8 +131,9 @@ def identity(part: Any) -> dict[str, Any]:
 
 
 @cache
-def _load_packages() -> None:
-    for entry in entry_points(group=GROUP):
+def _load_packages(name: str | None = None) -> None:
+    """Import the modules of all entry points, or of those of one name: one for each part spares the others' imports."""
+    for entry in entry_points(group=GROUP, **({"name": name} if name else {})):
         try:
             entry.load()
         except ImportError as error:

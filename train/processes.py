@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -128,12 +129,13 @@ def apart() -> Iterator[None]:
 
 def sum_over_processes(x: Tensor) -> Tensor:
     """The sum of a tensor of one shape over all processes; gradients are summed on the way back."""
-    return x if together() == 1 else _summed(x)
+    return x if together() == 1 else _summed()(x)
 
 
-@torch.compiler.disable
-def _summed(x: Tensor) -> Tensor:
-    return _Summed.apply(x)
+@cache
+def _summed() -> Callable[[Tensor], Tensor]:
+    """Made when it is first needed: the decorator imports all of torch's compiler."""
+    return torch.compiler.disable(_Summed.apply)
 
 
 def combined(change: Callable[..., Any], *items: T) -> T:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.pipeline.project import Project, Result
 
+pytestmark = pytest.mark.slow
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 SIZES = {"phone": (360, 740), "desktop": (1280, 900)}
 LARGEST = 10_000_000

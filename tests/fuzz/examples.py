@@ -110,7 +110,7 @@ def _data_set(folder: Path, counts: tuple[int, ...]) -> None:
     phrases = ((Phrase(0, 7, 0, "phrase"),), (Phrase(0, 7, 1, "phrase"),))
     boxes, labels = ((1.0, 2.0, 90.0, 80.0), (5.0, 5.0, 30.0, 60.0)), ({"shape": "ring"}, {})
     write_grounding(data.manifest / "grounding.jsonl", [Grounding(r.id, boxes, labels, phrases) for r in rows])
-    write_text(folder / "older" / "manifest", "".join(map(_older, rows)))
+    write_text(folder / "older" / "manifest.jsonl", "".join(map(_older, rows)))
     ids = [{"caption_ids": list(row.caption_ids), "image_id": row.id} for row in rows]
     write_text(folder / "older" / "coco_ids.jsonl", "".join(json.dumps(row) + "\n" for row in ids))
     write_text(folder / "regions" / FAILURES, "")

@@ -13,7 +13,7 @@ import pytest
 
 from manifests.arrow import ROWS, Table
 from manifests.errors import InputError
-from manifests.schema import SPLITS, CaptionedImage
+from manifests.schema import SPLITS, CaptionedImage, ImageRow
 from manifests.tables import CAPTIONS, IMAGES, Manifest, images_sha256, manifest_sha256, write_manifest
 
 OLD = Path(__file__).parents[1] / "data" / "manifest-jsonl"
@@ -64,7 +64,7 @@ def test_rows_come_back_in_order(tmp_path):
     write_manifest(tmp_path, ROWS_OF_THREE)
     manifest = Manifest.open(tmp_path)
     assert list(manifest.captioned) == ROWS_OF_THREE
-    assert manifest.images[0] == CaptionedImage("7", "val2014/a b.jpg", "0f" * 32, 640, 480, "train")
+    assert manifest.images[0] == ImageRow("7", "val2014/a b.jpg", "0f" * 32, 640, 480, "train")
     assert manifest.ids == ["7", "Häuschen", "5"] and manifest.id_bytes == len("Häuschen".encode())
     assert manifest.splits.tolist() == [0, 0, 2] and manifest.rows_in("test").tolist() == [2]
     assert manifest.caption_counts.tolist() == [3, 0, 1] and manifest.caption_rows.tolist() == [0, 0, 0, 2]
@@ -290,13 +290,13 @@ def test_a_folder_without_a_manifest_is_told(tmp_path):
 
 def test_a_manifest_of_an_older_project_is_read(tmp_path):
     """As SelfAlign wrote it until November 2026, with COCO's ids in a file of their own."""
-    for place in (OLD, OLD / "manifest"):
+    for place in (OLD, OLD / "manifest.jsonl"):
         manifest = Manifest.open(place)
         assert manifest.ids == ["391895", "60623", "7"] and manifest.splits.tolist() == [0, 2, 1]
         assert manifest.captioned[0].captions == ("A man rides.", "Ein Häuschen, 犬.")
         assert manifest.captioned[0].caption_ids == (770337, 771687) and manifest.captioned[2].captions == ()
         assert (manifest.images[1].width, manifest.images[2].width) == (640, None)
-    digest = hashlib.sha256((OLD / "manifest").read_bytes()).hexdigest()
+    digest = hashlib.sha256((OLD / "manifest.jsonl").read_bytes()).hexdigest()
     assert images_sha256(OLD) == manifest_sha256(OLD) == digest  # what stores made of it name it by
     write_manifest(tmp_path, Manifest.open(OLD).captioned)
     assert list(Manifest.open(tmp_path).captioned) == list(manifest.captioned)

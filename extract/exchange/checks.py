@@ -41,6 +41,8 @@ class Checks:
     def require_alike(self, record: Record, where: str) -> None:
         """Raise InputError unless a record has the shape and the labels of the others."""
         rows, dim = record.features.shape
+        if rows and not dim:
+            raise InputError(f"{rows} regions of no numbers", where=where, fix="extract or fetch this image again")
         if (rows and dim != self.dim) or rows > _MOST_BOXES:
             raise InputError(
                 f"{rows} regions of {dim} numbers, the first image's have {self.dim}",

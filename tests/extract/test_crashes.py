@@ -122,8 +122,9 @@ def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path:
     assert finish(start(alone, many, places)) == 0
     assert contents(places["out"] / "train") == expected
     for name, seen in observer.finished.items():
-        assert ((places["out"] / name).stat().st_ino, (places["out"] / name).stat().st_mtime_ns) == seen
-    assert verify.run(store=places["out"], manifest=many.manifest).total == 0
+        shard = (places["out"] / "train" / name).stat()
+        assert (shard.st_ino, shard.st_mtime_ns) == seen
+    assert verify.run(store=places["out"] / "train", manifest=many.manifest).total == 0
 
 
 # -- Full disks --------------------------------------------------------------------------------------------------------

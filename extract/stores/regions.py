@@ -396,7 +396,8 @@ class RegionStore:
         """Of every picture its first region among its shard's, its number of regions, and its size."""
         shards = [self.shard(number) for number in range(len(self._shards))]
         counts = [np.empty(0, np.int64), *(shard["num_boxes"].astype(np.int64) for shard in shards)]
-        sizes = [np.empty((0, 2), np.int32), *(shard["image_size"] for shard in shards)]
+        # Copies: a view would keep its file open.
+        sizes = [np.empty((0, 2), np.int32), *(shard["image_size"].copy() for shard in shards)]
         return np.concatenate([some.cumsum() - some for some in counts]), np.concatenate(counts), np.concatenate(sizes)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
 from extract.engine.code import code_fingerprint
-from extract.stores.intact import INDEX, require_intact
+from extract.stores.intact import intact_digests
 from extract.stores.regions import region_stores
 from manifests.errors import InputError
 from manifests.files import sha256, whole_folder, write_json
@@ -60,11 +60,10 @@ def _decides(
 ) -> dict[str, Any]:
     """What decides an evaluation, as JSON."""
     stores = [*region_stores(regions, settings.split), tokens, *([text_features] if text_features else [])]
-    for store in stores:
-        require_intact(store)
-    read = [*(store / INDEX for store in stores), *sorted(model.iterdir()), manifest_dir / "grounding.jsonl"]
+    read = [*sorted(model.iterdir()), manifest_dir / "grounding.jsonl"]
     return {
         "manifest": manifest_sha256(manifest_dir),
+        "stores": intact_digests(stores),
         "files": [[path.name, sha256(path)] for path in read if path.is_file()],
         "settings": settings.model_dump(mode="json"),
         "pieces": pieces,

@@ -21,6 +21,8 @@ from eval.matching.word_statistics import correspondence_figures
 from eval.study_settings import StudySettings, label, varied
 from eval.validation import validate
 from extract.engine.code import code_fingerprint
+from extract.stores.intact import intact_digests
+from extract.stores.regions import region_stores
 from manifests.files import fingerprint, write_json, write_text
 from manifests.grounding import read_grounding
 from manifests.locks import sole_writer
@@ -69,7 +71,9 @@ def run(
     truth = manifest_dir / "grounding.jsonl"
     grounding = read_grounding(truth) if truth.exists() else {}
     finished = staging / f"study-{name}"
+    read = [*region_stores(regions), *(store for store in (tokens, text_features, teachers) if store)]
     every = {"recipe": data_recipe(data), "split": split, "data": manifest_sha256(manifest_dir), "code": CODE}
+    every["stores"] = intact_digests(read)
     keys = [every | {"settings": varied(base, settings, value).model_dump(mode="json")} for value in settings.values]
     with sole_writer(out, f"study {name}", keys, staging=finished, remember=True) as made:
         if made:

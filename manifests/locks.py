@@ -147,7 +147,7 @@ def _record(out: Path) -> Path:
 
 def _note_made(out: Path, key: str, beside: Sequence[Path]) -> None:
     """Note beside `out` what it was made of, and the state of each file."""
-    own = [path for path in sorted(out.rglob("*")) if path.is_file()] if out.is_dir() else [out]
+    own = _own(out)
     write_json(
         _record(out), {"key": key, "files": {os.path.relpath(path, out): _state(path) for path in [*own, *beside]}}
     )
@@ -157,11 +157,18 @@ def _is_made(out: Path, key: str, *, untouched: bool) -> bool:
     """Whether `out` was made of this key, and its files have the sizes they had then; or are `untouched` since."""
     try:
         made = json.loads(_record(out).read_text(encoding="utf-8"))
+        if untouched and not {os.path.relpath(path, out) for path in _own(out)} <= made["files"].keys():
+            return False
         compared = 3 if untouched else 1
         files = ((_state(out / name)[:compared], state[:compared]) for name, state in made["files"].items())
         return made["key"] == key and all(now == then for now, then in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _own(out: Path) -> list[Path]:
+    """The files of an artifact."""
+    return [path for path in sorted(out.rglob("*")) if path.is_file()] if out.is_dir() else [out]
 
 
 def _state(path: Path) -> list[int]:

@@ -23,7 +23,7 @@ from extract.engine.code import code_fingerprint
 from extract.engine.finished import Staging
 from extract.engine.maker import Advance, Lot, Maker, Workers
 from extract.settings import PackSettings
-from extract.stores.intact import INDEX, require_intact
+from extract.stores.intact import INDEX, intact_digests
 from extract.stores.norms import Norms
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import RegionStore, region_stores
@@ -124,9 +124,7 @@ def run(
     together.
     """
     require_name(dataset, "the data set's name, which begins its files' names")
-    stores = [*region_stores(regions), Path(tokens)]
-    for store in stores:
-        require_intact(store)
+    inputs = intact_digests([*region_stores(regions), tokens])
     images, region_store, token_store = Manifest.open(manifest), RegionStore(regions), TokenStore(tokens)
     ids = images.ids
     if token_store.image_ids != ids:
@@ -154,8 +152,7 @@ def run(
         "regions": region_store.recipe,
         "tokens": token_store.recipe,
     }
-    inputs = [manifest_sha256(manifest), *(sha256(store / INDEX) for store in stores)]
-    key = {"dataset": dataset, "inputs": inputs, "recipe": recipe, "code": CODE}
+    key = {"dataset": dataset, "inputs": [manifest_sha256(manifest), *inputs], "recipe": recipe, "code": CODE}
     work = {"regions": Path(regions), "staging": staging or Path(out).parent / ".staging", "key": key}
     parts, title = _Parts(shards, images, region_store, token_store), f"pack {dataset}"
     lot = Lot(PackShards(**work), parts, title, "images", PackShards, work, on_device=False)

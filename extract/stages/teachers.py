@@ -18,8 +18,9 @@ from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
 from extract.engine.finished import Staging
 from extract.engine.maker import Lot, Workers, parts_of
-from extract.stores.intact import INDEX
+from extract.stores.intact import INDEX, intact_digests
 from extract.stores.recipe import made_in, note_made, write_recipe
+from extract.stores.regions import region_stores
 from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, SIDES, Side
 from extract.teachers.lsa import LatentSemantics
 from extract.teachers.regions_mean import RegionsMean
@@ -95,6 +96,8 @@ def run(
         "settings": settings.model_dump(mode="json"),
         "code": CODE,
     }
+    if settings.images.model == REGIONS_MEAN:
+        key["regions"] = intact_digests(region_stores(regions))
     staged = Staging(staging, key)
     title, size = f"teachers {dataset}", settings.items_per_shard
     parts = {

@@ -5,7 +5,7 @@ the store, in ``.NAME.intact.json``, and holds for a file as long as its size an
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,6 +93,17 @@ def require_intact(folder: Path, *, fix: str | None = None) -> None:
         write_json(kept, states)
     except OSError:  # a store on a disk that is only read
         return
+
+
+def intact_digests(stores: Iterable[Path]) -> list[str]:
+    """The sha256 of each store's index, which lists those of its files: what stands for a store in a key.
+
+    Raises `InputError` as `require_intact` does.
+    """
+    stores = list(stores)
+    for store in stores:
+        require_intact(store)
+    return [sha256(Path(store) / INDEX) for store in stores]
 
 
 def how_to_get(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """One writer an artifact: the others wait, are told of whom, and take what it made; dead ones are in nobody's way."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -144,3 +145,31 @@ def test_two_threads_are_two_writers(tmp_path: Path) -> None:
         for done in [pool.submit(run, out=tmp_path / "out") for _ in range(6)]:
             done.result()
     assert most == [1] * 6
+
+
+def test_an_artifact_of_the_same_key_is_made_once_as_long_as_no_file_was_touched(tmp_path: Path) -> None:
+    out, beside, made = tmp_path / "out", tmp_path / "figures.json", []
+
+    @one_writer("artifact", lambda number, **places: number, beside=lambda **arguments: [beside])
+    def run(*, out: Path, number: int) -> None:
+        made.append(number)
+        shutil.rmtree(out, ignore_errors=True)
+        (out / "parts").mkdir(parents=True)
+        (out / "parts" / "a").write_text(f"{number}")
+        beside.write_text("{}")
+
+    def runs(number: int = 1) -> bool:
+        before = len(made)
+        run(out=out, number=number)
+        return len(made) > before
+
+    assert runs() and not runs()
+    assert runs(2) and runs(1) and not runs()
+    (out / "parts" / "a").write_text("9")  # of the same size
+    assert runs() and not runs()
+    (out / "added").write_text("")
+    assert runs() and not (out / "added").exists() and not runs()
+    beside.write_text("[]")
+    assert runs() and not runs()
+    beside.unlink()
+    assert runs() and not runs()

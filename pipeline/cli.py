@@ -181,40 +181,27 @@ def check(dataset: str) -> None:
 def regions(dataset: str) -> None:
     """Extract the regions of DATASET's pictures, or import them."""
     settings, machine = read_params().dataset(dataset), Machine.from_environment()
-    if settings.source.imported:
-        from extract.stages.import_regions import run as run_imported
-
-        with _workers(machine) as workers:
-            run_imported(
-                dataset=dataset,
-                manifest=places.manifest(dataset),
-                images=settings.source.images,
-                settings=settings.regions,
-                out=places.regions(dataset),
-                staging=machine.staging,
-                readers=machine.readers,
-                workers=workers,
-                about=settings.about,
-            )
-        return
-
-    from extract.stages.regions import run
-
     with _workers(machine) as workers:
-        run(
-            dataset=dataset,
-            manifest=places.manifest(dataset),
-            images=settings.source.images,
-            settings=settings.regions,
-            out=places.regions(dataset),
-            cache=machine.cache,
-            device="cpu" if workers else machine.torch_device(),
-            batch_size=machine.batch,
-            readers=machine.readers,
-            workers=workers,
-            exact=machine.exact,
-            about=settings.about,
-        )
+        common = {
+            "dataset": dataset,
+            "manifest": places.manifest(dataset),
+            "images": settings.source.images,
+            "settings": settings.regions,
+            "out": places.regions(dataset),
+            "readers": machine.readers,
+            "workers": workers,
+            "about": settings.about,
+        }
+        if settings.source.imported:
+            from extract.stages.import_regions import run as run_imported
+
+            run_imported(**common, staging=machine.staging)
+            return
+
+        from extract.stages.regions import run
+
+        device = "cpu" if workers else machine.torch_device()
+        run(**common, cache=machine.cache, device=device, batch_size=machine.batch, exact=machine.exact)
     _prune(machine)
 
 

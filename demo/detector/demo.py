@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from demo.detector.network import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE, SceneRCNN
+from demo.detector.labels import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE
 from extract.settings import BottomUpSettings, DetectionSettings
 from extract.stores.tensors import load_into, read_tensors
 from extract.vision.decode import DECODING
@@ -48,6 +48,10 @@ class DemoDetector(Proposer):
         selection: BottomUpSettings | DetectionSettings | None,
         device: str,
     ):
+        from demo.detector.network import (
+            SceneRCNN,  # torchvision takes a second to import, `params.yaml` needs none of it
+        )
+
         weights = local_weights(settings.weights, settings.sha256)
         self.settings, self.selection, self.device = settings, selection, device
         self.recipe = {

@@ -15,14 +15,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import roi_align
 
-from demo.scenes.drawing import COLOURS, SHAPES, TEXTURES
+from demo.detector.labels import ATTRIBUTES, FEATURE_DIM, OBJECTS, STRIDE
 from extract.vision.detectors.base import Candidates
 from extract.vision.rcnn.proposals import propose
-
-STRIDE = 8
-FEATURE_DIM = 256
-OBJECTS = tuple(SHAPES)
-ATTRIBUTES = tuple(f"{texture} {colour}" for texture in TEXTURES for colour in COLOURS)
 
 
 class Block(nn.Module):

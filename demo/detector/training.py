@@ -19,7 +19,8 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from demo.detector.network import ATTRIBUTES, OBJECTS, SceneRCNN
+from demo.detector.labels import ATTRIBUTES, OBJECTS
+from demo.detector.network import SceneRCNN
 from demo.detector.settings import DetectorTrainingSettings
 from demo.scenes.drawing import draw_scene
 from extract.vision.rcnn.proposals import propose

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from extract.settings import BottomUpSettings, DetectionSettings
 from extract.stores.regions import Regions
-from extract.vision.selection import bottom_up, detections
 from manifests.errors import InputError
 
 
@@ -157,6 +156,8 @@ class Proposer(Detector):
 
     def _select(self, found: Candidates, network: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows of the proposals, boxes in the network's picture, classes and their confidence."""
+        from extract.vision.selection import bottom_up, detections  # torchvision takes a second to import
+
         if self.selection is None:
             confidence, classes = found.classes.max(1)
             return torch.arange(len(classes), device=classes.device), found.boxes, classes, confidence

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from extract.stores.regions import Regions
 from extract.vision.backbones import LIBRARIES, BackboneSettings
@@ -132,6 +131,8 @@ class GridDetector(Detector):
 
         boxes : ``[R, 4]`` of each picture in its pixels; None for the detector's own.
         """
+        from torchvision.ops import roi_align  # a second to import
+
         found = self._map(pictures)
         if boxes is None and self.settings.boxes in ("cells", "pooled"):
             return found.flatten(2).transpose(1, 2).flatten(0, 1)

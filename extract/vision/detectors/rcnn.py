@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,10 +13,12 @@ from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import Candidates, Proposer
 from extract.vision.rcnn.checkpoint import read_checkpoint
-from extract.vision.rcnn.network import Conventions, Outputs, build
 from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
 from manifests.jsonl import read_utf8
+
+if TYPE_CHECKING:
+    from extract.vision.rcnn.network import Outputs
 
 _CONVENTIONS = {"stride_in_1x1", "pooling", "sampling_ratio", "anchor_sizes", "anchor_ratios"}
 _PROPOSALS = {"proposals_before", "proposals_after"}
@@ -54,6 +56,8 @@ class RCNNDetector(Proposer):
     Settings = RCNNSettings
 
     def __init__(self, settings: RCNNSettings, selection: BottomUpSettings | DetectionSettings | None, device: str):
+        from extract.vision.rcnn.network import Conventions, build  # torchvision takes a second to import
+
         weights = local_weights(settings.weights, settings.sha256)
         self.settings, self.selection, self.device = settings, selection, device
         self.recipe = _recipe(settings)
@@ -95,7 +99,7 @@ class RCNNDetector(Proposer):
             sides = [side * shrink for side in sides]
         return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
 
-    def outputs(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> list[Outputs]:
+    def outputs(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> "list[Outputs]":
         """Everything that the network says of `prepare`d pictures, uint8 RGB ``[B, 3, h, w]``, or of `given` boxes."""
         x = pictures.to(self.device)
         if self.settings.pixel_order == "BGR":

@@ -6,18 +6,16 @@ Other keys and columns aren't read, so that it may be the captions file; Karpath
 """
 
 import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from manifests.columns import ROLES
+from manifests.columns import ROLES, split_header, table_lines
 from manifests.errors import InputError
 from manifests.grounding import Grounding, box_problem
-from manifests.jsonl import parse_json, read_lines, read_rows, read_utf8
+from manifests.jsonl import parse_json, read_rows, read_utf8
 from manifests.left_out import Sieve
-from manifests.opening import MOST_ROW
 from manifests.schema import ImageRow
 from manifests.source import SourceImage
 
@@ -123,11 +121,9 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(MOST_ROW)
-    lines = (part for line in read_lines(file) for part in io.StringIO(line, newline=""))
-    header = next(lines, "").rstrip("\r\n")
-    separator = max(",;\t|", key=header.count)
-    names = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
+    lines = table_lines(file)
+    separator, header = split_header(next(lines, "").rstrip("\r\n"))
+    names = [name.strip().lower() for name in header]
     table, start = csv.reader(lines, delimiter=separator, strict=True), 2
     try:
         for fields in table:

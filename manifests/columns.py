@@ -1,12 +1,18 @@
-"""The names under which tables and JSON objects have an image, its captions, its split and its id."""
+"""Other people's tables: their separators, and the names of an image, its captions, its split and its id, in JSON too."""
 
+import csv
 import difflib
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from manifests.errors import InputError
+from manifests.jsonl import read_lines
+from manifests.opening import MOST_ROW
 from manifests.source import LeftOut, SourceCaption, SourceImage
 
+_SEPARATORS = ",;\t|"
 ROLES = {
     "image": (
         *("image", "file_name", "filename", "image_name", "file_path", "filepath", "image_path", "img_path", "path"),
@@ -26,6 +32,18 @@ SPLITS = {
 }
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 """What others call a split -> its name."""
+
+
+def split_header(header: str) -> tuple[str, list[str]]:
+    """The separator of a table's header line (comma, semicolon, tab or bar), and its fields."""
+    separator = max(_SEPARATORS, key=header.count)
+    return separator, next(csv.reader([header], delimiter=separator), [])
+
+
+def table_lines(path: Path) -> Iterator[str]:
+    """The lines of a table, for the csv module, which takes "\\r" for the end of one too."""
+    csv.field_size_limit(MOST_ROW)
+    return (part for line in read_lines(path) for part in io.StringIO(line, newline=""))
 
 
 def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] = IDS) -> dict[str, str]:

@@ -115,7 +115,7 @@ def detector() -> None:
 def manifest(dataset: str) -> None:
     """Check DATASET's pictures (or imported regions) and captions and write its manifest."""
     from extract.exchange.manifest import run as run_imported
-    from extract.text.scripts import require_cut
+    from extract.text.scripts import SAMPLE, require_cut
     from extract.text.words import load_language
     from manifests.manifest import run
     from manifests.tables import Manifest
@@ -131,7 +131,7 @@ def manifest(dataset: str) -> None:
         run(**source.model_dump(exclude={"pictures", "watch"}), out=out)
     made = Manifest.open(out)
     if settings.tokens.vocabulary is None:
-        require_cut(nlp, made.texts(0, min(1000, made.num_captions)), language)
+        require_cut(nlp, made.texts(0, min(SAMPLE, made.num_captions)), language)
 
 
 @main.command()

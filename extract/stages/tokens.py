@@ -17,7 +17,7 @@ from extract.engine.maker import Lot, Workers, parts_of
 from extract.stores.recipe import note_made
 from extract.stores.tokens import Counts, TokenShards, write_tokens
 from extract.text.parts_of_speech import POS_NAMES
-from extract.text.scripts import require_cut
+from extract.text.scripts import SAMPLE, require_cut
 from extract.text.settings import MAX_WORDS, TokenSettings
 from extract.text.shards import PER_SHARD, Captions, WordShards
 from extract.text.vocabulary import build_vocabulary, read_vocabulary, word_numbers
@@ -66,7 +66,7 @@ def run(
     work = {"settings": settings, "manifest": Path(manifest), "staging": staging, "key": key}
     maker, title = WordShards(**work), f"tokens {dataset}"
     if reused is None:
-        require_cut(maker.language, listed.texts(0, min(1000, listed.num_captions)), settings.language)
+        require_cut(maker.language, listed.texts(0, min(SAMPLE, listed.num_captions)), settings.language)
     parts = parts_of(listed.num_captions, PER_SHARD, lambda start, stop: Captions(start, listed.texts(start, stop)))
     lot = Lot(maker, parts, title, "captions", WordShards, work, on_device=False)
     with building(out, f"tokens of {out}", maker.key, [lot], title=title, workers=workers) as built:

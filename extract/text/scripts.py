@@ -29,7 +29,7 @@ _MARK = "".join(chr(code) for code, kind in _KINDS.items() if kind == "M") + "\u
 _WORD = re.compile(rf"[{_LETTER}][{_MARK}]*|(?:(?![{_LETTER}])\w)+(?:['’](?:(?![{_LETTER}])\w)+)*|\S")
 _LETTERS = re.compile(rf"[{_LETTER}]")
 _LONGEST, _LEAST = 8, 4  # letters of a word, and of a caption that is one word
-_SAMPLE = 1000
+SAMPLE = 1000  # captions that tell, and characters of each
 
 
 class _Characters:
@@ -55,9 +55,9 @@ def require_cut(nlp: Language, captions: Sequence[str], language: str) -> None:
 
     That is where more than a fifth of the captions have a word of 8 letters of such a script, or are one of 4.
     """
-    captions = captions[:_SAMPLE]
+    captions = captions[:SAMPLE]
     whole = []
-    for doc in nlp.pipe([text[:_SAMPLE] for text in captions]):
+    for doc in nlp.pipe([text[:SAMPLE] for text in captions]):
         words = [token.text for token in doc if not (token.is_punct or token.is_space)]
         least = _LEAST if len(words) == 1 else _LONGEST
         whole += [word for word in words if len(_LETTERS.findall(word)) >= least][:1]

@@ -7,20 +7,17 @@ read. An image is its picture's path from the image root.
 """
 
 import csv
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from manifests.columns import Gathered, roles
+from manifests.columns import Gathered, roles, split_header, table_lines
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_lines
-from manifests.opening import MOST_ROW
 from manifests.readers import READERS, Items, Look, Reader
 from manifests.source import LeftOut, SourceCaption
 
-_SEPARATORS = ",;\t|"
 _TABLE = "give a header line image,caption (and split, id if you like), and as many fields in every row"
 _LINES = 'write each line as {"image": "a.jpg", "captions": ["..."]}, with "split" and "id" if you like'
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
@@ -40,7 +37,7 @@ class Folder(Reader):
         if look.suffix in (".csv", ".tsv"):
             return not look.is_folder
         try:
-            return bool(look.first_line) and bool(roles(_split(look.first_line)[1], "", ""))
+            return bool(look.first_line) and bool(roles(split_header(look.first_line)[1], "", ""))
         except InputError:
             return _is_lines(look)
 
@@ -50,7 +47,7 @@ class Folder(Reader):
         look = Look.at(path)
         if look.head.startswith("{"):
             return roles(parse_json(look.first_line, path=path, fix=_LINES), f"{path} line 1", _LINES)
-        return {role: name.strip() for role, name in roles(_split(look.first_line)[1], path, _TABLE).items()}
+        return {role: name.strip() for role, name in roles(split_header(look.first_line)[1], path, _TABLE).items()}
 
     @staticmethod
     def read(path: Path) -> Items:
@@ -65,12 +62,6 @@ class Folder(Reader):
 def _is_lines(look: Look) -> bool:
     """Whether a file without a suffix of its own holds an object a line."""
     return bool(re.fullmatch(r'\{"[^{}]*\}', look.first_line)) and bool(re.search(r"\}\s*\n\s*\{", look.head))
-
-
-def _split(header: str) -> tuple[str, list[str]]:
-    """The separator of a header line, and its fields."""
-    separator = max(_SEPARATORS, key=header.count)
-    return separator, next(csv.reader([header], delimiter=separator), [])
 
 
 def _json_lines(path: Path, found: Gathered) -> Iterator[LeftOut]:
@@ -114,13 +105,11 @@ def of_object(value: dict[str, Any], path: Path, row: str, fix: str, **options: 
 
 
 def _table(path: Path, found: Gathered) -> Iterator[LeftOut]:
-    csv.field_size_limit(MOST_ROW)
-    # The csv module wants to be given lines, and takes "\r" for the end of one too.
-    lines = (part for line in read_lines(path) for part in io.StringIO(line, newline=""))
+    lines = table_lines(path)
     first, header = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (0, ""))
     if not header:
         return
-    separator, names = _split(header.strip())
+    separator, names = split_header(header.strip())
     if any(_PICTURE.search(name.strip()) for name in names):
         told = f"the first line, {header.strip()[:60]!r}, is a row of an image, and no header"
         raise InputError(told, where=f"{path} line {first}", fix="write the header image,caption above it")

@@ -1,4 +1,4 @@
-"""Other people's tables: their separators, and the names of an image, its captions, its split and its id, in JSON too."""
+"""Other people's tables and JSON: separators, and the names of an image, its captions, its split and its id."""
 
 import csv
 import difflib

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.charts import Line, line_chart
-from eval.report.written import read_table
+from eval.report.written import Point, read_table
 from eval.study_settings import StudySettings, label
+from manifests.typed import checked
 
 
 def study_panels(studies: Mapping[str, StudySettings], folder: Path) -> list[dict]:
@@ -58,7 +59,11 @@ def _read(path: Path) -> list[dict]:
     """The rows of a file of points, numbers as such; none where there is no file."""
     if not path.exists():
         return []
-    return read_table(path, ("value", "rsum", "low", "high"), ("value", "of"), fix="run the study again, or collect it")
+    fix = "run the study again, or collect it"
+    rows = read_table(path, ("value", "rsum", "low", "high"), ("value", "of"), fix=fix)
+    for place, row in enumerate(rows, 1):
+        checked(row, Point, where=f"{path} row {place}", fix=fix)
+    return rows
 
 
 def _is_number(text: str) -> bool:

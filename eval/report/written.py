@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
 from eval.recall import CUTOFFS, DIRECTIONS
 from manifests.errors import InputError
@@ -20,6 +20,18 @@ _MOST = 1e12
 
 _Recalls = create_model("_Recalls", __base__=Written, **dict.fromkeys(["rsum", *_RECALLS], (Figure, ...)))
 _Ranks = {f"{way}_{what}_rank": (Figure, 0) for way in DIRECTIONS for what in ("median", "mean")}
+
+
+def _together(*names: str) -> Any:
+    """A check of a `Written`: these keys stand together or not at all, null being not at all."""
+
+    def check(self: Written) -> Written:
+        lacking = [name for name in names if getattr(self, name) is None or name not in self.model_fields_set]
+        if 0 < len(lacking) < len(names):
+            raise ValueError(f"{lacking[0]} is missing beside {', '.join(sorted(set(names) - set(lacking)))}")
+        return self
+
+    return model_validator(mode="after")(check)
 
 
 class _Share(Written):
@@ -91,6 +103,8 @@ class _Speech(Written):
     chance: Figure = 0
     agreement: Figure = 0
     agreement_chance: Figure = 0
+    _own = _together("accuracy", "chance")
+    _coded = _together("agreement", "agreement_chance")
 
 
 class Correspondence(Written):
@@ -139,12 +153,32 @@ class _Word(Written):
     region_concept: int = 0
     right: bool = False
     fitting: bool = False
+    _coded = _together("concept", "region_concept")
+    _known = _together("right", "fitting")
 
 
 class Pair(Written):
     """A line of `evaluation/correspondence.jsonl`."""
 
     words: list[_Word]
+
+
+class Point(Written):
+    """A row of a study's `points.csv` or `queued.csv`."""
+
+    value: str
+    rsum: Figure
+    low: Figure
+    high: Figure
+    i2t_r1: Figure
+    t2i_r1: Figure
+    fitting: Figure | None
+    chance: Figure | None
+    agreement: Figure | None
+    agreement_chance: Figure | None
+    in_use: Figure | None
+    _known = _together("fitting", "chance")
+    _coded = _together("agreement", "agreement_chance")
 
 
 def read_json(path: Path, kind: type[T], *, fix: str) -> dict[str, Any]:
@@ -161,14 +195,16 @@ def read_table(
     numbers.
     """
     try:
-        reader = csv.DictReader(io.StringIO(read_utf8(path, fix=fix), newline=""), strict=True)
-        columns = list(reader.fieldnames or ())
-        rows = [{key: value if key in texts else _number(value) for key, value in row.items()} for row in reader]
-        for row in rows:
-            if set(row) != set(columns):
-                raise ValueError("it has more cells than the header")
-            if lacking := [name for name in needed if row.get(name) in (None, "")]:
+        lines = [line for line in csv.reader(io.StringIO(read_utf8(path, fix=fix), newline=""), strict=True) if line]
+        columns = lines[0] if lines else []
+        rows = []
+        for cells in lines[1:]:
+            if len(cells) != len(columns):
+                raise ValueError(f"a row has {len(cells)} cells and the header {len(columns)}")
+            row = dict(zip(columns, cells, strict=True))
+            if lacking := [name for name in needed if not row.get(name)]:
                 raise ValueError(f"{lacking[0]} is missing")
+            rows.append({key: value if key in texts else _number(value) for key, value in row.items()})
     except (ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
@@ -178,7 +214,7 @@ def read_table(
     return rows
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str) -> float | None:
     value = float(text) if text else None
     if value is not None and not abs(value) <= _MOST:
         raise ValueError(f"a cell is {text:.20}")

@@ -379,38 +379,31 @@ def ensemble(ensemble: str) -> None:
 @main.command()
 @_of_stage("study")
 def study(study: str) -> None:
-    """Train and evaluate all points of STUDY."""
-    from eval.study import run
+    """Train and evaluate the runs of STUDY and put them in one table."""
+    from eval.study.stage import run
 
     params, machine = read_params(), Machine.from_environment()
     settings = params.study(study)
-    base = params.run(settings.run)
-    run(
+    dataset = settings.dataset
+    table = run(
         name=study,
         settings=settings,
-        base=base,
-        manifest_dir=places.manifest(settings.dataset),
-        **_features(base),
-        teachers=_teachers(base),
+        base=params.run(settings.run),
+        manifest=places.manifest(dataset),
+        regions=places.regions(dataset),
+        tokens=places.tokens(dataset),
+        text_features=places.text_features(dataset) if settings.reads == "text_features" else None,
+        teachers=places.teachers(dataset) if settings.labels == "teachers" else None,
         split=params.evaluate.split,
+        rerank=params.evaluate.rerank,
         device=machine.torch_device(),
         batch_size=machine.encode_batch,
         staging=machine.staging,
         cache=machine.cache,
         out=places.study(study),
     )
-
-
-@main.command()
-@click.argument("study")
-def collect(study: str) -> None:
-    """Collect the points of STUDY that DVC's queue has made, for the report."""
-    from pipeline.experiments import run
-
-    params = read_params()
-    settings = params.study(study)
-    count = run(settings=settings, base=params.run(settings.run), out=places.queued(study))
-    click.echo(f"{count} points: {places.queued(study)}")
+    click.echo(table)
+    _prune(machine)
 
 
 @main.command()

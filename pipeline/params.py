@@ -14,7 +14,7 @@ from pydantic import Field, PlainValidator, ValidationError, model_validator
 from demo.detector.settings import DetectorTrainingSettings
 from demo.scenes.settings import SceneSettings
 from eval.settings import EvaluationSettings, ReportSettings
-from eval.study_settings import StudySettings, varied
+from eval.study.settings import StudySettings
 from extract.settings import About, ImportSettings, PackSettings, RegionSettings
 from extract.teachers.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
@@ -301,23 +301,22 @@ def _check_ensembles(params: Params, path: Path) -> None:
 
 
 def _check_studies(params: Params, path: Path) -> None:
-    """Raise `InputError` for a study of an unknown run, of other data than the run's, or of a value that can't be."""
+    """Raise `InputError` for a study of an unknown run, of other data than its rows', or of a row that is no run."""
     for name, study in params.studies.items():
         _require_known(study.run, params.runs, f"studies.{name}.run is {study.run!r}, which is none of the runs", path)
-        run = params.runs[study.run]
-        if (study.dataset, study.reads, study.labels) != (run.dataset, run.text.reads, run.labels):
-            raise InputError(
-                f"studies.{name} has dataset {study.dataset!r}, reads {study.reads!r} and labels {study.labels!r}, "
-                "which aren't the run's",
-                where=path,
-                fix=f"write dataset: {run.dataset}, reads: {run.text.reads} and labels: {run.labels}",
-            )
-        for value in study.values or [None]:
-            try:
-                varied(run, study, value)
-            except InputError as error:
-                if study.values:
-                    raise InputError(f"studies.{name}: {error}", where=path, fix=error.fix) from None
+        try:
+            possible = list(study.possible(params.runs[study.run]))
+        except InputError as error:
+            raise InputError(f"studies.{name}: {error.what}", where=path, fix=error.fix) from None
+        needed = {
+            "dataset": {each.dataset for each in possible},
+            "reads": {each.text.reads for each in possible} - {"tokens"} or {"tokens"},
+            "labels": {each.labels for each in possible} - {"manifest"} or {"manifest"},
+        }
+        if wrong := [key for key, values in needed.items() if values != {getattr(study, key)}]:
+            told = ", ".join(f"{key} {getattr(study, key)!r}" for key in wrong)
+            right = ", ".join(f"{key}: {' or '.join(sorted(needed[key]))}" for key in wrong)
+            raise InputError(f"studies.{name} has {told}, and its rows need others", where=path, fix=f"write {right}")
 
 
 def _named(items: dict[str, Any], section: str, name: str) -> Any:

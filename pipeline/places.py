@@ -73,8 +73,4 @@ def index(run: str, dataset: str) -> Path:
 
 
 def study(name: str) -> Path:
-    return STUDIES / name / "points.csv"
-
-
-def queued(study: str) -> Path:
-    return STUDIES / study / "queued.csv"
+    return STUDIES / name

@@ -18,7 +18,7 @@ from eval.report.study_pages import study_panels
 from eval.report.verdict import verdict
 from eval.report.vocabulary_page import codebooks, speech_rows
 from eval.settings import ReportSettings
-from eval.study_settings import StudySettings
+from eval.study.settings import StudySettings
 from manifests.errors import InputError
 from manifests.grounding import Grounding, read_grounding
 from train.data import RetrievalData

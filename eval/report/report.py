@@ -16,7 +16,7 @@ from eval.report.results import RunResult
 from eval.report.templates import render
 from eval.report.verdict import verdict
 from eval.settings import ReportSettings
-from eval.study_settings import StudySettings
+from eval.study.settings import StudySettings
 from manifests.errors import InputError
 from manifests.files import whole_folder, write_text
 from manifests.locks import one_writer

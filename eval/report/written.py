@@ -163,22 +163,31 @@ class Pair(Written):
     words: list[_Word]
 
 
-class Point(Written):
-    """A row of a study's `points.csv` or `queued.csv`."""
+class StudyRow(Written):
+    """A row of a study's `table.csv`."""
 
-    value: str
+    row: str
+    seeds: Annotated[float, Field(ge=1)]
     rsum: Figure
+    rsum_sd: Figure | None
     low: Figure
     high: Figure
     i2t_r1: Figure
     t2i_r1: Figure
+    against: str
+    gain: Figure | None
+    gain_sd: Figure | None
+    teacher_rsum: Figure | None
+    reranked_rsum: Figure | None
     fitting: Figure | None
-    chance: Figure | None
+    fitting_chance: Figure | None
     agreement: Figure | None
     agreement_chance: Figure | None
     in_use: Figure | None
-    _known = _together("fitting", "chance")
+    chosen: str
+    _known = _together("fitting", "fitting_chance")
     _coded = _together("agreement", "agreement_chance")
+    _ways = _together("teacher_rsum", "reranked_rsum")
 
 
 def read_json(path: Path, kind: type[T], *, fix: str) -> dict[str, Any]:

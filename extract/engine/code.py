@@ -39,6 +39,7 @@ def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
     return whole.hexdigest()
 
 
+@cache
 def _file(module: str) -> Path | None:
     """The source of a module of this project; None of any other."""
     if module.partition(".")[0] not in _PACKAGES:

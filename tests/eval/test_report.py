@@ -17,8 +17,8 @@ from eval.matching.pairs import match_pairs
 from eval.report import report
 from eval.report.recall_table import recall_rows
 from eval.settings import EvaluationSettings, ReportSettings
-from eval.study import COLUMNS, QUEUED_COLUMNS, write_points
-from eval.study_settings import StudySettings
+from eval.study.settings import StudySettings
+from eval.study.table import COLUMNS, write_table
 from manifests.errors import InputError
 from manifests.grounding import read_grounding
 from tests.eval.data_files import AttributeModel, draw_data_set, give_codebook, retrieval_data
@@ -64,10 +64,10 @@ class Page(HTMLParser):
 
 
 STUDIES = {
-    "size": {"title": "Codebook size", "key": "selfalign.codebook", "values": [8, 64]},
-    "speech": {"title": "Part of speech", "key": "parts", "values": [["NOUN"], None]},
-    "changed": {"title": "Small", "key": "selfalign.codebook", "values": [8], "changes": {"epochs": 1, "x.y": None}},
-    "not-made": {"title": "Nothing", "key": "epochs", "values": [1]},
+    "size": {"title": "Codebook size", "vary": {"losses.lca.num_concepts": [64, 8, 4096]}},
+    "speech": {"title": "Part of speech", "vary": {"parts": [["NOUN"], None]}, "changes": {"epochs": 1, "x.y": None}},
+    "parts": {"title": "Parts of the method", "rows": {"base": {}, "+ LCA <b>": {"extends": "base"}}},
+    "not-made": {"title": "Nothing", "vary": {"epochs": [1]}},
 }
 MODES = {"student": {"rsum": 300.5, "query_ms": 0.2}, "teacher": {"rsum": 333.3, "query_ms": 41.5}}
 
@@ -101,13 +101,13 @@ def build(folder: Path, runs: dict[str, dict], *, test: int = 8, **options) -> P
             modes=MODES if place == 2 else None,
         )
     studies = folder / "studies"
-    points = [dict.fromkeys(COLUMNS) | {"rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}] * 3
-    write_points(studies / "size" / "points.csv", [points[0] | {"value": 64}, points[0] | {"value": 8, "in_use": 7}])
-    write_points(studies / "size" / "queued.csv", [points[0] | {"value": 4096, "rsum": 77.7}])
-    write_points(studies / "changed" / "points.csv", [points[0] | {"value": 8}, points[0] | {"value": 16}])
-    queued = [{"value": 8, "of": "run", "rsum": 300.5}, {"value": 16, "of": "study"}, {"value": 32, "of": "study"}]
-    write_points(studies / "changed" / "queued.csv", [points[0] | row for row in queued], QUEUED_COLUMNS)
-    write_points(studies / "speech" / "points.csv", [points[0] | {"value": "NOUN"}, points[1] | {"value": "all"}])
+    row = dict.fromkeys(COLUMNS) | {"seeds": 1, "rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}
+    sizes = [row | {"row": 64}, row | {"row": 8, "in_use": 7}, row | {"row": 4096, "rsum": 77.7, "high": 80}]
+    write_table(studies / "size" / "table.csv", sizes)
+    write_table(studies / "speech" / "table.csv", [row | {"row": "NOUN"}, row | {"row": "all"}])
+    gain = {"against": "base", "gain": 2.25, "gain_sd": 1.5, "teacher_rsum": 61, "reranked_rsum": 62, "chosen": "{}"}
+    whole = row | {"row": "+ LCA <b>", "seeds": 3, "rsum_sd": 0.75} | gain
+    write_table(studies / "parts" / "table.csv", [row | {"row": "base", "fitting": 0.5, "fitting_chance": 0.1}, whole])
     named = {"run": "base", "dataset": "demo"}
     ensembles = {"both": list(runs)[:2]} if len(runs) > 1 else {}
     for name, members in ensembles.items():
@@ -219,19 +219,23 @@ def test_the_best_is_marked_where_the_interval_is_above_every_other(written: Pat
     assert all(good["intervals"][key][0] > base["values"][key] for key in good["best"])
 
 
-def test_studies_are_told_with_the_points_of_the_queue(html: str):
+def test_studies_have_a_chart_of_numbers_and_bars_of_names(html: str):
     studies = html[html.index('id="studies"') : html.index('id="speed"')]
-    assert "Codebook size" in studies and "Part of speech" in studies and "Nothing" not in studies
-    assert "77.7" in studies and studies.count('class="chart"') == 2 and studies.count('class="bar"') == 3
-    values = re.findall(r'<th scope="row">([^<]+)</th>', studies)
-    assert values == ["8", "64", "4096", "NOUN", "all", "8", "8", "16", "32"]
+    size, speech, parts = studies.split("<article>")[1:]
+    assert "Nothing" not in studies and "<code>epochs</code>&nbsp;1, <code>x.y</code>&nbsp;null" in speech
+    assert [(part.count('class="chart"'), part.count('class="bar"')) for part in (size, speech, parts)] == [
+        (1, 0),
+        (0, 2),
+        (0, 2),
+    ]
+    values = [re.findall(r'<th scope="row">([^<]+)</th>', part) for part in (size, speech, parts)]
+    assert values == [["8", "64", "4096"], ["NOUN", "all"], ["base", "+ LCA &lt;b&gt;"]]
 
 
-def test_points_with_changes_and_the_run_as_it_is_are_apart(html: str):
-    studies = html[html.index('id="studies"') : html.index('id="speed"')]
-    whole, small = (part for part in studies.split("<article>") if "<h3>Small</h3>" in part)
-    assert "the run as it is" in whole and "300.5" in whole and "60.5" not in whole
-    assert "<code>epochs</code>&nbsp;1, <code>x.y</code>&nbsp;null" in small and "300.5" not in small
+def test_a_study_tells_seeds_gain_and_ways_to_search(html: str):
+    parts = html[html.index("<h3>Parts of the method</h3>") : html.index('id="speed"')]
+    assert "&plusmn;&thinsp;0.8" in parts and "+2.2<small>&plusmn;&thinsp;1.5 over base" in parts
+    assert "<td>61.0</td><td>62.0</td>" in parts and "50&thinsp;%<small>10&thinsp;%" in parts
 
 
 def test_concepts_are_shown_with_their_words_and_regions(html: str):

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from eval.report.written import Correspondence, Pair, Point, read_json, read_table
+from eval.report.written import Correspondence, Pair, StudyRow, read_json, read_table
+from eval.study.table import COLUMNS
 from manifests.errors import InputError
 from manifests.files import write_json, write_text
 from manifests.typed import checked
 
 SPEECH = {"words": 4, "accuracy": 0.5, "chance": 0.1}
 WORD = {"word": "red", "pos": "ADJ", "cosine": 0.5, "labels": [], "concept": 1, "region_concept": 1}
-POINT = dict.fromkeys(("rsum", "low", "high", "i2t_r1", "t2i_r1"), 1.0) | {
-    **{"value": "64", "fitting": 0.5, "chance": 0.1, "agreement": None, "agreement_chance": None, "in_use": None}
-}
+ROW = (
+    dict.fromkeys(COLUMNS)
+    | dict.fromkeys(("seeds", "rsum", "low", "high", "i2t_r1", "t2i_r1"), 1.0)
+    | {**{"row": "64", "chosen": "", "against": "", "fitting": 0.5, "fitting_chance": 0.1}}
+)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +43,8 @@ def test_a_table_is_whole_or_refused(tmp_path: Path, rows: str, told: str):
 
 
 def test_a_table_is_numbers_texts_and_empty_cells(tmp_path: Path):
-    write_text(tmp_path / "points.csv", "value,rsum,fitting\n64,1.5,\n\nsmall,2,0.5\n")
-    rows = read_table(tmp_path / "points.csv", ("rsum",), ("value",), fix="")
+    write_text(tmp_path / "table.csv", "value,rsum,fitting\n64,1.5,\n\nsmall,2,0.5\n")
+    rows = read_table(tmp_path / "table.csv", ("rsum",), ("value",), fix="")
     assert rows == [{"value": "64", "rsum": 1.5, "fitting": None}, {"value": "small", "rsum": 2.0, "fitting": 0.5}]
 
 
@@ -65,7 +68,7 @@ def test_figures_that_belong_together_stand_together(tmp_path: Path, kind: type,
         read_json(tmp_path / "half.json", kind, fix="evaluate again")
 
 
-def test_a_point_without_its_chance_is_refused():
-    checked(POINT, Point, where="points.csv row 1", fix="")
-    with pytest.raises(InputError, match=r"points\.csv row 1.*chance is missing beside fitting"):
-        checked(POINT | {"chance": None}, Point, where="points.csv row 1", fix="")
+def test_a_row_without_its_chance_is_refused():
+    checked(ROW, StudyRow, where="table.csv row 1", fix="")
+    with pytest.raises(InputError, match=r"table\.csv row 1.*fitting_chance is missing beside fitting"):
+        checked(ROW | {"fitting_chance": None}, StudyRow, where="table.csv row 1", fix="")

@@ -41,7 +41,7 @@ def fingerprints(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     monkeypatch.setattr(code, "_ROOT", copied)
 
     def found() -> dict[str, str]:
-        for kept in (code._tree, code._meaning, code._imports):
+        for kept in (code._file, code._tree, code._meaning, code._imports):
             kept.cache_clear()
         detectors = {
             name: code_fingerprint("extract.vision.shards", part.__module__) for name, part in DETECTORS.load().items()
@@ -49,7 +49,7 @@ def fingerprints(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
         return detectors | {name: run_code(run_settings(base)) for name, base in BASES.items()}
 
     yield found
-    for kept in (code._tree, code._meaning, code._imports):
+    for kept in (code._file, code._tree, code._meaning, code._imports):
         kept.cache_clear()
 
 

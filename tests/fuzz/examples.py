@@ -20,7 +20,7 @@ from eval import ensemble, evaluate
 from eval.search import index
 from eval.search.words import RunWords
 from eval.settings import EvaluationSettings
-from eval.study import COLUMNS, write_points
+from eval.study.table import COLUMNS, write_table
 from extract.cards.card import write_card
 from extract.exchange import manifest as imported_manifest
 from extract.settings import ImportSettings, PackSettings
@@ -330,5 +330,6 @@ def _without_coco(data: Path) -> Path:
 def _beside(root: Path) -> None:
     """What lies in a project beside data and runs."""
     shutil.copy(Path(__file__).parents[2] / "params.yaml", root / "params.yaml")
-    point = dict.fromkeys(COLUMNS) | {"rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}
-    write_points(root / "studies" / "size" / "points.csv", [point | {"value": 64}, point | {"value": 8}])
+    row = dict.fromkeys(COLUMNS) | {"seeds": 1, "rsum": 60.5, "low": 50, "high": 70, "i2t_r1": 1.5, "t2i_r1": 2.5}
+    rows = [row | {"row": 64, "fitting": 0.5, "fitting_chance": 0.1, "in_use": 3}, row | {"row": 8}]
+    write_table(root / "studies" / "size" / "table.csv", rows)

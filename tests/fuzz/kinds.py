@@ -26,7 +26,7 @@ from eval.report import report
 from eval.search.index import Index
 from eval.search.search import search_image, search_text
 from eval.settings import ReportSettings
-from eval.study_settings import StudySettings
+from eval.study.settings import StudySettings
 from eval.validation import validate
 from extract.cards import card
 from extract.check import compare, verify
@@ -577,7 +577,7 @@ def averaged(t: Try) -> None:
 def reported(t: Try) -> None:
     runs = {name: examples.RUNS[name].model_dump() for name in ("plain", "aligned")}
     report.metrics_table(runs, t.root / "runs")
-    study = {"title": "Size", "key": "epochs", "values": [8, 64], "run": "plain", "dataset": "tiny"}
+    study = {"title": "Size", "vary": {"epochs": [8, 64]}, "run": "plain", "dataset": "tiny"}
     report.run(
         runs=runs,
         runs_dir=t.root / "runs",

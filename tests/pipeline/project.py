@@ -174,8 +174,8 @@ def shrink_demo(params: dict[str, Any]) -> dict[str, Any]:
         run |= {"epochs": 2, "batch_size": 32}
         run["base"]["dim"], run["text"]["word_dim"] = 32, 16
     small["runs"]["vsrn-selfalign"]["losses"]["lca"]["num_concepts"] = 32
-    small["studies"]["codebook-size"]["values"] = [4, 8]
-    small["studies"]["part-of-speech"]["values"] = [["NOUN"], None]
+    small["studies"]["codebook-size"]["vary"] = {"losses.lca.num_concepts": [4, 8]}
+    small["studies"]["part-of-speech"]["vary"] = {"losses.lca.parts_of_speech": [["NOUN"], None]}
     return small
 
 

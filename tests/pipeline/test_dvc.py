@@ -59,18 +59,18 @@ def test_report_and_table_name_the_runs(project: Project, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("study", "values"), [("codebook-size", ["4", "8"]), ("part-of-speech", ["NOUN", "all"])])
-def test_a_study_has_a_point_for_each_value(project: Project, study: str, values: list[str]) -> None:
-    with open(project.root / "studies" / study / "points.csv", encoding="utf-8", newline="") as file:
-        points = list(csv.DictReader(file))
-    assert [point["value"] for point in points] == values
-    for point, size in zip(points, (4, 8) if study == "codebook-size" else (32, 32), strict=True):
-        assert float(point["low"]) <= float(point["rsum"]) <= float(point["high"])
-        assert 1 <= int(point["in_use"]) <= size
+def test_a_study_has_a_row_for_each_value(project: Project, study: str, values: list[str]) -> None:
+    with open(project.root / "studies" / study / "table.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == values
+    for row, size in zip(rows, (4, 8) if study == "codebook-size" else (32, 32), strict=True):
+        assert float(row["low"]) <= float(row["rsum"]) <= float(row["high"])
+        assert 1 <= float(row["in_use"]) <= size
 
 
 def test_one_more_value_reruns_one_study(project: Project) -> None:
     with project.restored() as params:
-        params["studies"]["codebook-size"]["values"].append(16)
+        params["studies"]["codebook-size"]["vary"]["losses.lca.num_concepts"].append(16)
         project.write_params(params)
         assert would_run(project) == {"study@codebook-size", "report"}
 

@@ -339,16 +339,14 @@ def test_an_ensemble_is_of_known_runs_on_one_data_set(tmp_path: Path) -> None:
     ("key", "value", "said"),
     [
         ("run", "vsrn-selfaling", "did you mean 'vsrn-selfalign'?"),
-        ("reads", "text_features", "which aren't the run's"),
-        ("key", "losses.lca.num_concept", "there is no 'losses.lca.num_concept'"),
-        ("values", [0], "num_concepts: Input should be greater than or equal to 1"),
-        ("changes", {"base.dims": 32}, "there is no 'base.dims'"),
+        ("reads", "text_features", "write reads: tokens"),
+        ("dataset", "other", "write dataset: demo"),
+        ("vary", {"losses.lca.num_concept": [1]}, "did you mean 'num_concepts'?"),
+        ("vary", {"losses.lca.num_concepts": [0]}, "num_concepts: Input should be greater than or equal to 1"),
+        ("vary", {"labels": ["manifest", "teachers"]}, "`labels: teachers`"),
+        ("changes", {"base.dims": 32}, "did you mean 'dim'?"),
     ],
 )
 def test_a_study_that_can_not_be_is_named(tmp_path: Path, key: str, value: Any, said: str) -> None:
     text = message(changed(tmp_path, f"studies.codebook-size.{key}", value))
     assert "studies.codebook-size" in text and said in text
-
-
-def test_a_study_may_leave_its_points_to_the_queue(tmp_path: Path) -> None:
-    assert read_params(changed(tmp_path, "studies.codebook-size.values", [])).study("codebook-size").values == []

@@ -19,7 +19,7 @@ SECTIONS = {  # a line of each section below which a new name can be written
     "optional.cusa": "  cusa: &cusa\n",
     "runs": "runs:\n",
     "ensembles": "ensembles: # runs of one data set whose scores are averaged\n",
-    "studies": "studies: # one parameter of a run over several values; here small, to be seen rather than believed\n",
+    "studies": "studies: # runs that differ in some keys and seeds; here small, to be seen rather than believed\n",
 }
 BAD = ["my data", "../up", "coco.v2", "2024", "on", "0x10", "1_000", "~", "null", "é", "1e3", "2024-01-01", '"no"']
 

@@ -44,7 +44,7 @@ def mask_id_of(model: str, revision: str | None = None) -> int | None:
 
     try:
         return AutoTokenizer.from_pretrained(find_encoder(model, revision), local_files_only=True).mask_token_id
-    except (OSError, ValueError, KeyError):
+    except Exception:  # as of `extract.text.pieces`
         return None
 
 

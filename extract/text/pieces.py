@@ -43,6 +43,7 @@ class PieceTokenizer:
             raise _no_tokenizer(folder, "holds no tokenizer.json (or vocab.txt)")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+            self._tokenizer("a word", verbose=False)
         except Exception as error:  # transformers and tokenizers raise whatever damaged files lead them to
             raise _no_tokenizer(folder, f"no tokenizer that loads ({error})") from error
         if not self._tokenizer.is_fast:

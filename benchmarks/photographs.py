@@ -1,0 +1,47 @@
+"""Features of photographs in SCAN's layout with a part of `train` held out, so that `dev` can be the test split.
+
+    python -m benchmarks.photographs FROM OUT
+
+FROM holds `train` and `dev` (`docs/exchange.md`, "scan"). In OUT every eighth image of train is `dev`, by which epochs
+and values are chosen, the others are `train`, and FROM's dev is `test`, which figures are told of.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from manifests.files import whole_folder
+
+HELD_OUT = 8
+ARRAYS = ("ims", "boxes", "img_sizes")
+
+
+def hold_out(source: Path, out: Path) -> dict[str, int]:
+    """Write OUT; gives the images of each split."""
+    rows = np.arange(len(np.load(source / "train_ims.npy", mmap_mode="r")))
+    held = rows % HELD_OUT == HELD_OUT - 1
+    tests = np.arange(len(np.load(source / "dev_ims.npy", mmap_mode="r")))
+    parts = {"train": ("train", rows[~held]), "dev": ("train", rows[held]), "test": ("dev", tests)}
+    with whole_folder(out) as folder:
+        for split, (name, chosen) in parts.items():
+            for array in ARRAYS:
+                np.save(folder / f"{split}_{array}.npy", np.load(source / f"{name}_{array}.npy", mmap_mode="r")[chosen])
+            for lines in ("ids", "caps"):
+                told = (source / f"{name}_{lines}.txt").read_text(encoding="utf-8").splitlines()
+                each = len(told) // len(np.load(source / f"{name}_ims.npy", mmap_mode="r"))
+                kept = [line for row in chosen for line in told[row * each : (row + 1) * each]]
+                (folder / f"{split}_{lines}.txt").write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return {split: len(chosen) for split, (_, chosen) in parts.items()}
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def main(source: Path, out: Path) -> None:
+    """Hold a part of train out."""
+    click.echo(", ".join(f"{split} {count}" for split, count in hold_out(source, out).items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from manifests.typed import Settings
 from train.masking import masked_mean
+from train.precision import unit
 
 
 class ConceptBagSettings(Settings):
@@ -38,11 +39,11 @@ class ConceptBag(nn.Module):
     def images(self, locals_: Tensor, mask: Tensor) -> Tensor:
         """``[B, K]`` from regions ``[B, R, D]``: the most of any region."""
         read = self._read(locals_, self.image_layer)
-        return F.normalize(read.masked_fill(~mask[..., None], -torch.inf).amax(1), dim=-1)
+        return unit(read.masked_fill(~mask[..., None], -torch.inf).amax(1))
 
     def captions(self, locals_: Tensor, mask: Tensor) -> Tensor:
         """``[B, K]`` from words ``[B, T, D]``: the mean over words."""
-        return F.normalize(masked_mean(self._read(locals_, self.caption_layer), mask), dim=-1)
+        return unit(masked_mean(self._read(locals_, self.caption_layer), mask))
 
     def _read(self, locals_: Tensor, layer: nn.Linear | None) -> Tensor:
         if layer is not None:

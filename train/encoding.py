@@ -5,9 +5,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from train.precision import sum_dtype
+from train.precision import sum_dtype, unit, without_autocast
 
 Kind = Literal["projected", "contextual"]  # locals before or after context
 
@@ -31,7 +30,7 @@ class Encoded:
 
     def unit(self, kind: Kind) -> Tensor:
         """The locals ``[B, N, D]`` before or after context, of unit length."""
-        return self.locals if kind == "projected" else F.normalize(self.contextual, dim=-1)
+        return self.locals if kind == "projected" else unit(self.contextual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,6 @@ def similarity(images: Encoding, captions: Encoding) -> Tensor:
     """
     dtype = sum_dtype(images.pooled)
     # Hinges compare scores by their last digits, so autocast doesn't enter.
-    with torch.autocast(images.pooled.device.type, enabled=False):
+    with without_autocast(images.pooled):
         views = images.pooled.to(dtype) @ captions.pooled[:, 0].to(dtype).T
         return views.amax(1) + images.context.to(dtype) @ captions.context.to(dtype).T

@@ -10,6 +10,7 @@ layer. So several processes give the gradients of one, and chunks those of the s
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +53,9 @@ def joint_gradients(
     chunks: int,
     seed: Sequence[int],
     processes: Processes,
-    autocast: Callable[[], torch.autocast],
+    autocast: Callable[[], AbstractContextManager],
     parted: bool = False,
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Add the gradients of the joint batch `captions` to the model's, this process's part of them.
 
     Parameters
@@ -67,7 +68,8 @@ def joint_gradients(
 
     Returns
     -------
-    the loss terms of the joint batch, the same in every process. Gradients are complete after ``processes.average``.
+    the loss terms of the joint batch, scalars on the device, the same in every process. Gradients are complete after
+    ``processes.average``.
     """
     if len(captions) < processes.count and not parted:
         alone = {"processes": processes.alone(), "autocast": autocast}
@@ -108,14 +110,17 @@ def joint_gradients(
 
 
 def _backward(
-    model: RetrievalModel, mine: _Joint, epoch: int, processes: Processes, autocast: Callable[[], torch.autocast]
-) -> dict[str, float]:
+    model: RetrievalModel,
+    mine: _Joint,
+    epoch: int,
+    processes: Processes,
+    autocast: Callable[[], AbstractContextManager],
+) -> dict[str, Tensor]:
     joint = processes.gathered(mine)
     with autocast():
         terms = model.terms(joint.pairs, joint.image, epoch, joint.teachers)
     sum(terms.values()).backward()
-    values = torch.stack([term.detach() for term in terms.values()]).tolist()
-    return dict(zip(terms, values, strict=True))
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def _joined(*tensors: Tensor) -> Tensor:

@@ -7,10 +7,8 @@ go on as if it hadn't.
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +18,9 @@ from train.data import RetrievalData
 from train.epochs import Batch, epochs_of
 from train.joint import joint_gradients
 from train.model import RetrievalModel
+from train.precision import autocast_to, multiplied_in
 from train.processes import Processes
+from train.readings import Reading, Readings
 from train.settings import RunSettings
 from train.state import Progress
 
@@ -32,7 +32,7 @@ class Loop:
     ----------
     name : of the run, for messages.
     optimizer : its learning rate is set before every step.
-    after_step : called with the `Progress` after every step but an epoch's last.
+    is_due, save : `save` is called with the `Progress` after a step, but for an epoch's last, where `is_due` says so.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class Loop:
         data: RetrievalData,
         settings: RunSettings,
         processes: Processes,
-        after_step: Callable[[Progress], None],
+        is_due: Callable[[], bool] = lambda: False,
+        save: Callable[[Progress], None] = lambda progress: None,
     ):
         self.name, self.model, self.optimizer, self.data = name, model, optimizer, data
-        self.settings, self.processes, self.after_step = settings, processes, after_step
+        self.settings, self.processes, self.is_due, self.save = settings, processes, is_due, save
+        self.readings = Readings(processes.device)
         self.epochs = epochs_of(data, settings)
         if settings.compile:
             model.compile_encoders()
-        self._autocast: Callable[[], AbstractContextManager] = partial(
-            torch.autocast, processes.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-        )
+        self._autocast = partial(autocast_to, settings.precision, processes.device)
 
     def learning_rate(self, epoch: int, step: int) -> float:
         """The learning rate of an epoch's step, where the encoder in the loop has none of its own.
@@ -70,21 +70,30 @@ class Loop:
         self.model.begin(progress.epoch)
         count = len(self.epochs)
         what = f"{self.name} epoch {progress.epoch + 1}/{self.settings.epochs}"
-        with show_progress(
-            what=what, unit="batches", total=count, initial=progress.step, quiet=not self.processes.first
-        ) as bar:
+        with (
+            show_progress(
+                what=what, unit="batches", total=count, initial=progress.step, quiet=not self.processes.first
+            ) as bar,
+            multiplied_in(self.settings.precision),
+        ):
             for step, batch in enumerate(self.epochs(progress.epoch, progress.step), progress.step):
-                terms = self._step(progress.epoch, step, batch)
-                for key, value in terms.items():
-                    progress.totals[key] = progress.totals.get(key, 0.0) + value / count
+                for reading in self.step(progress.epoch, step, batch):
+                    self._count(reading, progress)
+                    bar.set_postfix(loss=f"{sum(reading.terms.values()):.2f}", refresh=False)
                 progress.step = step + 1
-                bar.set_postfix(loss=f"{sum(terms.values()):.2f}", refresh=False)
                 bar.update()
-                if progress.step < count:
-                    self.after_step(progress)
+                if progress.step < count and self.is_due():
+                    self._count_all(progress)
+                    self.save(progress)
+        self._count_all(progress)
         return progress.totals
 
-    def _step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:
+    def step(self, epoch: int, step: int, batch: Batch) -> list[Reading]:
+        """Train on one batch; gives the values that were read back after it, of this step or of several.
+
+        Raises InputError for one that isn't finite: before it reaches the weights where every step is read, and in any
+        case before it can be saved.
+        """
         captions, regions = batch
         settings, processes, model = self.settings, self.processes, self.model
         for group in self.optimizer.param_groups:
@@ -102,23 +111,34 @@ class Loop:
             autocast=self._autocast,
             parted=self.epochs.parted,
         )
-        self._require_finite("loss", sum(terms.values()), terms, captions, epoch, step)
         model.drop_gradients(epoch)
         processes.average(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        self._require_finite("gradient's norm", norm.item(), terms, captions, epoch, step)
+        self.readings.add(epoch, step, captions, terms, norm)
+        read = self._read() if self.readings.full else []
         self.optimizer.step()
-        return terms
+        return read
 
-    def _require_finite(
-        self, what: str, value: float, terms: dict[str, float], captions: np.ndarray, epoch: int, step: int
-    ) -> None:
-        """Refuse a step before it reaches the weights, and so before they can be saved."""
-        if not math.isfinite(value):
-            ids = [self.data.images[image].id for image in self.data.caption_image[captions]]
-            raise InputError(
-                f"the {what} is {value} ({', '.join(f'{key} {term:g}' for key, term in terms.items())})"
-                f" on images {', '.join(ids)}",
-                where=f"run {self.name}, epoch {epoch + 1}, batch {step + 1}",
-                fix="lower the learning rate, or look at the features of these images",
-            )
+    def _count_all(self, progress: Progress) -> None:
+        for reading in self._read():
+            self._count(reading, progress)
+
+    def _count(self, reading: Reading, progress: Progress) -> None:
+        for key, value in reading.terms.items():
+            progress.totals[key] = progress.totals.get(key, 0.0) + value / len(self.epochs)
+
+    def _read(self) -> list[Reading]:
+        """What waits to be read, if all of it is finite."""
+        read = self.readings.read()
+        for reading in read:
+            loss = sum(reading.terms.values())
+            what, value = ("gradient's norm", reading.norm) if math.isfinite(loss) else ("loss", loss)
+            if not math.isfinite(value):
+                ids = [self.data.images[image].id for image in self.data.caption_image[reading.captions]]
+                raise InputError(
+                    f"the {what} is {value} ({', '.join(f'{key} {term:g}' for key, term in reading.terms.items())})"
+                    f" on images {', '.join(ids)}",
+                    where=f"run {self.name}, epoch {reading.epoch + 1}, batch {reading.step + 1}",
+                    fix="lower the learning rate, or look at the features of these images",
+                )
+        return read

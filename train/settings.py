@@ -14,6 +14,7 @@ from manifests.typed import Settings
 from train.bag import ConceptBagSettings
 from train.bases import BASES
 from train.losses import LOSSES
+from train.precision import Precision
 from train.words import TextSettings
 
 
@@ -60,7 +61,7 @@ class RunSettings(Settings):
     gradient_clip: float = Field(2.0, gt=0)
     patience: int | None = Field(None, ge=1, description="epochs without a better R@sum after which the run ends")
     accumulate: int = Field(1, ge=1, description="chunks that a batch is encoded in; its negatives stay all of it")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; weights are float32")
+    precision: Precision = Field("float32", description="of matrix products and cuDNN; weights and scores are float32")
     compile: bool = Field(False, description="compile the encoders with torch.compile")
     base: BASES.settings
     text: TextSettings

@@ -122,12 +122,11 @@ def run(
                 state.save(model, optimizer, progress)
                 clock.saved = time.monotonic()
 
-        def save_in_time(progress: Progress) -> None:
-            if time.monotonic() - clock.saved >= 60 * checkpoint_minutes:
-                save(progress)
+        def is_due() -> bool:
+            return time.monotonic() - clock.saved >= 60 * checkpoint_minutes
 
         board = TensorBoard(tensorboard if processes.first else None, name, progress.epoch)
-        loop = Loop(name, model, optimizer, data, settings, processes, save_in_time)
+        loop = Loop(name, model, optimizer, data, settings, processes, is_due, save)
         if processes.first and (progress.epoch or progress.step):
             tqdm.write(f"continuing: epoch {progress.epoch + 1}, batch {progress.step + 1}, from {state.folder}")
         while not _done(progress, settings, model):
@@ -209,7 +208,7 @@ def _optimizer(model: RetrievalModel, settings: RunSettings) -> torch.optim.Opti
         rest = [parameter for parameter in rest if id(parameter) not in own]
         groups.append({"params": encoder, "share": settings.encoder_rate})
     groups.append({"params": rest, "share": 1.0})
-    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def _done(progress: Progress, settings: RunSettings, model: RetrievalModel) -> bool:

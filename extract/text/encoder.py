@@ -109,11 +109,11 @@ class PieceEncoder(nn.Module):
                 where=type(self.model).__name__,
                 fix=f"set datasets.D.tokens.max_pieces to {self.most_pieces} or less (32 is usual)",
             )
-        return self._states(input_ids=pieces, attention_mask=mask.long())
+        return self._states(mask, input_ids=pieces)
 
     def of_vectors(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """States ``[B, N, W]`` of vectors ``[B, N, W]`` in the place of the pieces' embeddings, in their order."""
-        return self._states(inputs_embeds=vectors, attention_mask=mask.long())
+        return self._states(mask, inputs_embeds=vectors)
 
     def of_embedded(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """States ``[B, N, W]`` of vectors ``[B, N, W]`` that enter the first layer as they are.
@@ -123,12 +123,17 @@ class PieceEncoder(nn.Module):
         embeddings = self.model.embeddings
         embeddings.forward = lambda *_, **__: vectors
         try:
-            return self._states(inputs_embeds=vectors, attention_mask=mask.long())
+            return self._states(mask, inputs_embeds=vectors)
         finally:
             del embeddings.forward
 
-    def _states(self, **given: Tensor) -> Tensor:
-        out = self.model(output_hidden_states=self.layer is not None, return_dict=True, **given)
+    def _states(self, mask: Tensor, **given: Tensor) -> Tensor:
+        config = self.model.config
+        if config.model_type == "bert" and config._attn_implementation == "sdpa":
+            mask = mask[:, None, None].expand(-1, 1, mask.shape[1], -1)  # whole, it isn't asked whether it is all true
+        else:
+            mask = mask.long()
+        out = self.model(attention_mask=mask, output_hidden_states=self.layer is not None, return_dict=True, **given)
         return out.last_hidden_state if self.layer is None else out.hidden_states[self.layer]
 
     def require_vectors(self) -> None:

@@ -92,7 +92,7 @@ def step(model: RetrievalModel, captions, chunks: int = 1, processes: Processes 
         autocast=partial(torch.autocast, "cpu", enabled=False),
     )
     processes.average(model.parameters())
-    return terms
+    return {name: term.item() for name, term in terms.items()}
 
 
 # base, captions, chunks: uneven shares, images that two captions share, chunks, fewer captions than processes.

@@ -7,7 +7,7 @@ by any word, the others are left out. A word is changed with all of its pieces.
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.batches import RegionBatch, WordBatch
 from train.words import Words
@@ -27,8 +27,7 @@ def noisy_words(batch: WordBatch, share: float, words: Words) -> WordBatch:
 
     Words without an id of their own in the loop (`words.mask_id` is None) are left out where others are masked.
     """
-    rows = len(batch.mask)
-    drawn = torch.rand(rows, int(batch.word.amax()) + 1, device=batch.mask.device).gather(1, batch.word)
+    drawn = torch.rand(batch.mask.shape, device=batch.mask.device).gather(1, _first_piece(batch.word))
     chosen, kind = batch.mask & (drawn < share), drawn / share
     if words.mask_id is None:
         changed, ids = torch.zeros_like(chosen), batch.words
@@ -41,15 +40,22 @@ def noisy_words(batch: WordBatch, share: float, words: Words) -> WordBatch:
     dropped[:, 0] &= (batch.mask & ~dropped).any(1)
     pieces, place = batch.pieces, batch.place
     if pieces is not None:
-        row, column = batch.mask.nonzero(as_tuple=True)
-        pieces = pieces.clone()
-        pieces[row, place[row, column]] = torch.where(dropped, -1, ids)[row, column]
+        spare = nn.functional.pad(pieces, (0, 1))  # where padding is written
+        where = place.masked_fill(~batch.mask, pieces.shape[1])
+        pieces = spare.scatter(1, where, torch.where(dropped, -1, ids).to(pieces.dtype))[:, :-1]
         place = ((pieces >= 0).cumsum(1) - 1).clamp(min=0).gather(1, place)
         pieces = _forward(pieces, pieces >= 0)
     kept = batch.mask & ~dropped
     moved = {"words": ids, "pos": batch.pos, "word": batch.word, "features": batch.features, "place": place}
     moved = {name: None if x is None else _forward(x, kept) for name, x in moved.items()}
     return WordBatch(mask=_forward(kept, kept), pieces=pieces, **moved)
+
+
+def _first_piece(word: Tensor) -> Tensor:
+    """Where the word of each position ``[B, T]`` begins: a word's pieces stand together."""
+    begins = torch.ones_like(word, dtype=torch.bool)
+    begins[:, 1:] = word[:, 1:] != word[:, :-1]
+    return (begins * torch.arange(word.shape[1], device=word.device)).cummax(1).values
 
 
 def _forward(x: Tensor, kept: Tensor) -> Tensor:

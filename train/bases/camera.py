@@ -17,6 +17,7 @@ from train.bases.geometry import box_geometry
 from train.batches import RegionBatch
 from train.encoding import Encoded
 from train.masking import MaskedBatchNorm, masked_mean
+from train.precision import unit
 from train.words import Words
 
 
@@ -93,17 +94,17 @@ class CameraImages(nn.Module):
         nn.init.xavier_uniform_(self.projection.weight)
 
     def forward(self, batch: RegionBatch) -> Encoded:
-        projected = F.normalize(self.projection(batch.features), dim=-1)
+        projected = unit(self.projection(batch.features))
         positions = self.position(box_geometry(batch.boxes, batch.image_size)).sigmoid()
         contextual = self.attention(projected, batch.mask, positions)
-        unit = F.normalize(contextual, dim=-1)
-        weights = self.summarization(unit, batch.mask)
+        turned = unit(contextual)
+        weights = self.summarization(turned, batch.mask)
         shares = weights.masked_fill(~batch.mask[..., None], -torch.inf).softmax(1)
         return Encoded(
             mask=batch.mask,
             locals=projected,
             contextual=contextual,
-            pooled=F.normalize(shares.transpose(1, 2) @ unit, dim=-1),
+            pooled=unit(shares.transpose(1, 2) @ turned),
             view_weights=weights,
         )
 
@@ -125,11 +126,11 @@ class CameraCaptions(nn.Module):
         self.norm, self.dropout = MaskedBatchNorm(dim), nn.Dropout(settings.dropout)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
-        projected = F.normalize(self.projection(words), dim=-1)
+        projected = unit(self.projection(words))
         x = projected if self.gru is None else self.gru(projected)[0]
         contextual = self.attention(x, mask)
         x = contextual + self.dropout(self.norm(self.mlp(contextual), mask))
-        pooled = F.normalize(masked_mean(x, mask), dim=-1)
+        pooled = unit(masked_mean(x, mask))
         return Encoded(mask=mask, locals=projected, contextual=contextual, pooled=pooled[:, None])
 
 

@@ -12,7 +12,6 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from extract.text.encoder import PieceEncoder
 from manifests.errors import InputError
@@ -22,6 +21,7 @@ from train.bases.geometry import box_corners
 from train.batches import RegionBatch, WordBatch
 from train.encoding import Encoded
 from train.masking import masked_mean
+from train.precision import unit
 from train.words import Transformer, Words, at_words
 
 MOST_LAYERS = 1000  # a record of a checkpoint may say anything
@@ -68,7 +68,7 @@ class MatchingHead(nn.Module):
         """States ``[B, N, D]`` to unit-length vectors ``[B, D]``."""
         x = self.states(x, mask)
         pooled = x[:, 0] if self.pooling == "first" else masked_mean(x.masked_fill(~mask[..., None], 0), mask)
-        return F.normalize(pooled, dim=-1)
+        return unit(pooled)
 
 
 class RegionEmbedding(nn.Module):
@@ -130,7 +130,7 @@ class SharedTransformer(Base):
 
     def _encoded(self, states: Tensor, mask: Tensor, pooled: Tensor | None = None) -> Encoded:
         pooled = self.matching(states, mask) if pooled is None else pooled
-        return Encoded(mask=mask, locals=F.normalize(states, dim=-1), contextual=states, pooled=pooled[:, None])
+        return Encoded(mask=mask, locals=unit(states), contextual=states, pooled=pooled[:, None])
 
     def published(self) -> Published:
         theirs, encoder = "oscar_model.bert.", "own.model." if self.own else "words.encoder.model."

@@ -9,8 +9,6 @@ import math
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from train.bases import BASES
 from train.bases.augmentation import fewer_regions, noisy_words
@@ -18,6 +16,7 @@ from train.bases.base import Base, BaseSettings, Published
 from train.batches import RegionBatch, WordBatch
 from train.encoding import Encoded
 from train.masking import MaskedBatchNorm
+from train.precision import unit
 from train.words import Words
 
 SHARPNESS = 0.1  # temperature of the places' weights, as in the authors' code
@@ -45,19 +44,20 @@ class GeneralizedPooling(nn.Module):
         lengths = mask.sum(1)
         ordered = x.masked_fill(~mask[..., None], -torch.inf).sort(1, descending=True).values
         places = torch.arange(mask.shape[1], device=x.device) < lengths[:, None]
-        weights = self.weights(lengths, mask.shape[1])
+        weights = self.weights(mask.shape[1])[lengths - 1]
         return (ordered.masked_fill(~places[..., None], 0) * weights[..., None]).sum(1)
 
-    def weights(self, lengths: Tensor, width: int) -> Tensor:
-        """The weights ``[B, width]`` of the places of B sequences; a row's first ``lengths[b]`` sum to 1."""
-        sizes, which = lengths.unique(return_inverse=True)
+    def weights(self, width: int) -> Tensor:
+        """The weights ``[width, width]`` of the places of sequences of 1, 2 … `width`; row n's first n + 1 sum to 1."""
         places = positions(width, self.position_dim).to(self.out.weight)
-        packed = pack_padded_sequence(places.expand(len(sizes), -1, -1), sizes.cpu(), True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=width)
-        forth, back = states.chunk(2, dim=-1)
-        scores = self.out((forth + back) / 2).squeeze(-1) / SHARPNESS
-        valid = torch.arange(width, device=lengths.device) < sizes[:, None]
-        return scores.masked_fill(~valid, -torch.inf).softmax(1)[which]
+        order = torch.arange(width, device=places.device)
+        # A row ends with its places, so that the backward half begins at the last; the forward half is all rows' alike.
+        before = (width - 1 - order)[:, None]
+        forth, back = self.gru(places[(order - before).clamp(min=0)])[0].chunk(2, dim=-1)
+        back = back.gather(1, (order + before).clamp(max=width - 1)[..., None].expand_as(back))
+        scores = self.out((forth[-1] + back) / 2).squeeze(-1) / SHARPNESS
+        valid = torch.ones(width, width, dtype=torch.bool, device=scores.device).tril()
+        return scores.masked_fill(~valid, -torch.inf).softmax(1)
 
 
 class VSEInfinityImages(nn.Module):
@@ -77,9 +77,9 @@ class VSEInfinityImages(nn.Module):
         projected = self.projection(batch.features) + self.out(hidden)
         return Encoded(
             mask=batch.mask,
-            locals=F.normalize(projected, dim=-1),
+            locals=unit(projected),
             contextual=projected,
-            pooled=F.normalize(self.pooling(projected, batch.mask), dim=-1)[:, None],
+            pooled=unit(self.pooling(projected, batch.mask))[:, None],
         )
 
 
@@ -103,9 +103,9 @@ class VSEInfinityCaptions(nn.Module):
             contextual = (self.forth(projected)[0] + _take(back, mirrored)) / 2
         return Encoded(
             mask=mask,
-            locals=F.normalize(projected, dim=-1),
+            locals=unit(projected),
             contextual=contextual,
-            pooled=F.normalize(self.pooling(contextual, mask), dim=-1)[:, None],
+            pooled=unit(self.pooling(contextual, mask))[:, None],
         )
 
 

@@ -7,13 +7,13 @@ enters: not the affinities, the batch norm or the last state.
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from train.bases import BASES
 from train.bases.base import Base, BaseSettings, Published
 from train.batches import RegionBatch
 from train.encoding import Encoded
 from train.masking import MaskedBatchNorm, last_valid
+from train.precision import unit
 from train.words import Words
 
 MOST_LAYERS = 1000  # a record of a checkpoint may say anything
@@ -58,13 +58,13 @@ class VSRNImages(nn.Module):
 
     def forward(self, batch: RegionBatch) -> Encoded:
         projected = self.projection(batch.features)
-        unit = F.normalize(projected, dim=-1)
-        x = unit if self.unit_regions else projected
+        locals_ = unit(projected)
+        x = locals_ if self.unit_regions else projected
         for layer in self.reasoning:
             x = layer(x, batch.mask)
-        states, _ = self.gru(F.normalize(x, dim=-1))
-        pooled = F.normalize(self.norm(last_valid(states, batch.mask)), dim=-1)
-        return Encoded(mask=batch.mask, locals=unit, contextual=x, pooled=pooled[:, None])
+        states, _ = self.gru(unit(x))
+        pooled = unit(self.norm(last_valid(states, batch.mask)))
+        return Encoded(mask=batch.mask, locals=locals_, contextual=x, pooled=pooled[:, None])
 
 
 class VSRNCaptions(nn.Module):
@@ -78,8 +78,8 @@ class VSRNCaptions(nn.Module):
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
         projected = self.projection(words)
         states, _ = self.gru(projected)
-        pooled = F.normalize(last_valid(states, mask), dim=-1)
-        return Encoded(mask=mask, locals=F.normalize(projected, dim=-1), contextual=states, pooled=pooled[:, None])
+        pooled = unit(last_valid(states, mask))
+        return Encoded(mask=mask, locals=unit(projected), contextual=states, pooled=pooled[:, None])
 
 
 @BASES.add("vsrn")

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from train.encoding import Encoded
 from train.losses import LOSSES
 from train.losses.loss import Extension, Loss, LossSettings, Shape, Side, Step
 from train.masking import MaskedBatchNorm, masked_mean
-from train.precision import sum_dtype
+from train.precision import sum_dtype, unit
 
 
 class ContextSettings(LossSettings):
@@ -109,9 +108,9 @@ class ContextAggregation(nn.Module):
         guided = self.guide_norm(self.guide(average)).relu()
         alpha = self.gate(torch.cat([average, guided], dim=-1))
         return Context(
-            locals=F.normalize(self.local_norm(x, mask).relu(), dim=-1),
-            guided=F.normalize(guided, dim=-1),
-            fused=F.normalize(alpha * average + (1 - alpha) * guided, dim=-1),
+            locals=unit(self.local_norm(x, mask).relu()),
+            guided=unit(guided),
+            fused=unit(alpha * average + (1 - alpha) * guided),
         )
 
 

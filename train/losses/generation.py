@@ -90,6 +90,5 @@ class Generation(Loss):
         targets = F.pad(words, (0, 1))
         targets[torch.arange(len(words), device=words.device), lengths] = self.end
         wanted = torch.arange(targets.shape[1], device=words.device) <= lengths[:, None]
-        written = self.out(torch.stack(written, dim=1)[wanted])
-        losses = F.cross_entropy(written, targets[wanted], reduction="none")
-        return losses.new_zeros(wanted.shape).masked_scatter(wanted, losses).sum(1)
+        likely = self.out(torch.stack(written, dim=1)).transpose(1, 2)
+        return F.cross_entropy(likely, targets, reduction="none").where(wanted, 0).sum(1)

@@ -38,7 +38,7 @@ class ConceptSettings(LossSettings):
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, valid: Tensor | None = None) -> Tensor:
     """Assign samples to prototypes so that all prototypes are used alike.
 
     Starting from ``exp(scores / epsilon)``, `iterations` times: prototypes are scaled to equal sums, then samples.
@@ -48,10 +48,11 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     ----------
     scores : cosines ``[N, K]`` of samples and prototypes; N may be 0.
     epsilon : the entropy's weight, 0.004 or more; smaller is sharper.
+    valid : bool ``[N]``, the rows that are samples; None means all.
 
     Returns
     -------
-    ``[N, K]``, each row (sample) summing to 1; at least float32.
+    ``[N, K]``, each row (sample) summing to 1, other rows 0; at least float32.
 
     Raises
     ------
@@ -63,13 +64,16 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     logits = scores.to(dtype) / epsilon
     if not len(logits):
         return logits.to(sum_dtype(scores))
+    if valid is None:
+        valid = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     largest = logits.amax(1, keepdim=True)
     kernel = (logits - largest).exp_()
-    sample = (largest - largest.amax()).exp().squeeze(1)
+    most = largest.masked_fill(~valid[:, None], torch.finfo(dtype).min).amax()
+    sample = (largest - most).exp().squeeze(1).masked_fill(~valid, 0)
     for _ in range(iterations):
         sums = (sample @ kernel).clamp_(min=torch.finfo(dtype).tiny)
         prototype = sums.amin() / sums
-        sample = 1 / (kernel @ prototype)
+        sample = (1 / (kernel @ prototype)).masked_fill(~valid, 0)
     return kernel.mul_(prototype).mul_(sample[:, None]).to(sum_dtype(scores))
 
 
@@ -88,15 +92,16 @@ class ConceptAlignment(Loss):
     def __init__(self, settings: ConceptSettings, shape: Shape, others: Mapping[str, Loss]):
         super().__init__(settings, shape, others)
         self.codebook = nn.Parameter(F.normalize(torch.randn(settings.num_concepts, shape.dim), dim=-1))
+        chosen = settings.parts_of_speech
+        tags = torch.tensor([POS_NAMES.index(tag) for tag in chosen], dtype=torch.uint8) if chosen else None
+        self.register_buffer("tags", tags, persistent=False)
 
     def resting(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
         return [self.codebook] if epoch < self.options.start_epoch + self.options.frozen_epochs else []
 
     def forward(self, step: Step) -> Tensor:
-        images, captions, kind, chosen = step.images, step.captions, self.options.locals, None
-        if self.options.parts_of_speech:
-            tags = torch.tensor([POS_NAMES.index(tag) for tag in self.options.parts_of_speech], device=step.pos.device)
-            chosen = torch.isin(step.pos, tags)
+        images, captions, kind = step.images, step.captions, self.options.locals
+        chosen = None if self.tags is None else (step.pos[..., None] == self.tags).any(-1)
         return self.aligned(images.unit(kind), captions.unit(kind), captions.mask, images.mask, chosen)
 
     def aligned(
@@ -136,13 +141,13 @@ class ConceptAlignment(Loss):
     def _predict(self, x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor) -> Tensor:
         """Mean cross-entropy of x's ``[B, N, D]`` predictions and the assignments of their nearest y ``[B, M, D]``."""
         with torch.no_grad():
-            assigned = sinkhorn(y[y_mask] @ self.codebook.T, self.options.epsilon, self.options.sinkhorn_iterations)
+            scores, options = (y @ self.codebook.T).flatten(0, 1), self.options
+            assigned = sinkhorn(scores, options.epsilon, options.sinkhorn_iterations, y_mask.flatten())
             nearest = (x @ y.transpose(1, 2)).masked_fill(~y_mask[:, None], -torch.inf).argmax(-1)
-            # Where each of y stands among the valid ones.
-            place = (y_mask.flatten().cumsum(0) - 1).view_as(y_mask).gather(1, nearest)
+            row = nearest + y_mask.shape[1] * torch.arange(len(y), device=y.device)[:, None]
             lengths = x_mask.sum(1, keepdim=True)
-            share = (x_mask / (lengths * (lengths > 0).sum()).clamp(min=1))[x_mask]
-        logits = (x[x_mask] @ self.codebook.T).to(assigned.dtype) / self.options.temperature
+            share = x_mask / (lengths * (lengths > 0).sum()).clamp(min=1)
+        logits = (x @ self.codebook.T).to(assigned.dtype) / self.options.temperature
         # sum(-Q log softmax(z)) = logsumexp(z) - <Q, z>, since Q sums to 1.
-        losses = logits.logsumexp(1) - (assigned[place[x_mask]] * logits).sum(1)
+        losses = logits.logsumexp(-1) - (assigned[row] * logits).sum(-1)
         return (share * losses).sum()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.losses.loss import LossSettings
-from train.precision import sum_dtype
+from train.precision import sum_dtype, unit, without_autocast
 
 
 class LearntTemperatureSettings(LossSettings):
@@ -52,9 +52,8 @@ def head(dim: int) -> nn.Module:
 
 def cosines(x: Tensor, y: Tensor) -> Tensor:
     """``[B, C]`` of ``[B, W]`` and ``[C, W]``, in float32 at least, autocast or not."""
-    with torch.autocast(x.device.type, enabled=False):
-        x, y = (F.normalize(each.to(sum_dtype(each)), dim=-1) for each in (x, y))
-        return x @ y.T
+    with without_autocast(x):
+        return unit(x) @ unit(y).T
 
 
 def soft_label_kl(logits: Tensor, teacher: Tensor, tau: float | Tensor, teacher_tau: float | Tensor) -> Tensor:

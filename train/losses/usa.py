@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from train.losses import LOSSES
 from train.losses.loss import Loss, Shape, Side, Step
 from train.losses.soft_labels import LearntTemperatureSettings, Temperature, cosines, head, soft_label_kl
+from train.precision import unit
 
 
 class UniModalSettings(LearntTemperatureSettings):
@@ -36,7 +36,7 @@ class UniModal(Loss):
 
     def within(self, side: Side, vectors: Tensor) -> Tensor:
         """Unit vectors ``[B, D + S]`` to compare within a modality, of `Encoding.one_vector`."""
-        return F.normalize(getattr(self, side)(vectors), dim=-1)
+        return unit(getattr(self, side)(vectors))
 
     def forward(self, step: Step) -> Tensor:
         own = [self.within("images", step.images.one_vector), self.within("captions", step.captions.one_vector)]

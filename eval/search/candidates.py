@@ -23,7 +23,8 @@ from manifests.typed import read_checked
 
 BLOCK_NUMBERS = 1 << 24  # converted at a time
 CODES = 127
-BOUNDS = "bounds.json"
+BOUNDS, NORMS = "bounds.json", "norms.npy"
+SHORTEST = 1e-30  # a vector without a length, which is like nothing
 SLACK = 1.001
 
 
@@ -78,7 +79,10 @@ class Candidates:
             codes = _of_shape(folder / f"{name}.npy", "|i1", shape, fix)
             scales = _of_shape(folder / f"{name}_scales.npy", "<f4", shape[:2], fix)
             parts.append(Part(full, torch.from_numpy(codes), torch.from_numpy(scales), *bounds[name]))
-        return cls(*parts, _of_shape(folder / "norms.npy", "<f8", (len(views),), fix))
+        norms = _of_shape(folder / NORMS, "<f8", (len(views),), fix)
+        if not (norms >= SHORTEST).all():
+            raise InputError("a length is 0 or below", where=folder / NORMS, fix=fix)
+        return cls(*parts, norms)
 
 
 _Bounds = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
@@ -119,7 +123,7 @@ def write_codes(folder: Path, views: np.ndarray, context: np.ndarray, *, what: s
         save_array(folder / f"{name}_scales.npy", scales)
         # Float32's own rounding: of the lengths, and of the products that were taken off.
         bounds[name] = [longest * SLACK, (rounding + 2.0**-22 * longest) * SLACK]
-    save_array(folder / "norms.npy", np.sqrt(squares))
+    save_array(folder / NORMS, np.sqrt(squares).clip(min=SHORTEST))
     write_json(folder / BOUNDS, bounds)
 
 

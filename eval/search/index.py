@@ -23,7 +23,7 @@ from pydantic import Field
 from eval.arrays import save_array
 from eval.embeddings import open_parts
 from eval.search import approximate
-from eval.search.candidates import Candidates, write_codes
+from eval.search.candidates import SHORTEST, Candidates, write_codes
 from eval.search.exact import nearest
 from eval.search.words import RunWords, captioned
 from extract.stores.intact import INDEX, require_intact
@@ -253,7 +253,7 @@ class Index:
     def alike(self, pooled: np.ndarray, context: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The `count` images most like others, exactly: rows and cosines `[Q, K]`, of mean views beside contexts."""
         queries = np.concatenate([pooled.mean(axis=1), context], axis=1)
-        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True).clip(min=SHORTEST)
         return nearest(self.images_to_search, queries[:, None], count, cosine=True)
 
     def _search(

@@ -132,3 +132,22 @@ def test_faiss_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(InputError, match=r"selfalign\[faiss\]"):
         approximate.require_faiss()
+
+
+def test_vectors_without_a_length_are_like_nothing(tmp_path: Path):
+    views = drawn(6, 1, 8)
+    views[2] = 0
+    found = candidates(tmp_path, views)
+    rows, cosines = nearest(found, views[3:4], 6, cosine=True)
+    assert rows[0, 0] == 3 and cosines[0][rows[0] == 2] == [0]
+
+
+@pytest.mark.parametrize("length", [0.0, -1.0])
+def test_lengths_that_can_not_be_are_refused(tmp_path: Path, length: float):
+    views = drawn(6, 1, 8)
+    candidates(tmp_path, views)
+    norms = np.load(tmp_path / "norms.npy")
+    norms[2] = length
+    np.save(tmp_path / "norms.npy", norms)
+    with pytest.raises(InputError, match=r"norms\.npy: a length is 0 or below"):
+        Candidates.open(tmp_path, views, np.empty((6, 0), np.float32))

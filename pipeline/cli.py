@@ -331,6 +331,7 @@ def train(run: str) -> None:
         device=machine.torch_device(),
         checkpoint_minutes=machine.checkpoint_minutes,
         tensorboard=machine.tensorboard,
+        resident=machine.resident,
         cache=machine.cache,
     )
     _prune(machine)

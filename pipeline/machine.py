@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -40,6 +40,9 @@ class Machine(BaseModel):
     exact: bool = Field(False, description="take from the cache only what this device, batch and libraries computed")
     processes: int = Field(1, ge=1, description="processes that train together, one a GPU")
     checkpoint_minutes: float = Field(10, ge=0, description="minutes after which a run's state is saved in mid-epoch")
+    resident: Literal["auto", "on", "off"] = Field(
+        "auto", description="training's features on the device: auto keeps them on a GPU where they fit"
+    )
     tensorboard: Path | None = Field(None, description="folder for TensorBoard's curves of training")
     cluster: str = Field("none", description="who extracts: none, local:N, a Dask scheduler's address, slurm:N")
 

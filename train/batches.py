@@ -1,7 +1,7 @@
 """What a model reads: padded batches of regions and of words, with masks that say what is padding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -17,16 +17,23 @@ class _Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return type(self)(**{n: None if v is None else v.to(device, non_blocking=True) for n, v in values.items()})
 
+    def widened(self) -> Self:
+        """The same batch, features in float32 at least: the stores keep float16."""
+        if self.features is None or self.features.dtype != torch.float16:
+            return self
+        return replace(self, features=self.features.float())
+
 
 @dataclass(frozen=True, slots=True)
 class RegionBatch(_Batch):
     """Regions of B images.
 
-    features float32 ``[B, R, F]``; boxes float32 ``[B, R, 4]``, (x1, y1, x2, y2) in original pixels; image_size
-    float32 ``[B, 2]``, (width, height); mask bool ``[B, R]``, true where there is a region.
+    features float16 (as stored) or float32 ``[B, R, F]``, None where they come from elsewhere; boxes float32
+    ``[B, R, 4]``, (x1, y1, x2, y2) in original pixels; image_size float32 ``[B, 2]``, (width, height); mask bool
+    ``[B, R]``, true where there is a region.
     """
 
-    features: Tensor
+    features: Tensor | None
     boxes: Tensor
     image_size: Tensor
     mask: Tensor
@@ -37,10 +44,10 @@ class WordBatch(_Batch):
     """The words, or word pieces, of B captions.
 
     words int64 ``[B, T]``: ids of the vocabulary (of the tokenizer, for pieces); pos uint8 ``[B, T]``: parts of speech;
-    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float32
-    ``[B, T, W]``: a frozen encoder's states, where they are cached. For an encoder that runs in training: pieces int64
-    ``[B, P]``, whole captions with special tokens and punctuation, -1 where there is none; place int64 ``[B, T]``,
-    which of them each position is.
+    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float16 or
+    float32 ``[B, T, W]``: a frozen encoder's states, where they are cached. For an encoder that runs in training:
+    pieces int64 ``[B, P]``, whole captions with special tokens and punctuation, -1 where there is none; place int64
+    ``[B, T]``, which of them each position is.
     """
 
     words: Tensor
@@ -65,12 +72,7 @@ def region_batch(found: Sequence[Regions]) -> RegionBatch:
     features, mask = pad([r.features for r in found])
     boxes, _ = pad([r.boxes for r in found])
     sizes = torch.tensor([r.image_size for r in found], dtype=torch.float32)
-    return RegionBatch(features=as_float32(features), boxes=boxes, image_size=sizes, mask=mask)
-
-
-def as_float32(features: Tensor) -> Tensor:
-    """A copy in float32. NumPy puts it on huge pages where there are any: twice as fast to fill as torch's own."""
-    return torch.from_numpy(np.empty(features.shape, np.float32)).copy_(features)
+    return RegionBatch(features=features, boxes=boxes, image_size=sizes, mask=mask)
 
 
 def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

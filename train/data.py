@@ -3,7 +3,7 @@
 Which captions belong to which image comes from the manifest. Nothing is loaded but what a batch asks for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from extract.text.vocabulary import MARKS
 from manifests.errors import InputError
 from manifests.schema import ImageRow
 from manifests.tables import Manifest
-from train.batches import RegionBatch, TeacherBatch, WordBatch, as_float32, pad
+from train.batches import RegionBatch, TeacherBatch, WordBatch, pad
+
+Memory = Callable[[int, np.dtype], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +148,28 @@ class RetrievalData:
         """How many regions each image has, int64 ``[N]``."""
         return self.region_store.num_boxes[self._region_rows]
 
-    def region_batch(self, images: Sequence[int]) -> RegionBatch:
-        """The regions of some images, padded to the most of them."""
-        features, boxes, counts, sizes = self.region_store.padded([self._region_rows[image] for image in images])
+    def region_batch(self, images: Sequence[int], into: Memory | None = np.empty) -> RegionBatch:
+        """The regions of some images, padded to the most of them.
+
+        `into` gives the memory for the features (`RegionStore.padded`); without it they are None.
+        """
+        rows = [self._region_rows[image] for image in images]
+        features, boxes, counts, sizes = self.region_store.padded(rows, into)
         return RegionBatch(
-            features=as_float32(torch.from_numpy(features)),
+            features=None if features is None else torch.from_numpy(features),
             boxes=torch.from_numpy(boxes),
             image_size=torch.from_numpy(sizes).float(),
-            mask=torch.arange(features.shape[1]) < torch.from_numpy(counts)[:, None],
+            mask=torch.arange(boxes.shape[1]) < torch.from_numpy(counts)[:, None],
         )
 
-    def word_batch(self, captions: Sequence[int]) -> WordBatch:
-        """The words, or the word pieces of words, of some captions, padded to the longest."""
+    def word_batch(self, captions: Sequence[int], *, states: bool = True) -> WordBatch:
+        """The words, or the word pieces of words, of some captions, padded to the longest.
+
+        Without `states`, those of text features are None.
+        """
         rows = [self._caption_rows[caption] for caption in captions]
         if self.pieces:
-            return self._piece_batch(rows)
+            return self._piece_batch(rows, states)
         words, mask = pad([self.token_store.words(row) for row in rows])
         pos, _ = pad([self.token_store.pos(row) for row in rows])
         word = torch.arange(words.shape[1]).expand_as(words)
@@ -188,7 +197,11 @@ class RetrievalData:
                     fix="choose another image teacher (regions-mean has a vector of every image with regions)",
                 )
 
-    def _piece_batch(self, rows: list[int]) -> WordBatch:
+    def states(self, caption: int) -> np.ndarray:
+        """A frozen encoder's states of a caption, float16 ``[N, W]``, in the order of `word_batch`."""
+        return self.text_store.states(self._caption_rows[caption])
+
+    def _piece_batch(self, rows: list[int], states: bool) -> WordBatch:
         found = [self.token_store.pieces(row) for row in rows]
         tags = [self.token_store.pos(row) for row in rows]
         ids, word = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
@@ -210,17 +223,15 @@ class RetrievalData:
         words, word, place, pos = (torch.from_numpy(padded[name]) for name in ("words", "word", "place", "pos"))
         if self.text_store is None:
             return WordBatch(words, pos, mask, word, pieces=torch.from_numpy(whole), place=place)
-        features = torch.zeros(*mask.shape, self.text_dim)
-        for row, count, own in zip(rows, counts, features.numpy(), strict=True):
-            states = self.text_store.states(row)
-            if len(states) != count:
+        found = [self.text_store.states(row) for row in rows]
+        for row, count, own in zip(rows, counts, found, strict=True):
+            if len(own) != count:
                 raise InputError(
-                    f"caption {row} has {len(states)} states, and {count} word pieces",
+                    f"caption {row} has {len(own)} states, and {count} word pieces",
                     where=self.text_store.folder,
                     fix="run the text_features stage of this data set again",
                 )
-            own[:count] = states
-        return WordBatch(words, pos, mask, word, features)
+        return WordBatch(words, pos, mask, word, pad(found)[0] if states else None)
 
 
 def _places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,12 @@ from torch import distributed
 
 from extract.stores.recipe import require_same_recipe
 from train.batches import RegionBatch, region_batch
-from train.data import RetrievalData
+from train.data import Memory, RetrievalData
 from train.settings import RunSettings
 from train.stream import CaptionStream, open_shards
 
-# The captions of a batch, and what gives the regions of the images of some of them.
-Batch = tuple[np.ndarray, Callable[[np.ndarray], RegionBatch]]
+# The captions of a batch, and what gives the regions of the images of some of them, with the memory for features.
+Batch = tuple[np.ndarray, Callable[[np.ndarray, Memory | None], RegionBatch]]
 
 
 class Epochs(Protocol):
@@ -55,8 +55,8 @@ class StoredEpochs:
         for number in range(first, len(self)):
             yield order[number * self.size : (number + 1) * self.size], self._regions
 
-    def _regions(self, captions: np.ndarray) -> RegionBatch:
-        return self.data.region_batch(self.data.caption_image[captions])
+    def _regions(self, captions: np.ndarray, into: Memory | None) -> RegionBatch:
+        return self.data.region_batch(self.data.caption_image[captions], into)
 
 
 class StreamedEpochs:
@@ -89,7 +89,7 @@ class StreamedEpochs:
         self.stream.set_epoch(epoch)
         for batch in islice(_chunks(self.stream, self.size), first, len(self)):
             held = dict(batch)
-            yield np.array(list(held)), lambda captions, held=held: region_batch([held[int(c)] for c in captions])
+            yield np.array(list(held)), lambda captions, _, held=held: region_batch([held[int(c)] for c in captions])
 
 
 def _number(captions: int, size: int) -> int:

@@ -11,14 +11,14 @@ layer. So several processes give the gradients of one, and chunks those of the s
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from train.batches import RegionBatch, TeacherBatch
-from train.data import RetrievalData
+from train.batches import TeacherBatch
+from train.feed import Fed
 from train.masking import running_statistics_kept
 from train.model import Pairs, RetrievalModel
 from train.processes import Processes, apart, combined, padded_to, tensors_of
@@ -33,71 +33,51 @@ class _Joint:
     teachers: TeacherBatch | None
 
 
-def shares(captions: np.ndarray, chunks: int, processes: int) -> list[list[np.ndarray]]:
-    """Which captions each process encodes, chunk by chunk: ``shares[rank][chunk]``.
-
-    Every process has the same number of chunks, a caption at least in each, and every chunk has two over all processes.
-    """
-    chunks = max(1, min(chunks, len(captions) // max(2, processes)))
-    parts = [np.array_split(chunk, processes) for chunk in np.array_split(captions, chunks)]
-    return [[part[rank] for part in parts] for rank in range(processes)]
-
-
 def joint_gradients(
     model: RetrievalModel,
-    data: RetrievalData,
-    captions: np.ndarray,
-    regions: Callable[[np.ndarray], RegionBatch],
+    part: Fed,
     *,
     epoch: int,
-    chunks: int,
     seed: Sequence[int],
     processes: Processes,
     autocast: Callable[[], AbstractContextManager],
-    parted: bool = False,
 ) -> dict[str, Tensor]:
-    """Add the gradients of the joint batch `captions` to the model's, this process's part of them.
+    """Add the gradients of a joint batch to the model's, those of this process's `part` of it, which is on the device.
 
     Parameters
     ----------
-    captions : of the joint batch; where they are fewer than the processes, each process encodes them all.
-    regions : gives the regions of the images of some of the captions.
     seed : numbers that dropout follows, others in every step; a process and a chunk are told apart here.
-
-    parted : `captions` are this process's part of the joint batch already, as large as any other's.
 
     Returns
     -------
     the loss terms of the joint batch, scalars on the device, the same in every process. Gradients are complete after
     ``processes.average``.
     """
-    if len(captions) < processes.count and not parted:
-        alone = {"processes": processes.alone(), "autocast": autocast}
+    if part.alone:
+        processes = processes.alone()
         with apart():
-            return joint_gradients(model, data, captions, regions, epoch=epoch, chunks=1, seed=seed, **alone)
-    sharing, place = (1, 0) if parted else (processes.count, processes.rank)
-    mine = shares(captions, chunks, sharing)[place]
-    device = processes.device
+            return joint_gradients(
+                model, replace(part, alone=False), epoch=epoch, seed=seed, processes=processes, autocast=autocast
+            )
 
     def encoded(chunk: int) -> Pairs:
         torch.manual_seed(int(np.random.SeedSequence([*seed, processes.rank, chunk]).generate_state(1)[0]))
-        batch = regions(mine[chunk]).to(device), data.word_batch(mine[chunk]).to(device)
         with autocast():
-            return model(*batch)
+            return model(part.regions[chunk], part.words[chunk])
 
-    share = np.concatenate(mine)
-    image = torch.from_numpy(data.caption_image[share]).to(device)
-    teachers = combined(lambda vectors: vectors.to(device), data.teacher_batch(share))
-    if len(mine) == 1:
-        return _backward(model, _Joint(encoded(0), image, teachers), epoch, processes, autocast)
+    def joint(pairs: Pairs) -> _Joint:
+        return _Joint(pairs, part.image, part.teachers)
+
+    if len(part.shares) == 1:
+        return _backward(model, joint(encoded(0)), epoch, processes, autocast)
     with torch.no_grad():
-        whole = combined(_joined, *(encoded(chunk) for chunk in range(len(mine))))
+        whole = combined(_joined, *(encoded(chunk) for chunk in range(len(part.shares))))
     leaves = combined(_leaf, whole)
-    terms = _backward(model, _Joint(leaves, image, teachers), epoch, processes, autocast)
+    terms = _backward(model, joint(leaves), epoch, processes, autocast)
     slopes = [leaf.grad for leaf in tensors_of(leaves)]
     first = 0
     with running_statistics_kept(model):
-        for chunk, own in enumerate(mine):
+        for chunk, own in enumerate(part.shares):
             pairs = tensors_of(encoded(chunk))
             handed = [
                 (tensor, slope[first : first + len(own)][tuple(slice(size) for size in tensor.shape)])

@@ -15,7 +15,8 @@ from torch import nn
 from manifests.errors import InputError
 from manifests.progress import progress as show_progress
 from train.data import RetrievalData
-from train.epochs import Batch, epochs_of
+from train.epochs import epochs_of
+from train.feed import Fed, Feed, Resident
 from train.joint import joint_gradients
 from train.model import RetrievalModel
 from train.precision import autocast_to, multiplied_in
@@ -32,6 +33,7 @@ class Loop:
     ----------
     name : of the run, for messages.
     optimizer : its learning rate is set before every step.
+    resident : whether the split's features lie on the device (`train.feed.Feed`).
     is_due, save : `save` is called with the `Progress` after a step, but for an epoch's last, where `is_due` says so.
     """
 
@@ -45,11 +47,13 @@ class Loop:
         processes: Processes,
         is_due: Callable[[], bool] = lambda: False,
         save: Callable[[Progress], None] = lambda progress: None,
+        resident: Resident = "auto",
     ):
         self.name, self.model, self.optimizer, self.data = name, model, optimizer, data
         self.settings, self.processes, self.is_due, self.save = settings, processes, is_due, save
         self.readings = Readings(processes.device)
         self.epochs = epochs_of(data, settings)
+        self.feed = Feed(data, self.epochs, processes, chunks=settings.accumulate, resident=resident)
         if settings.compile:
             model.compile_encoders()
         self._autocast = partial(autocast_to, settings.precision, processes.device)
@@ -76,8 +80,8 @@ class Loop:
             ) as bar,
             multiplied_in(self.settings.precision),
         ):
-            for step, batch in enumerate(self.epochs(progress.epoch, progress.step), progress.step):
-                for reading in self.step(progress.epoch, step, batch):
+            for step, part in enumerate(self.feed(progress.epoch, progress.step), progress.step):
+                for reading in self.step(progress.epoch, step, part):
                     self._count(reading, progress)
                     bar.set_postfix(loss=f"{sum(reading.terms.values()):.2f}", refresh=False)
                 progress.step = step + 1
@@ -88,33 +92,28 @@ class Loop:
         self._count_all(progress)
         return progress.totals
 
-    def step(self, epoch: int, step: int, batch: Batch) -> list[Reading]:
-        """Train on one batch; gives the values that were read back after it, of this step or of several.
+    def step(self, epoch: int, step: int, part: Fed) -> list[Reading]:
+        """Train on this process's part of a batch; gives what was read back after it, of this step or of several.
 
         Raises InputError for one that isn't finite: before it reaches the weights where every step is read, and in any
         case before it can be saved.
         """
-        captions, regions = batch
         settings, processes, model = self.settings, self.processes, self.model
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * self.learning_rate(epoch, step)
         self.optimizer.zero_grad(set_to_none=True)
         terms = joint_gradients(
             model,
-            self.data,
-            captions,
-            regions,
+            part,
             epoch=epoch,
-            chunks=settings.accumulate,
             seed=(settings.seed, epoch, step),
             processes=processes,
             autocast=self._autocast,
-            parted=self.epochs.parted,
         )
         model.drop_gradients(epoch)
         processes.average(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        self.readings.add(epoch, step, captions, terms, norm)
+        self.readings.add(epoch, step, part.captions, terms, norm)
         read = self._read() if self.readings.full else []
         self.optimizer.step()
         return read

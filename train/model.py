@@ -112,7 +112,7 @@ class RetrievalModel(nn.Module):
 
     def encode_images(self, batch: RegionBatch) -> Encoding:
         """Encode B images."""
-        return self._encoding("images", self.base.encode_images(batch))
+        return self._encoding("images", self.base.encode_images(batch.widened()))
 
     def encode_captions(self, batch: WordBatch) -> Encoding:
         """Encode B captions."""

@@ -43,7 +43,7 @@ def run_code(settings: RunSettings) -> str:
 
 def unused_modules(settings: RunSettings) -> set[str]:
     """The modules that training imports and that a run of these settings doesn't use."""
-    unused = {"train.curves", "train.reuse", "train.state"}  # how it is told and kept
+    unused = {"train.curves", "train.readings", "train.reuse", "train.state"}  # how it is told and kept
     for module, chosen in (("train.bag", settings.bag), ("train.stream", settings.stream)):
         unused |= set() if chosen else {module}
     return unused

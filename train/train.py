@@ -22,6 +22,7 @@ from train.bases import BASES
 from train.checkpoint import data_recipe
 from train.curves import TensorBoard, write_curves
 from train.data import RetrievalData
+from train.feed import Resident
 from train.loop import Loop
 from train.masking import share_momentum
 from train.model import RetrievalModel, build_model
@@ -50,6 +51,7 @@ def run(
     device: str = "cpu",
     checkpoint_minutes: float = 10.0,
     tensorboard: Path | None = None,
+    resident: Resident = "auto",
     cache: Path | None = None,
 ) -> None:
     """Train the run `name` and write its best checkpoint to `out`, its curves to the CSV file `curves`.
@@ -65,6 +67,7 @@ def run(
     device : a torch device; it changes the speed and the last bits.
     checkpoint_minutes : the state is saved after every epoch, and within one after so many minutes.
     tensorboard : folder for TensorBoard's files, if any.
+    resident : whether the training split's features lie on the device (`train.feed.Feed`); it changes the speed only.
     cache : the machine's cache folder, where a run that was trained before is taken from, if any (`train.reuse`).
 
     Raises
@@ -126,7 +129,7 @@ def run(
             return time.monotonic() - clock.saved >= 60 * checkpoint_minutes
 
         board = TensorBoard(tensorboard if processes.first else None, name, progress.epoch)
-        loop = Loop(name, model, optimizer, data, settings, processes, is_due, save)
+        loop = Loop(name, model, optimizer, data, settings, processes, is_due, save, resident)
         if processes.first and (progress.epoch or progress.step):
             tqdm.write(f"continuing: epoch {progress.epoch + 1}, batch {progress.step + 1}, from {state.folder}")
         while not _done(progress, settings, model):

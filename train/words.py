@@ -99,7 +99,7 @@ class CachedStates(Words):
 
     def forward(self, batch: WordBatch) -> Tensor:
         """``[B, T, width]``."""
-        return batch.features
+        return batch.widened().features
 
 
 class Transformer(Words):

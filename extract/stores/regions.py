@@ -8,7 +8,7 @@ Ragged otherwise: ``features [sum, D]``, ``boxes [sum, 4]`` and ``offsets [N + 1
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -361,11 +361,14 @@ class RegionStore:
         shard.row_reader("features")(first, features)
         return replace(found, features=features)
 
-    def padded(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def padded(
+        self, rows: Sequence[int], into: Callable[[int, np.dtype], np.ndarray] | None = np.empty
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
         """The regions of B pictures, with zeros after a picture's last up to the most of them, R.
 
         Returns features ``[B, R, D]`` as stored, boxes float32 ``[B, R, 4]``, num_boxes int64 ``[B]`` and image_size
-        int32 ``[B, 2]``. Features are read past the map: a process that reads batch after batch doesn't grow by them.
+        int32 ``[B, 2]``. `into` gives the memory of so many numbers of a type for the features; without it there are
+        none. They are read past the map: a process that reads batch after batch doesn't grow by them.
         """
         wanted = np.asarray(rows)
         if wanted.min() < 0 or wanted.max() >= len(self):
@@ -373,7 +376,10 @@ class RegionStore:
         all_firsts, all_counts, all_sizes = self._table
         numbers, firsts, counts = self._number_of(wanted), all_firsts[wanted], all_counts[wanted]
         most = int(counts.max())
-        features = np.empty((len(wanted), most, self.dim), self.shard(int(numbers[0]))["features"].dtype)
+        features = None
+        if into is not None:
+            dtype = self.shard(int(numbers[0]))["features"].dtype
+            features = into(len(wanted) * most * self.dim, dtype).reshape(len(wanted), most, self.dim)
         boxes = np.zeros((len(wanted), most, 4), np.float32)
         before = -1
         for place in np.argsort(numbers, kind="stable").tolist():  # one shard after the other: few are open at a time
@@ -382,8 +388,9 @@ class RegionStore:
                 shard = self.shard(int(before))
                 read, stored = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
             first, count = int(firsts[place]), int(counts[place])
-            features[place, count:] = 0
-            read(first, features[place, :count])
+            if features is not None:
+                features[place, count:] = 0
+                read(first, features[place, :count])
             boxes[place, :count] = stored[first : first + count]
         return features, boxes, counts, all_sizes[wanted]
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from tests.train.forked import run_together
 from train.batches import RegionBatch, TeacherBatch, WordBatch, pad
+from train.feed import read_part
 from train.joint import joint_gradients
 from train.masking import share_momentum
 from train.model import RetrievalModel, build_model
@@ -50,7 +51,7 @@ class MadeData:
             features=features, boxes=boxes, image_size=torch.full((len(found), 2), 2.0).double(), mask=mask
         )
 
-    def word_batch(self, captions) -> WordBatch:
+    def word_batch(self, captions, states: bool = True) -> WordBatch:
         words, mask = pad([np.arange(2 + c % 6) * (c + 3) % 15 + 5 for c in captions])
         place = torch.arange(words.shape[1]).expand_as(words)
         return WordBatch(words=words * mask, pos=torch.zeros_like(words, dtype=torch.uint8), mask=mask, word=place)
@@ -80,13 +81,17 @@ def made_model(base: str, chunks: int = 1, **changes) -> RetrievalModel:
 def step(model: RetrievalModel, captions, chunks: int = 1, processes: Processes = ALONE) -> dict[str, float]:
     """The gradients of one step, complete in every process; returns the loss terms."""
     data = MadeData()
-    terms = joint_gradients(
-        model,
+    part = read_part(
         data,
         np.asarray(captions),
         lambda own: data.region_batch(data.caption_image[own]),
-        epoch=0,
         chunks=chunks,
+        processes=processes,
+    )
+    terms = joint_gradients(
+        model,
+        part,
+        epoch=0,
         seed=(0, 0, 0),
         processes=processes,
         autocast=partial(torch.autocast, "cpu", enabled=False),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.joint_steps import BASES, STEPS, MadeData, made_model, outcome, step
-from train.joint import shares
+from train.feed import shares
 from train.masking import MaskedBatchNorm
 from train.processes import combined, padded_to
 

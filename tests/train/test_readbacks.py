@@ -84,8 +84,9 @@ def test_a_step_reads_back_once(base: str, dataset: dict, monkeypatch: pytest.Mo
     model = build_model(chosen, data.region_store.dim, data.vocabulary_size)
     loop = Loop("test", model, _optimizer(model, chosen), data, chosen, Processes(0, 1, torch.device("cpu")))
     model.begin(1)
-    steps = list(loop.epochs(1))[:2]
-    loop.step(1, 0, steps[0])
+    steps = loop.feed(1)
+    loop.step(1, 0, next(steps))
     with ReadBacks() as counted:
-        loop.step(1, 1, steps[1])
+        loop.step(1, 1, next(steps))
+    steps.close()
     assert sum(counted.found.values()) <= 1, counted.found

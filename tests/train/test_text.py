@@ -83,7 +83,7 @@ def test_a_batch_of_pieces_knows_its_words(pieces: dict[str, Path]) -> None:
     chosen = settings({"reads": "text_features"})
     data = data_of(pieces, chosen)
     batch = data.word_batch([0, 7, 3])
-    assert batch.features.dtype == torch.float32 and batch.features.shape == (*batch.mask.shape, 16)
+    assert batch.features.dtype == torch.float16 and batch.features.shape == (*batch.mask.shape, 16)
     assert not batch.features[~batch.mask].any() and not batch.words[~batch.mask].any()
     assert (data.vocabulary_size, data.marks) == (len(ENTRIES), (2, 3))
     for row, caption in enumerate((0, 7, 3)):

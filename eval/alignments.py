@@ -4,22 +4,27 @@ The locals of a split are computed once, without padding; scores of all pairs ar
 (`train.all_pairs.alignment_scores`), and never the cosines of all words with all regions.
 """
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eval.embed import batches, distinct
+from eval.embed import distinct
+from eval.encode import encode
 from eval.scores import require_finite_scale, rounding
 from train.all_pairs import Aggregation, alignment_scores
+from train.batches import WordBatch
 from train.data import RetrievalData
 from train.encoding import Encoding
+from train.losses.loss import Loss
 from train.model import RetrievalModel
 
 IMAGES = 64  # scored at a time
 COSINES = 1 << 25  # made by one call, which holds a sixteenth of them
+CHECKED = 1 << 12  # vectors at a time
 EXACT_NUMBERS = 1 << 21  # float64 numbers of pairs scored one by one
 
 
@@ -27,12 +32,14 @@ EXACT_NUMBERS = 1 << 21  # float64 numbers of pairs scored one by one
 class Locals:
     """Regions of N images, or words of N captions: item n has `vectors[first[n] : first[n] + count[n]]`.
 
-    `vectors [M, D]` float32, on any device; `first`, `count` int64 `[N]`; equal items may share their vectors.
+    `vectors [M, D]` float32, on any device; `first`, `count` int64 `[N]`; equal items may share their vectors. They are
+    compared on `device`, the vectors' own where it is None.
     """
 
     vectors: Tensor
     first: np.ndarray
     count: np.ndarray
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -43,11 +50,12 @@ class Locals:
         place = torch.arange(int(count.max()))
         mask = place < count[:, None]
         rows = torch.where(mask, first[:, None] + place, 0).to(self.vectors.device)
-        mask = mask.to(self.vectors.device)
-        return self.vectors[rows] * mask[..., None], mask
+        device = self.device or self.vectors.device
+        mask = mask.to(device)
+        return self.vectors[rows].to(device) * mask[..., None], mask
 
     def part(self, items: slice) -> "Locals":
-        return Locals(self.vectors, self.first[items], self.count[items])
+        return Locals(self.vectors, self.first[items], self.count[items], self.device)
 
 
 class Alignments:
@@ -67,7 +75,7 @@ class Alignments:
         most = {"MrSw": self._most_words, "MwSr": most_regions, "symm": self._most_words + most_regions}
         most |= {"sum": self._most_words * most_regions}
         self._added = self._most_words + most_regions  # cosines of a score whose errors add up, at most
-        finite = all(bool(side.vectors.isfinite().all()) for side in (regions, words))
+        finite = all(bool(part.isfinite().all()) for side in (regions, words) for part in side.vectors.split(CHECKED))
         self.largest = require_finite_scale(1.001 * most.get(aggregation, 1) if finite else np.inf)
 
     def tolerance(self, precision: torch.dtype) -> float:
@@ -126,27 +134,58 @@ class Alignments:
         return Alignments(self.regions.part(images), self.words.part(captions), self.aggregation)
 
 
-@torch.inference_mode()
 def embed_locals(model: RetrievalModel, data: RetrievalData, batch_size: int, *, quiet: bool = False) -> Alignments:
-    """The word-region scores of `data` by a model with ALADIN, in evaluation mode: its locals, on its device."""
-    device = next(model.parameters()).device
-    texts = [data.caption_text(caption) for caption in range(data.num_captions)]
+    """The word-region scores of `data` by a model with ALADIN, in evaluation mode."""
+    found = LocalsCollector(model.alignment, data)
+    encode(model, data, batch_size, [found], quiet=quiet)
+    return found.alignments()
 
-    def locals_of(encode: Callable[[list[int]], Encoding], contents: list[str], unit: str) -> Locals:
-        items, rows = distinct(contents, unit)
-        vectors, counts = [], []
-        for batch in batches(encode, items, batch_size, unit, quiet):
-            vectors.append(model.alignment.locals(batch)[batch.mask].float())
-            counts.append(batch.mask.sum(1).cpu().numpy())
-        count = np.concatenate(counts)
-        return Locals(torch.cat(vectors), (np.cumsum(count) - count)[rows], count[rows])
 
-    return Alignments(
-        locals_of(
-            lambda rows: model.encode_images(data.region_batch(rows).to(device)),
-            [image.sha256 for image in data.images],
-            "images",
-        ),
-        locals_of(lambda rows: model.encode_captions(data.word_batch(rows).to(device)), texts, "captions"),
-        model.alignment.options.aggregation,
-    )
+class LocalsCollector:
+    """Collects what ALADIN's teacher compares, in a temporary file: it isn't held in memory.
+
+    Of equal contents the first one's count, as in `eval.embed`.
+    """
+
+    def __init__(self, alignment: Loss, data: RetrievalData):
+        self._alignment, self._data = alignment, data
+        self._regions, self._words = _Passing(len(data.images)), _Passing(data.num_captions)
+
+    def images(self, images: Sequence[int], seen: Encoding) -> None:
+        self._regions.add(images, self._alignment.locals(seen), seen.mask)
+
+    def captions(
+        self, captions: Sequence[int], batch: WordBatch, read: Encoding, seen: Encoding, place: Tensor
+    ) -> None:
+        self._words.add(captions, self._alignment.locals(read), read.mask)
+
+    def alignments(self) -> Alignments:
+        """The scores of all images and captions, once they have passed."""
+        data = self._data
+        texts = [data.caption_text(caption) for caption in range(data.num_captions)]
+        regions = self._regions.locals(distinct([image.sha256 for image in data.images], "images"))
+        return Alignments(regions, self._words.locals(distinct(texts, "captions")), self._alignment.options.aggregation)
+
+
+class _Passing:
+    """Vectors that are written to a file as they pass."""
+
+    def __init__(self, items: int):
+        self._first, self._count, self._rows = np.zeros(items, np.int64), np.zeros(items, np.int64), 0
+        self._file = tempfile.TemporaryFile(prefix="selfalign-locals-")  # noqa: SIM115 (the map keeps it)
+        self._device, self._dim = torch.device("cpu"), 0
+
+    def add(self, items: Sequence[int], vectors: Tensor, mask: Tensor) -> None:
+        """Those of some items, ``[B, N, D]`` where `mask` ``[B, N]`` is true."""
+        own, count = vectors[mask].float().cpu().numpy(), mask.sum(1).cpu().numpy()
+        self._first[items], self._count[items] = self._rows + count.cumsum() - count, count
+        self._rows, self._dim, self._device = self._rows + len(own), own.shape[1], vectors.device
+        own.tofile(self._file)
+
+    def locals(self, first: np.ndarray) -> Locals:
+        """Those of all items; item n has those of item ``first[n]``. On a GPU where they take less than half of it."""
+        self._file.flush()
+        vectors = torch.from_numpy(np.memmap(self._file, np.float32, "r+", shape=(self._rows, self._dim)))
+        if self._device.type == "cuda" and vectors.nbytes < torch.cuda.mem_get_info(self._device)[0] / 2:
+            vectors = vectors.to(self._device)
+        return Locals(vectors, self._first[first], self._count[first], self._device)

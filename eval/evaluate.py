@@ -14,14 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.alignments import embed_locals
 from eval.eccv import eccv_recalls
-from eval.embed import embed
 from eval.embeddings import Embeddings
 from eval.figures import recall_figures, save_ranks
 from eval.graded import likeness_ndcg, relevance_ndcg
 from eval.matching.correspondence import summary
-from eval.matching.pairs import match_pairs
 from eval.matching.word_statistics import correspondence_figures
 from eval.modes import mode_figures
 from eval.ndcg import CUTOFF
@@ -30,6 +27,7 @@ from eval.rouge import RougeL
 from eval.settings import EvaluationSettings
 from eval.siblings import caption_recalls, nearest_siblings
 from eval.spice import reason_to_skip, spice_relevance
+from eval.survey import survey
 from extract.engine.code import code_fingerprint
 from extract.stores.intact import intact_digests
 from extract.stores.regions import region_stores
@@ -113,17 +111,16 @@ def run(
         )  # fmt: skip
     require_recipe(model, data)
     network = load_model(model, device)
-    embeddings = embed(network, data, batch_size, run=name)
+    truth = manifest_dir / "grounding.jsonl"
+    found = survey(network, data, batch_size, run=name, truth=read_grounding(truth) if truth.exists() else {})
+    embeddings, pairs = found.embeddings, found.pairs
     ranks, figures = recall_figures(embeddings, data.caption_image, settings.folds)
     figures |= {"split": settings.split, "left_out": len(data.left_out)}
-    if network.alignment is not None:
-        teacher = embed_locals(network, data, batch_size)
-        figures["modes"] = mode_figures(embeddings, teacher, ranks, data.caption_image, settings.rerank)
+    if found.teacher is not None:
+        figures["modes"] = mode_figures(embeddings, found.teacher, ranks, data.caption_image, settings.rerank)
     figures |= _graded(embeddings, _within(network, embeddings), data, settings.spice)
     figures |= _eccv(embeddings, data, Manifest.open(manifest_dir))
 
-    truth = manifest_dir / "grounding.jsonl"
-    pairs = match_pairs(network, data, batch_size, read_grounding(truth) if truth.exists() else {})
     with whole_folder(out) as folder:
         embeddings.save(folder)
         save_ranks(folder / "ranks.npz", ranks, data.caption_image, [image.id for image in data.images])

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from eval.alignments import embed_locals
-from eval.embed import embed
 from eval.ranks import retrieval_ranks
 from eval.recall import recalls
+from eval.survey import survey
 from train.data import RetrievalData
 from train.model import RetrievalModel
 
@@ -15,11 +14,11 @@ def validate(model: RetrievalModel, data: RetrievalData, batch_size: int) -> dic
 
     With ALADIN's teacher, `teacher_rsum` is its own R@sum.
     """
-    found = embed(model, data, batch_size, run="in training", quiet=True)
+    found = survey(model, data, batch_size, run="in training", quiet=True)
     captions = np.arange(data.num_captions)
-    ranks = retrieval_ranks(found, data.caption_image, captions)
+    ranks = retrieval_ranks(found.embeddings, data.caption_image, captions)
     figures = recalls(ranks.i2t, ranks.t2i)
-    if model.alignment is not None:
-        teacher = retrieval_ranks(embed_locals(model, data, batch_size, quiet=True), data.caption_image, captions)
+    if found.teacher is not None:
+        teacher = retrieval_ranks(found.teacher, data.caption_image, captions)
         figures["teacher_rsum"] = recalls(teacher.i2t, teacher.t2i)["rsum"]
     return figures

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eval.arrays import read_arrays, save_arrays
 from manifests.errors import InputError
+from train.batches import WordBatch
 from train.data import RetrievalData
-from train.encoding import Kind
+from train.encoding import Encoding, Kind
 
 
 class Encoded(Protocol):
@@ -77,22 +77,23 @@ class RegionConcepts:
         return cls(concept, first, size)
 
 
-@torch.inference_mode()
-def region_concepts(
-    model: nn.Module, data: RetrievalData, batch_size: int, images: Sequence[int] | None = None
-) -> RegionConcepts | None:
-    """The nearest entry of every region of `data`, or of some images' (rising); None for a model without a codebook."""
-    codebook = codebook_of(model)
-    if codebook is None:
-        return None
-    device = next(model.parameters()).device
-    model.eval()
-    every = range(len(data.images)) if images is None else images
-    found, counts = [], np.zeros(len(data.images), np.int64)
-    for first in range(0, len(every), batch_size):
-        batch = list(every[first : first + batch_size])
-        seen = model.encode_images(data.region_batch(batch).to(device))
-        nearest = codebook.cosines(seen).argmax(dim=-1)
-        found.append(nearest[seen.mask].cpu().numpy().astype(np.int32))
-        counts[batch] = seen.mask.sum(1).cpu().numpy()
-    return RegionConcepts(np.concatenate(found), np.cumsum([0, *counts]), len(codebook.entries))
+class ConceptCollector:
+    """Collects the nearest entry of every region that passes."""
+
+    def __init__(self, data: RetrievalData, codebook: Codebook):
+        self._codebook, self._counts = codebook, np.zeros(len(data.images), np.int64)
+        self._found: list[np.ndarray] = []
+
+    def images(self, images: Sequence[int], seen: Encoding) -> None:
+        nearest = self._codebook.cosines(seen).argmax(dim=-1)
+        self._found.append(nearest[seen.mask].cpu().numpy().astype(np.int32))
+        self._counts[images] = seen.mask.sum(1).cpu().numpy()
+
+    def captions(
+        self, captions: Sequence[int], batch: WordBatch, read: Encoding, seen: Encoding, place: Tensor
+    ) -> None:
+        """Words have theirs from `eval.matching.correspondence`."""
+
+    def concepts(self) -> RegionConcepts:
+        """Those of all images, once they have passed."""
+        return RegionConcepts(np.concatenate(self._found), np.cumsum([0, *self._counts]), len(self._codebook.entries))

@@ -22,11 +22,13 @@ import torch
 from torch import nn
 
 from eval.arrays import read_arrays
-from eval.matching.concepts import codebook_of
+from eval.encode import encode
+from eval.matching.concepts import Codebook, codebook_of
 from manifests.errors import InputError
 from manifests.grounding import Grounding, Phrase
-from manifests.progress import progress
+from train.batches import WordBatch
 from train.data import RetrievalData, Word
+from train.encoding import Encoding
 
 RIGHT_IOU = 0.5
 
@@ -94,38 +96,45 @@ def by_word(pieces: torch.Tensor, mask: torch.Tensor, word: torch.Tensor) -> tor
     return (sums / counts[..., None])[:, :count]
 
 
-@torch.inference_mode()
 def match_words(
     model: nn.Module, data: RetrievalData, batch_size: int, captions: Sequence[int] | None = None
 ) -> Matches:
     """Match every word of every caption in `data`, or of some `captions` (rising), with a region of its own image."""
-    device = next(model.parameters()).device
-    model.eval()
-    codebook = codebook_of(model)
-    columns: list[tuple[int, int, int, int, float, int]] = []
-    every = range(data.num_captions) if captions is None else captions
-    for first in progress(range(0, len(every), batch_size), what="match words", unit="batches"):
-        captions = every[first : first + batch_size]
-        images, place = np.unique(data.caption_image[list(captions)], return_inverse=True)
-        seen = model.encode_images(data.region_batch([int(image) for image in images]).to(device))
-        batch = data.word_batch(list(captions)).to(device)
-        read = model.encode_captions(batch)
-        place = torch.as_tensor(place, device=device)
+    found = WordMatcher(data, codebook_of(model))
+    encode(model, data, batch_size, [found], captions=captions)
+    return found.matches()
+
+
+class WordMatcher:
+    """Matches the words of the captions that pass; `codebook` gives them concepts, where there is one."""
+
+    def __init__(self, data: RetrievalData, codebook: Codebook | None):
+        self._data, self._codebook = data, codebook
+        self._columns: list[tuple[int, int, int, int, float, int]] = []
+
+    def images(self, images: Sequence[int], seen: Encoding) -> None:
+        """Their captions come later."""
+
+    def captions(
+        self, captions: Sequence[int], batch: WordBatch, read: Encoding, seen: Encoding, place: torch.Tensor
+    ) -> None:
         regions, cosines = word_regions(seen.locals[place], seen.mask[place], read.locals, batch.mask, batch.word)
         regions, cosines = regions.cpu().numpy(), cosines.float().cpu().numpy()
         concepts = np.full_like(regions, -1)
-        if codebook is not None:
-            concepts = by_word(codebook.cosines(read), batch.mask, batch.word).argmax(dim=-1).cpu().numpy()
+        if self._codebook is not None:
+            concepts = by_word(self._codebook.cosines(read), batch.mask, batch.word).argmax(dim=-1).cpu().numpy()
         for row, caption in enumerate(captions):
-            here = np.flatnonzero(~np.isnan(cosines[row]))
-            words = data.caption_words(caption)
-            for number in here:
+            words = self._data.caption_words(caption)
+            for number in np.flatnonzero(~np.isnan(cosines[row])):
                 word = words[number]
                 found = regions[row, number], cosines[row, number], concepts[row, number]
-                columns.append((caption, word.start, word.end, *found))
-    caption, start, end, region, cosine, concept = zip(*columns, strict=True) if columns else ((),) * 6
-    whole = (np.array(column, np.int32) for column in (caption, start, end, region))
-    return Matches(*whole, np.array(cosine, np.float32), np.array(concept, np.int32))
+                self._columns.append((caption, word.start, word.end, *found))
+
+    def matches(self) -> Matches:
+        """Those of all captions, once they have passed."""
+        caption, start, end, region, cosine, concept = zip(*self._columns, strict=True) if self._columns else ((),) * 6
+        whole = (np.array(column, np.int32) for column in (caption, start, end, region))
+        return Matches(*whole, np.array(cosine, np.float32), np.array(concept, np.int32))
 
 
 def row_words(matches: Matches, data: RetrievalData) -> list[Word]:

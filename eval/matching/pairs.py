@@ -7,8 +7,9 @@ from pathlib import Path
 from torch import nn
 
 from eval.arrays import save_arrays
-from eval.matching.concepts import RegionConcepts, region_concepts
-from eval.matching.correspondence import Judged, Matches, judge, match_words, row_words
+from eval.encode import Collector, encode
+from eval.matching.concepts import ConceptCollector, RegionConcepts, codebook_of
+from eval.matching.correspondence import Judged, Matches, WordMatcher, judge, row_words
 from manifests.files import canonical_json, write_text
 from manifests.grounding import Grounding
 from train.data import RetrievalData, Word
@@ -73,10 +74,25 @@ def match_pairs(
     captions: Sequence[int] | None = None,
 ) -> Pairs:
     """Match the words of every caption of `data`, or of some (rising), with regions of its own image."""
-    matches = match_words(model, data, batch_size, captions)
-    images = None if captions is None else sorted({int(data.caption_image[caption]) for caption in captions})
-    concepts = region_concepts(model, data, batch_size, images)
-    return Pairs(data, matches, row_words(matches, data), judge(matches, data, truth), concepts)
+    found = PairCollector(model, data)
+    encode(model, data, batch_size, found.collectors, captions=captions)
+    return found.pairs(truth)
+
+
+class PairCollector:
+    """Collects what matches what: `collectors` are to see the encodings pass."""
+
+    def __init__(self, model: nn.Module, data: RetrievalData):
+        codebook = codebook_of(model)
+        self._data, self._matcher = data, WordMatcher(data, codebook)
+        self._concepts = ConceptCollector(data, codebook) if codebook is not None else None
+        self.collectors: list[Collector] = [self._matcher, *([self._concepts] if self._concepts else [])]
+
+    def pairs(self, truth: Mapping[str, Grounding]) -> Pairs:
+        """All of it, once they have passed."""
+        data, matches = self._data, self._matcher.matches()
+        concepts = self._concepts.concepts() if self._concepts else None
+        return Pairs(data, matches, row_words(matches, data), judge(matches, data, truth), concepts)
 
 
 def region_labels(data: RetrievalData, image: int) -> list[list[str]]:

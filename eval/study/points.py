@@ -1,19 +1,17 @@
 """The points of a study: what each of its runs reached, a line of `studies/S/points.jsonl`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.alignments import embed_locals
-from eval.embed import embed
 from eval.figures import recall_figures
 from eval.matching.correspondence import summary
-from eval.matching.pairs import match_pairs
 from eval.matching.word_statistics import correspondence_figures
 from eval.modes import mode_figures
 from eval.recall import CUTOFFS, DIRECTIONS
+from eval.survey import survey
 from manifests.files import canonical_json, fingerprint, write_json, write_text
 from manifests.grounding import Grounding
 from manifests.jsonl import read_rows
@@ -87,25 +85,29 @@ def settings_sha256(settings: RunSettings) -> str:
 
 
 def measure(
-    model: RetrievalModel, data: RetrievalData, grounding: Grounding, *, batch_size: int, rerank: int, name: str
+    model: RetrievalModel,
+    data: RetrievalData,
+    truth: Mapping[str, Grounding],
+    *,
+    batch_size: int,
+    rerank: int,
+    name: str,
 ) -> dict[str, Any]:
     """The figures of one trained model on one split.
 
     Recalls and their `interval` (95 % over images), `chance`, and `modes` of a model with ALADIN's teacher as
     `metrics.json` has them; `correspondence` where the truth is known; `concepts` of a model with a codebook.
     """
-    embeddings = embed(model, data, batch_size, run=name, quiet=True)
-    ranks, found = recall_figures(embeddings, data.caption_image, folds=1)
+    seen = survey(model, data, batch_size, run=name, truth=truth, quiet=True)
+    ranks, found = recall_figures(seen.embeddings, data.caption_image, folds=1)
     figures: dict[str, Any] = {key: found[key] for key in RECALLS}
     figures |= {"interval": found["interval"]["rsum"], "chance": found["chance"]["rsum"]}
-    if model.alignment is not None:
-        teacher = embed_locals(model, data, batch_size, quiet=True)
-        modes = mode_figures(embeddings, teacher, ranks, data.caption_image, rerank)
+    if seen.teacher is not None:
+        modes = mode_figures(seen.embeddings, seen.teacher, ranks, data.caption_image, rerank)
         figures["modes"] = {mode: {key: told[key] for key in RECALLS} for mode, told in modes.items()}
-    pairs = match_pairs(model, data, batch_size, grounding)
-    if (known := summary(pairs.judged)) is not None:
+    if (known := summary(seen.pairs.judged)) is not None:
         figures["correspondence"] = known
-    if (concepts := correspondence_figures(pairs).get("concepts")) is not None:
+    if (concepts := correspondence_figures(seen.pairs).get("concepts")) is not None:
         used = {key: concepts["words"][key] for key in ("in_use", "effective")}
         figures["concepts"] = {key: concepts[key] for key in ("agreement", "agreement_chance")} | used
     return figures

@@ -163,7 +163,7 @@ class Study:
         }
 
     @cached_property
-    def _grounding(self) -> Grounding:
+    def _truth(self) -> Mapping[str, Grounding]:
         truth = self.manifest / "grounding.jsonl"
         return read_grounding(truth) if truth.exists() else {}
 
@@ -195,4 +195,4 @@ class Study:
             data = RetrievalData(**stores, split=self.split, pieces=text.pieces)
             network = load_model(model, self.device)
             sizes = {"batch_size": self.batch_size, "rerank": self.rerank}
-            return found | measure(network, data, self._grounding, name=name, **sizes)
+            return found | measure(network, data, self._truth, name=name, **sizes)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from demo.scenes.describing import WORDS
-from eval.matching.concepts import RegionConcepts, region_concepts
+from eval.encode import encode
+from eval.matching.concepts import ConceptCollector, RegionConcepts, codebook_of
 from eval.matching.correspondence import accuracy
 from eval.matching.pairs import Pairs, match_pairs
 from eval.matching.word_statistics import correspondence_figures, usage
@@ -93,7 +94,9 @@ def test_usage_of_equal_and_of_one_entry():
 def test_the_concepts_of_some_images_are_the_same_and_survive_their_file(
     model: AttributeModel, data: RetrievalData, pairs: Pairs, tmp_path: Path
 ):
-    region_concepts(model, data, 1, images=[2, 5]).save(tmp_path / "concepts.npz")
+    found = ConceptCollector(data, codebook_of(model))
+    encode(model, data, 1, [found], captions=[*data.captions_of(2), *data.captions_of(5)])
+    found.concepts().save(tmp_path / "concepts.npz")
     found = RegionConcepts.read(tmp_path / "concepts.npz", fix="")
     assert found.size == len(ATTRIBUTES)
     for image in (2, 5):

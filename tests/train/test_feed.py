@@ -57,9 +57,8 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> Counter:
 def test_steps_are_those_of_reading_one_after_the_other(data: RetrievalData, resident: str, accumulate: int):
     chosen = settings(accumulate=accumulate)
     epochs = epochs_of(data, chosen)
-    steps = list(zip(feed_of(data, chosen, resident)(1, 2), epochs(1, 2), strict=True))
-    assert len(steps) == len(epochs) - 2
-    for part, (captions, regions) in steps:
+    assert sum(1 for _ in feed_of(data, chosen, resident)(1, 2)) == len(epochs) - 2
+    for part, (captions, regions) in zip(feed_of(data, chosen, resident)(1, 2), epochs(1, 2), strict=True):
         wanted = read_part(
             data, captions, lambda own, read=regions: read(own, np.empty), chunks=accumulate, processes=ALONE
         )

@@ -1,7 +1,8 @@
 """What a model makes of one side of a batch: for search, for the losses, and for looking at."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -9,6 +10,9 @@ from torch import Tensor
 from train.precision import sum_dtype, unit, without_autocast
 
 Kind = Literal["projected", "contextual"]  # locals before or after context
+READABLE = ("locals", "contextual", "pooled", "context", "view_weights")
+EMBEDDING = frozenset({"pooled", "context"})
+FIELD: dict[Kind, str] = {"projected": "locals", "contextual": "contextual"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,11 @@ class Encoding(Encoded):
 
     context: Tensor = None  # type: ignore[assignment]
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+    def only(self, fields: Collection[str]) -> Self:
+        """The same with the other ones of `READABLE` emptied: ``[B, 0, ...]``."""
+        emptied = {name: getattr(self, name) for name in READABLE if name not in fields}
+        return replace(self, **{name: x[:, :0] for name, x in emptied.items() if x is not None})
 
     @property
     def embedding(self) -> Tensor:

@@ -96,6 +96,8 @@ def _backward(
     processes: Processes,
     autocast: Callable[[], AbstractContextManager],
 ) -> dict[str, Tensor]:
+    if processes.count > 1:
+        mine = replace(mine, pairs=mine.pairs.only(model.reads(epoch)))
     joint = processes.gathered(mine)
     with autocast():
         terms = model.terms(joint.pairs, joint.image, epoch, joint.teachers)

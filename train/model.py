@@ -3,9 +3,9 @@
 Nothing crosses modalities when an image or a caption is encoded; a score is a dot product (of the best of a few views).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class Pairs:
     captions: Encoding
     pos: Tensor
     each: dict[str, Tensor]
+
+    def only(self, fields: Collection[str]) -> Self:
+        """The same with the fields of the encodings alone that are named (`Encoding.only`)."""
+        return replace(self, images=self.images.only(fields), captions=self.captions.only(fields))
 
 
 class RetrievalModel(nn.Module):
@@ -147,6 +151,10 @@ class RetrievalModel(nn.Module):
         same = image[:, None] == image[None, :]
         step = Step(pairs.images, pairs.captions, same, pairs.pos, pairs.each, teachers, epoch)
         return {name: loss.options.weight * loss(step) for name, loss in self._on(epoch)}
+
+    def reads(self, epoch: int) -> frozenset[str]:
+        """The fields of the encodings that the losses of `epoch` read (`Loss.reads`)."""
+        return frozenset().union(*(loss.reads for _, loss in self._on(epoch)))
 
     def begin(self, epoch: int) -> None:
         """Training mode, but for parts of the base that `epoch` doesn't move at all: they are in evaluation mode."""

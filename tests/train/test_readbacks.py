@@ -1,5 +1,7 @@
 """A step leaves the device alone: no value is read back but the losses and the norm, and nothing changes devices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.data import RetrievalData
 from train.loop import Loop
 from train.losses import LOSSES
+from train.losses.loss import Step
 from train.model import build_model
 from train.processes import Processes
 from train.settings import RunSettings
@@ -90,3 +93,24 @@ def test_a_step_reads_back_once(base: str, dataset: dict, monkeypatch: pytest.Mo
         loop.step(1, 1, next(steps))
     steps.close()
     assert sum(counted.found.values()) <= 1, counted.found
+
+
+@pytest.mark.parametrize("base", BASE)
+def test_a_loss_reads_no_more_than_it_declares(base: str):
+    chosen = settings(base, ALL)
+    torch.manual_seed(0)
+    model = build_model(chosen, F, V)
+    regions, words, teachers = batch()
+    model.begin(1)
+    pairs, image = model(regions, words), torch.arange(B) // 2
+    step = Step(pairs.images, pairs.captions, image[:, None] == image, pairs.pos, pairs.each, teachers, 1)
+    sizes = {}
+    for name, loss in model.losses.items():
+        own = pairs.only(loss.reads)
+        found = loss(replace(step, images=own.images, captions=own.captions))
+        torch.testing.assert_close(found, loss(step), msg=name)
+        sizes[name] = sum(x.numel() for x in (own.images.locals, own.images.contextual, own.images.pooled))
+    # SelfAlign beside a triplet tells no locals after context; CRA's parts are its own.
+    assert sizes["cra"] == 0 and sizes["lca"] == pairs.images.locals.numel()
+    wanted = {"locals", "pooled", "context"}
+    assert build_model(settings(base, SELFALIGN), F, V).reads(1) - {"view_weights"} == wanted

@@ -4,7 +4,7 @@ from pydantic import Field
 from torch import Tensor
 
 from train.all_pairs import Aggregation, alignment_scores
-from train.encoding import Encoding, Kind
+from train.encoding import FIELD, Encoding, Kind
 from train.losses import LOSSES
 from train.losses.loss import Loss, LossSettings, Step
 from train.ranking import triplet
@@ -32,6 +32,10 @@ class Alignment(Loss):
         """A ``[I, C]``: the teacher's score of every image with every caption."""
         vectors = self.locals(images), self.locals(captions)
         return alignment_scores(*vectors, images.mask, captions.mask, self.options.aggregation)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({FIELD[self.options.locals]})
 
     def forward(self, step: Step) -> Tensor:
         hardest = step.epoch >= self.options.all_negatives_epochs

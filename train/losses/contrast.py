@@ -3,6 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
+from train.encoding import EMBEDDING
 from train.losses import LOSSES
 from train.losses.loss import Loss, LossSettings, Step
 from train.ranking import info_nce
@@ -15,6 +16,10 @@ class ContrastSettings(LossSettings):
 @LOSSES.add("contrast")
 class Contrast(Loss):
     Settings = ContrastSettings
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return EMBEDDING
 
     def forward(self, step: Step) -> Tensor:
         return info_nce(step.scores, self.options.temperature, step.same)

@@ -138,6 +138,10 @@ class ContextAlignment(Loss):
         parts = [mean / 2, context.fused / 2] if side == "images" else [context.fused, mean]
         return Extension(torch.cat(parts, dim=-1), {"cra_locals": context.locals, "cra_guided": context.guided})
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
     def forward(self, step: Step) -> Tensor:
         temperature, count = self.options.temperature, self.options.num_negatives
         losses = [

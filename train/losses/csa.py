@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from train.encoding import EMBEDDING
 from train.losses import LOSSES
 from train.losses.loss import Loss, Shape, Step
 from train.losses.soft_labels import LearntTemperatureSettings, Temperature, cosines, head, soft_label_kl
@@ -35,6 +36,10 @@ class CrossModal(Loss):
     def scores(self, step: Step) -> Tensor:
         """``[B, B]``: the cosine of every image with every caption, through the heads."""
         return cosines(self.images(step.images.one_vector), self.captions(step.captions.one_vector))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return EMBEDDING
 
     def forward(self, step: Step) -> Tensor:
         scores = self.scores(step)

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
+from train.encoding import EMBEDDING
 from train.losses import LOSSES
 from train.losses.loss import Loss, Shape, Step
 from train.losses.soft_labels import LearntTemperatureSettings, Temperature
@@ -32,6 +33,10 @@ class CusaContrast(Loss):
         super().__init__(settings, shape, others)
         self.temperature = Temperature(settings)
         self._heads = (others["csa"] if settings.reads == "heads" else None,)  # it has its place among the losses
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return EMBEDDING
 
     def forward(self, step: Step) -> Tensor:
         (heads,) = self._heads

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.encoding import EMBEDDING
 from train.losses import LOSSES
 from train.losses.loss import Loss, LossSettings, Shape, Step
 from train.reached import reached_by
@@ -40,6 +41,10 @@ class Distillation(Loss):
         self.affine = nn.Parameter(torch.tensor([0.5, 0.5])) if settings.mode == "mse" else None
         if settings.teacher == "frozen":
             others["alignment"].end_epoch = self.restart_epoch = settings.start_epoch
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return EMBEDDING | self._teacher[0].reads
 
     def forward(self, step: Step) -> Tensor:
         (teacher,) = self._teacher

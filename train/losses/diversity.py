@@ -18,6 +18,10 @@ class Diversity(Loss):
     Settings = DiversitySettings
     needs = frozenset({"views"})
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"view_weights"})
+
     def forward(self, step: Step) -> Tensor:
         return diversity(step.images.view_weights, step.images.mask)
 

@@ -60,6 +60,10 @@ class Generation(Loss):
     def each(self, images: Encoding, captions: Encoding, words: WordBatch) -> Tensor:
         return self.losses(images.unit("contextual"), images.mask, words.words, words.mask)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
     def forward(self, step: Step) -> Tensor:
         return step.each[self.name].mean()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extract.text.parts_of_speech import POS_NAMES
-from train.encoding import Kind
+from train.encoding import FIELD, Kind
 from train.losses import LOSSES
 from train.losses.loss import Loss, LossSettings, Shape, Step
 from train.precision import sum_dtype
@@ -98,6 +98,10 @@ class ConceptAlignment(Loss):
 
     def resting(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
         return [self.codebook] if epoch < self.options.start_epoch + self.options.frozen_epochs else []
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({FIELD[self.options.locals]})
 
     def forward(self, step: Step) -> Tensor:
         images, captions, kind = step.images, step.captions, self.options.locals

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manifests.typed import Settings
 from train.batches import TeacherBatch, WordBatch
-from train.encoding import Encoded, Encoding, similarity
+from train.encoding import READABLE, Encoded, Encoding, similarity
 
 Side = Literal["images", "captions"]
 
@@ -81,6 +81,8 @@ class Loss(nn.Module):
 
     Attributes
     ----------
+    reads : fields of the encodings that `forward` reads (`READABLE`), beside masks and its own parts: what processes
+        that train together tell each other. By default all.
     needs : what it reads beside the encodings: ``teachers`` (soft labels), ``views`` (the weights of an image's views).
     judged_by : the figure of the validation that follows from this loss.
     trains_alone : whether it has parameters that nothing but training reads.
@@ -104,6 +106,10 @@ class Loss(nn.Module):
     def __init__(self, settings: LossSettings, shape: Shape, others: "Mapping[str, Loss]"):
         super().__init__()
         self.options = settings
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(READABLE)
 
     @classmethod
     def added_dims(cls, settings: LossSettings, dim: int) -> int:

@@ -3,6 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
+from train.encoding import EMBEDDING
 from train.losses import LOSSES
 from train.losses.loss import Loss, LossSettings, Step
 from train.ranking import triplet
@@ -16,6 +17,10 @@ class TripletSettings(LossSettings):
 @LOSSES.add("triplet")
 class Triplet(Loss):
     Settings = TripletSettings
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return EMBEDDING
 
     def forward(self, step: Step) -> Tensor:
         hardest = step.epoch >= self.options.all_negatives_epochs

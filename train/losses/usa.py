@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pydantic import Field
 from torch import Tensor
 
+from train.encoding import EMBEDDING
 from train.losses import LOSSES
 from train.losses.loss import Loss, Shape, Side, Step
 from train.losses.soft_labels import LearntTemperatureSettings, Temperature, cosines, head, soft_label_kl
@@ -37,6 +38,10 @@ class UniModal(Loss):
     def within(self, side: Side, vectors: Tensor) -> Tensor:
         """Unit vectors ``[B, D + S]`` to compare within a modality, of `Encoding.one_vector`."""
         return unit(getattr(self, side)(vectors))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return EMBEDDING
 
     def forward(self, step: Step) -> Tensor:
         own = [self.within("images", step.images.one_vector), self.within("captions", step.captions.one_vector)]

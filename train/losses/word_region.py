@@ -19,6 +19,10 @@ class WordRegion(Loss):
 
     Settings = WordRegionSettings
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"locals"})
+
     def forward(self, step: Step) -> Tensor:
         images, captions = step.images, step.captions
         scores = alignment_scores(images.locals, captions.locals, images.mask, captions.mask, "MrAVGw")

@@ -31,6 +31,7 @@ class EmbeddingCollector:
     def __init__(self, data: RetrievalData):
         self._data = data
         self._arrays: dict[str, np.ndarray] = {}
+        self._device = "cpu"
 
     def images(self, images: Sequence[int], seen: Encoding) -> None:
         count = len(self._data.images)
@@ -51,13 +52,14 @@ class EmbeddingCollector:
         for name, first in firsts.items():
             again = np.flatnonzero(first != np.arange(len(first)))
             arrays[name][again] = arrays[name][first[again]]
-        found = Embeddings(**arrays)
+        found = Embeddings(**arrays, device=self._device)
         found.require_finite(run)
         return found
 
     def _keep(self, name: str, count: int, items: Sequence[int], values: Tensor) -> None:
         if name not in self._arrays:
             self._arrays[name] = np.empty((count, *values.shape[1:]), np.float32)
+        self._device = str(values.device)
         self._arrays[name][items] = values.float().cpu().numpy()
 
 

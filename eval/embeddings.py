@@ -27,12 +27,13 @@ PARTS = ("pooled", "context", "captions")
 class Embeddings:
     """`pooled [N, k, P]`, `context [N, S]` and `captions [C, P + S]`, float32, in the order of `RetrievalData`.
 
-    They are `eval.scores.Scores`.
+    They are `eval.scores.Scores`, multiplied on `device`.
     """
 
     pooled: np.ndarray
     context: np.ndarray
     captions: np.ndarray
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         images, _, dims = self.pooled.shape
@@ -75,15 +76,21 @@ class Embeddings:
 
     def block(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> np.ndarray:
         """The scores `[I, C]` of some images and captions; float64 for float64, otherwise float32."""
+        return self.block_there(images, captions, precision).cpu().numpy()
+
+    def block_there(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> torch.Tensor:
+        """The same, left on the device."""
         dims = self.pooled.shape[2]
-        read = tensor(self.captions[captions], precision)
-        views = tensor(self.pooled[images].reshape(-1, dims), precision)
-        best = views @ read[:, :dims].T
+        read, views, context = (
+            tensor(array, precision).to(self.device)
+            for array in (self.captions[captions], self.pooled[images].reshape(-1, dims), self.context[images])
+        )
+        found = views @ read[:, :dims].T
         if self.views > 1:
-            best = best.view(-1, self.views, len(read)).amax(dim=1)
-        found = as_scores(best)
-        if self.context.shape[1]:
-            found += as_scores(tensor(self.context[images], precision) @ read[:, dims:].T)
+            found = found.view(-1, self.views, len(read)).amax(dim=1)
+        found = as_scores(found)
+        if context.shape[1]:
+            found = found + as_scores(context @ read[:, dims:].T)
         return found
 
     def exact(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
@@ -96,7 +103,7 @@ class Embeddings:
 
     def part(self, images: slice, captions: slice) -> Self:
         """The embeddings of some images and captions only."""
-        return type(self)(self.pooled[images], self.context[images], self.captions[captions])
+        return type(self)(self.pooled[images], self.context[images], self.captions[captions], self.device)
 
     def require_finite(self, run: str) -> None:
         """Raise InputError, which names `run` and the first broken item, where a number is NaN or infinite."""

@@ -5,7 +5,7 @@ that the rank of equal scores is the same on every machine. No row is sorted. `r
 `retrieval_ranks` embeddings: both directions from one product, a block at a time. Q queries, N images, C captions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from manifests.errors import InputError
 
 BLOCK_SCORES = 1 << 21  # scores made at a time: matrix products want large blocks
 BLOCK_ROWS = 1020
+DEVICE_SCORES, DEVICE_ROWS = 1 << 25, 1 << 14  # the same where a GPU makes and counts them
 UNDECIDED = 64  # one score in so many may be left to be made again one by one; more, and the block is made finer
 STRIP_ROWS = 255  # scores looked at at a time: they and their masks stay in the cache, and a byte can count them
 
@@ -93,14 +94,18 @@ def retrieval_ranks(scores: Scores, images: np.ndarray, captions: np.ndarray) ->
     exact = scores.exact(images, captions)
     by_image = _Tally.of(images, captions, exact, scores.num_images, tie)
     by_caption = _Tally.of(captions, images, exact, scores.num_captions, tie)
-    precisions = [torch.float64, torch.float32, torch.bfloat16][: 3 if coarsest() == torch.bfloat16 else 2]
-    height = max(1, BLOCK_ROWS // scores.views)
-    width = max(1, BLOCK_SCORES // BLOCK_ROWS)
+    there = getattr(scores, "device", "cpu") != "cpu"
+    finest = 2 if there or coarsest() == torch.float32 else 3
+    precisions = [torch.float64, torch.float32, torch.bfloat16][:finest]
+    most, most_rows = (DEVICE_SCORES, DEVICE_ROWS) if there else (BLOCK_SCORES, BLOCK_ROWS)
+    height = max(1, most_rows // scores.views)
+    width = max(1, most // most_rows)
+    look = _look_there if there else _look
     for top in range(0, scores.num_images, height):
         rows = slice(top, min(top + height, scores.num_images))
         for left in range(0, scores.num_captions, width):
             columns = slice(left, min(left + width, scores.num_captions))
-            while not _count(scores, rows, columns, precisions[-1], by_image, by_caption):
+            while not _count(scores, rows, columns, precisions[-1], by_image, by_caption, look):
                 precisions.pop()  # where many scores are nearly equal, the next blocks' will be, too
     (asked_images,), (asked_captions,) = np.nonzero(by_image.best >= 0), np.nonzero(by_caption.best >= 0)
     return Ranks(by_image.higher[asked_images], asked_images, by_caption.higher[asked_captions], asked_captions)
@@ -134,16 +139,27 @@ class _Tally:
         np.add.at(self.higher, queries[ahead], 1)
 
 
-def _count(
-    scores: Scores, rows: slice, columns: slice, precision: torch.dtype, by_image: _Tally, by_caption: _Tally
-) -> bool:
-    """Add what one block of scores says to both directions' tallies; not, where too much of it is undecided."""
+@dataclass(frozen=True)
+class _Looked:
+    """A block `[I, C]` against the bounds of its queries: how many scores are surely higher in each row and column, and
+    where, in the flattened block, those are that are too near to tell; `at` gives some of its scores."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    near_rows: np.ndarray
+    near_columns: np.ndarray
+    at: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+Bounds = tuple[np.ndarray, np.ndarray]  # above the first a score is surely higher, below the second surely not
+Look = Callable[[Scores, slice, slice, torch.dtype, Bounds, Bounds], _Looked]
+
+
+def _look(
+    scores: Scores, rows: slice, columns: slice, precision: torch.dtype, of_image: Bounds, of_caption: Bounds
+) -> _Looked:
     block = scores.block(rows, columns, precision)
-    margin = scores.tolerance(precision)
-    of_image, of_caption = (
-        [(tally.score[part] + sign * margin).astype(block.dtype) for sign in (1, -1)]
-        for tally, part in ((by_image, rows), (by_caption, columns))
-    )
+    of_image, of_caption = ([bound.astype(block.dtype) for bound in bounds] for bounds in (of_image, of_caption))
     higher, near_images, near_captions = [], [], []
     in_columns = np.zeros(block.shape[1], np.int64)
     for first in range(0, len(block), STRIP_ROWS):
@@ -158,20 +174,61 @@ def _count(
         np.greater_equal(strip, below, out=near)
         in_columns += np.add.reduce(high.view(np.uint8), axis=0, dtype=np.uint8)
         near_captions.append(offset + np.flatnonzero(np.not_equal(near, high, out=near)))
-    undecided = sum(map(len, near_images)) + sum(map(len, near_captions))
-    if precision != torch.float64 and undecided * UNDECIDED > block.size:
+    near = np.concatenate(near_images), np.concatenate(near_captions)
+    return _Looked(np.array(higher), in_columns, *near, lambda row, column: block[row, column])
+
+
+def _look_there(
+    scores: Scores, rows: slice, columns: slice, precision: torch.dtype, of_image: Bounds, of_caption: Bounds
+) -> _Looked:
+    """`_look` on the device that the scores are made on: counts and the places of few scores leave it."""
+    block = scores.block_there(rows, columns, precision)
+
+    def looked(bounds: Bounds, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        above, below = (torch.from_numpy(bound).to(block.dtype).to(block.device).unsqueeze(axis) for bound in bounds)
+        high = block > above
+        near = (block >= below) ^ high
+        return high.sum(axis).cpu().numpy(), near.flatten().nonzero().squeeze(1).cpu().numpy()
+
+    def at(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        places = (torch.from_numpy(place).to(block.device) for place in (row, column))
+        return block[tuple(places)].cpu().numpy()
+
+    (in_rows, near_rows), (in_columns, near_columns) = looked(of_image, 1), looked(of_caption, 0)
+    return _Looked(in_rows, in_columns, near_rows, near_columns, at)
+
+
+def _count(
+    scores: Scores,
+    rows: slice,
+    columns: slice,
+    precision: torch.dtype,
+    by_image: _Tally,
+    by_caption: _Tally,
+    look: Look,
+) -> bool:
+    """Add what one block of scores says to both directions' tallies; not, where too much of it is undecided."""
+    margin = scores.tolerance(precision)
+    bounds = [
+        (tally.score[part] + margin, tally.score[part] - margin)
+        for tally, part in ((by_image, rows), (by_caption, columns))
+    ]
+    found = look(scores, rows, columns, precision, *bounds)
+    width = columns.stop - columns.start
+    undecided = len(found.near_rows) + len(found.near_columns)
+    if precision != torch.float64 and undecided * UNDECIDED > width * (rows.stop - rows.start):
         return False
-    by_image.higher[rows] += higher
-    by_caption.higher[columns] += in_columns
-    for tally, near in ((by_image, np.concatenate(near_images)), (by_caption, np.concatenate(near_captions))):
-        images, captions = np.divmod(near, block.shape[1])
+    by_image.higher[rows] += found.rows
+    by_caption.higher[columns] += found.columns
+    for tally, near in ((by_image, found.near_rows), (by_caption, found.near_columns)):
+        images, captions = np.divmod(near, width)
         queries, candidates = images + rows.start, captions + columns.start
         if tally is by_caption:
             queries, candidates = candidates, queries
         others = candidates != tally.best[queries]
         images, captions, queries, candidates = (of[others] for of in (images, captions, queries, candidates))
         if precision == torch.float64:
-            exact = block[images, captions]
+            exact = found.at(images, captions)
         else:
             exact = scores.exact(images + rows.start, captions + columns.start)
         tally.settle(queries, candidates, exact)

@@ -95,9 +95,9 @@ def tensor(array: np.ndarray, precision: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(precision)
 
 
-def as_scores(found: torch.Tensor) -> np.ndarray:
-    """A block's scores as numbers that numpy knows."""
-    return (found.float() if found.dtype == torch.bfloat16 else found).numpy()
+def as_scores(found: torch.Tensor) -> torch.Tensor:
+    """A block's scores in float32 at least, which numpy knows."""
+    return found.float() if found.dtype == torch.bfloat16 else found
 
 
 class Ensemble:
@@ -153,7 +153,9 @@ class Siblings:
         return rounding(self.vectors.shape[1], self.largest, precision)
 
     def block(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> np.ndarray:
-        scores = as_scores(tensor(self.vectors[images], precision) @ tensor(self.vectors[captions], precision).T)
+        scores = as_scores(
+            tensor(self.vectors[images], precision) @ tensor(self.vectors[captions], precision).T
+        ).numpy()
         both = np.arange(max(images.start, captions.start), min(images.stop, captions.stop))
         scores[both - images.start, both - captions.start] = -np.inf
         return scores

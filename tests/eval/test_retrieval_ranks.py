@@ -1,11 +1,13 @@
 """Ranks over embeddings: multi-view parity, several right answers, ties that no block size moves, and ensembles."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import eval.ranks
 from eval.embeddings import Embeddings
 from eval.nearest import nearest_captions, nearest_images
 from eval.ranks import Ranks, ranks, retrieval_ranks
@@ -227,3 +229,25 @@ def test_no_product_is_off_by_more_than_its_precision_allows(precision: torch.dt
     product = (vectors.to(precision) @ vectors.to(precision).T).double()
     off = float((product - vectors @ vectors.T).abs())
     assert 0 < off <= rounding(64, largest, precision)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["ties", "drawn"])
+def test_ranks_counted_on_the_device_are_those_of_the_processor(
+    seed: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, random = made(seed), np.random.default_rng(seed)
+    if kind == "drawn":
+        parts = embeddings.pooled, embeddings.context, embeddings.captions
+        embeddings = Embeddings(*(random.standard_normal(part.shape, np.float32) for part in parts))
+    images, captions = np.append(np.arange(40), [3, 7]), random.integers(0, 130, 42)
+    wanted = retrieval_ranks(embeddings, images, captions)
+    looked = []
+    there = eval.ranks._look_there
+    monkeypatch.setattr("eval.ranks._look", lambda *block: looked.append(block) or there(*block))
+    monkeypatch.setattr("eval.ranks.BLOCK_ROWS", 33)
+    monkeypatch.setattr("eval.ranks.BLOCK_SCORES", 33 * 50)
+    found = retrieval_ranks(embeddings, images, captions)
+    assert len(looked) > 4
+    for own, other in zip(dataclasses.astuple(found), dataclasses.astuple(wanted), strict=True):
+        assert np.array_equal(own, other)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import gpu
 from tests.train.test_readbacks import BASE, SELFALIGN, B, F, V, batch, settings
 from train.encoding import similarity
 from train.model import build_model
@@ -44,3 +45,10 @@ def test_a_precision_holds_for_products_and_cudnn_alike_and_ends():
         with multiplied_in(precision):
             assert [switch.allow_tf32 for switch in switches] == [rounded, rounded]
         assert [switch.allow_tf32 for switch in switches] == before
+
+
+def test_the_benchmark_of_gpus_compares_with_the_processor():
+    bases = {name: base | gpu.SMALL[name] for name, base in gpu.BASES.items()}
+    found = gpu.parity("cpu", bases)
+    assert found["bases"].keys() == bases.keys() and found["ranks_that_differ"] == 0
+    assert all(figure == 0 for figures in found["bases"].values() for figure in figures.values())

@@ -1,0 +1,286 @@
+"""Whether a GPU is kept busy, at the papers' sizes, and whether it finds what a processor finds.
+
+    python -m benchmarks.gpu --out benchmarks/gpu.json          # one GPU, some minutes
+    python -m benchmarks.gpu --small --device cpu               # the parity part alone, in seconds
+
+All data is made from a seed; nothing but this checkout is needed.
+
+- `parity`: losses, embeddings and ranks on the device against the processor's, both in float32.
+- `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device: a step's
+  milliseconds; its `floor`, the step's matrix products at the rate at which this card multiplies large matrices in that
+  precision; `busy`, the time of all kernels as a share of the step; `read_backs`.
+- `feed`: VSRN's step in bfloat16, fed from a store by the thread that reads ahead, and from features on the device, as
+  times of the step on a batch that lies there.
+- `evaluation`: seconds for the ranks of 5,000 images of 12 views and 25,000 captions, D 2,048.
+"""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.feed import write_store
+from benchmarks.step import FEATURES, PAIRS, TEXT, region_batch, run_settings, word_batch
+from eval.embeddings import Embeddings
+from eval.ranks import retrieval_ranks
+from extract.stores.regions import Regions, RegionStore
+from manifests.files import write_json
+from tests.train.readbacks import ReadBacks
+from train.batches import RegionBatch, WordBatch
+from train.epochs import Batch
+from train.feed import Feed
+from train.model import RetrievalModel, build_model
+from train.precision import Precision, autocast_to, multiplied_in
+from train.processes import Processes, combined
+
+VOCABULARY = 10_000
+BASES: dict[str, dict[str, Any]] = {
+    "vsrn": {"name": "vsrn", "dim": 2048},
+    "camera": {"name": "camera", "dim": 2048},
+    "vse_infinity": {"name": "vse_infinity", "dim": 1024},
+}
+SMALL = {"vsrn": {"dim": 32}, "camera": {"dim": 32, "heads": 4, "views": 3}, "vse_infinity": {"dim": 32}}
+TYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def model_of(base: dict[str, Any]) -> RetrievalModel:
+    """A base with SelfAlign on cached text features; learned words for VSRN."""
+    torch.manual_seed(0)
+    losses = {"lca": {}, "cra": {}} | ({"diversity": {}} if base["name"] == "camera" else {})
+    text = {"reads": "tokens" if base["name"] == "vsrn" else "text_features"}
+    return build_model(run_settings(base, text, losses), FEATURES, VOCABULARY, text_dim=TEXT)
+
+
+def stepper(model: RetrievalModel, precision: Precision) -> Callable[[RegionBatch, WordBatch], None]:
+    """A training step on pairs that are on the model's device."""
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    device = next(model.parameters()).device
+    image = torch.arange(PAIRS, device=device)
+    model.begin(1)
+
+    def step(regions: RegionBatch, words: WordBatch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast_to(precision, device):
+            terms = model.terms(model(regions, words), image[: len(regions.mask)], epoch=1)
+        sum(terms.values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+
+    return step
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """The median time of some work on the GPU, after three times that don't count."""
+    times = []
+    for number in range(3 + repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        if number >= 3:
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def products_per_second(precision: Precision, device: str) -> float:
+    """Floating-point operations a second of a product of two large matrices."""
+    side = 8192
+    left, right = (torch.randn(side, side, device=device, dtype=TYPES[precision]) for _ in range(2))
+    return 2 * side**3 / (milliseconds(lambda: left @ right, 10) / 1000)
+
+
+def steps(device: str, repeats: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for precision in TYPES:
+        with multiplied_in(precision):
+            rate = products_per_second(precision, device)
+            for name, base in BASES.items():
+                model = model_of(base).to(device)
+                batch = region_batch().to(device), word_batch(VOCABULARY).to(device)
+                step = stepper(model, precision)
+                taken = milliseconds(lambda step=step, batch=batch: step(*batch), repeats)
+                with FlopCounterMode(display=False) as counted:
+                    step(*batch)
+                with ReadBacks() as read:
+                    step(*batch)
+                floor = 1000 * counted.get_total_flops() / rate
+                found[f"{name}, {precision}"] = {
+                    "ms": round(taken, 2),
+                    "floor_ms": round(floor, 2),
+                    "times_floor": round(taken / floor, 2),
+                    "busy": round(busy(lambda step=step, batch=batch: step(*batch), repeats), 3),
+                    "read_backs": sum(read.found.values()),
+                }
+                del model, step
+                torch.cuda.empty_cache()
+    return found
+
+
+def busy(work: Callable[[], object], repeats: int) -> float:
+    """The share of the time in which kernels run, of `repeats` steps one after the other."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    whole = time.perf_counter() - start
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize()
+    kernels = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+    return min(1.0, kernels / whole)
+
+
+class MadeData:
+    """As many captions as images of a made store, with what `train.feed` asks of `RetrievalData`."""
+
+    text_store = None
+
+    def __init__(self, folder: Path):
+        self.region_store = RegionStore(folder)
+        self.caption_image = np.arange(len(self.region_store))
+        self.words = word_batch(VOCABULARY)
+
+    def region_counts(self) -> np.ndarray:
+        return self.region_store.num_boxes
+
+    def regions(self, image: int) -> Regions:
+        return self.region_store.regions(image)
+
+    def region_batch(self, images: np.ndarray, into: Callable | None = np.empty) -> RegionBatch:
+        features, boxes, counts, sizes = self.region_store.padded(images, into)
+        mask = torch.arange(boxes.shape[1]) < torch.from_numpy(counts)[:, None]
+        features = None if features is None else torch.from_numpy(features)
+        return RegionBatch(features, torch.from_numpy(boxes), torch.from_numpy(sizes).float(), mask)
+
+    def word_batch(self, captions: np.ndarray, *, states: bool = True) -> WordBatch:
+        return combined(lambda tensor: tensor[: len(captions)], self.words)
+
+    def teacher_batch(self, captions: np.ndarray) -> None:
+        return None
+
+
+class MadeEpochs:
+    """Shuffled batches of a made store."""
+
+    parted = False
+
+    def __init__(self, data: MadeData):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.caption_image) // PAIRS
+
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        order = np.random.default_rng(epoch).permutation(len(self) * PAIRS).reshape(-1, PAIRS)
+        for captions in order[first:]:
+            yield captions, self.data.region_batch
+
+
+def feed(device: str, images: int) -> dict[str, float]:
+    """Times of a step on a batch that lies on the device, of VSRN in bfloat16."""
+    model = model_of(BASES["vsrn"]).to(device)
+    step = stepper(model, "bfloat16")
+    batch = region_batch().to(device), word_batch(VOCABULARY).to(device)
+    alone = milliseconds(lambda: step(*batch), 20)
+    found = {"step_ms": round(alone, 2)}
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(Path(folder), images)
+        data = MadeData(Path(folder))
+        epochs, processes = MadeEpochs(data), Processes(0, 1, torch.device(device))
+        for name, resident in (("read ahead", "off"), ("on the device", "on")):
+            fed = Feed(data, epochs, processes, chunks=1, resident=resident)
+            for epoch in range(2):  # the first fills the page cache
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for part in fed(epoch):
+                    step(part.regions[0], part.words[0])
+                torch.cuda.synchronize()
+                taken = 1000 * (time.perf_counter() - start) / len(epochs)
+            found[name] = round(taken / alone, 3)
+    return found
+
+
+def evaluation(device: str, images: int, views: int, dims: int) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal(shape, np.float32) for shape in ((images, views, dims), (5 * images, dims))]
+    parts = [part / np.linalg.norm(part, axis=-1, keepdims=True) for part in parts]
+    embeddings = Embeddings(parts[0], np.empty((images, 0), np.float32), parts[1], device)
+    start = time.perf_counter()
+    retrieval_ranks(embeddings, np.arange(images).repeat(5), np.arange(5 * images))
+    return {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Greatest relative differences of losses and absolute ones of embeddings; how many ranks differ."""
+    found = {}
+    regions, words = region_batch(), word_batch(VOCABULARY)
+    for name, base in bases.items():
+        model = model_of(base).eval()
+        terms, vectors = {}, {}
+        for where in ("cpu", device):
+            model = model.to(where)
+            pairs = model(regions.to(where), words.to(where))
+            told = model.terms(pairs, torch.arange(PAIRS, device=where), epoch=1)
+            terms[where] = {key: term.item() for key, term in told.items()}
+            vectors[where] = pairs.images.embedding.detach().cpu(), pairs.captions.embedding.detach().cpu()
+        here, there = (terms[where] for where in ("cpu", device))
+        pairs = zip(vectors["cpu"], vectors[device], strict=True)
+        found[name] = {
+            "loss": max(abs(there[key] - value) / max(abs(value), 1e-6) for key, value in here.items()),
+            "embedding": max(float((one - other).abs().max()) for one, other in pairs),
+        }
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(-2, 3, shape).astype(np.float32) for shape in ((400, 3, 64), (400, 16), (2000, 80))]
+    ranks = [
+        retrieval_ranks(Embeddings(*parts, where), np.arange(400).repeat(5), np.arange(2000))
+        for where in ("cpu", device)
+    ]
+    differ = sum(int((one != other).sum()) for one, other in zip(vars_of(ranks[0]), vars_of(ranks[1]), strict=True))
+    return {"bases": found, "ranks_that_differ": differ}
+
+
+def vars_of(ranks: Any) -> tuple[np.ndarray, np.ndarray]:
+    return ranks.i2t, ranks.t2i
+
+
+@click.command()
+@click.option("--device", default="cuda")
+@click.option("--small", is_flag=True, help="the parity part alone, at small size")
+@click.option("--repeats", default=20)
+@click.option("--images", default=4096, help="of the store that is read")
+@click.option("--out", type=Path, help="JSON file for the figures")
+def main(device: str, small: bool, repeats: int, images: int, out: Path | None) -> None:
+    torch.set_float32_matmul_precision("highest")
+    with multiplied_in("float32"):
+        bases = {name: base | SMALL[name] for name, base in BASES.items()} if small else BASES
+        result: dict[str, Any] = {"parity": parity(device, bases)}
+        click.echo(json.dumps(result))
+        if not small:
+            parts: dict[str, Callable[[], Any]] = {
+                "evaluation": lambda: evaluation(device, 5000, 12, 2048),
+                "feed": lambda: feed(device, images),
+                "steps": lambda: steps(device, repeats),
+            }
+            for name, part in parts.items():
+                result[name] = part()
+                click.echo(json.dumps({name: result[name]}))
+    if out:
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+        command = f"python -m benchmarks.gpu --repeats {repeats} --images {images} --out {out}"
+        write_json(out, {"command": command, "card": card, "torch": torch.__version__} | result)
+
+
+if __name__ == "__main__":
+    main()

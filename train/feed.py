@@ -1,6 +1,6 @@
 """What the steps of an epoch read, ahead of them: regions and words, in the stores' own precision until the device.
 
-A thread reads some steps ahead into buffers that are used again (pinned where the device is a GPU). Where the split's
+Threads read some steps ahead into buffers that are used again (pinned where the device is a GPU). Where the split's
 features fit on a GPU, they lie there, and a step sends it numbers of rows alone.
 """
 
@@ -22,6 +22,7 @@ from train.processes import Processes, combined
 T = TypeVar("T", RegionBatch, WordBatch)
 Resident = Literal["auto", "on", "off"]
 AHEAD = 2  # steps that are read before they are needed
+READERS = 2  # threads
 _SHARE = 0.5  # of a GPU's free memory that features may take
 _BLOCK = 512  # items that are sent to the device together
 
@@ -144,6 +145,7 @@ class Feed:
             count = np.array([len(data.states(caption)) for caption in range(data.num_captions)])
             if _fits(resident, device, count.sum() * data.text_dim * 2):
                 self.states = Table(count, data.text_dim, torch.float16, device, data.states)
+        self._readers = 1 if epochs.parted else READERS  # a stream is read by one
         self._buffers = [_Buffer(device) for _ in range(AHEAD + 2)]
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[Fed]:
@@ -156,7 +158,7 @@ class Feed:
             buffer.in_use()
             return part
 
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
+        with ThreadPoolExecutor(self._readers, thread_name_prefix="feed") as reader:
             for number, batch in enumerate(self.epochs(epoch, first)):
                 buffer = self._buffers[number % len(self._buffers)]
                 waiting.append((reader.submit(self._read, batch, buffer), buffer))

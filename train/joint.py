@@ -10,7 +10,7 @@ layer. So several processes give the gradients of one, and chunks those of the s
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,23 +41,31 @@ def joint_gradients(
     seed: Sequence[int],
     processes: Processes,
     autocast: Callable[[], AbstractContextManager],
+    last: Callable[[], AbstractContextManager] = nullcontext,
 ) -> dict[str, Tensor]:
     """Add the gradients of a joint batch to the model's, those of this process's `part` of it, which is on the device.
 
     Parameters
     ----------
     seed : numbers that dropout follows, others in every step; a process and a chunk are told apart here.
+    last : the context of the backward that gives parameters the last part of their gradients.
 
     Returns
     -------
     the loss terms of the joint batch, scalars on the device, the same in every process. Gradients are complete after
-    ``processes.average``.
+    their mean over the processes (`GradientMean`).
     """
     if part.alone:
         processes = processes.alone()
         with apart():
             return joint_gradients(
-                model, replace(part, alone=False), epoch=epoch, seed=seed, processes=processes, autocast=autocast
+                model,
+                replace(part, alone=False),
+                epoch=epoch,
+                seed=seed,
+                processes=processes,
+                autocast=autocast,
+                last=last,
             )
 
     def encoded(chunk: int) -> Pairs:
@@ -69,7 +77,7 @@ def joint_gradients(
         return _Joint(pairs, part.image, part.teachers)
 
     if len(part.shares) == 1:
-        return _backward(model, joint(encoded(0)), epoch, processes, autocast)
+        return _backward(model, joint(encoded(0)), epoch, processes, autocast, last)
     with torch.no_grad():
         whole = combined(_joined, *(encoded(chunk) for chunk in range(len(part.shares))))
     leaves = combined(_leaf, whole)
@@ -84,7 +92,8 @@ def joint_gradients(
                 for tensor, slope in zip(pairs, slopes, strict=True)
                 if tensor.requires_grad and slope is not None
             ]
-            torch.autograd.backward(*zip(*handed, strict=True))
+            with last() if chunk == len(part.shares) - 1 else nullcontext():
+                torch.autograd.backward(*zip(*handed, strict=True))
             first += len(own)
     return terms
 
@@ -95,13 +104,15 @@ def _backward(
     epoch: int,
     processes: Processes,
     autocast: Callable[[], AbstractContextManager],
+    last: Callable[[], AbstractContextManager] = nullcontext,
 ) -> dict[str, Tensor]:
     if processes.count > 1:
         mine = replace(mine, pairs=mine.pairs.only(model.reads(epoch)))
     joint = processes.gathered(mine)
     with autocast():
         terms = model.terms(joint.pairs, joint.image, epoch, joint.teachers)
-    sum(terms.values()).backward()
+    with last():
+        sum(terms.values()).backward()
     return {name: term.detach() for name, term in terms.items()}
 
 

@@ -20,7 +20,7 @@ from train.feed import Fed, Feed, Resident
 from train.joint import joint_gradients
 from train.model import RetrievalModel
 from train.precision import autocast_to, multiplied_in
-from train.processes import Processes
+from train.processes import GradientMean, Processes
 from train.readings import Reading, Readings
 from train.settings import RunSettings
 from train.state import Progress
@@ -52,6 +52,7 @@ class Loop:
         self.name, self.model, self.optimizer, self.data = name, model, optimizer, data
         self.settings, self.processes, self.is_due, self.save = settings, processes, is_due, save
         self.readings = Readings(processes.device)
+        self.mean = GradientMean(model.parameters(), processes)
         self.epochs = epochs_of(data, settings)
         self.feed = Feed(data, self.epochs, processes, chunks=settings.accumulate, resident=resident)
         if settings.compile:
@@ -109,9 +110,10 @@ class Loop:
             seed=(settings.seed, epoch, step),
             processes=processes,
             autocast=self._autocast,
+            last=self.mean.during_backward,
         )
+        self.mean.finish()
         model.drop_gradients(epoch)
-        processes.average(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         self.readings.add(epoch, step, part.captions, terms, norm)
         read = self._read() if self.readings.full else []

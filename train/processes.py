@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
@@ -59,21 +59,12 @@ class Processes:
             copies[name] = held.cpu()
         return copies
 
-    def average(self, parameters: Iterable[Tensor]) -> None:
-        """Replace every gradient by its mean over the processes."""
-        if self.count == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
-            work.wait()
-        for gradient in gradients:
-            gradient.div_(self.count)
-
     def gathered(self, item: T) -> T:
         """The rows of all processes, by rank, of every tensor in a dataclass; padded to the widest of each dimension.
 
-        Every process is to compute the same loss of what it gets, and `average` the gradients: a row's gradient is
-        scaled by the number of processes on its way back, so that they are those of one process with all rows.
+        Every process is to compute the same loss of what it gets, and take the mean of its gradients
+        (`GradientMean`): a row's gradient is scaled by the number of processes on its way back, so that they are those
+        of one process with all rows.
         """
         if self.count == 1:
             return item
@@ -89,6 +80,80 @@ class Processes:
             return _Gathered.apply(padded, self, rows) if 0 not in shape else padded.new_zeros(sum(rows), *shape[1:])
 
         return combined(exchange, item)
+
+
+class GradientMean:
+    """Replaces gradients by their means over the processes, bucket by bucket, while the backward still makes others.
+
+    The buckets follow the order in which the last step's gradients came, the first process's in all of them. They are
+    sent in that order whatever is ready when; what isn't in any, and what follows one that isn't whole, is sent last.
+
+    Parameters
+    ----------
+    bytes_each : about the size of a bucket.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], processes: Processes, bytes_each: int = 25 << 20):
+        self.processes, self.sent_early, self._bytes_each = processes, 0, bytes_each
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._buckets: list[list[int]] = []
+        self._made: dict[int, None] = {}  # in the order in which they came
+        self._sent: list[tuple[list[int], Tensor, Any]] = []
+        self._listening = False
+        for number, parameter in enumerate(self._parameters if processes.count > 1 else ()):
+            parameter.register_post_accumulate_grad_hook(lambda _, number=number: self._on_gradient(number))
+
+    @contextmanager
+    def during_backward(self) -> Iterator[None]:
+        """A backward that gives the gradients their last part: buckets are sent as they are whole."""
+        self._listening = self.processes.count > 1
+        try:
+            yield
+        finally:
+            self._listening = False
+        self.sent_early = len(self._sent)
+
+    def finish(self) -> None:
+        """Send what is left, and wait for all."""
+        if self.processes.count == 1:
+            return
+        done = {number for numbers, *_ in self._sent for number in numbers}
+        there = [number for number, parameter in enumerate(self._parameters) if parameter.grad is not None]
+        for bucket in self._bucketed([number for number in there if number not in done]):
+            self._send(bucket)
+        for numbers, flat, work in self._sent:
+            work.wait()
+            gradients = [self._parameters[number].grad for number in numbers]
+            parts = flat.div_(self.processes.count).split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        if {number for bucket in self._buckets for number in bucket} != set(there):
+            came = [*self._made, *(number for number in there if number not in self._made)]
+            self._buckets = self._bucketed(self.processes.told(came))
+        self._sent.clear()
+        self._made.clear()
+
+    def _on_gradient(self, number: int) -> None:
+        if not self._listening:
+            return
+        self._made[number] = None
+        while len(self._sent) < len(self._buckets) and self._made.keys() >= set(self._buckets[len(self._sent)]):
+            self._send(self._buckets[len(self._sent)])
+
+    def _bucketed(self, numbers: list[int]) -> list[list[int]]:
+        buckets: list[list[int]] = []
+        size = self._bytes_each
+        for number in numbers:
+            if size >= self._bytes_each:
+                buckets.append([])
+                size = 0
+            buckets[-1].append(number)
+            size += self._parameters[number].numel() * self._parameters[number].element_size()
+        return buckets
+
+    def _send(self, bucket: list[int]) -> None:
+        flat = torch.cat([self._parameters[number].grad.flatten() for number in bucket])
+        self._sent.append((bucket, flat, distributed.all_reduce(flat, async_op=True)))
 
 
 def join(device: str) -> Processes:

@@ -13,7 +13,7 @@ from train.feed import read_part
 from train.joint import joint_gradients
 from train.masking import share_momentum
 from train.model import RetrievalModel, build_model
-from train.processes import Processes, join, leave
+from train.processes import GradientMean, Processes, join, leave
 from train.settings import RunSettings
 
 BASES = {
@@ -78,9 +78,15 @@ def made_model(base: str, chunks: int = 1, **changes) -> RetrievalModel:
     return model
 
 
-def step(model: RetrievalModel, captions, chunks: int = 1, processes: Processes = ALONE) -> dict[str, float]:
+def step(
+    model: RetrievalModel,
+    captions,
+    chunks: int = 1,
+    processes: Processes = ALONE,
+    mean: GradientMean | None = None,
+) -> dict[str, float]:
     """The gradients of one step, complete in every process; returns the loss terms."""
-    data = MadeData()
+    data, mean = MadeData(), mean or GradientMean(model.parameters(), processes)
     part = read_part(
         data,
         np.asarray(captions),
@@ -95,8 +101,9 @@ def step(model: RetrievalModel, captions, chunks: int = 1, processes: Processes 
         seed=(0, 0, 0),
         processes=processes,
         autocast=partial(torch.autocast, "cpu", enabled=False),
+        last=mean.during_backward,
     )
-    processes.average(model.parameters())
+    mean.finish()
     return {name: term.item() for name, term in terms.items()}
 
 
@@ -116,10 +123,27 @@ def outcome(number: int, processes: Processes = ALONE) -> dict[str, torch.Tensor
     return {f"{number}.{name}": tensor.clone() for name, tensor in found.items()}
 
 
+def sent_while_others_are_made(processes: Processes, chunks: int) -> dict[str, torch.Tensor]:
+    """The gradients of a first and of a second step on the same weights, and how many buckets went out early."""
+    found = {}
+    model = made_model("vsrn", chunks)
+    weights = {name: x.clone() for name, x in model.state_dict().items()}
+    mean = GradientMean(model.parameters(), processes, bytes_each=4096)
+    for number in range(2):
+        model.load_state_dict(weights)
+        model.zero_grad()
+        step(model, STEPS[0][1], chunks, processes, mean)
+        found |= {f"{number}.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found[f"sent.{number}"] = torch.tensor(mean.sent_early)
+    return found
+
+
 def take_all(out: str) -> None:
     """Take all steps with the other processes and write the outcomes to a file of this process."""
     group = join("cpu")
     outcomes = {name: x for number in range(len(STEPS)) for name, x in outcome(number, group).items()}
+    for chunks in (1, 2):
+        outcomes |= {f"early.{chunks}.{name}": x for name, x in sent_while_others_are_made(group, chunks).items()}
     save_file(outcomes, f"{out}/{group.rank}.safetensors")
     leave()
 

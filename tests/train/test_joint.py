@@ -53,6 +53,15 @@ def test_three_processes_have_the_gradients_of_one(three_processes, number):
         assert_same({name: x for name, x in found.items() if name.startswith(f"{number}.")}, expected)
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_gradients_are_sent_while_others_are_made(three_processes, chunks):
+    for found in three_processes:
+        own = {name.removeprefix(f"early.{chunks}."): x for name, x in found.items() if f"early.{chunks}." in name}
+        assert own["sent.0"] == 0 and own["sent.1"] > 3
+        first = {name.removeprefix("0."): x for name, x in own.items() if name.startswith("0.")}
+        assert_same({name.removeprefix("1."): x for name, x in own.items() if name.startswith("1.")}, first)
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_chunks_have_the_gradients_of_the_same_chunks_with_a_graph(base):
     """Dropout draws the same twice, and batch norm sees the same chunk twice."""

@@ -49,7 +49,7 @@ PARAMS = {
     "train": ["runs.${key}"],
     "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],
     "ensemble": ["ensembles.${key}", "evaluate"],
-    "study": ["studies.${key}", "runs.${item.run}", "evaluate.split", "evaluate.rerank"],
+    "study": ["studies.${key}", "runs.${item.run}", "evaluate"],
     "report": ["report", "runs", "ensembles", "studies"],
 }
 

@@ -838,6 +838,17 @@ def cache_prune(gb: float | None) -> None:
 
 
 @main.command()
+def migrate() -> None:
+    """Bring a project of an older SelfAlign, with its data, to today's form; nothing is extracted again.
+
+    Afterwards `dvc repro` trains the runs; it computes no regions, text features or teachers.
+    """
+    from pipeline.migrating import run
+
+    click.echo(run(Machine.from_environment()))
+
+
+@main.command()
 @click.option("--days", type=float, default=0, show_default=True, help="Only what nothing was written to for so long.")
 @click.option("--yes", is_flag=True, help="Remove what is listed.")
 def clean(days: float, yes: bool) -> None:

@@ -4,27 +4,37 @@ A YAML library that writes a file anew lays it out its own way; here only the pl
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
 
 
-def insert(text: str, section: str, entries: dict[str, Any]) -> str:
-    """`text` with `entries` after the others of a section, which is made at the end if it isn't there.
+def insert(text: str, section: str | Sequence[str], entries: dict[str, Any]) -> str:
+    """`text` with `entries` after the others of a section, or of the one at a path of keys.
+
+    A section at the top is made at the end if it isn't there.
 
     Raises `yaml.YAMLError` for a text that is none, `ValueError` for a section that is no mapping.
     """
     newline = "\r\n" if "\r\n" in text else "\n"
-    root = _mapping(text)
-    place = _pair(root, section)
+    *above, name = [section] if isinstance(section, str) else section
+    mapping = _mapping(text)
+    for key in above:
+        pair = _pair(mapping, key)
+        if pair is None or not isinstance(pair[1], yaml.MappingNode):
+            raise ValueError(f"{key} is no mapping")
+        mapping = pair[1]
+    place = _pair(mapping, name)
+    if place is None and above:
+        raise ValueError(f"there is no {name}")
     if place is None:
-        return _with_lines(text, len(text), {section: entries}, 0, newline)
+        return _with_lines(text, len(text), {name: entries}, 0, newline)
     key, value = place
     if isinstance(value, yaml.ScalarNode) and value.tag.endswith(":null"):
         return _with_lines(text, _line_end(text, _stop(key, value)), entries, key.start_mark.column + 2, newline)
     if not isinstance(value, yaml.MappingNode):
-        raise ValueError(f"{section} is no mapping")
+        raise ValueError(f"{name} is no mapping")
     if not value.flow_style:
         column = value.value[0][0].start_mark.column
         return _with_lines(text, _below(text, key, value), entries, column, newline)
@@ -36,6 +46,41 @@ def insert(text: str, section: str, entries: dict[str, Any]) -> str:
     # `{}` goes, with the space before it; a comment after it stays.
     text = text[: value.start_mark.index].rstrip(" ") + text[value.end_mark.index :]
     return _with_lines(text, _line_end(text, key.end_mark.index), entries, key.start_mark.column + 2, newline)
+
+
+def respell(text: str, spelling: Callable[[tuple[str, ...], bool, str], str | None]) -> str:
+    """`text` with some of its keys and plain values written otherwise.
+
+    `spelling` gets the path of keys to each, whether it is a key, and what it says; it gives what is to stand there, or
+    None. What is repeated by an alias is asked for once, where it is written.
+    """
+    found: dict[int, tuple[int, str]] = {}
+
+    def look(node: yaml.Node, path: tuple[str, ...], seen: frozenset[int]) -> None:
+        if id(node) in seen:
+            return
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    note(key, path, True)
+                    look(value, (*path, key.value), seen | {id(node)})
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                look(item, path, seen | {id(node)})
+        elif isinstance(node, yaml.ScalarNode):
+            note(node, path, False)
+
+    def note(node: yaml.ScalarNode, path: tuple[str, ...], is_key: bool) -> None:
+        told = spelling(path, is_key, node.value)
+        if told is not None:
+            written = _yaml({told: None} if is_key else {"x": told}, flow=True).strip()[1:-1]
+            new = written.rpartition(":")[0] if is_key else written.partition(": ")[2]
+            found.setdefault(node.start_mark.index, (node.end_mark.index, new))
+
+    look(_mapping(text), (), frozenset())
+    for start, (end, new) in sorted(found.items(), reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
 
 
 def find(text: str, path: Sequence[str]) -> int:

@@ -68,7 +68,8 @@ class DatasetSettings(Settings):
     def _says_what_dvc_watches(self) -> Self:
         if self.source.watch is None:
             which = self.source.images if self.source.imported else self.source.boxes or self.source.captions
-            raise ValueError(f"source has no `watch`, which dvc.yaml reads: add `watch: {which}`")
+            told = "`selfalign migrate` does so in an older project"
+            raise ValueError(f"source has no `watch`, which dvc.yaml reads: add `watch: {which}` ({told})")
         return self
 
 
@@ -235,8 +236,8 @@ def _refuse_old_runs(values: Any, path: Path) -> None:
         raise InputError(
             f"the losses of {', '.join(new)} aren't in one map",
             where=path,
-            fix="write there, in the place of triplet, contrast, selfalign, aladin and cusa: "
-            + "; ".join(f"{name}: {{{written(block)}}}" for name, block in new.items()),
+            fix="`selfalign migrate` rewrites them; or write, in the place of triplet, contrast, selfalign, aladin and "
+            "cusa: " + "; ".join(f"{name}: {{{written(block)}}}" for name, block in new.items()),
         )
 
 

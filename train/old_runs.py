@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 # Where a loss's keys were -> its name.
-_MOVED = {
+MOVED = {
     ("triplet",): "triplet",
     ("contrast",): "contrast",
     ("base", "caption_decoder"): "generation",
@@ -19,7 +19,7 @@ _MOVED = {
     ("cusa", "cross_modal"): "csa",
     ("cusa", "uni_modal"): "usa",
 }
-_SECTIONS = ("triplet", "contrast", "selfalign", "aladin", "cusa")
+SECTIONS = ("triplet", "contrast", "selfalign", "aladin", "cusa")
 # Parts that were there with their section.
 _ALWAYS = {"aladin": ("alignment",), "cusa": ("contrast", "cross_modal", "uni_modal")}
 
@@ -28,13 +28,13 @@ def translated(run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The keys of a run that changed, as they are written now; None for a run that is written so."""
     base = run.get("base")
     of_base = {"caption_decoder", "diversity"} & base.keys() if isinstance(base, Mapping) else set()
-    if not of_base and not any(section in run for section in _SECTIONS):
+    if not of_base and not any(section in run for section in SECTIONS):
         return None
     new: dict[str, Any] = {}
     if of_base:
         new["base"] = {key: value for key, value in base.items() if key not in of_base}
     losses = dict(run.get("losses") or {})
-    for place, name in _MOVED.items():
+    for place, name in MOVED.items():
         keys: Any = run
         for key in place:
             keys = keys.get(key) if isinstance(keys, Mapping) else None

@@ -82,7 +82,8 @@ class _Build:
         cache = self.maker.finished if isinstance(self.maker.finished, Cache) else None
         if cache:
             held.enter_context(in_use(cache.folder))
-            wanted = _Digests(self.maker, lot.parts)
+            # What an earlier store has isn't asked of older code's results, of which some would be computed again.
+            wanted = () if self.maker.earlier else _Digests(self.maker, lot.parts)
             differs = lambda sample: self.maker.differs(lot.parts, sample)  # noqa: E731
             self.computed, told = cache.open(wanted, differs, lot.unit)
             for line in told:
@@ -118,8 +119,9 @@ class _Build:
             new -= sum(digest in self.known for digest in own)
         folder = self.maker.finished.folder
         free = shutil.disk_usage(folder).free
+        work = "take over" if isinstance(self.maker, ItemMaker) and self.maker.earlier else "compute"
         tqdm.write(
-            f"{self.title}: {new} of {self.items} {self.lot.unit} to compute, at most {size / 1e9:.2f} GB to write, "
+            f"{self.title}: {new} of {self.items} {self.lot.unit} to {work}, at most {size / 1e9:.2f} GB to write, "
             f"{free / 1e9:.1f} GB free in {folder}"
         )
         if size > free:

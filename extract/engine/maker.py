@@ -99,7 +99,15 @@ class Maker(ABC, Generic[P]):
 
 
 class ItemMaker(Maker[P], Generic[P, R]):
-    """A `Maker` whose results are kept by item in the cache."""
+    """A `Maker` whose results are kept by item in the cache.
+
+    Attributes
+    ----------
+    earlier : gives the result of the item at a place of a part as a store of an older project has it, or None; None
+        where there is no such store.
+    """
+
+    earlier: Callable[[P, int], R | None] | None = None
 
     @abstractmethod
     def digests(self, part: P) -> list[str]:
@@ -131,11 +139,19 @@ class ItemMaker(Maker[P], Generic[P, R]):
             for place, digest in enumerate(self.digests(part) if known else ()):
                 if digest in known and (own := self._known(known[digest])) is not None:
                     results[place] = own
+            taken = self._of_earlier(part, results) if self.earlier else {}
+            results |= taken
         advance(len(results))
         new = self.compute(part, [place for place in range(len(part)) if place not in results], advance)
         results |= new
         with self.timed("write"):
-            return self.save(path, part, results), len(new)
+            facts = self.save(path, part, results)
+        return facts | ({"environment": {"store of": "an older project"}} if taken else {}), len(new)
+
+    def _of_earlier(self, part: P, results: Mapping[int, R]) -> dict[int, R]:
+        assert self.earlier
+        found = {place: self.earlier(part, place) for place in range(len(part)) if place not in results}
+        return {place: result for place, result in found.items() if result is not None}
 
     def _known(self, place: Place) -> R | None:
         shard = self.finished.shard(place.file)

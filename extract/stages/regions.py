@@ -5,6 +5,7 @@ The unit of work is a shard, made here or on the workers of a Dask cluster by th
 that are made; all of them appear under their final names at once, whole or not at all.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from extract.engine.build import building
@@ -12,11 +13,14 @@ from extract.engine.code import code_fingerprint
 from extract.engine.maker import Lot, Parts, Workers
 from extract.settings import About, RegionSettings
 from extract.stages.region_stores import install_region_stores
-from extract.stores.recipe import made_in, note_made
+from extract.stores.fields import Regions
+from extract.stores.recipe import made_in, note_made, require_same_recipe
+from extract.stores.regions import RegionStore
 from extract.vision.shards import RegionShards
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.grounding import FILE as GROUNDING
+from manifests.schema import ImageRow
 from manifests.tables import Manifest, images_sha256
 
 CODE = code_fingerprint("extract.stages.regions")
@@ -36,6 +40,7 @@ def run(
     workers: Workers | None = None,
     exact: bool = False,
     about: About | None = None,
+    earlier: Path | None = None,
 ) -> None:
     """Extract the regions of every picture of a manifest into the region stores `out`/train, `out`/val, `out`/test.
 
@@ -50,12 +55,13 @@ def run(
     workers : make the shards, each on its own device; they must see the same files under the same paths.
     exact : take from the cache only what was computed in the environment at hand.
     about : what the card says of the pictures' licence and of what to cite.
+    earlier : a store of an older project, whose regions are taken instead of computed ones.
 
     Raises
     ------
     InputError : a picture that can't be decoded (unless ``settings.unreadable`` is "skip"), that is missing or that
         changed since the manifest was made; wrong weights; no readable picture at all; a full disk; shards that the
-        workers could not make, after all others are kept.
+        workers could not make, after all others are kept; an earlier store of another recipe.
     """
     listed = Manifest.open(manifest)
     if not len(listed):
@@ -63,6 +69,8 @@ def run(
     own = {"manifest": manifest, "images": images, "settings": settings, "cache": cache, "id_bytes": listed.id_bytes}
     work = own | {"batch_size": batch_size, "readers": readers, "exact": exact}
     maker = RegionShards(**work, device="cpu" if workers else device)
+    if earlier is not None:
+        maker.earlier = _taken_from(RegionStore(earlier), maker)
     key = {
         "recipe": maker.recipe,
         "manifest": images_sha256(manifest),
@@ -92,3 +100,23 @@ def run(
         install_region_stores(out, listed, places, done, maker.recipe, **facts)
         libraries = ("torch", "torchvision", "numpy", "pillow")
         note_made(out, maker.recipe_hash, *libraries, shards=made_in(done))
+
+
+def _taken_from(store: RegionStore, maker: RegionShards) -> Callable[[list[ImageRow], int], Regions | None]:
+    """Gives the regions of pictures that a store of an older project has.
+
+    Raises `InputError`, with the first key that differs, where its recipe is another one.
+    """
+    recipe, ours = store.recipe, maker.recipe["detector"]
+    old, config = recipe["detector"], getattr(maker.settings.detector, "config", None)
+    if config and old.get("config_sha256") == sha256(Path(config)):
+        # Older projects name detectron2's config by its bytes; now it is named by all that it comes to.
+        own = {key: value for key, value in old.items() if key not in ("config_sha256", "options")}
+        recipe = recipe | {"detector": own | {"config": ours["config"]}}
+    require_same_recipe(recipe, store.folder, maker.recipe, "params.yaml")
+
+    def take(part: list[ImageRow], place: int) -> Regions | None:
+        id = part[place].id
+        return store.read(store.row(id)) if id in store else None
+
+    return take

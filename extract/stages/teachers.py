@@ -7,7 +7,7 @@ A teacher sees one modality: a vision model or the means of the regions, a sente
 teacher that is fitted on the data set wait in the staging folder, where a killed run continues.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from extract.engine.code import code_fingerprint
 from extract.engine.finished import Staging
 from extract.engine.maker import Lot, Workers, parts_of
 from extract.stores.intact import INDEX, intact_digests
-from extract.stores.recipe import made_in, note_made, write_recipe
+from extract.stores.recipe import made_in, note_made, require_same_recipe, write_recipe
 from extract.stores.regions import region_stores
-from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, SIDES, Side
+from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, SIDES, Side, TeacherStore
 from extract.teachers.lsa import LatentSemantics
 from extract.teachers.regions_mean import RegionsMean
 from extract.teachers.settings import LSA, REGIONS_MEAN, TeacherSettings
@@ -50,6 +50,7 @@ def run(
     readers: int = 2,
     workers: Workers | None = None,
     exact: bool = False,
+    earlier: Path | None = None,
 ) -> None:
     """Write the teacher store of a manifest to the folder `out`, whole or not at all.
 
@@ -65,6 +66,8 @@ def run(
         pictures; they change the speed and the last bits.
     workers : which workers run the models.
     exact : take from the cache only what was computed in the environment at hand.
+    earlier : a store of an older project, of the same images and captions, whose vectors are taken instead of computed
+        ones.
 
     Raises
     ------
@@ -109,6 +112,8 @@ def run(
         own = {"side": side, "settings": settings, "recipe_hash": recipe_hash, "batch_size": batches[side]}
         own |= {"finished": staged if teacher.fitted else cache, "exact": exact}
         maker = TeacherShards(**own, teacher=teacher, device=here)
+        if earlier is not None:
+            maker.earlier = _taken_from(TeacherStore(earlier), recipe, side, listed)
         work = own | {"images": images, "readers": readers}
         lots.append(Lot(maker, parts[side], f"{title}: {side}", side, None if teacher.fitted else loaded, work))
     with building(out, f"teaching of {dataset}", key, lots, title=title, workers=workers) as built:
@@ -142,6 +147,31 @@ def run(
         note_made(out, recipe_hash, "torch", "transformers", "h5py", "numpy", shards=made_in(shards))
         if failures:
             tqdm.write(f"{len(failures)} of {len(rows)} images have no vector: see {Path(out) / FAILURES}")
+
+
+def _taken_from(
+    store: TeacherStore, recipe: dict[str, Any], side: Side, listed: Manifest
+) -> Callable[[list[Any], int], np.ndarray | None]:
+    """Gives a side's vectors of an older project's store, which must have the same images and captions.
+
+    Raises `InputError`, with the first key that differs, where its recipe is another one.
+    """
+    require_same_recipe(store.recipe, store.folder, recipe, "params.yaml")
+    items = listed.ids if side == "images" else listed.texts(0, listed.num_captions)
+    if store.count(side) != len(items):
+        raise InputError(
+            f"{store.count(side)} vectors of {side}, the manifest has {len(items)}",
+            where=store.folder,
+            fix="remove it, and let `dvc repro` make it again",
+        )
+    failed = store.failures() if side == "images" else {}
+    rows = {item: row for row, item in enumerate(items) if item not in failed}
+
+    def take(part: list[Any], place: int) -> np.ndarray | None:
+        row = rows.get(part[place].id if side == "images" else part[place])
+        return None if row is None else store.stored(side, row)
+
+    return take
 
 
 _CARD = """# Uni-modal teachers: {dataset}

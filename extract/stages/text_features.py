@@ -13,8 +13,8 @@ from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
 from extract.engine.maker import Lot, Workers, parts_of
 from extract.stores.intact import INDEX
-from extract.stores.recipe import made_in, note_made, write_recipe
-from extract.stores.text_features import SCHEMA
+from extract.stores.recipe import made_in, note_made, require_same_recipe, write_recipe
+from extract.stores.text_features import SCHEMA, TextFeatureStore
 from extract.stores.tokens import TokenStore
 from extract.text.features import CaptionPieces, TextFeatures
 from extract.text.settings import TextFeatureSettings
@@ -34,6 +34,7 @@ def run(
     batch_size: int = 256,
     workers: Workers | None = None,
     exact: bool = False,
+    earlier: Path | None = None,
 ) -> None:
     """Write the text feature store of a token store to the folder `out`, whole or not at all.
 
@@ -46,6 +47,7 @@ def run(
     device, batch_size : torch device and captions a batch; they change the speed and the last bits.
     workers : which workers encode.
     exact : take from the cache only what was computed in the environment at hand.
+    earlier : a store of an older project, of the same tokens, whose states are taken instead of computed ones.
 
     Raises
     ------
@@ -63,6 +65,11 @@ def run(
         "exact": exact,
     }
     maker = TextFeatures(**work, device="cpu" if workers else device)
+    if earlier is not None:
+        known = TextFeatureStore(earlier)
+        known.require_tokens(store)
+        require_same_recipe(known.recipe, earlier, maker.recipe, "params.yaml")
+        maker.earlier = lambda part, place: known.states(part.first + place)
 
     def read(start: int, stop: int) -> CaptionPieces:
         return CaptionPieces(start, *store.word_pieces_of(start, stop))

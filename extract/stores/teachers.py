@@ -130,6 +130,11 @@ class TeacherStore:
         # float16 holds a length of 1 to three digits only.
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
+    def stored(self, side: Side, row: int) -> np.ndarray:
+        """The vector of one image, or caption, as it is stored, float16 ``[W]``."""
+        number = int(np.searchsorted(self._starts[side], row, side="right")) - 1
+        return self._shard(side, number)["embeddings"][row - self._starts[side][number]]
+
     def _shard(self, side: Side, number: int) -> MappedHDF5:
         shard = self._shards[side][number]
         if (side, number) not in self._checked:

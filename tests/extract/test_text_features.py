@@ -56,7 +56,14 @@ def words(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(
-    words: Path, encoder: Path | str, root: Path, *, batch_size: int = 2, exact: bool = False, **settings
+    words: Path,
+    encoder: Path | str,
+    root: Path,
+    *,
+    batch_size: int = 2,
+    exact: bool = False,
+    earlier: Path | None = None,
+    **settings,
 ) -> TextFeatureStore:
     settings = {"captions_per_shard": 4, **settings}
     text_features.run(
@@ -67,6 +74,7 @@ def make(
         cache=root / "cache",
         batch_size=batch_size,
         exact=exact,
+        earlier=earlier,
     )
     return TextFeatureStore(root / "text_features")
 
@@ -177,6 +185,17 @@ def test_what_did_not_change_is_not_computed_again(words, encoder, tmp_path, cou
     assert count(words, moved, tmp_path) == 0
     assert count(words, encoder, tmp_path) == 0 and contents(tmp_path / "text_features") == before
     assert count(words, encoder, tmp_path, layer=1) == 6
+
+
+def test_a_store_of_an_older_project_is_taken_over(store, words, encoder, tmp_path, count):
+    """And from then on its states are in the cache."""
+    assert count(words, encoder, tmp_path / "new", earlier=store.folder) == 0
+    assert contents(tmp_path / "new" / "text_features") == contents(store.folder)
+    (tmp_path / "again").mkdir()
+    shutil.move(tmp_path / "new" / "cache", tmp_path / "again" / "cache")
+    assert count(words, encoder, tmp_path / "again", captions_per_shard=5) == 0
+    with pytest.raises(InputError, match=r"its recipe differs .*'layer': -1 here, 0 there"):
+        make(words, encoder, tmp_path / "other", earlier=store.folder, layer=0)
 
 
 def test_exactly_this_environment_is_a_setting(words, encoder, tmp_path, count):

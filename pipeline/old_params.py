@@ -1,0 +1,79 @@
+"""`params.yaml` of an older project as it is written now: only what moved changes, every other byte stays."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from manifests.readers import READERS
+from pipeline import editing, places, strict_yaml
+from train.old_runs import MOVED, SECTIONS, translated
+
+_WEIGHTS = "extract/detectors/weights/demo.safetensors"
+# Losses' keys in a study, dotted below the run, and what they are now; the longest first.
+_KEYS = {".".join(place): f"losses.{name}" for place, name in MOVED.items()} | {"selfalign.bag": "bag"}
+
+
+def rewritten(text: str) -> tuple[str, list[str]]:
+    """The text as it is written now, and what was changed, a line each.
+
+    Raises `yaml.YAMLError` and `ValueError` for a text that isn't the YAML of a project.
+    """
+    told: list[str] = []
+    values = strict_yaml.load(text)
+    for name, dataset in _items(values, "datasets"):
+        source = dataset.get("source") if isinstance(dataset, dict) else None
+        if isinstance(source, dict) and "watch" not in source and "captions" in source:
+            imported = not READERS.has_own(str(source.get("format")))
+            watched = source.get("images") if imported else source.get("boxes") or source["captions"]
+            text = editing.insert(text, ("datasets", name, "source"), {"watch": watched})
+            told.append(f"datasets.{name}.source.watch: {watched}, which DVC looks at beside the captions")
+    text = _with_losses(text, values, told)
+
+    def spelling(path: tuple[str, ...], is_key: bool, value: str) -> str | None:
+        if path[:1] == ("datasets",) and not is_key and value == _WEIGHTS:
+            new = places.DEMO_WEIGHTS.as_posix()
+        elif path[:1] == ("studies",) and ((is_key and path[2:] == ("changes",)) or path[2:] == ("key",)):
+            new = _key(value)
+        else:
+            return None
+        if new != value:
+            told.append(f"{'.'.join(path)}: {new} (was {value})")
+        return new if new != value else None
+
+    return editing.respell(text, spelling), list(dict.fromkeys(told))
+
+
+def _with_losses(text: str, values: Any, told: list[str]) -> str:
+    """The text with the losses of each run in one map."""
+    runs = [(("runs", name), run) for name, run in _items(values, "runs")]
+    for section, own in _items(values, "optional"):
+        runs += [(("optional", section, name), run) for name, run in (own.items() if isinstance(own, dict) else ())]
+    gone: list[tuple[str, ...]] = []
+    for path, run in runs:
+        new = translated(run) if isinstance(run, dict) else None
+        if new is None or editing.find(text, path) < 0:  # `runs` has those of `optional` by `<<`
+            continue
+        base = run["base"] if isinstance(run.get("base"), dict) else {}
+        old = [(*path, key) for key in SECTIONS if editing.find(text, (*path, key)) >= 0]
+        of_base = [(*path, "base", key) for key in base.keys() - new.get("base", base).keys()]
+        old += [place for place in of_base if editing.find(text, place) >= 0]
+        if not old:  # all of them are merged from another run, and so will be what takes their place
+            continue
+        text = editing.insert(text, path, {key: new[key] for key in ("losses", "bag") if key in new})
+        told.append(f"{'.'.join(path)}: losses in one map, in the place of {', '.join(p[-1] for p in old)}")
+        gone += old
+    # The last one first: what an alias names goes after the alias. What an alias repeats goes once, with its anchor.
+    while places_left := [(at, path) for path in gone if (at := editing.find(text, path)) >= 0]:
+        text = editing.cut(text, max(places_left)[1])
+    return text
+
+
+def _key(dotted: str) -> str:
+    for old, new in sorted(_KEYS.items(), key=lambda pair: -len(pair[0])):
+        if dotted == old or dotted.startswith(f"{old}."):
+            return new + dotted[len(old) :]
+    return dotted
+
+
+def _items(values: Any, section: str) -> Iterator[tuple[str, Any]]:
+    found = values.get(section) if isinstance(values, Mapping) else None
+    return iter(found.items() if isinstance(found, dict) else ())

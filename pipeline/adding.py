@@ -110,7 +110,7 @@ def _entries(
     tokens = {"language": language or "blank_en", "min_count": _min_count(len(look.captions))}
     tokens |= {key: dataset["tokens"][key] for key in ("tokenizer", "max_pieces") if encoded}
     source = {key: _plain(value) for key, value in look.source.items()}
-    added = {"source": source, "regions": look.regions, "tokens": tokens, "pack": dataset["pack"]}
+    added = {"source": source, "regions": look.regions, "tokens": tokens}
     entries: dict[str, dict[str, Any]] = {"datasets": {name: added}}
     if encoded:
         entries["text_features"] = {name: encoder}
@@ -215,7 +215,7 @@ def _understood(name: str, look: Look, sample: Sample | None, entries: dict[str,
     lines += [f"  regions   {sample.boxes:.3g} an image of {sample.dim:,} numbers, {what}"]
     size = len(counts) * sample.boxes * (2 * sample.dim + 16) / 1e9
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    lines += [f"  disk      about {_size(size)} of regions, and the same again packed; {_size(free)} are free"]
+    lines += [f"  disk      about {_size(size)} of regions; {_size(free)} are free"]
     if sample.rate:
         lines += [f"  time      regions: about {_time(len(counts) / sample.rate)} at {sample.rate:.1f} pictures/s here"]
     for run, settings in entries.get("runs", {}).items():

@@ -292,7 +292,7 @@ def pack(dataset: str) -> None:
     """Pack DATASET's regions and captions into WebDataset shards."""
     from extract.stages.pack import run
 
-    settings, machine = read_params().dataset(dataset).pack, Machine.from_environment()
+    settings, machine = read_params().pack(dataset), Machine.from_environment()
     with _workers(machine) as workers:
         run(
             dataset=dataset,

@@ -32,6 +32,8 @@ from pipeline.params import FILE, DatasetSettings, Params, parse_params, read_te
 LOCK = Path("dvc.lock")
 _APART = ".migrating"  # below a data set's folder: today's stores, until all of them are made
 _EARLIER = "with the code that made it (`git checkout`), `dvc pull`; come back to this code, and run this again"
+# Stores that a data set has where a section of params.yaml names it.
+_OF_SOME = {"text_features": "text_features", "teachers": "teachers", "pack": "packs"}
 _MADE = ("manifest", "regions", "tokens", "text_features", "teachers", "pack")
 
 
@@ -89,6 +91,8 @@ def run(machine: Machine) -> str:
                 _put(each, store)
         if text != before:
             write_text(FILE, text)
+    if not sets:
+        return "\n".join([f"{FILE}: {line}" for line in told])
     stages, left = _stages(sets, params, locked)
     _dvc("commit", "--force", "--quiet", *stages)
     lines = [f"{FILE}: {line}" for line in told]
@@ -215,18 +219,20 @@ def _stages(sets: list[_Set], params: Params, locked: dict[str, Any]) -> tuple[l
     left, values = [], strict_yaml.load(read_text())
     for each in sets:
         for store in _MADE:
-            if store in ("text_features", "teachers") and each.name not in getattr(params, store):
+            if store in _OF_SOME and each.name not in getattr(params, _OF_SOME[store]):
                 continue
             stage = f"{store}@{each.name}"
             there = (each.folder / store).is_dir()
             asked = locked.get(stage, {}).get("params", {}).get(FILE.name, {})
             same = store in ("manifest", "regions") or all(_at(values, key) == value for key, value in asked.items())
             (stages if there and same else left).append(stage)
-    left += [f"train@{run}" for run in params.runs]
-    return stages, left
+    return stages, [*left, *(f"train@{run}" for run in params.runs)]
 
 
 def _at(values: Any, dotted: str) -> Any:
+    """What stands in `params.yaml` now where an older project's lock has a key."""
+    if (keys := dotted.split("."))[0] == "datasets" and keys[2:3] == ["pack"]:
+        dotted = f"packs.{keys[1]}"
     for key in dotted.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values

@@ -26,6 +26,7 @@ def rewritten(text: str) -> tuple[str, list[str]]:
             watched = source.get("images") if imported else source.get("boxes") or source["captions"]
             text = editing.insert(text, ("datasets", name, "source"), {"watch": watched})
             told.append(f"datasets.{name}.source.watch: {watched}, which DVC looks at beside the captions")
+    text = _with_packs(text, values, told)
     text = _with_losses(text, values, told)
 
     def spelling(path: tuple[str, ...], is_key: bool, value: str) -> str | None:
@@ -40,6 +41,18 @@ def rewritten(text: str) -> tuple[str, list[str]]:
         return new if new != value else None
 
     return editing.respell(text, spelling), list(dict.fromkeys(told))
+
+
+def _with_packs(text: str, values: Any, told: list[str]) -> str:
+    """The text with a section of its own for packs."""
+    if "packs" in values:
+        return text
+    packs = {name: own["pack"] for name, own in _items(values, "datasets") if isinstance(own, dict) and "pack" in own}
+    text = editing.insert(text, "packs", packs)
+    for name in packs:
+        text = editing.cut(text, ("datasets", name, "pack"))
+    told.append(f"packs: {', '.join(packs) or 'none'}, in a section of its own")
+    return text
 
 
 def _with_losses(text: str, values: Any, told: list[str]) -> str:

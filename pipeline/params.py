@@ -30,7 +30,8 @@ from train.settings import RunSettings
 FILE = Path("params.yaml")
 # Sections whose keys are names; those of one group name folders beside each other.
 _NAMED = (
-    ("datasets", "shared"), ("text_features",), ("teachers",), ("optional",), ("runs",), ("ensembles",), ("studies",)
+    ("datasets", "shared"), ("text_features",), ("teachers",), ("packs",), ("optional",), ("runs",), ("ensembles",),
+    ("studies",),
 )  # fmt: skip
 
 
@@ -48,7 +49,6 @@ class DatasetSettings(Settings):
     source: DatasetSource
     regions: Annotated[RegionSettings | ImportSettings, PlainValidator(_region_section)]
     tokens: TokenSettings
-    pack: PackSettings
     about: About = About()
 
     @model_validator(mode="after")
@@ -87,6 +87,7 @@ class Params(Settings):
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
     text_features: dict[str, TextFeatureSettings] = Field(description="by data set; those without need no entry")
     teachers: dict[str, TeacherSettings] = Field({}, description="by data set, for runs with soft labels")
+    packs: dict[str, PackSettings] = Field(description="by data set; those without need no entry")
     shared: dict[str, SharedSettings] = {}
     optional: dict[str, dict[str, RunSettings]] = Field({}, description="sets of runs that `runs` may take in")
     runs: dict[str, RunSettings]
@@ -121,6 +122,10 @@ class Params(Settings):
         made = {name: settings.source.picture_root for name, settings in self.datasets.items()}
         brought = {name: settings.images or places.images(name) for name, settings in self.shared.items()}
         return made | brought
+
+    def pack(self, name: str) -> PackSettings:
+        """The pack of the data set `name`; `InputError` with the nearest name otherwise."""
+        return _named(self.packs, "packs", name)
 
     def run(self, name: str) -> RunSettings:
         """The run `name`; `InputError` with the nearest name, or with how to turn it on, otherwise."""
@@ -170,7 +175,7 @@ def parse_params(text: str, path: Path = FILE) -> Params:
     if twice or wrong:
         fixes = ["give each key once"] * bool(twice) + [f"call them otherwise: {ALLOWED}"] * bool(wrong)
         raise InputError("; ".join([*twice, *wrong]), where=path, fix="; ".join(fixes))
-    _refuse_old_runs(values, path)
+    _refuse_old(values, path)
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -222,9 +227,14 @@ def _items(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
     return [(key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]
 
 
-def _refuse_old_runs(values: Any, path: Path) -> None:
-    """Raise `InputError` for runs as they were written before their losses were one map, with what to write now."""
+def _refuse_old(values: Any, path: Path) -> None:
+    """Raise `InputError` for packs and runs as older projects wrote them, with what to write now."""
     named = values if isinstance(values, dict) else {}
+    datasets = named.get("datasets")
+    packed = [name for name, own in (datasets if isinstance(datasets, dict) else {}).items() if "pack" in (own or ())]
+    if packed:
+        told = f"{', '.join(f'datasets.{name}.pack' for name in packed)}: packs are a section of their own"
+        raise InputError(told, where=path, fix=f"`selfalign migrate` moves them: `packs: {{{packed[0]}: ...}}`")
     sets = {f"optional.{name}": runs for name, runs in (named.get("optional") or {}).items()}
     new = {
         f"{section}.{name}": block
@@ -243,6 +253,8 @@ def _refuse_old_runs(values: Any, path: Path) -> None:
 
 def _check_text(params: Params, path: Path) -> None:
     """Raise `InputError` for a text encoder without word pieces, and for text features that no stage makes."""
+    for name in params.packs:
+        _require_known(name, params.datasets, f"packs.{name} is none of the data sets", path)
     for name in params.text_features:
         _require_known(name, params.datasets, f"text_features.{name} is none of the data sets", path)
     needing = {f"text_features.{name}": name for name in params.text_features}

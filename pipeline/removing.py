@@ -78,7 +78,7 @@ def _removal(name: str, params: Params) -> Removal:
     runs = [run for run, settings in params.runs.items() if settings.dataset == name]
     ensembles = [each for each, members in params.ensembles.items() if set(members) & set(runs)]
     studies = [each for each, study in params.studies.items() if study.run in runs]
-    sections = ("datasets", "shared", "text_features", "teachers")
+    sections = ("datasets", "shared", "text_features", "teachers", "packs")
     keys: list[tuple[str, ...]] = [(each, name) for each in sections if name in getattr(params, each)]
     optional = {run: each for each, some in params.optional.items() for run in some if some[run].dataset == name}
     keys += [("optional", each, run) for run, each in optional.items()]

@@ -43,12 +43,12 @@ def read_picture(root: Path, row: ImageRow, max_pixels: int = MAX_PIXELS, *, tru
         raise InputError(
             f"image {row.id!r} is in the manifest but can't be opened ({error.strerror})",
             where=path,
-            fix="restore the picture, or run the manifest stage again",
+            fix="restore the picture, or `dvc repro -f manifest@<data set>`",
         ) from error
     raise InputError(
         f"image {row.id!r} has changed since the manifest was made",
         where=path,
-        fix="run the manifest stage again: `dvc repro manifest@<data set>`",
+        fix="restore the picture, or `dvc repro -f manifest@<data set>`",
     )
 
 

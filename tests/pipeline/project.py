@@ -169,7 +169,7 @@ def shrink_demo(params: dict[str, Any]) -> dict[str, Any]:
     small["runs"] = {name: small["runs"][name] for name in ("vsrn", "vsrn-selfalign")}
     small["scenes"] |= {"train": 48, "val": 12, "test": 20}
     demo = small["datasets"]["demo"]
-    demo["regions"]["images_per_shard"] = demo["pack"]["images_per_shard"] = 16
+    demo["regions"]["images_per_shard"] = small["packs"]["demo"]["images_per_shard"] = 16
     for run in small["runs"].values():
         run |= {"epochs": 2, "batch_size": 32}
         run["base"]["dim"], run["text"]["word_dim"] = 32, 16
@@ -194,6 +194,7 @@ def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, A
     }
     small["datasets"]["pictures"]["regions"]["images_per_shard"] = 4
     small["datasets"]["pictures"]["tokens"]["tokenizer"] = str(encoder)
+    small["packs"]["pictures"] = small["packs"]["demo"]
     small["text_features"] = {"pictures": {"model": str(encoder)}}
     small["teachers"] = {
         "pictures": {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa"}}

@@ -41,7 +41,8 @@ def test_links_of_the_documents_lead_somewhere(page):
 def test_every_data_set_and_run_is_an_artifact():
     """So that `dvc artifacts get` and gto know it: docs/sharing.md."""
     declared = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())["artifacts"]
-    paths = {f"{name}-{store}": f"data/{name}/{store}" for name in PARAMS["datasets"] for store in ("regions", "pack")}
+    stores = {"regions": PARAMS["datasets"], "pack": PARAMS["packs"]}
+    paths = {f"{name}-{store}": f"data/{name}/{store}" for store, names in stores.items() for name in names}
     paths |= {run: f"runs/{run}/model" for run in PARAMS["runs"]}
     assert {name: entry["path"] for name, entry in declared.items()} == paths
     for name, entry in declared.items():

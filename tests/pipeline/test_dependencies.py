@@ -45,7 +45,7 @@ PARAMS = {
     "tokens": ["datasets.${key}.tokens"],
     "text_features": ["text_features.${key}"],
     "teachers": ["teachers.${key}"],
-    "pack": ["datasets.${key}.pack"],
+    "pack": ["packs.${key}"],
     "train": ["runs.${key}"],
     "evaluate": ["evaluate", "runs.${key}.dataset", "runs.${key}.text"],
     "ensemble": ["ensembles.${key}", "evaluate"],

@@ -136,7 +136,7 @@ def test_an_imported_set_is_ready_or_says_what_is_missing(folder: Project) -> No
         captions = exported if format == "scan" else exported / "captions.json"
         source = {"format": format, "images": str(exported), "captions": str(captions), "watch": str(exported)}
         regions = {"boxes": "xyxy"} if format == "scan" else {}
-        entry = {"source": source, "regions": regions, "tokens": tokens, "pack": {}}
+        entry = {"source": source, "regions": regions, "tokens": tokens}
         change(folder, lambda params, name=format, entry=entry: params["datasets"].update({name: entry}))
     told = lines(doctor(0))
     assert all(told[format] == "ready" for format in formats)

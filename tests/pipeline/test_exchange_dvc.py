@@ -20,7 +20,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     copy_checkout(project)
     nothing = tmp_path_factory.mktemp("nothing")
     params = shrink(project.params, pictures=nothing, encoder=nothing)
-    del params["datasets"]["pictures"]
+    del params["datasets"]["pictures"], params["packs"]["pictures"]
     params["runs"] = {"on-scan": params["runs"]["vsrn"]}
     params["text_features"] = params["teachers"] = params["ensembles"] = params["studies"] = {}
     project.write_params(params)
@@ -35,6 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for name, source, regions in (("scan", scan, {"boxes": "xyxy"}), ("butd", butd, {})):
         imported = {"source": source, "regions": {"images_per_shard": 32, **regions}}
         params["datasets"][name] = copy.deepcopy(demo) | imported
+        params["packs"] = {"demo": {}, "scan": {}}
     params["runs"]["on-scan"]["dataset"] = "scan"
     project.write_params(params)
     return project
@@ -50,6 +51,8 @@ def test_every_stage_of_an_imported_set_runs(project: Project, reproduced: list[
     assert sorted(reproduced) == sorted(
         f"{stage}@{'on-scan' if stage in ('train', 'evaluate') else 'scan'}" for stage in STAGES
     )
+    stages = [line.split()[0] for line in project.command("dvc", "stage", "list").text.splitlines()]
+    assert [stage for stage in stages if stage.startswith("pack@")] == ["pack@demo", "pack@scan"]  # what `packs` names
     metrics = project.metrics("on-scan")
     assert (metrics["split"], metrics["images"], metrics["captions"]) == ("test", 20, 100)
     assert metrics["rsum"] > 0

@@ -70,6 +70,7 @@ def test_an_older_project_goes_on_without_extracting(tmp_path: Path) -> None:
     assert now["datasets"]["own"]["source"].pop("watch") == "captions.jsonl"
     assert now["datasets"]["own"]["regions"]["detector"].pop("weights") == "demo/weights/demo.safetensors"
     before["datasets"]["own"]["regions"]["detector"].pop("weights")
+    assert now.pop("packs") == {"own": before["datasets"]["own"].pop("pack")}
     assert {key: now[key] for key in now if key != "runs"} == {key: before[key] for key in before if key != "runs"}
 
     ours, theirs = RegionStore(project.root / "data/own/regions"), RegionStore(old / "data/own/regions")
@@ -160,7 +161,8 @@ def respell(root: Path, old: str, new: str) -> None:
 
 
 OLD_RUNS = """\
-datasets: {}  # none yet
+datasets:  # one
+  own: {source: {format: folder, images: a, captions: b.csv}, pack: {images_per_shard: 4}}
 optional:
   set: &set
     first: &first # a base run
@@ -190,6 +192,7 @@ studies:
 
 def test_losses_move_wherever_they_were_written() -> None:
     text, told = rewritten(OLD_RUNS)
+    source = {"format": "folder", "images": "a", "captions": "b.csv"}
     found = yaml.safe_load(text)
     first, second, third = (found["optional"]["set"][name] for name in ("first", "second", "third"))
     aligned = {"weight": 2.0, "aggregation": "MrAVGw", "all_negatives_epochs": 1, "locals": "projected"}
@@ -202,7 +205,9 @@ def test_losses_move_wherever_they_were_written() -> None:
     assert found["studies"]["one"]["key"] == "losses.lca.num_concepts" and found["studies"]["two"]["key"] == "base.dim"
     changes = {"bag": None, "losses.alignment.weight": 1.0}
     assert found["studies"]["one"]["changes"] == found["studies"]["two"]["changes"] == changes
-    for line in ("datasets: {}  # none yet", "    first: &first # a base run", "      # of the losses", "# the end"):
+    assert found["packs"] == {"own": {"images_per_shard": 4}}
+    assert found["datasets"] == {"own": {"source": {**source, "watch": "b.csv"}}}
+    for line in ("datasets:  # one", "    first: &first # a base run", "      # of the losses", "# the end"):
         assert line in text.splitlines()
     assert rewritten(text) == (text, []) and told
 
@@ -211,6 +216,7 @@ def test_todays_parameters_stay_as_they_are() -> None:
     text = (CHECKOUT / "params.yaml").read_text(encoding="utf-8")
     assert rewritten(text) == (text, [])
     for preset in (CHECKOUT / "presets").glob("*.yaml"):
-        assert rewritten(preset.read_text(encoding="utf-8")) == (preset.read_text(encoding="utf-8"), [])
+        text = preset.read_text(encoding="utf-8") + "packs: {}\n"
+        assert rewritten(text) == (text, [])
     with pytest.raises(InputError, match="selfalign migrate"):
         parse_params(OLD_RUNS)

@@ -81,7 +81,7 @@ def test_an_optional_set_is_turned_on_by_its_alias_and_stands_behind_the_other_r
         ("runs.vsrn.base.dims", "dim"),
         ("runs.vsrn-selfalign.losses.lca.num_concept", "num_concepts"),
         ("report.example", "examples"),
-        ("datasets.demo.pack.images_per_shrd", "images_per_shard"),
+        ("packs.demo.images_per_shrd", "images_per_shard"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, key: str, nearest: str) -> None:
@@ -224,6 +224,17 @@ BUILT_IN = {"images": {"model": "regions-mean", "reads": "regions"}, "captions":
     ],
 )
 def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    assert told in message(changed(tmp_path, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("packs", {"demos": {}}, "packs.demos is none of the data sets (did you mean 'demo'?)"),
+        ("datasets.demo.pack", {}, "datasets.demo.pack: packs are a section of their own. Fix: `selfalign migrate`"),
+    ],
+)
+def test_packs_are_of_data_sets(tmp_path: Path, key: str, value: Any, told: str) -> None:
     assert told in message(changed(tmp_path, key, value))
 
 

@@ -31,7 +31,7 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Project:
     }
     own["regions"]["images_per_shard"] = 8
     params["datasets"]["own"] = own
-    params |= {"teachers": {}, "studies": {}, "ensembles": {}, "optional": {}}
+    params |= {"teachers": {}, "studies": {}, "ensembles": {}, "optional": {}, "packs": {"own": {}}}
     run = params["runs"].pop("vsrn") | {"dataset": "own", "epochs": 1}
     params["runs"] = {"own": run}
     project.write_params(params)

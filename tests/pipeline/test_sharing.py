@@ -88,7 +88,7 @@ def small_project(world: World, name: str) -> Project:
     del params["runs"]["vsrn-selfalign"]
     params["scenes"] |= {"train": 24, "val": 8, "test": 8}
     params["datasets"]["demo"]["regions"]["images_per_shard"] = 8
-    params["datasets"]["demo"]["pack"]["images_per_shard"] = 12
+    params["packs"]["demo"]["images_per_shard"] = 12
     project.write_params(params)
     return project
 

@@ -27,8 +27,9 @@ from eval.search.candidates import SHORTEST, Candidates, write_codes
 from eval.search.exact import nearest
 from eval.search.words import RunWords, captioned
 from extract.stores.intact import INDEX, require_intact
+from extract.stores.made import note_made
 from extract.stores.recipe import FILE as RECIPE
-from extract.stores.recipe import first_difference, note_made, read_recipe, require_same_recipe, write_recipe
+from extract.stores.recipe import first_difference, read_recipe, require_same_recipe, write_recipe
 from extract.stores.regions import region_stores
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore

@@ -2,7 +2,7 @@
 
 The folder appears whole or not at all; a killed export is begun anew, since to check what is there would take as long
 as to write it. Formats without captions of their own get `captions.json` beside them, in Karpathy's layout. Images of
-the manifest that the store lacks are left out, and counted.
+the manifest that the store lacks are left out, and counted. `made.jsonl` says what made the store.
 """
 
 import logging
@@ -12,6 +12,7 @@ from extract.exchange import karpathy
 from extract.settings import PackSettings
 from extract.stages import pack
 from extract.stores.intact import require_intact
+from extract.stores.made import embed_made
 from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.files import whole_folder
@@ -100,3 +101,4 @@ def _run(*, format: str, dataset: str, manifest: Path, regions: Path, out: Path,
         else:
             writer.write(folder, kept, store, advance=bar.update)
             karpathy.write(folder / CAPTIONS, dataset, kept)
+        embed_made([regions], folder)

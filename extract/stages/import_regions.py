@@ -20,7 +20,7 @@ from extract.exchange.shards import ImportShards
 from extract.exchange.source import Source
 from extract.settings import About, ImportSettings
 from extract.stages.region_stores import install_region_stores
-from extract.stores.recipe import note_made
+from extract.stores.made import note_made
 from extract.stores.regions import SCHEMA
 from manifests.errors import InputError
 from manifests.files import fingerprint

@@ -2,8 +2,8 @@
 
 Shards are plain tar files `{dataset}-{split}-{shard:06d}.tar` (`extract.stores.webdataset`), byte-identical for
 identical stores, of samples in manifest order. Beside them: `index.json` and `sizes.json` (what each shard holds),
-`recipe.json`, `classes.json` where the detector has names, and two descriptions of it all, `README.md` for people and
-`croissant.json` for programs.
+`recipe.json`, `classes.json` where the detector has names, `made.jsonl` (which commit made the stores, and when), and
+two descriptions of it all, `README.md` for people and `croissant.json` for programs.
 """
 
 import logging
@@ -24,6 +24,7 @@ from extract.engine.finished import Staging
 from extract.engine.maker import Advance, Lot, Maker, Workers
 from extract.settings import PackSettings
 from extract.stores.intact import INDEX, intact_digests
+from extract.stores.made import embed_made
 from extract.stores.norms import Norms
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import RegionStore, region_stores
@@ -187,6 +188,7 @@ def run(
             index["files"] = {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
             write_json(folder / INDEX, index)
             write_recipe(folder, recipe)
+            embed_made([regions, tokens], folder)
             write_card(folder)
 
 

@@ -14,7 +14,8 @@ from extract.engine.maker import Lot, Parts, Workers
 from extract.settings import About, RegionSettings
 from extract.stages.region_stores import install_region_stores
 from extract.stores.fields import Regions
-from extract.stores.recipe import made_in, note_made, require_same_recipe
+from extract.stores.made import made_in, note_made
+from extract.stores.recipe import require_same_recipe
 from extract.stores.regions import RegionStore
 from extract.vision.shards import RegionShards
 from manifests.errors import InputError

@@ -19,7 +19,8 @@ from extract.engine.code import code_fingerprint
 from extract.engine.finished import Staging
 from extract.engine.maker import Lot, Workers, parts_of
 from extract.stores.intact import INDEX, intact_digests
-from extract.stores.recipe import made_in, note_made, require_same_recipe, write_recipe
+from extract.stores.made import made_in, note_made
+from extract.stores.recipe import require_same_recipe, write_recipe
 from extract.stores.regions import region_stores
 from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, SIDES, Side, TeacherStore
 from extract.teachers.lsa import LatentSemantics

@@ -13,7 +13,8 @@ from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
 from extract.engine.maker import Lot, Workers, parts_of
 from extract.stores.intact import INDEX
-from extract.stores.recipe import made_in, note_made, require_same_recipe, write_recipe
+from extract.stores.made import made_in, note_made
+from extract.stores.recipe import require_same_recipe, write_recipe
 from extract.stores.text_features import SCHEMA, TextFeatureStore
 from extract.stores.tokens import TokenStore
 from extract.text.features import CaptionPieces, TextFeatures

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from extract.engine.build import building
 from extract.engine.code import code_fingerprint
 from extract.engine.maker import Lot, Workers, parts_of
-from extract.stores.recipe import note_made
+from extract.stores.made import note_made
 from extract.stores.tokens import Counts, TokenShards, write_tokens
 from extract.text.parts_of_speech import POS_NAMES
 from extract.text.scripts import SAMPLE, require_cut

@@ -1,56 +1,22 @@
-"""Recipes: what decides the numbers in a store, and what merely made them.
+"""Recipes: what decides the numbers in a store.
 
-A recipe is JSON whose canonical text gives the recipe hash. What made a store is noted outside it, so that a store that
-is made again is the same to the byte. Stores whose recipes differ are never mixed (docs/architecture.md, "Stores").
+A recipe is JSON whose canonical text gives the recipe hash. What made a store is noted outside it
+(`extract.stores.made`). Stores whose recipes differ are never mixed (docs/architecture.md, "Stores").
 """
 
-import os
-import platform
-import shutil
-import subprocess
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import InputError
-from manifests.files import canonical_json, fingerprint, write_json
+from manifests.files import fingerprint, write_json
 from manifests.typed import Written, read_checked
 
 FILE = "recipe.json"
-MADE = "made.jsonl"
 
 
 class _Written(Written):
     recipe: dict[str, Any]
     recipe_hash: str
-
-
-def note_made(out: Path, recipe_hash: str, *packages: str, **facts: Any) -> None:
-    """Add a line to ``made.jsonl`` beside the store `out`: when and where it was made, by which commit, Python,
-    versions of `packages`, and further `facts`."""
-    git = shutil.which("git")
-    asked = git and subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    made = {
-        "store": Path(out).name,
-        "recipe_hash": recipe_hash,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "packages": {name: version(name) for name in packages},
-        "commit": asked.stdout.strip() or None if asked else None,
-        **facts,
-    }
-    with open(Path(out).with_name(MADE), "a", encoding="utf-8") as file:
-        file.write(canonical_json(made) + "\n")
-
-
-def made_in(shards: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """The environments that markers of shards name, each once."""
-    return list({canonical_json(shard["environment"]): shard["environment"] for shard in shards}.values())
 
 
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> str:

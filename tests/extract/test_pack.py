@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from extract.check.verify import run as verify
+from extract.exchange import export
 from extract.stages import pack, tokens
+from extract.stores.intact import listed_files
+from extract.stores.made import note_made
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import Regions, RegionStore, region_index, write_shard
 from extract.stores.webdataset import sample_key
@@ -182,6 +186,31 @@ for url in sys.argv[1:]:
 ours = [name for name in sys.modules if name.split(".")[0] in ("manifests", "extract", "train", "eval", "pipeline")]
 print(json.dumps([found, ours]))
 """
+
+
+def test_a_pack_and_an_export_say_what_made_the_stores_and_are_no_others_for_it(inputs, packed, tmp_path):
+    own = tmp_path / "data"
+    stores = Inputs(*(Path(shutil.copytree(place, own / place.name)) for place in astuple(inputs)))
+    note_made(stores.regions, "0123", "numpy", device="cuda")
+    note_made(stores.tokens, "4567", "spacy")
+    own_pack = stores.pack(tmp_path / "pack")
+    made = [json.loads(line) for line in (own_pack / "made.jsonl").read_text().splitlines()]
+    assert [(line["store"], line["recipe_hash"]) for line in made] == [("regions", "0123"), ("tokens", "4567")]
+    assert made[0]["device"] == "cuda" and {"commit", "at", "packages"} <= set(made[0]) and "host" not in made[0]
+    assert "made.jsonl" not in listed_files(own_pack)
+    for name in {path.name for path in packed.iterdir()} - {"made.jsonl"}:
+        assert (own_pack / name).read_bytes() == (packed / name).read_bytes()
+    assert list(map(str, verify(store=own_pack).findings)) == list(map(str, verify(store=packed).findings))
+
+    note_made(stores.regions, "0123", "numpy", device="cpu")  # made again, the same
+    again = stores.pack(tmp_path / "again")
+    assert (again / "made.jsonl").read_bytes() == (own_pack / "made.jsonl").read_bytes()
+    asked = {"dataset": "tiny", "manifest": stores.manifest, "regions": stores.regions, "tokens": stores.tokens}
+    for format, count in (("wds", 2), ("butd-tsv", 1)):
+        export.run(format=format, out=tmp_path / format, **asked)
+        assert len((tmp_path / format / "made.jsonl").read_text().splitlines()) == count
+    (stores.regions / "index.json").write_text((stores.regions / "index.json").read_text() + "\n")  # another store
+    assert [json.loads(line)["store"] for line in (stores.pack(tmp_path / "other") / "made.jsonl").open()] == ["tokens"]
 
 
 def test_plain_webdataset_reads_them_with_nothing_of_ours(inputs, packed, tmp_path):

@@ -22,8 +22,9 @@ from extract.engine.finished import Staging
 from extract.engine.maker import Lot, Maker
 from extract.stores import hdf5
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
+from extract.stores.made import note_made
 from extract.stores.open_files import MOST_OPEN
-from extract.stores.recipe import note_made, read_recipe, require_same_recipe, write_recipe
+from extract.stores.recipe import read_recipe, require_same_recipe, write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, region_index, write_shard
 from manifests.errors import InputError
 from manifests.files import fingerprint, sha256, write_json

@@ -226,7 +226,7 @@ def _stages(sets: list[_Set], params: Params, locked: dict[str, Any]) -> tuple[l
             asked = locked.get(stage, {}).get("params", {}).get(FILE.name, {})
             same = store in ("manifest", "regions") or all(_at(values, key) == value for key, value in asked.items())
             (stages if there and same else left).append(stage)
-    return stages, [*left, *(f"train@{run}" for run in params.runs)]
+    return stages, [*left, *(f"train@{run}" for run in params.runs), *(f"study@{study}" for study in params.studies)]
 
 
 def _at(values: Any, dotted: str) -> Any:

@@ -28,11 +28,17 @@ def rewritten(text: str) -> tuple[str, list[str]]:
             told.append(f"datasets.{name}.source.watch: {watched}, which DVC looks at beside the captions")
     text = _with_packs(text, values, told)
     text = _with_losses(text, values, told)
+    for name, study in _items(values, "studies"):
+        if isinstance(study, dict) and {"key", "values"} <= study.keys():
+            text = editing.insert(text, ("studies", name), {"vary": {_key(str(study["key"])): study["values"]}})
+            for key in ("key", "values"):
+                text = editing.cut(text, ("studies", name, key))
+            told.append(f"studies.{name}: vary, in the place of key and values")
 
     def spelling(path: tuple[str, ...], is_key: bool, value: str) -> str | None:
         if path[:1] == ("datasets",) and not is_key and value == _WEIGHTS:
             new = places.DEMO_WEIGHTS.as_posix()
-        elif path[:1] == ("studies",) and ((is_key and path[2:] == ("changes",)) or path[2:] == ("key",)):
+        elif path[:1] == ("studies",) and is_key and path[2:] == ("changes",):
             new = _key(value)
         else:
             return None

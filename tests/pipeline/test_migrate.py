@@ -184,8 +184,11 @@ runs:
   <<: *set
   now: {losses: {triplet: {}}}
 studies:
-  one: {key: selfalign.concept.num_concepts, changes: &small {selfalign.bag: null, aladin.alignment.weight: 1.0}}
-  two: {key: base.dim, changes: *small}
+  one:
+    key: selfalign.concept.num_concepts
+    values: [4, 8]
+    changes: &small {selfalign.bag: null, aladin.alignment.weight: 1.0}
+  two: {key: base.dim, values: [8, null], changes: *small}
 # the end
 """
 
@@ -202,9 +205,9 @@ def test_losses_move_wherever_they_were_written() -> None:
     soft = {"csa": {"weight": 5.0}, "usa": {}, "cusa_contrast": {"reads": "embedding", "divided": False}}
     assert third["losses"] == losses | {"lca": {"num_concepts": 4}} | soft and third["bag"] == {"num_concepts": 4}
     assert set(third) == {"base", "losses", "bag"} and set(found["runs"]) == {"first", "second", "third", "now"}
-    assert found["studies"]["one"]["key"] == "losses.lca.num_concepts" and found["studies"]["two"]["key"] == "base.dim"
     changes = {"bag": None, "losses.alignment.weight": 1.0}
-    assert found["studies"]["one"]["changes"] == found["studies"]["two"]["changes"] == changes
+    assert found["studies"]["one"] == {"changes": changes, "vary": {"losses.lca.num_concepts": [4, 8]}}
+    assert found["studies"]["two"] == {"changes": changes, "vary": {"base.dim": [8, None]}}
     assert found["packs"] == {"own": {"images_per_shard": 4}}
     assert found["datasets"] == {"own": {"source": {**source, "watch": "b.csv"}}}
     for line in ("datasets:  # one", "    first: &first # a base run", "      # of the losses", "# the end"):

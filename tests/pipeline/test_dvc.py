@@ -44,6 +44,26 @@ def test_made_again_uninterrupted_the_bytes_are_the_same(project: Project) -> No
     assert project.digests(*folders) == before
 
 
+@pytest.mark.parametrize(
+    ("store", "names", "links"),
+    [("regions", 3, 6), ("text_features", 3, 1), ("tokens", 2, 1), ("teachers", 2, 2), ("pack", 2, 6)],
+)
+def test_a_file_is_on_the_disk_once(project: Project, store: str, names: int, links: int) -> None:
+    """A shard has a name in the store and one in DVC's cache, and one in ours where ours keeps it."""
+    dataset = "demo" if store in ("regions", "pack") else "pictures"
+    folder = project.root / "data" / dataset / store
+    kept = [path.stat().st_ino for path in (project.root / ".dvc/cache").rglob("*") if path.is_file()]
+    ours = [path.stat().st_ino for path in (project.root / "cache").rglob("*.h5")]
+    found = [path for path in folder.rglob("*") if path.suffix in (".h5", ".tar")]
+    assert len(found) == links
+    for path in found:
+        state = path.stat()
+        assert state.st_nlink == names and kept.count(state.st_ino) == 1 and ours.count(state.st_ino) == names - 2
+    shutil.rmtree(folder)
+    project.command("dvc", "checkout", f"{store}@{dataset}")
+    assert [path.stat().st_nlink for path in found] == [names] * links
+
+
 def test_the_frozen_detector_is_left_alone(project: Project, repeated: Result) -> None:
     assert "detector" not in repeated.stages and "'detector' is frozen" in repeated.text
     assert (project.root / WEIGHTS).read_bytes() == (CHECKOUT / WEIGHTS).read_bytes()

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from demo.detector.demo import OLD_WEIGHTS
 from manifests.readers import READERS
 from pipeline import editing, places, strict_yaml
 from train.old_runs import MOVED, SECTIONS, translated
 
-_WEIGHTS = "extract/detectors/weights/demo.safetensors"
 # Losses' keys in a study, dotted below the run, and what they are now; the longest first.
 _KEYS = {".".join(place): f"losses.{name}" for place, name in MOVED.items()} | {"selfalign.bag": "bag"}
 
@@ -36,7 +36,7 @@ def rewritten(text: str) -> tuple[str, list[str]]:
             told.append(f"studies.{name}: vary, in the place of key and values")
 
     def spelling(path: tuple[str, ...], is_key: bool, value: str) -> str | None:
-        if path[:1] == ("datasets",) and not is_key and value == _WEIGHTS:
+        if path[:1] == ("datasets",) and not is_key and value == OLD_WEIGHTS:
             new = places.DEMO_WEIGHTS.as_posix()
         elif path[:1] == ("studies",) and is_key and path[2:] == ("changes",):
             new = _key(value)

@@ -12,6 +12,7 @@ from manifests.errors import InputError
 from train.batches import WordBatch
 from train.data import RetrievalData
 from train.encoding import Encoding
+from train.processes import summed_arrays
 
 
 def embed(model: nn.Module, data: RetrievalData, batch_size: int, *, run: str, quiet: bool = False) -> Embeddings:
@@ -43,9 +44,14 @@ class EmbeddingCollector:
     ) -> None:
         self._keep("captions", self._data.num_captions, captions, torch.cat([read.pooled[:, 0], read.context], dim=-1))
 
-    def embeddings(self, run: str) -> Embeddings:
-        """All of them, once they have passed. NaN or infinite ones raise InputError, which names `run`."""
+    def embeddings(self, run: str, device: torch.device | None = None) -> Embeddings:
+        """All of them, once they have passed, and those of the processes that have a share on their `device`.
+
+        NaN or infinite ones raise InputError, which names `run`.
+        """
         data, arrays = self._data, self._arrays
+        if device is not None:
+            arrays = summed_arrays(arrays, device)
         rows = distinct([image.sha256 for image in data.images], "images")
         texts = [data.caption_text(caption) for caption in range(data.num_captions)]
         firsts = {"pooled": rows, "context": rows, "captions": distinct(texts, "captions")}
@@ -58,7 +64,7 @@ class EmbeddingCollector:
 
     def _keep(self, name: str, count: int, items: Sequence[int], values: Tensor) -> None:
         if name not in self._arrays:
-            self._arrays[name] = np.empty((count, *values.shape[1:]), np.float32)
+            self._arrays[name] = np.zeros((count, *values.shape[1:]), np.float32)
         self._device = str(values.device)
         self._arrays[name][items] = values.float().cpu().numpy()
 

@@ -37,11 +37,13 @@ def encode(
     collectors: Sequence[Collector],
     *,
     captions: Sequence[int] | None = None,
+    share: tuple[int, int] = (0, 1),
     quiet: bool = False,
 ) -> None:
     """Encode every image and caption of `data`, or some `captions` (rising) and their images, for `collectors`.
 
-    The model is used in evaluation mode and given back in the mode that it came in.
+    `share` is (rank, count) of processes that each encode every count-th batch of images, from the rank-th on. The
+    model is used in evaluation mode and given back in the mode that it came in.
     """
     device = next(model.parameters()).device
     every = np.arange(data.num_captions) if captions is None else np.asarray(captions, np.int64)
@@ -50,7 +52,9 @@ def encode(
     training = model.training
     model.eval()
     try:
-        for start in progress(range(0, len(images), batch_size), what="encode", unit="batches", quiet=quiet):
+        rank, count = share
+        starts = range(rank * batch_size, len(images), count * batch_size)
+        for start in progress(starts, what="encode", unit="batches", quiet=quiet):
             block = images[start : start + batch_size]
             seen = model.encode_images(data.region_batch(block.tolist()).to(device))
             for collector in collectors:

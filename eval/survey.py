@@ -29,18 +29,23 @@ def survey(
     *,
     run: str,
     truth: Mapping[str, Grounding] | None = None,
+    share: tuple[int, int] = (0, 1),
     quiet: bool = False,
 ) -> Survey:
     """Encode every image and caption of `data` once.
 
-    `truth` says which objects words mean (it may be empty); None leaves the matches out. NaN or infinite embeddings
-    raise InputError, which names `run`.
+    `truth` says which objects words mean (it may be empty); None leaves the matches out. `share` is (rank, count) of
+    processes that encode a part each: all of them get the whole embeddings, and nothing else can be asked for. NaN or
+    infinite embeddings raise InputError, which names `run`.
     """
     embeddings = EmbeddingCollector(data)
     teacher = LocalsCollector(model.alignment, data) if model.alignment is not None else None
     pairs = PairCollector(model, data) if truth is not None else None
     collectors: list[Collector] = [embeddings, *([teacher] if teacher else []), *(pairs.collectors if pairs else [])]
-    encode(model, data, batch_size, collectors, quiet=quiet)
+    encode(model, data, batch_size, collectors, share=share, quiet=quiet)
+    device = next(model.parameters()).device if share[1] > 1 else None
     return Survey(
-        embeddings.embeddings(run), teacher.alignments() if teacher else None, pairs.pairs(truth) if pairs else None
+        embeddings=embeddings.embeddings(run, device),
+        teacher=teacher.alignments() if teacher else None,
+        pairs=pairs.pairs(truth) if pairs else None,
     )

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -172,6 +173,25 @@ def leave() -> None:
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """This process's rank and how many train together; (0, 1) inside `apart`."""
+    return (distributed.get_rank(), together()) if together() > 1 else (0, 1)
+
+
+def summed_arrays(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, np.ndarray]:
+    """Arrays of which each process has filled its own rows, zeros elsewhere: whole, in all processes."""
+    if together() == 1:
+        return arrays
+    known: list[Any] = [None] * together()
+    distributed.all_gather_object(known, {name: (array.shape, array.dtype) for name, array in arrays.items()})
+    whole = {}
+    for name, (shape, dtype) in sorted({name: told for each in known for name, told in each.items()}.items()):
+        own = torch.from_numpy(arrays.get(name, np.zeros(shape, dtype))).to(device)
+        distributed.all_reduce(own)
+        whole[name] = own.cpu().numpy()
+    return whole
 
 
 def together() -> int:

@@ -226,5 +226,5 @@ def _done(progress: Progress, settings: RunSettings, model: RetrievalModel) -> b
 def _recalls(
     validate: Validate, model: RetrievalModel, validation: RetrievalData, processes: Processes
 ) -> Mapping[str, float]:
-    """The first process's recalls, in every process."""
-    return processes.told(dict(validate(model, validation)) if processes.first else {})
+    """The first process's recalls, in every process; all of them take part."""
+    return processes.told(dict(validate(model, validation)))

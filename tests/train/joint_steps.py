@@ -1,12 +1,15 @@
 """Steps of every base on made pairs of ragged lengths, in float64; as a program, taken by three processes together."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from eval.validation import validate
+from tests.eval.test_encode import Made, model_of
 from tests.train.forked import run_together
 from train.batches import RegionBatch, TeacherBatch, WordBatch, pad
 from train.feed import read_part
@@ -138,12 +141,29 @@ def sent_while_others_are_made(processes: Processes, chunks: int) -> dict[str, t
     return found
 
 
+def validated() -> dict[str, float]:
+    """R@sum of a model's validation, which the first process has, and how many images and captions this one encoded."""
+    model, counted = model_of(), {"images": 0.0, "captions": 0.0}
+
+    def count(name: str, encode: Callable) -> None:
+        def counting(batch):
+            counted[name] += len(batch.mask)
+            return encode(batch)
+
+        setattr(model, f"encode_{name}", counting)
+
+    for name in counted:
+        count(name, getattr(model, f"encode_{name}"))
+    return counted | {"rsum": validate(model, Made(70), 16).get("rsum", -1.0)}
+
+
 def take_all(out: str) -> None:
     """Take all steps with the other processes and write the outcomes to a file of this process."""
     group = join("cpu")
     outcomes = {name: x for number in range(len(STEPS)) for name, x in outcome(number, group).items()}
     for chunks in (1, 2):
         outcomes |= {f"early.{chunks}.{name}": x for name, x in sent_while_others_are_made(group, chunks).items()}
+    outcomes |= {f"validation.{name}": torch.tensor(x) for name, x in validated().items()}
     save_file(outcomes, f"{out}/{group.rank}.safetensors")
     leave()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.joint_steps import BASES, STEPS, MadeData, made_model, outcome, step
+from tests.train.joint_steps import BASES, STEPS, MadeData, made_model, outcome, step, validated
 from train.feed import shares
 from train.masking import MaskedBatchNorm
 from train.processes import combined, padded_to
@@ -51,6 +51,15 @@ def test_three_processes_have_the_gradients_of_one(three_processes, number):
         assert any(name.startswith(f"{number}.grad.{part}") for name in expected)
     for found in three_processes:
         assert_same({name: x for name, x in found.items() if name.startswith(f"{number}.")}, expected)
+
+
+def test_processes_share_validation(three_processes):
+    alone = validated()
+    assert (alone["images"], alone["captions"]) == (70, 140)
+    told = [{name: found[f"validation.{name}"].item() for name in alone} for found in three_processes]
+    # Batches of 16 of 70 images: the first process has the first and the fourth.
+    assert [each["images"] for each in told] == [32, 22, 16] and sum(each["captions"] for each in told) == 140
+    assert [each["rsum"] for each in told] == [pytest.approx(alone["rsum"]), -1, -1]
 
 
 @pytest.mark.parametrize("chunks", [1, 2])

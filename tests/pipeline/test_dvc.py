@@ -33,17 +33,6 @@ def test_a_killed_repro_is_continued(killed: int, repeated: Result) -> None:
     assert f"regions demo: 80 pictures, {80 - killed} computed, {killed} reused" in repeated.text
 
 
-def test_made_again_uninterrupted_the_bytes_are_the_same(project: Project) -> None:
-    stages = ["regions@demo", "tokens@demo", "pack@demo"]
-    folders = ["data/demo/regions", "data/demo/tokens", "data/demo/pack"]
-    before = project.digests(*folders)
-    assert len([name for name in before if name.startswith("data/demo/regions") and name.endswith(".h5")]) == 6
-    assert "data/demo/tokens/tokens.h5" in before and any(name.endswith(".tar") for name in before)
-    again = project.repro("-f", "-s", *stages)
-    assert sorted(again.stages) == sorted(stages) and "regions demo: 80 pictures, 0 computed, 80 reused" in again.text
-    assert project.digests(*folders) == before
-
-
 @pytest.mark.parametrize(
     ("store", "names", "links"),
     [("regions", 3, 6), ("text_features", 3, 1), ("tokens", 2, 1), ("teachers", 2, 2), ("pack", 2, 6)],
@@ -62,6 +51,17 @@ def test_a_file_is_on_the_disk_once(project: Project, store: str, names: int, li
     shutil.rmtree(folder)
     project.command("dvc", "checkout", f"{store}@{dataset}")
     assert [path.stat().st_nlink for path in found] == [names] * links
+
+
+def test_made_again_uninterrupted_the_bytes_are_the_same(project: Project) -> None:
+    stages = ["regions@demo", "tokens@demo", "pack@demo"]
+    folders = ["data/demo/regions", "data/demo/tokens", "data/demo/pack"]
+    before = project.digests(*folders)
+    assert len([name for name in before if name.startswith("data/demo/regions") and name.endswith(".h5")]) == 6
+    assert "data/demo/tokens/tokens.h5" in before and any(name.endswith(".tar") for name in before)
+    again = project.repro("-f", "-s", *stages)
+    assert sorted(again.stages) == sorted(stages) and "regions demo: 80 pictures, 0 computed, 80 reused" in again.text
+    assert project.digests(*folders) == before
 
 
 def test_the_frozen_detector_is_left_alone(project: Project, repeated: Result) -> None:

@@ -3,6 +3,7 @@
 import http.server
 import importlib.util
 import pickle
+import re
 import threading
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+from torchvision.ops import roi_pool
 
 from extract.vision.loading import load_detector
 from extract.vision.rcnn.checkpoint import read_checkpoint
@@ -266,6 +269,159 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, monkeypatch, change
     with pytest.raises(InputError, match=words.replace(".", r"\.")):
         load_detector(saved(tmp_path, state))
     assert not (tmp_path / "trapped").exists()
+
+
+# -- bottom-up-attention.pytorch's converted Caffe checkpoints ---------------------------------------------------------
+
+CAFFE_NAMES = {
+    "attribute_predictor.obj_embed.": "box_predictor.cls_embed.",
+    "attribute_predictor.fc.0.": "box_predictor.attr_linear1.",
+    "attribute_predictor.attr_score.": "box_predictor.attr_linear2.",
+}
+CAFFE_MEAN = (102.9801, 115.9465, 122.7717)
+
+
+def caffe_named(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        for ours, theirs in CAFFE_NAMES.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = value
+    return renamed
+
+
+def caffe_state() -> dict[str, torch.Tensor]:
+    """The golden checkpoint as Caffe has it: background and no attribute first, a box of the background, deltas not
+    divided, a channel of objectness for either answer. In detectron2's order it is `original` (none last)."""
+    torch.manual_seed(4)
+    state = caffe_named(original())
+    head, rpn = "roi_heads.box_predictor.", "proposal_generator.rpn_head.objectness_logits."
+    for end in ("weight", "bias"):
+        background = torch.randn_like(state[rpn + end])
+        state[rpn + end] = torch.cat([background, state[rpn + end] + background])
+        deltas = state[f"{head}bbox_pred.{end}"]
+        scale = torch.tensor([10.0, 10, 5, 5]).repeat(len(deltas) // 4).view(-1, *[1] * (deltas.ndim - 1))
+        state[f"{head}bbox_pred.{end}"] = torch.cat([torch.randn_like(deltas[:4]), deltas / scale])
+        for name in ("cls_score", "attr_linear2"):
+            state[f"{head}{name}.{end}"] = state[f"{head}{name}.{end}"].roll(1, 0)
+    state[f"{head}cls_embed.weight"] = state[f"{head}cls_embed.weight"].roll(1, 0)
+    return state
+
+
+def test_a_caffe_checkpoint_has_the_parameters_of_detectron2s(tmp_path):
+    ours = load_detector(saved(tmp_path, caffe_state())).network.state_dict()
+    theirs = load_detector(SPEC).network.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def caffe_blocks(state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor, stride: int, dilation: int):
+    """A residual stage, written with torch's functions alone."""
+
+    def convolved(x: torch.Tensor, name: str, **options: int) -> torch.Tensor:
+        own = {end: state[f"{name}.norm.{end}"] for end in ("running_mean", "running_var", "weight", "bias")}
+        return F.batch_norm(F.conv2d(x, state[f"{name}.weight"], **options), *own.values(), eps=1e-5)
+
+    block = 0
+    while f"{prefix}.{block}.conv1.weight" in state:
+        here, step = f"{prefix}.{block}", stride if not block else 1
+        out = convolved(x, f"{here}.conv1", stride=step).relu()
+        out = convolved(out, f"{here}.conv2", padding=dilation, dilation=dilation).relu()
+        out = convolved(out, f"{here}.conv3")
+        has_shortcut = f"{here}.shortcut.weight" in state
+        x = (out + (convolved(x, f"{here}.shortcut", stride=step) if has_shortcut else x)).relu()
+        block += 1
+    return x
+
+
+def test_a_caffe_checkpoint_is_computed_as_its_project_does(tmp_path):
+    """Against the forward pass of bottom-up-attention.pytorch's `caffe` mode, from the file's own names and order."""
+    state = caffe_state()
+    spec = {key: value for key, value in saved(tmp_path, state).items() if key != "sampling_ratio"}
+    detector = load_detector(spec, DETECTIONS)
+    picture = detector.prepare(GOLDEN["rgb"])[None]
+    (found,), (candidates,) = detector.outputs(picture), detector.candidates(picture)
+
+    x = picture.flip(1).float() - torch.tensor(CAFFE_MEAN).view(3, 1, 1)
+    norm = [state[f"backbone.stem.conv1.norm.{end}"] for end in ("running_mean", "running_var", "weight", "bias")]
+    x = F.conv2d(x, state["backbone.stem.conv1.weight"], stride=2, padding=3)
+    x = F.max_pool2d(F.batch_norm(x, *norm, eps=1e-5).relu(), 3, 2, 0, ceil_mode=True)
+    for stage, stride in (("res2", 1), ("res3", 2), ("res4", 2)):
+        x = caffe_blocks(state, f"backbone.{stage}", x, stride, 1)
+    rois = torch.cat([torch.zeros(len(found.proposals), 1), found.proposals], 1)
+    regions = caffe_blocks(state, "roi_heads.res5", roi_pool(x, rois, 14, 1 / 16), 1, 2)
+    features = regions.mean((2, 3))
+    head = "roi_heads.box_predictor."
+    linear = lambda x, name: F.linear(x, state[f"{head}{name}.weight"], state[f"{head}{name}.bias"])  # noqa: E731
+    classes = linear(features, "cls_score")
+    embedded = state[f"{head}cls_embed.weight"][classes.argmax(1)]
+    attributes = linear(linear(torch.cat([features, embedded], 1), "attr_linear1").relu(), "attr_linear2")
+    torch.testing.assert_close(found.features, features, rtol=0, atol=1e-4)
+    torch.testing.assert_close(candidates.classes, classes.softmax(1)[:, 1:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(candidates.attributes, attributes.softmax(1)[:, 1:], rtol=0, atol=1e-5)
+
+    rpn = "proposal_generator.rpn_head."
+    convolved = lambda x, name, **o: F.conv2d(x, state[f"{rpn}{name}.weight"], state[f"{rpn}{name}.bias"], **o)  # noqa: E731
+    scores = convolved(convolved(x, "conv", padding=1).relu(), "objectness_logits")
+    best = scores.view(1, 2, -1, *scores.shape[-2:]).softmax(1)[:, 1].flatten().sort(descending=True).values
+    torch.testing.assert_close(found.objectness[0].sigmoid(), best[0], rtol=0, atol=1e-5)
+
+
+def test_what_a_caffe_checkpoint_wants_is_in_the_recipe_unless_it_is_told(tmp_path):
+    spec = saved(tmp_path, caffe_state())
+    recipe = load_detector(spec).recipe
+    assert recipe["caffe"] and recipe["pooling"] == "pool" and recipe["pixel_mean"] == list(CAFFE_MEAN)
+    recipe = load_detector({**spec, "pooling": "align", "pixel_mean": (1.0, 2.0, 3.0)}).recipe
+    assert (recipe["pooling"], recipe["pixel_mean"]) == ("align", [1.0, 2.0, 3.0])
+    assert "caffe" not in load_detector(SPEC).recipe
+
+
+def doubled(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the renamed file of ../shared/cases has it: two equal channels, no box of the background."""
+    return {n: torch.cat([v, v]) if "objectness_logits" in n else v for n, v in caffe_named(state).items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "attributes"),
+    [
+        (caffe_state, 11),
+        (lambda: doubled(original()), 11),
+        (lambda: {f"module.{name}": value for name, value in caffe_state().items()}, 11),
+        (lambda: {n: v for n, v in caffe_state().items() if not re.search("cls_embed|attr_linear", n)}, 0),
+        (lambda: {name: value.numpy() for name, value in caffe_state().items()}, 11),
+    ],
+    ids=["whole", "renamed alone", "of several GPUs", "without attributes", "arrays"],
+)
+def test_caffe_checkpoints_give_36_regions(tmp_path, state, attributes):
+    detector = load_detector(saved(tmp_path, state()))
+    (regions,) = detector.detect(detector.prepare(GOLDEN["rgb"])[None], [(310, 203)])
+    assert len(regions) == 36 and np.isfinite(regions.features).all()
+    assert detector.network.num_classes == 20 and detector.network.num_attributes == attributes
+    assert (regions.attrs_id is None) == (attributes == 0) and regions.objects_id.max() < 20
+    assert regions.attrs_id is None or regions.attrs_id.max() < attributes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: {f"module.backbone.body.{n}": v for n, v in s.items()}, "maskrcnn-benchmark's names.*import vinvl"),
+        (lambda s: s | {"backbone.stem.norm.weight": torch.ones(3)}, "normalises first.*R152.*import bua-npz"),
+        (
+            lambda s: s | {"proposal_generator.anchor_generator.cell_anchors.0": torch.ones(12, 4)},
+            "15 anchors a place are scored, and .* give 12",
+        ),
+        (lambda s: {n: v for n, v in s.items() if "cls_score.bias" not in n}, r"no parameter 'cls_score\.bias'"),
+        (lambda s: {n: v for n, v in s.items() if "bbox_pred" not in n}, r"no parameter 'bbox_pred\.weight'"),
+        (lambda s: s | {"roi_heads.box_predictor.bbox_pred.weight": torch.ones(7, 256)}, "bbox_pred"),
+        (lambda s: s | {"roi_heads.box_predictor.cls_score.weight": torch.tensor(1.0)}, "parameters fit together"),
+        (lambda s: s | {"roi_heads.box_predictor.bbox_pred.bias": torch.tensor(1.0)}, "parameters fit together"),
+    ],
+    ids=["VinVL", "R152", "anchors", "no background", "no boxes", "shape", "a number", "a number of a box"],
+)
+def test_caffe_checkpoints_of_another_network_are_told_in_a_line(tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        load_detector(saved(tmp_path, change(caffe_state())))
 
 
 def test_another_hash_and_an_unknown_key_are_refused():

@@ -222,6 +222,9 @@ def _weights(folder: Path) -> None:
     state = torch.load(tiny, weights_only=False)
     state = state.get("model", state)
     save_file({name: torch.as_tensor(value).clone() for name, value in state.items()}, folder / "tiny.safetensors")
+    torch.save(
+        {n: torch.cat([v, v]) if "objectness_logits" in n else v for n, v in state.items()}, folder / "caffe.pth"
+    )
     arrays = {name: np.asarray(value) for name, value in state.items()}
     (folder / "tiny.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "a test"}, protocol=2))
     from tests.extract.region_files import WEIGHTS

@@ -776,7 +776,7 @@ KINDS = {
         ),
         *(
             Kind(f"weights {name}", (f"weights/{name}",), (detected(name),), only=("weights",))
-            for name in ("tiny.pth", "tiny.pkl", "tiny.safetensors", "demo.safetensors")
+            for name in ("tiny.pth", "tiny.pkl", "tiny.safetensors", "caffe.pth", "demo.safetensors")
         ),
         Kind("encoder", (f"{_TINY}/encoder/*.json",), (tokenizer_read, encoder_loaded)),
         Kind("encoder weights", (f"{_TINY}/encoder/*.safetensors",), (encoder_loaded,)),

@@ -12,7 +12,7 @@ from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import Candidates, Proposer
-from extract.vision.rcnn.checkpoint import read_checkpoint
+from extract.vision.rcnn.checkpoint import from_caffe, is_caffe, read_checkpoint
 from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
 from manifests.jsonl import read_utf8
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _CONVENTIONS = {"stride_in_1x1", "pooling", "sampling_ratio", "anchor_sizes", "anchor_ratios"}
 _PROPOSALS = {"proposals_before", "proposals_after"}
+_CAFFE = {"pooling": "pool", "pixel_mean": (102.9801, 115.9465, 122.7717)}
+"""Of a converted Caffe checkpoint, where the settings don't name them."""
 
 
 class RCNNSettings(WeightsSettings):
@@ -59,34 +61,38 @@ class RCNNDetector(Proposer):
         from extract.vision.rcnn.network import Conventions, build  # torchvision takes a second to import
 
         weights = local_weights(settings.weights, settings.sha256)
-        self.settings, self.selection, self.device = settings, selection, device
-        self.recipe = _recipe(settings)
         state = read_checkpoint(weights)
+        caffe = is_caffe(state)
+        if caffe:
+            own = {key: value for key, value in _CAFFE.items() if key not in settings.model_fields_set}
+            settings = settings.model_copy(update=own)
+        self.settings, self.selection, self.device = settings, selection, device
+        self.recipe = _recipe(settings) | ({"caffe": True} if caffe else {})
         if settings.variance_includes_eps:
             state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
         conventions = Conventions(
-            **settings.model_dump(include=_CONVENTIONS | _PROPOSALS), rpn_nms=settings.proposals_nms
+            **settings.model_dump(include=_CONVENTIONS | _PROPOSALS), rpn_nms=settings.proposals_nms, caffe=caffe
         )
         try:
-            self.network = build(state, conventions).to(device, getattr(torch, settings.precision))
+            self.network = build(from_caffe(state) if caffe else state, conventions).to(
+                device, getattr(torch, settings.precision)
+            )
         except KeyError as error:
             raise InputError(
                 f"the checkpoint has no parameter {error.args[0]!r}",
                 where=weights,
                 fix="use a whole checkpoint of a C4 or FPN Faster R-CNN",
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:  # of shapes that no network has
             raise InputError(
-                " ".join(str(error).split()), where=weights, fix="use a checkpoint whose parameters fit together"
+                " ".join(str(error).split()),
+                where=weights,
+                fix="use a checkpoint whose parameters fit together, and the settings that it was trained with",
             ) from error
         self.dim = self.network.dim
         self.object_names = _names(settings.object_names, self.network.num_classes, "object_names")
-        attributes = self.network.attributes
-        self.attribute_names = (
-            None
-            if attributes is None
-            else _names(settings.attribute_names, attributes.score.out_features, "attribute_names")
-        )
+        attributes = self.network.num_attributes
+        self.attribute_names = _names(settings.attribute_names, attributes, "attribute_names") if attributes else None
         self._mean = torch.tensor(settings.pixel_mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(settings.pixel_std, device=device).view(3, 1, 1)
 
@@ -115,7 +121,9 @@ class RCNNDetector(Proposer):
                 features=found.features,
                 classes=found.logits.float().softmax(1)[:, :-1],
                 deltas=found.deltas.float(),
-                attributes=None if found.attributes is None else found.attributes.float().softmax(1),
+                attributes=None
+                if found.attributes is None
+                else found.attributes.float().softmax(1)[:, : self.network.num_attributes],
             )
             for found in self.outputs(pictures, given)
         ]

@@ -2,6 +2,9 @@
 
 Files are ``{"model": state}`` or a bare state, of tensors (``.pth``, ``.safetensors``) or of NumPy arrays (``.pth``,
 detectron2's ``.pkl``), read without unpickling anything else (`manifests.unpickle`).
+
+bottom-up-attention.pytorch's converted Caffe checkpoints have other names in the head, the background first, and two
+objectness channels an anchor: `from_caffe` brings them to detectron2's order.
 """
 
 import re
@@ -20,6 +23,7 @@ from manifests.opening import open_file
 
 # Each pattern is applied in turn to the whole name.
 _NAMES = (
+    (r"^module\.", ""),
     (r"^backbone\.(bottom_up\.)?stem\.", "stem."),
     (r"^backbone\.(bottom_up\.)?res([2-5])\.", lambda m: f"layer{int(m[2]) - 1}."),
     (r"^roi_heads\.res5\.", "layer4."),
@@ -32,12 +36,29 @@ _NAMES = (
     (r"^proposal_generator\.anchor_generator\.cell_anchors\.", "rpn.cell_anchors."),
     (r"^roi_heads\.box_head\.fc([12])\.", r"fc\1."),
     (r"^roi_heads\.box_predictor\.(cls_score|bbox_pred)\.", r"\1."),
-    (r"^roi_heads\.(attribute_predictor|box_predictor)\.(obj_embed|cls_embedding)\.", "attributes.embedding."),
-    (r"^roi_heads\.(attribute_predictor|box_predictor)\.(fc\.0|fc|fc_attr)\.", "attributes.hidden."),
-    (r"^roi_heads\.(attribute_predictor|box_predictor)\.attr_score\.", "attributes.score."),
+    (
+        r"^roi_heads\.(attribute_predictor|box_predictor)\.(obj_embed|cls_embedding|cls_embed)\.",
+        "attributes.embedding.",
+    ),
+    (r"^roi_heads\.(attribute_predictor|box_predictor)\.(fc\.0|fc|fc_attr|attr_linear1)\.", "attributes.hidden."),
+    (r"^roi_heads\.(attribute_predictor|box_predictor)\.(attr_score|attr_linear2)\.", "attributes.score."),
 )
 # Kept in checkpoints by training or by torch, of no use to a forward pass.
 _IGNORED = re.compile(r"(num_batches_tracked|pixel_mean|pixel_std)$")
+_OTHERS = (  # names that only another project's networks have, and what these are
+    (
+        re.compile(r"^(module\.)?(backbone\.body|rpn\.head|roi_heads\.box\.feature_extractor)\."),
+        "maskrcnn-benchmark's names, as VinVL's detector has",
+        "extract with scene_graph_benchmark and import its files: `selfalign import vinvl`",
+    ),
+    (
+        re.compile(r"^(backbone\.stem\.norm|roi_heads\.res5_bn)\."),
+        "those of a network that normalises first, as bottom-up-attention.pytorch's R152 does",
+        "extract with bottom-up-attention.pytorch and import its files (`selfalign import bua-npz`), or take its R101",
+    ),
+)
+_BOX_SCALE = (10.0, 10.0, 5.0, 5.0)
+"""By what detectron2 divides the box head's deltas; Caffe's are divided by one."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -63,6 +84,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         except (TypeError, ValueError, RuntimeError) as error:
             fix = "convert it to a file of plain tensors"
             raise InputError(f"{name} holds no numbers of torch's ({error})", where=path, fix=fix) from None
+    for pattern, told, fix in _OTHERS:
+        if any(map(pattern.match, state)):
+            raise InputError(f"the parameters' names are {told}", where=path, fix=fix)
     if unknown:
         raise InputError(
             f"{len(unknown)} parameters have names that no rule knows: {', '.join(sorted(unknown))}",
@@ -70,6 +94,34 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             fix="use a Faster R-CNN of type C4 or FPN in detectron2's format",
         )
     return renamed
+
+
+def is_caffe(state: dict[str, Tensor]) -> bool:
+    """Whether parameters are those of a converted Caffe checkpoint: two objectness channels an anchor, not one."""
+    objectness, deltas = (state.get(f"rpn.{name}.bias") for name in ("objectness_logits", "anchor_deltas"))
+    return objectness is not None and deltas is not None and 2 * objectness.numel() == deltas.numel()
+
+
+def from_caffe(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of a converted Caffe checkpoint in detectron2's order: background (and no attribute) last.
+
+    Of each anchor's two channels the difference is kept, whose sigmoid is the softmax's second number.
+    """
+    found = dict(state)
+    for name in ("rpn.objectness_logits.weight", "rpn.objectness_logits.bias"):
+        background, objects = state[name].chunk(2)
+        found[name] = objects - background
+    classes = len(state["cls_score.bias"])
+    for name in ("weight", "bias"):
+        deltas = state[f"bbox_pred.{name}"]
+        own = deltas[4:] if len(deltas) == 4 * classes else deltas
+        scale = own.new_tensor(_BOX_SCALE).repeat(len(own) // 4 + 1)[: len(own)]
+        found[f"bbox_pred.{name}"] = own * scale.view(-1, *[1] * (own.ndim - 1))
+    last = ("cls_score.weight", "cls_score.bias", "attributes.embedding.weight")
+    for name in (*last, "attributes.score.weight", "attributes.score.bias"):
+        if name in state:
+            found[name] = state[name].roll(-1, 0)
+    return found
 
 
 def read_content(path: Path) -> dict[Any, Any]:

@@ -34,6 +34,8 @@ class Conventions:
     stride_in_1x1 : where a stage's first block strides: its 1x1 (R50, R101) or its 3x3 convolution (X152).
     pooling : RoIAlign (aligned) or RoIPool. sampling_ratio : of RoIAlign; 0 adapts to the box.
     proposals_before, proposals_after : proposals kept before NMS (a level) and after it; `rpn_nms` is its threshold.
+    caffe : bottom-up attention's own network: the stem's pooling starts at the border, res5 is dilated and keeps its
+        14x14 cells, and the last attribute is none.
     """
 
     anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
@@ -44,6 +46,7 @@ class Conventions:
     proposals_before: int = 6000
     proposals_after: int = 300
     rpn_nms: float = 0.7
+    caffe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Outputs:
     """What the network says of one picture's P proposals.
 
     proposals ``[P, 4]``, objectness ``[P]`` (logits, best first), features ``[P, D]``, logits ``[P, C + 1]``
-    (background last), deltas ``[P, 4 C]``, attributes ``[P, A]`` (logits) or None.
+    (background last), deltas ``[P, 4 C]``, attributes ``[P, A]`` (logits; caffe's end with none) or None.
     """
 
     proposals: Tensor
@@ -90,16 +93,19 @@ def _rois(boxes: Sequence[Tensor]) -> Tensor:
 
 
 class Stem(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, caffe: bool):
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
         self.bn1 = _frozen_norm(channels)
+        self.pool = nn.MaxPool2d(3, 2, 0, ceil_mode=True) if caffe else nn.MaxPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
+        return self.pool(self.bn1(self.conv1(x)).relu())
 
 
-def _stage(state: Mapping[str, Tensor], prefix: str, stride: int, stride_in_1x1: bool) -> nn.Sequential:
+def _stage(
+    state: Mapping[str, Tensor], prefix: str, stride: int, stride_in_1x1: bool, dilation: int = 1
+) -> nn.Sequential:
     """The blocks ``prefix.0``, ``prefix.1`` ... with the sizes that `state` has."""
     blocks: list[nn.Module] = []
     while f"{prefix}.{len(blocks)}.conv1.weight" in state:
@@ -118,6 +124,7 @@ def _stage(state: Mapping[str, Tensor], prefix: str, stride: int, stride_in_1x1:
             downsample,
             groups=groups,
             base_width=64 * width / (planes * groups),
+            dilation=dilation,
             norm_layer=_frozen_norm,
         )
         if stride_in_1x1:
@@ -165,11 +172,11 @@ class FasterRCNN(nn.Module):
         super().__init__()
         self.conventions = conventions
         inner = conventions.stride_in_1x1
-        self.stem = Stem(state["stem.conv1.weight"].shape[0])
+        self.stem = Stem(state["stem.conv1.weight"].shape[0], conventions.caffe)
         self.layer1 = _stage(state, "layer1", 1, inner)
         self.layer2 = _stage(state, "layer2", 2, inner)
         self.layer3 = _stage(state, "layer3", 2, inner)
-        self.layer4 = _stage(state, "layer4", 2, inner)
+        self.layer4 = _stage(state, "layer4", *((1, inner, 2) if conventions.caffe else (2, inner)))
         hidden, channels = state["rpn.conv.weight"].shape[:2]
         self.rpn = RPNHead(channels, hidden, state["rpn.objectness_logits.weight"].shape[0])
         classes, self.dim = state["cls_score.weight"].shape
@@ -177,6 +184,7 @@ class FasterRCNN(nn.Module):
         self.bbox_pred = nn.Linear(self.dim, state["bbox_pred.weight"].shape[0])
         self.attributes = AttributeHead(state) if "attributes.embedding.weight" in state else None
         self.num_classes = classes - 1
+        self.num_attributes = self.attributes.score.out_features - conventions.caffe if self.attributes else 0
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """The feature maps, ``[B, C, h, w]`` each."""
@@ -238,6 +246,7 @@ class C4(FasterRCNN):
         self.cell_anchors = state.get(
             "rpn.cell_anchors.0", cell_anchors(conventions.anchor_sizes, conventions.anchor_ratios)
         )
+        _require_anchors(self.rpn, [self.cell_anchors])
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """res4, ``[B, C, H/16, W/16]``."""
@@ -267,6 +276,14 @@ class C4(FasterRCNN):
         return torch.cat([self.layer4(self.pool(maps[0], part, 14, 1 / 16)).mean((2, 3)) for part in parts])
 
 
+def _require_anchors(rpn: RPNHead, cells: Sequence[Tensor]) -> None:
+    """Raise `RuntimeError` unless a checkpoint scores as many anchors a place as there are."""
+    scored = rpn.objectness_logits.out_channels
+    if wrong := {len(own) for own in cells} - {scored}:
+        told = f"{scored} anchors a place are scored, and anchor_sizes and anchor_ratios give {wrong.pop()}"
+        raise RuntimeError(told)
+
+
 class FPN(FasterRCNN):
     """A feature pyramid: proposals on p2 to p6, 7x7 regions of p2 to p5, two fully connected layers."""
 
@@ -283,6 +300,7 @@ class FPN(FasterRCNN):
             state.get(f"rpn.cell_anchors.{level}", cell_anchors([size], conventions.anchor_ratios))
             for level, size in enumerate(conventions.anchor_sizes)
         ]
+        _require_anchors(self.rpn, self.cell_anchors)
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """p2 to p6 of pictures that are padded with zeros to multiples of 32."""

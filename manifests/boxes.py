@@ -5,13 +5,12 @@ optional "labels", a text a box, or a table with such columns, of JSON. Boxes ar
 Other keys and columns aren't read, so that it may be the captions file; Karpathy's JSON has ``objects`` of its own.
 """
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from manifests.columns import ROLES, split_header, table_lines
+from manifests.columns import ROLES, split_header, table_lines, table_rows
 from manifests.errors import InputError
 from manifests.grounding import Grounding, box_problem
 from manifests.jsonl import parse_json, read_rows, read_utf8
@@ -122,20 +121,19 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = table_lines(file)
-    separator, header = split_header(next(lines, "").rstrip("\r\n"))
+    first = lines[0] if lines else ""
+    if isinstance(first, InputError):
+        raise first
+    separator, header = split_header(first.rstrip("\r\n"))
     names = [name.strip().lower() for name in header]
-    table, start = csv.reader(lines, delimiter=separator, strict=True), 2
-    try:
-        for fields in table:
-            row, start = f"line {start}", table.line_num + 2
-            value: dict[str, Any] = dict(zip(names, fields, strict=False))
-            for key in ("boxes", "labels"):
-                if text := value.pop(key, ""):
-                    value[key] = parse_json(text, path=file, fix=_FIX, line=int(row.removeprefix("line ")))
-            if fields:
-                yield row, value
-    except csv.Error as error:
-        raise InputError(f"not a valid table ({error})", where=f"{file} line {start}", fix=_FIX) from error
+    for number, fields in table_rows(lines, 1, separator, file, _FIX):
+        if isinstance(fields, InputError):
+            raise fields
+        value: dict[str, Any] = dict(zip(names, fields, strict=False))
+        for key in ("boxes", "labels"):
+            if text := value.pop(key, ""):
+                value[key] = parse_json(text, path=file, fix=_FIX, line=number)
+        yield f"line {number}", value
 
 
 def _listed(items: Sequence[str]) -> str:

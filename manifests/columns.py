@@ -3,12 +3,12 @@
 import csv
 import difflib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from manifests.errors import InputError
-from manifests.jsonl import read_lines
+from manifests.jsonl import lines_or_errors
 from manifests.opening import MOST_ROW
 from manifests.source import LeftOut, SourceCaption, SourceImage
 
@@ -40,10 +40,53 @@ def split_header(header: str) -> tuple[str, list[str]]:
     return separator, next(csv.reader([header], delimiter=separator), [])
 
 
-def table_lines(path: Path) -> Iterator[str]:
+Line = str | InputError
+"""Of a table; an error in the place of one that is not UTF-8."""
+
+
+def table_lines(path: Path) -> list[Line]:
     """The lines of a table, for the csv module, which takes "\\r" for the end of one too."""
+    parts = (
+        [line] if isinstance(line, InputError) else io.StringIO(line, newline="") for line in lines_or_errors(path)
+    )
+    return [part for each in parts for part in each]
+
+
+def table_rows(
+    lines: Sequence[Line], first: int, separator: str, where: object, fix: str
+) -> Iterator[tuple[int, list[str] | InputError]]:
+    """The rows of a table from line `first` (0 is the file's first) on: the number of its line, as people count them,
+    and its fields.
+
+    A line that is not UTF-8, and one that begins a row that can't be one, such as one with a quote that doesn't end, is
+    an error in the place of fields, and reading goes on behind it.
+    """
     csv.field_size_limit(MOST_ROW)
-    return (part for line in read_lines(path) for part in io.StringIO(line, newline=""))
+    # Kaggle's bars stand between fields that aren't quoted.
+    quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
+    while first < len(lines):
+        line = lines[first]
+        if isinstance(line, InputError):
+            yield first + 1, line
+            first += 1
+            continue
+        begin, table = first, csv.reader(_texts(lines, first), delimiter=separator, strict=True, quoting=quoting)
+        try:
+            for fields in table:
+                number, first = first + 1, begin + table.line_num
+                if fields:
+                    yield number, fields
+        except csv.Error as error:
+            told = f"not a valid table ({error})"
+            yield first + 1, InputError(told, where=f"{where} line {first + 1}", fix=fix)
+            first += 1
+
+
+def _texts(lines: Sequence[Line], first: int) -> Iterator[str]:
+    """Lines from `first` to the next one that is an error."""
+    while first < len(lines) and isinstance(line := lines[first], str):
+        yield line
+        first += 1
 
 
 def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] = IDS) -> dict[str, str]:

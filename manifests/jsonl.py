@@ -32,10 +32,22 @@ def read_lines(path: Path, *, fix: str = "save the file as UTF-8") -> Iterator[s
 
     Raises InputError as `read_utf8` does, and for a line of more than `MOST_ROW` bytes.
     """
+    for line in lines_or_errors(path, fix=fix):
+        if isinstance(line, InputError):
+            raise line
+        yield line
+
+
+def lines_or_errors(path: Path, *, fix: str = "save the file as UTF-8") -> Iterator[str | InputError]:
+    """`read_lines`, with an InputError in the place of a line that is not UTF-8."""
     with _opened(path) as file:
         for number, (offset, line) in enumerate(split_lines(file, path), 1):
-            text = _text(line, path, number, offset, fix)
-            yield text.removeprefix("\ufeff") if number == 1 else text
+            try:
+                text = _text(line, path, number, offset, fix)
+            except InputError as error:
+                yield error
+            else:
+                yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def split_lines(file: BinaryIO, path: Path, *, what: str = "line", first: int = 1) -> Iterator[tuple[int, bytes]]:

@@ -179,6 +179,17 @@ def read(path: Path, format: str | None = None) -> Items:
     yield from reader.read(path)
 
 
+_SIGNS = (  # what some files begin with, where
+    (b"PAR1", 0, "a Parquet file"),
+    (b"\x1f\x8b", 0, "a file packed by gzip, which is to be unpacked"),
+    (b"PK\3\4", 0, "a zip archive, or what Excel writes"),
+    (b"\x89PNG", 0, "a picture"),
+    (b"\xff\xd8\xff", 0, "a picture"),
+    (b"\xff\xfe", 0, "text of UTF-16, which is to be saved as UTF-8"),
+    (b"\xfe\xff", 0, "text of UTF-16, which is to be saved as UTF-8"),
+    (b"\x89HDF", 0, "an HDF5 file"),
+    (b"ustar", 257, "a tar archive; of shards, give the folder"),
+)
 _WRITTEN = ("folder", "karpathy", "coco", "flickr")
 
 
@@ -208,7 +219,12 @@ def _seen(look: Look) -> str:
         told = ", ".join(look.names[:5]) + (" ..." if len(look.names) > 5 else "")
         return f"a folder with {told}" if look.names else "an empty folder"
     if not look.head:
-        return "a file of other bytes than text's" if look.path.stat().st_size else "an empty file"
+        with open_file(look.path) as file:
+            start = file.read(512)
+        known = next(
+            (told for sign, at, told in _SIGNS if start[at:].startswith(sign)), "a file of other bytes than text's"
+        )
+        return known if start else "an empty file"
     if look.head.startswith(("{", "[")):
         keys = list(dict.fromkeys(re.findall(r'"([^"\\]{1,40})"\s*:', look.head)))
         return f"JSON with the keys {', '.join(keys[:8])}" if keys else "JSON without keys"

@@ -16,7 +16,7 @@ from manifests.source import LeftOut, SourceCaption, SourceImage
 
 @READERS.add("coco")
 class Coco(Reader):
-    """An image's id is COCO's; a caption keeps its own."""
+    """An image's id is COCO's, as a number or a text; a caption keeps its own."""
 
     title = "COCO's annotations"
     layout = (
@@ -37,13 +37,13 @@ class Coco(Reader):
             if not isinstance(found, list):
                 raise InputError(f"there is no list {key!r}", where=path, fix=f"write {Coco.layout}")
         images, annotations = lists
-        known: dict[object, list[SourceCaption]] = {}
+        known: dict[str, list[SourceCaption]] = {}
         for number, image in enumerate(images):
             id, name = (image.get(key) for key in ("id", "file_name")) if isinstance(image, dict) else (None, None)
             if isinstance(id, bool) or not isinstance(id, int | str) or not isinstance(name, str):
                 yield _bad("not an id and a file_name", path, f"images[{number}]")
             else:
-                known.setdefault(id, [])
+                known.setdefault(str(id), [])
         for number, item in enumerate(annotations):
             row = f"annotations[{number}]"
             image, text, id = (
@@ -55,12 +55,12 @@ class Coco(Reader):
                     told = f"its annotations have {keys}, and no caption"
                     raise InputError(told, where=f"{path} {row}", fix="give the file of captions: captions_*.json")
                 yield _bad(f"not an image_id and a caption, but {keys}", path, row)
-            elif image not in known:
+            elif str(image) not in known:
                 yield _bad(f"no image has the id {image!r}", path, row)
             else:
-                known[image].append(SourceCaption(row, text, None, id if is_caption_id(id) else None))
+                known[str(image)].append(SourceCaption(row, text, None, id if is_caption_id(id) else None))
         for number, image in enumerate(images):
-            if isinstance(image, dict) and (captions := known.get(image.get("id"))) is not None:
+            if isinstance(image, dict) and (captions := known.get(str(image.get("id")))) is not None:
                 name = image.get("file_name")
                 if isinstance(name, str):
                     yield SourceImage(f"images[{number}]", str(image["id"]), name, None, tuple(captions))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manifests.columns import Gathered
 from manifests.errors import InputError
-from manifests.jsonl import read_lines
+from manifests.jsonl import lines_or_errors
 from manifests.readers import READERS, Items, Look, Reader
 from manifests.source import LeftOut, SourceCaption
 
@@ -30,7 +30,10 @@ class Flickr(Reader):
     @staticmethod
     def read(path: Path) -> Items:
         found = Gathered(path)
-        for number, line in enumerate(read_lines(path), 1):
+        for number, line in enumerate(lines_or_errors(path), 1):
+            if isinstance(line, InputError):
+                yield LeftOut("row", line)
+                continue
             if not line.strip():
                 continue
             row = f"line {number}"

@@ -6,15 +6,14 @@ captions may be a list. `manifests.columns` knows other names of these columns; 
 read. An image is its picture's path from the image root.
 """
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from manifests.columns import Gathered, roles, split_header, table_lines
+from manifests.columns import Gathered, roles, split_header, table_lines, table_rows
 from manifests.errors import InputError
-from manifests.jsonl import parse_json, read_lines
+from manifests.jsonl import lines_or_errors, parse_json
 from manifests.readers import READERS, Items, Look, Reader
 from manifests.source import LeftOut, SourceCaption
 
@@ -65,7 +64,10 @@ def _is_lines(look: Look) -> bool:
 
 
 def _json_lines(path: Path, found: Gathered) -> Iterator[LeftOut]:
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines_or_errors(path), 1):
+        if isinstance(line, InputError):
+            yield LeftOut("row", line)
+            continue
         if not line.strip():
             continue
         row = f"line {number}"
@@ -106,7 +108,11 @@ def of_object(value: dict[str, Any], path: Path, row: str, fix: str, **options: 
 
 def _table(path: Path, found: Gathered) -> Iterator[LeftOut]:
     lines = table_lines(path)
-    first, header = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (0, ""))
+    first, header = next(
+        ((n, line) for n, line in enumerate(lines, 1) if isinstance(line, InputError) or line.strip()), (0, "")
+    )
+    if isinstance(header, InputError):
+        raise header
     if not header:
         return
     separator, names = split_header(header.strip())
@@ -114,25 +120,19 @@ def _table(path: Path, found: Gathered) -> Iterator[LeftOut]:
         told = f"the first line, {header.strip()[:60]!r}, is a row of an image, and no header"
         raise InputError(told, where=f"{path} line {first}", fix="write the header image,caption above it")
     columns = {role: names.index(name) for role, name in roles(names, f"{path} line {first}", _TABLE).items()}
-    # Kaggle's bars and the tabs of others stand between fields that aren't quoted.
-    quoting = csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
-    table = csv.reader(lines, delimiter=separator, strict=True, quoting=quoting)
-    start = first + 1
-    try:
-        for fields in table:
-            row, start = f"line {start}", table.line_num + first + 1
-            if not fields:
-                continue
-            if len(fields) != len(names):
-                problem = f"{len(fields)} fields where the header has {len(names)}"
-                fix = f"{_TABLE}; quote a caption that holds the separator"
-                yield LeftOut("row", InputError(problem, where=f"{path} {row}", fix=fix))
-                continue
-            value = {role: fields[column] for role, column in columns.items()}
-            if separator == "|":
-                value = {role: text.strip() for role, text in value.items()}
-            captions = [SourceCaption(row, value["caption"])]
-            image = value.get("image", value.get("id"))
-            yield from found.add(row, image, captions, id=value.get("id"), split=value.get("split"))
-    except csv.Error as error:
-        raise InputError(f"not a valid table ({error})", where=f"{path} line {start}", fix=_TABLE) from error
+    for number, fields in table_rows(lines, first, separator, path, _TABLE):
+        row = f"line {number}"
+        if isinstance(fields, InputError):
+            yield LeftOut("row", fields)
+            continue
+        if len(fields) != len(names):
+            problem = f"{len(fields)} fields where the header has {len(names)}"
+            fix = f"{_TABLE}; quote a caption that holds the separator"
+            yield LeftOut("row", InputError(problem, where=f"{path} {row}", fix=fix))
+            continue
+        value = {role: fields[column] for role, column in columns.items()}
+        if separator == "|":
+            value = {role: text.strip() for role, text in value.items()}
+        captions = [SourceCaption(row, value["caption"])]
+        image = value.get("image", value.get("id"))
+        yield from found.add(row, image, captions, id=value.get("id"), split=value.get("split"))

@@ -1,11 +1,15 @@
 """Tar shards as img2dataset writes them: `KEY.jpg`, `KEY.txt`, `KEY.json` follow each other in `00000.tar`.
 
 Pictures stay where they lie: `00000.tar/KEY.jpg` is the path of one from the folder of the shards, which is the image
-root too (`manifests.opening` reads it there). A sample's caption is its `.txt`, else its `.json`'s "caption".
+root too (`manifests.opening` reads it there). A sample's caption is its `.txt`, else its `.json`'s "caption". Of an
+archive that is cut off, all but the last sample are taken.
 """
 
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from manifests.errors import InputError
@@ -20,7 +24,7 @@ _FIX = "fetch the shard again, or remove it"
 
 @READERS.add("img2dataset")
 class Img2dataset(Reader):
-    """An image is named by its key, which img2dataset makes unique over all shards."""
+    """An image is named by its key, which img2dataset makes unique over all shards; where it isn't, by its path."""
 
     title = "img2dataset's tar shards"
     layout = "00000.tar with KEY.jpg, KEY.txt, KEY.json"
@@ -40,11 +44,18 @@ class Img2dataset(Reader):
         shards = sorted(path.glob("*.tar")) if path.is_dir() else []
         if not shards:
             raise InputError("there is no *.tar", where=path, fix="give the folder of img2dataset's shards")
+        found: list[SourceImage] = []
         for shard in shards:
             try:
-                yield from _shard(shard)
+                for item in _shard(shard):
+                    if isinstance(item, LeftOut):
+                        yield item
+                    else:
+                        found.append(item)
             except InputError as error:
                 yield LeftOut("row", error)
+        keys = Counter(image.id for image in found)
+        yield from (image if keys[image.id] == 1 else replace(image, id=None) for image in found)
 
 
 def _names(shard: Path) -> Iterator[str]:
@@ -55,7 +66,7 @@ def _names(shard: Path) -> Iterator[str]:
 
 def _shard(shard: Path) -> Items:
     pictures: dict[str, str] = {}
-    texts: dict[str, dict[str, str]] = {}
+    texts: dict[str, dict[str, bytes]] = {}
     with _opened(shard) as archive:
         try:
             for member in archive:
@@ -63,19 +74,41 @@ def _shard(shard: Path) -> Items:
                 if member.isfile() and f".{suffix.lower()}" in SUFFIXES:
                     pictures[key] = member.name
                 elif member.isfile() and suffix in ("txt", "json") and member.size <= MOST_ROW:
-                    texts.setdefault(key, {})[suffix] = archive.extractfile(member).read().decode("utf-8", "replace")
+                    texts.setdefault(key, {})[suffix] = archive.extractfile(member).read()
         except (tarfile.TarError, OSError) as error:
             raise InputError(f"not a whole tar archive ({error})", where=shard, fix=_FIX) from None
+    if not _ends(shard):
+        told = "the archive is cut off: it doesn't end with zeros"
+        yield LeftOut("row", InputError(told, where=f"{shard} row {len(pictures)}", fix=_FIX))
+        last = next(reversed(pictures), None)
+        pictures = {key: name for key, name in pictures.items() if key != last}
     for key, name in pictures.items():
         row, own = f"{shard.name} {name}", texts.get(key, {})
         try:
-            facts = parse_json(own["json"], path=shard / f"{key}.json", fix=_FIX) if "json" in own else {}
+            told = {suffix: _text(content, f"{shard} {key}.{suffix}") for suffix, content in own.items()}
+            facts = parse_json(told["json"], path=shard / f"{key}.json", fix=_FIX) if "json" in told else {}
         except InputError as error:
             yield LeftOut("row", error, key)
             continue
-        text = own.get("txt", facts.get("caption") if isinstance(facts, dict) else None)
+        text = told.get("txt", facts.get("caption") if isinstance(facts, dict) else None)
         captions = (SourceCaption(row, text.strip()),) if isinstance(text, str) and text.strip() else ()
         yield SourceImage(row, key, f"{shard.name}/{name}", None, captions)
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        told = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
+        raise InputError(told, where=where, fix="write the texts as UTF-8, or remove the sample") from None
+
+
+def _ends(shard: Path) -> bool:
+    """Whether a file ends as an archive does, with two blocks of zeros."""
+    with open_file(shard) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+        return size % tarfile.BLOCKSIZE == 0 and not file.read().strip(b"\0")
 
 
 def _opened(shard: Path) -> tarfile.TarFile:

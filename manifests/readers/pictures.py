@@ -1,4 +1,5 @@
-"""A folder of pictures, with a `.txt` beside each picture that has captions, a line each.
+"""A folder of pictures, with a text beside each picture that has captions, a line each: `a.txt` beside `a.jpg`, or
+`a.jpg.txt`, or `a.caption`.
 
 Where all folders of the first level are called as splits are (train, val, test), they are. Pictures without a text have
 no captions: a folder of nothing else can be searched with a picture.
@@ -35,15 +36,20 @@ class Pictures(Reader):
         tops = {PurePosixPath(name).parts[0].lower() if "/" in name else "" for name in found}
         splits = SPLIT_OF if tops <= SPLIT_OF.keys() else {}
         for name in found:
-            text = (path / name).with_suffix(".txt")
+            row = next((each for each in _texts(name) if (path / each).is_file()), None)
             try:
-                lines = list(enumerate(read_lines(text), 1)) if text.is_file() else []
+                lines = list(enumerate(read_lines(path / row), 1)) if row else []
             except InputError as error:
                 yield LeftOut("row", error)
                 lines = []
-            row = str(PurePosixPath(name).with_suffix(".txt"))
             captions = tuple(SourceCaption(f"{row} line {n}", line.strip()) for n, line in lines if line.strip())
             yield SourceImage(name, None, name, splits.get(PurePosixPath(name).parts[0].lower()), captions)
+
+
+def _texts(name: str) -> tuple[str, ...]:
+    """Where the captions of a picture may be."""
+    picture = PurePosixPath(name)
+    return str(picture.with_suffix(".txt")), f"{name}.txt", str(picture.with_suffix(".caption"))
 
 
 def _pictures(root: Path) -> Iterator[str]:

@@ -82,10 +82,41 @@ def test_captions_as_they_are_published(root: Path, name: str) -> None:
     assert [(path, captions) for path, _, captions in read(root, path)] == EXPECTED
 
 
-def test_cocos_annotations_keep_their_ids(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "row", "told"),
+    [
+        ("captions.csv", b'b.jpg,"A 5" cat.', "not a valid table (',' expected after '\"')"),
+        ("captions.csv", b'b.jpg,"A cat.', "not a valid table (unexpected end of data)"),
+        ("captions.csv", b"b.jpg,A caf\xe9.", "(0xe9) is not UTF-8"),
+        ("captions.csv", b"b.jpg,A cat, a dog.", "3 fields where the header has 2"),
+        ("results.csv", b"b.jpg| 4   A cat runs .", "2 fields where the header has 3"),  # in Kaggle's own file
+        ("results.token", b"b.jpg A cat.", "no image, number and caption"),
+        ("results.token", b"b.jpg#5\tA caf\xe9.", "(0xe9) is not UTF-8"),
+        ("metadata.jsonl", b'{"file_name": "b.jpg", "text": "A ca', "not valid JSON"),
+        ("metadata.jsonl", b'{"file_name": "b.jpg", "text": "A caf\xe9."}', "(0xe9) is not UTF-8"),
+        ("metadata.jsonl", b'{"file_name": "b.jpg", "text": null}', "must be a list of texts"),
+    ],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_one_row_that_cannot_be_read_is_one_row(root: Path, name: str, row: bytes, told: str, last: bool) -> None:
+    """Wherever it stands, and whatever follows it."""
+    lines = TEXTS[name].encode().splitlines(keepends=True)
+    lines.insert(len(lines) if last else 2, row + b"\n")
+    path, number = write(root, name, b"".join(lines)), len(lines) if last else 3
+    with pytest.raises(InputError) as caught:
+        read(root, path)
+    assert told in caught.value.what and caught.value.where.startswith(f"{path} line {number}")
+    assert "`source.unreadable: skip`" in caught.value.fix
+    assert [(path, captions) for path, _, captions in read(root, path, unreadable="skip")] == EXPECTED
+    (listed,) = [json.loads(line) for line in (root.parent / "out" / FILE).read_text().splitlines()]
+    assert told in listed["reason"] and listed["row"].startswith(f"line {number}")
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_cocos_annotations_keep_their_ids(root: Path, kind: type) -> None:
     images = [{"id": 7 + n, "file_name": name, "height": 9} for n, name in enumerate(NAMES)]
     texts = [(7, "A dog."), (9, "A bird."), (7, "Two dogs."), (8, "A cat.")]
-    annotations = [{"id": 100 + n, "image_id": image, "caption": text} for n, (image, text) in enumerate(texts)]
+    annotations = [{"id": 100 + n, "image_id": kind(image), "caption": text} for n, (image, text) in enumerate(texts)]
     path = write(
         root,
         "captions_val2014.json",
@@ -123,9 +154,10 @@ def test_persons_are_no_images(root: Path) -> None:
     ]
 
 
-def test_a_text_beside_each_picture(root: Path) -> None:
-    (root / "a 1.txt").write_text("A dog.\n\nTwo dogs.\n")
-    (root / "sub" / "c.txt").write_text("A bird.")
+@pytest.mark.parametrize(("first", "last"), [("a 1.txt", "c.txt"), ("a 1.jpg.txt", "c.caption")])
+def test_a_text_beside_each_picture(root: Path, first: str, last: str) -> None:
+    (root / first).write_bytes(b"\xef\xbb\xbfA dog.\r\n\nTwo dogs.\n")
+    (root / "sub" / last).write_text("A bird.")
     assert recognise(root)[0] == "pictures"
     rows = read(root, root)
     assert [(path, captions) for path, _, captions in rows] == [
@@ -147,22 +179,28 @@ def test_folders_that_are_called_as_splits_are(tmp_path: Path) -> None:
     assert Manifest.open(tmp_path / "out").ids == ["Valid/x", "test/x", "train/x"]
 
 
-def test_img2datasets_shards_are_read_where_they_lie(root: Path) -> None:
-    shards = root.parent / "shards"
-    shards.mkdir()
-    for shard, names in (("00000", NAMES[:2]), ("00001", NAMES[2:])):
-        with tarfile.open(shards / f"{shard}.tar", "w") as tar:
-            for number, name in enumerate(names):
-                key = f"{shard}{number:04d}"
+def write_shards(root: Path, shards: dict[str, dict[str, str]], texts: dict[str, bytes] | None = None) -> Path:
+    """Shards of {name: {key: picture}}, whose captions say their keys, or are `texts`."""
+    folder = root.parent / "shards"
+    folder.mkdir()
+    for shard, pictures in shards.items():
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for key, name in pictures.items():
                 members = {
                     "jpg": (root / name).read_bytes(),
-                    "txt": f"It is {key}.".encode(),
+                    "txt": (texts or {}).get(key, f"It is {key}.".encode()),
                     "json": b'{"status": "success"}',
                 }
                 for end, content in members.items():
                     member = tarfile.TarInfo(f"{key}.{end}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def test_img2datasets_shards_are_read_where_they_lie(root: Path) -> None:
+    first = {"000000000": NAMES[0], "000000001": NAMES[1]}
+    shards = write_shards(root, {"00000": first, "00001": {"000010000": NAMES[2]}})
     reader, facts = recognise(shards)
     assert (reader, facts.pictures, facts.captions) == ("img2dataset", 3, 3)
     rows = read(shards, shards)
@@ -172,6 +210,24 @@ def test_img2datasets_shards_are_read_where_they_lie(root: Path) -> None:
         ("00001.tar/000010000.jpg", ("It is 000010000.",)),
     ]
     assert [(row.width, row.height) for row in Manifest.open(root.parent / "out").images] == [(9, 9)] * 3
+
+
+def test_keys_of_several_shards_get_their_shard_into_the_id(root: Path) -> None:
+    shards = write_shards(root, {"a": {"0": NAMES[0], "1": NAMES[1]}, "b": {"0": NAMES[2]}})
+    assert [path for path, _, _ in read(shards, shards)] == ["a.tar/0.jpg", "a.tar/1.jpg", "b.tar/0.jpg"]
+    assert Manifest.open(root.parent / "out").ids == ["a.tar/0", "1", "b.tar/0"]
+
+
+def test_a_shard_that_is_cut_off_and_a_caption_that_is_no_text(root: Path) -> None:
+    shards = write_shards(root, {"a": dict(zip("012", NAMES, strict=True)), "b": {"3": NAMES[0]}}, {"1": b"\xff\xfe"})
+    path = shards / "a.tar"
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset + 100])
+    with pytest.raises(InputError) as caught:
+        read(shards, shards)
+    assert "the archive is cut off" in caught.value.what and "(0xff) is not UTF-8" in caught.value.what
+    assert [path for path, _, _ in read(shards, shards, unreadable="skip")] == ["a.tar/0.jpg", "b.tar/3.jpg"]
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -228,6 +284,11 @@ def test_hugging_faces_folder(root: Path) -> None:
         ("x.json", '{"data": [{"url": "a", "tags": 1}]}', "JSON with the keys data, url, tags"),
         ("x.json", '{"images": [{"file_name"', "not valid JSON"),
         ("x.bin", b"\0\1\2", "a file of other bytes than text's"),
+        ("x.parquet", b"PAR1\0", "a Parquet file"),
+        ("x.txt.gz", b"\x1f\x8b\0", "packed by gzip"),
+        ("x.xlsx", b"PK\3\4\0", "what Excel writes"),
+        ("x.txt", "image,caption\n".encode("utf-16"), "text of UTF-16"),
+        ("x.tar", b"\0" * 257 + b"ustar", "a tar archive; of shards, give the folder"),
         ("x.txt", b"", "an empty file"),
     ],
 )

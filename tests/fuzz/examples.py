@@ -1,10 +1,13 @@
 """The smallest sound example of every kind of file, made by the project's own writers."""
 
 import csv
+import io
 import json
 import os
 import pickle
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -178,8 +181,7 @@ def _pictures(folder: Path) -> None:
         for number, row in enumerate(rows)
     ]
     write_json(folder / "captions.json", {"images": images})
-    listed = [{"image_id": row["image"], "caption": text} for row in rows for text in row["captions"]]
-    write_json(folder / "listed.json", listed)
+    _captions_of_others(folder / "others", rows)
     listing = {"images": folder / "images", "captions": folder / "captions.csv"}
     given = folder / "boxes.jsonl"
     manifest.run(**listing, boxes=given, format="folder", duplicates="allow", out=folder / "manifest")
@@ -191,6 +193,30 @@ def _pictures(folder: Path) -> None:
         out=folder / "regions",
         cache=folder / "cache",
     )
+
+
+def _captions_of_others(folder: Path, rows: list[dict]) -> None:
+    """The captions as COCO, Flickr, BLIP, Oscar, img2dataset and a folder of texts have them."""
+    told = [(number, row["image"], text) for number, row in enumerate(rows) for text in row["captions"]]
+    images = [{"id": number, "file_name": row["image"]} for number, row in enumerate(rows)]
+    annotations = [{"id": k, "image_id": number, "caption": text} for k, (number, _, text) in enumerate(told)]
+    (folder / "shards").mkdir(parents=True)
+    (folder / "beside").mkdir()
+    write_json(folder / "coco.json", {"images": images, "annotations": annotations})
+    write_json(folder / "listed.json", [{"image_id": name, "caption": text} for _, name, text in told])
+    write_json(folder / "mapping.json", captions := {row["image"]: row["captions"] for row in rows})
+    with zipfile.ZipFile(folder / "train_captions.pt", "w") as archive:
+        archive.writestr("train_captions/data.pkl", pickle.dumps(captions, 2))
+    write_text(folder / "flickr.token", "".join(f"{name}#{k}\t{text}\n" for k, (_, name, text) in enumerate(told)))
+    write_text(folder / "bars.csv", "image_name| comment\n" + "".join(f"{name}| {text}\n" for _, name, text in told))
+    with tarfile.open(folder / "shards" / "00000.tar", "w") as shard:
+        for number, row in enumerate(rows[:3]):
+            write_text(folder / "beside" / f"{number}.txt", "\n".join(row["captions"]))
+            (folder / "beside" / f"{number}.jpg").write_bytes(b"")
+            for suffix, text in (("jpg", ""), ("txt", row["captions"][0]), ("json", '{"caption": "A ring."}')):
+                member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                member.size = len(content := text.encode())
+                shard.addfile(member, io.BytesIO(content))
 
 
 def _exchanged(root: Path) -> None:

@@ -1,5 +1,6 @@
 """The smallest sound example of every kind of file, made by the project's own writers."""
 
+import base64
 import csv
 import io
 import json
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import h5py
 import numpy as np
 import torch
 from PIL import Image
@@ -39,7 +41,7 @@ from manifests.grounding import Grounding, Phrase, write_grounding
 from manifests.schema import CaptionedImage
 from manifests.tables import Manifest, images_sha256, write_manifest
 from tests.encoders import write_encoder
-from tests.extract.exchange_files import write_data_set
+from tests.extract.exchange_files import DataSet, write_data_set
 from tests.extract.region_files import encoded, large_png, quick_settings, scene
 from train.checkpoint import data_recipe, read_record, save_model
 from train.data import RetrievalData
@@ -195,6 +197,38 @@ def _pictures(folder: Path) -> None:
     )
 
 
+def _brought(folder: Path, data: DataSet, captions: Path) -> None:
+    """“tiny” in the formats that are only read."""
+    for format in ("coco-detections", "cocobu/cocobu_att", "cocobu/cocobu_box", "mmf-npy", "openvqa", "vinvl-alone"):
+        (folder / format).mkdir(parents=True)
+    for format in ("coco-detections", "cocobu", "mmf-npy", "openvqa", "vinvl-alone"):
+        shutil.copy(captions, folder / format / "captions.json")
+    sizes, rows, hw = [], [], []
+    with h5py.File(folder / "coco-detections" / "coco_detections.hdf5", "w") as file:
+        for id, found in data.regions().items():
+            features, boxes = found.features.astype(np.float32), found.boxes
+            width, height = found.image_size
+            sizes.append({"id": int(id), "width": width, "height": height})
+            file[f"{id}_features"], file[f"{id}_boxes"] = features, boxes
+            np.savez(folder / "cocobu" / "cocobu_att" / f"{id}.npz", feat=features)
+            np.save(folder / "cocobu" / "cocobu_box" / f"{id}.npy", boxes)
+            told = {"bbox": boxes, "image_width": width, "image_height": height}
+            np.save(folder / "mmf-npy" / f"{id}.npy", features)
+            np.save(folder / "mmf-npy" / f"{id}_info.npy", told, allow_pickle=True)
+            facts = {"bbox": boxes, "num_bbox": len(boxes), "image_w": width, "image_h": height}
+            np.savez(folder / "openvqa" / f"{id}.jpg.npz", x=features.T, **facts)
+            objects = [
+                {"rect": box, "class": "a", "conf": 0.5, "feature": base64.b64encode(own).decode()}
+                for box, own in zip(boxes.tolist(), features, strict=True)
+            ]
+            rows.append(f"{id}\t{json.dumps({'objects': objects})}\n")
+            hw.append(f'{id}\t[{{"height": {height}, "width": {width}}}]\n')
+    for format in ("coco-detections", "cocobu"):
+        write_json(folder / format / "sizes.json", {"images": sizes})
+    write_text(folder / "vinvl-alone" / "predictions.tsv", "".join(rows))
+    write_text(folder / "vinvl-alone" / "hw.tsv", "".join(hw))
+
+
 def _captions_of_others(folder: Path, rows: list[dict]) -> None:
     """The captions as COCO, Flickr, BLIP, Oscar, img2dataset and a folder of texts have them."""
     told = [(number, row["image"], text) for number, row in enumerate(rows) for text in row["captions"]]
@@ -228,6 +262,7 @@ def _exchanged(root: Path) -> None:
     for format in ("butd-tsv", "lxmert-tsv", "vinvl", "bua-npz"):
         shutil.copy(captions, root / "exchange" / format / "captions.json")
     write_json(root / "exchange" / "scan" / "id_mapping.json", {row.id: row.path for row in data.rows})
+    _brought(root / "brought", data, captions)
 
     imported, images = root / "imported", root / "exchange" / "butd-tsv" / "regions.tsv"
     listed, told = imported / "manifest", ImportSettings(images_per_shard=4)

@@ -501,6 +501,23 @@ def imported(format: str, folder: str, listed: str | None = "captions.json", **s
     return use
 
 
+_BROUGHT = {
+    **{name: name for name in ("coco-detections", "cocobu", "mmf-npy")},
+    **{"openvqa": "bua-npz", "vinvl-alone": "vinvl"},
+}
+
+
+def brought(t: Try) -> None:
+    """An import of each format that is only read; of the damaged one alone, where one is."""
+
+    def is_damaged(name: str) -> bool:
+        files = [path for path in (t.example / "brought" / name).rglob("*") if path.is_file()]
+        return any(path.read_bytes() != (t.root / path.relative_to(t.example)).read_bytes() for path in files)
+
+    for name in [name for name in _BROUGHT if is_damaged(name)] or _BROUGHT:
+        imported(_BROUGHT[name], f"brought/{name}")(t)
+
+
 def reimported(t: Try) -> None:
     """The region stage of an import, whose manifest, source or done-markers are damaged."""
     imported_regions.run(
@@ -782,6 +799,7 @@ KINDS = {
             (imported("bua-npz", "exchange/bua-npz"), imported("bua-npz", "exchange/bua-npz", info=True)),
             only=("exchange",),
         ),
+        Kind("brought", ("brought/*/*.*", "brought/*/*/*"), (brought,), only=("brought",)),
         *(
             Kind(f"weights {name}", (f"weights/{name}",), (detected(name),), only=("weights",))
             for name in ("tiny.pth", "tiny.pkl", "tiny.safetensors", "caffe.pth", "demo.safetensors")

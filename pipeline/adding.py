@@ -83,7 +83,10 @@ def run(
         lacking = _lacking(look)
         entries = _entries(name, look, _language(look, language), preset, None if lacking else params)
         for section, added in entries.items():
-            text = editing.insert(text, section, added)
+            try:
+                text = editing.insert(text, section, added)
+            except ValueError as error:
+                raise InputError(str(error), where=FILE, fix=f"write `{section}` out, without & and *") from error
         params = parse_params(text)
         write_text(FILE, text)
     lines = [*_understood(name, look, sample, entries), *(f"  ({remark})" for remark in look.remarks)]

@@ -521,7 +521,7 @@ def remove(name: str, yes: bool) -> None:
 @click.argument("format")
 @click.argument("images", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--captions", type=click.Path(path_type=Path), help="Default: IMAGES itself, for scan and wds.")
+@click.option("--captions", type=click.Path(path_type=Path), help="Default: IMAGES itself, for scan, store and wds.")
 @click.option("--boxes", help="scan's boxes: xyxy, xywh, relative_xyxy or relative_xywh.")
 @click.option("--sizes", help="scan's sizes of pictures: wh (default) or hw.")
 @click.option("--info", is_flag=True, default=None, help="Read classes from bua-npz's pickled info, arrays alone.")
@@ -533,7 +533,8 @@ def remove(name: str, yes: bool) -> None:
 def import_(format: str, images: Path, out: Path, captions: Path | None, **options: Any) -> None:
     """Import regions and captions of FORMAT from IMAGES into the new folder OUT: OUT/manifest and OUT/regions.
 
-    A data set with that `source.format` in params.yaml does the same as stages: docs/exchange.md.
+    A data set with that `source.format` in params.yaml does the same as stages: docs/exchange.md. So does OUT itself,
+    once `selfalign add NAME --features store OUT` has made it one.
     """
     from extract.exchange import manifest
     from extract.stages import import_regions as regions

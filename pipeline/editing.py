@@ -15,7 +15,8 @@ def insert(text: str, section: str | Sequence[str], entries: dict[str, Any]) -> 
 
     A section at the top is made at the end if it isn't there.
 
-    Raises `yaml.YAMLError` for a text that is none, `ValueError` for a section that is no mapping.
+    Raises `yaml.YAMLError` for a text that is none, `ValueError` for a section that is no mapping, and for one that
+    other places of the text share.
     """
     newline = "\r\n" if "\r\n" in text else "\n"
     *above, name = [section] if isinstance(section, str) else section
@@ -31,6 +32,8 @@ def insert(text: str, section: str | Sequence[str], entries: dict[str, Any]) -> 
     if place is None:
         return _with_lines(text, len(text), {name: entries}, 0, newline)
     key, value = place
+    if value.start_mark.index < key.end_mark.index or (not value.value and text[value.start_mark.index :][:1] == "&"):
+        raise ValueError(f"{section} is shared with other places by YAML's & and *")
     if isinstance(value, yaml.ScalarNode) and value.tag.endswith(":null"):
         return _with_lines(text, _line_end(text, _stop(key, value)), entries, key.start_mark.column + 2, newline)
     if not isinstance(value, yaml.MappingNode):

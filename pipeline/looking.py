@@ -18,7 +18,7 @@ import numpy as np
 from extract.exchange.boxes import conventions
 from extract.exchange.formats import open_source, recognise
 from extract.exchange.source import Found, Source
-from extract.settings import RegionSettings
+from extract.settings import ImportSettings, RegionSettings
 from extract.vision.decode import UnreadableImage, decode
 from extract.vision.loading import load_detector
 from manifests import readers
@@ -123,6 +123,7 @@ def look_at_features(
         remarks.append(f"no other convention of boxes than {boxes} fits their numbers")
     regions = {name: value for name, value in (("boxes", boxes), ("sizes", sizes)) if value}
     source, captions = open_source(format, root, captions, **regions), captions or root
+    regions |= {"precision": source.precision} if source.precision != "float16" else {}
     items = source.entries()
     if items is None and captions == root and not readers.READERS.find("splits").recognises(readers.Look.at(root)):
         raise InputError(f"{format} has no captions", where=root, fix="name a file of captions with --captions")
@@ -163,7 +164,8 @@ def sample_pictures(look: Look, device: str) -> Sample | None:
 def sample_features(look: Look) -> Sample | None:
     """The regions of the first images of the files; None where none of them can be read."""
     where = look.source
-    source = open_source(where["format"], where["images"], where["captions"], **look.regions)
+    told = ImportSettings(**look.regions).told
+    source = open_source(where["format"], where["images"], where["captions"], **told)
     found = [item.load().features for item in islice(_images(source), _TRIED)]
     return Sample(float(np.mean([len(each) for each in found])), found[0].shape[1]) if found else None
 

@@ -70,6 +70,7 @@ class Source(ABC):
     ----------
     options : what the format wants to be told.
     boxes : what the records' boxes mean, as `ImportSettings.boxes`; None where there are none.
+    precision : in which a store loses nothing of the features, as far as the files say so.
     paths : the files that hold regions.
     files : name -> sha256 of every one of them, once `survey` has ended.
     captions_in_survey : whether a survey must come before `entries` are asked for the first one.
@@ -84,6 +85,7 @@ class Source(ABC):
     write: ClassVar[Callable[..., None] | None] = None
     paths: list[Path]
     boxes: str | None = "xyxy"
+    precision: str = "float16"
 
     def __init__(self, root: Path, captions: Path | None = None, **told: Any):
         self.root = Path(root)

@@ -17,7 +17,7 @@ from extract.stores.recipe import read_recipe
 from manifests.errors import InputError
 from manifests.left_out import FILE
 from pipeline.cli import main
-from tests.extract.exchange_files import DataSet, Import
+from tests.extract.exchange_files import DataSet, Import, write_data_set
 
 IDS = (1000, 1001, 1002, 1003)
 SIZE = (100, 80)
@@ -460,6 +460,52 @@ def test_mmfs_files(tmp_path: Path, together: bool) -> None:
             np.save(folder / f"{name}.npy", FEATURES[id])
             np.save(folder / f"{name}_info.npy", info, allow_pickle=True)
     require_truth(imported(tmp_path, "mmf-npy", folder, karpathy(tmp_path)))
+
+
+# -- Stores of this project, made elsewhere ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("counts", "boxes"), [((6,) * 10, True), ((6,) * 10, False), ((6, 1, 4, 2, 3, 9, 2, 5, 1, 1), True)]
+)
+def test_a_store_that_was_made_elsewhere_is_the_same_here(
+    tmp_path: Path, precision: str, counts: tuple[int, ...], boxes: bool
+) -> None:
+    data = write_data_set(tmp_path / "theirs", counts=counts, dtype=precision)
+    if not boxes:
+        files = data.export("scan", tmp_path / "scan")
+        for path in (*files.glob("*_boxes.npy"), *files.glob("*_img_sizes.npy")):
+            path.unlink()
+        data = Import("scan", files, tmp_path / "imported", settings={"precision": precision}).run()
+    assert recognise(data.folder) == "store"
+    again = imported(tmp_path, "store", data.folder, None, precision=precision, images_per_shard=3)
+    assert [(row.id, row.path, row.split, row.captions) for row in again.rows] == [
+        (row.id, row.path, row.split, row.captions) for row in data.rows
+    ]
+    ours, theirs = again.regions(), data.regions()
+    for id in theirs:
+        assert np.array_equal(ours[id].features, theirs[id].features) and ours[id].features.dtype == precision
+        assert np.array_equal(ours[id].boxes, theirs[id].boxes) and ours[id].image_size == theirs[id].image_size
+        assert (ours[id].objects_id is None) == (theirs[id].objects_id is None)
+    assert again.store.has_boxes == boxes and again.store.object_names == data.store.object_names
+
+
+def test_regions_alone_want_captions_and_a_changed_shard_is_refused(tmp_path: Path) -> None:
+    data = write_data_set(tmp_path / "theirs")
+    regions = data.folder / "regions"
+    with pytest.raises(InputError, match="store has no captions"):
+        imported(tmp_path, "store", regions, None)
+    captions = tmp_path / "c.csv"
+    captions.write_text("image,caption\n" + "".join(f"{1000 + n}.jpg,A dog {n}.\n" for n in range(9)))
+    data = imported(tmp_path, "store", regions, captions)
+    assert [row.captions for row in data.rows] == [(f"A dog {n}.",) for n in range(9)]
+    (shard, *_) = sorted(regions.rglob("*.h5"))
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{shard.name}: the file has changed since index\.json was written"):
+        imported(tmp_path / "new", "store", regions, captions)
 
 
 def test_formats_that_are_only_read_say_so(tmp_path: Path) -> None:

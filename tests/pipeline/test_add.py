@@ -251,6 +251,16 @@ def test_paths_that_are_not_there_or_hold_something_else(project: Path, pictures
         assert told in refused(*options), options
 
 
+@pytest.mark.parametrize(
+    "shared", ["text_features: &none {}\nshared: *none\n", "shared: &none {}\ntext_features: *none\n"]
+)
+def test_a_section_that_is_shared_by_an_anchor_stays(project: Path, pictures: Path, shared: str) -> None:
+    before, _, after = TEXT.partition("text_features: {} # data set: {model: ...}; docs/text.md\n")
+    Path("params.yaml").write_text(f"{before}{shared}{after}", encoding="utf-8")
+    told = refused("--images", pictures, "--captions", pictures / "captions.json")
+    assert "text_features is shared with other places" in told and "without & and *" in told
+
+
 def test_a_params_file_that_is_wrong_or_being_changed_stays(project: Path, pictures: Path) -> None:
     with sole_writer(Path("params.yaml"), "change of params.yaml"):
         assert "another change of params.yaml is running" in refused("--images", pictures)

@@ -1,6 +1,7 @@
 """An imported data set in params.yaml is an ordinary one: `dvc repro` runs its stages, and those that a change asks."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     params = shrink(project.params, pictures=nothing, encoder=nothing)
     del params["datasets"]["pictures"], params["packs"]["pictures"]
     params["runs"] = {"on-scan": params["runs"]["vsrn"]}
-    params["text_features"] = params["teachers"] = params["ensembles"] = params["studies"] = {}
+    params |= {section: {} for section in ("text_features", "teachers", "ensembles", "studies")}
     project.write_params(params)
     project.repro("-s", "scenes", "manifest@demo", "regions@demo", "tokens@demo")
     files = tmp_path_factory.mktemp("files")
@@ -101,6 +102,32 @@ def test_features_with_a_captions_file_are_the_same_data_set(project: Project, r
     assert set(project.repro("regions@butd", "tokens@butd").stages) == {"manifest@butd", "regions@butd", "tokens@butd"}
     demo, butd = (project.digests(f"data/{name}/tokens") for name in ("demo", "butd"))
     assert {name.replace("/butd/", "/demo/"): digest for name, digest in butd.items()} == demo
+
+
+@pytest.mark.slow
+def test_what_was_imported_outside_the_pipeline_is_added_and_trained_on(
+    project: Project, reproduced: list[str], tmp_path: Path
+) -> None:
+    """Its features, captions and splits, and nothing of the files that it was made of."""
+    brought = shutil.copytree(project.params["datasets"]["scan"]["source"]["images"], tmp_path / "files")
+    out, name = str(tmp_path / "made"), "made"
+    project.command("selfalign", "import", "scan", str(brought), out, "--boxes", "xyxy", "--precision", "float32")
+    shutil.rmtree(brought)
+    with project.restored():
+        told = project.command("selfalign", "add", name, "--features", "store", out).text
+        assert "80 images" in told and "400 captions" in told and "48 train, 12 val, 20 test" in told
+        assert project.params["datasets"][name]["regions"]["precision"] == "float32"
+        params = project.params
+        params["runs"][f"{name}-vse-infinity"] |= {"epochs": 2}
+        project.write_params(params)
+        made = project.repro(f"evaluate@{name}-vse-infinity").stages
+        assert {f"{stage}@{name}" for stage in ("manifest", "regions", "tokens")} <= set(made)
+        metrics = project.metrics(f"{name}-vse-infinity")
+        assert (metrics["images"], metrics["captions"]) == (20, 100) and metrics["rsum"] > 0
+        theirs, ours = RegionStore(Path(out) / "regions"), RegionStore(project.root / "data" / name / "regions")
+        assert ours.ids == theirs.ids
+        np.testing.assert_array_equal(ours.regions(7).features, theirs.regions(7).features)
+        assert project.repro(f"evaluate@{name}-vse-infinity").stages == []
 
 
 def test_a_mistake_is_one_line(project: Project, reproduced: list[str]) -> None:

@@ -134,6 +134,7 @@ def look_at_features(
         entries = checked_entries(readers.read(captions) if items is None else items, captions, sieve)
         sieve.refuse()
     where = {"format": format, "images": root, "captions": captions, "watch": root}
+    where |= {"missing": "skip", "unreadable": "skip"} if skip else {}  # the features themselves aren't looked at here
     return _look(where, regions, entries, remarks, sieve)
 
 

@@ -85,23 +85,24 @@ def scan(folder: Path, times: int, *, ids: str | None = None, tile: bool = False
         features = np.stack([FEATURES[id] for id in own])
         features = np.tile(features, (times, 1, 1)) if tile else np.repeat(features, times, 0)
         np.save(folder / f"{split}_ims.npy", features)
-        texts = [f"A dog {IDS.index(id)}." for id in own for _ in range(5)]
+        each = times if times > 1 else 5
+        texts = [f"A dog {IDS.index(id)}." for id in own for _ in range(each)]
         (folder / f"{split}_caps.txt").write_text("\n".join(texts) + "\n")
         if ids:
-            names = [f"n{id}" for id in own for _ in range(5 if ids == "captions" else 1)]
+            names = [f"n{id}" for id in own for _ in range(each if ids == "captions" else 1)]
             (folder / f"{split}_ids.txt").write_text("\n".join(names) + "\n")
     return folder
 
 
-@pytest.mark.parametrize("ids", [None, "captions", "images"])
+@pytest.mark.parametrize(("times", "ids"), [(5, None), (5, "captions"), (5, "images"), (2, None), (7, "captions")])
 def test_images_repeated_once_a_caption_are_one_image(
-    tmp_path: Path, ids: str | None, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, times: int, ids: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = imported(tmp_path, "scan", scan(tmp_path / "scan", 5, ids=ids), None)
-    assert [len(row.captions) for row in data.rows] == [5] * 4
+    data = imported(tmp_path, "scan", scan(tmp_path / "scan", times, ids=ids), None)
+    assert [len(row.captions) for row in data.rows] == [times] * 4
     assert [row.id for row in data.rows] == ([f"n{id}" for id in IDS] if ids else [*data.store.ids])
     require_truth(data, boxes=False)
-    assert "train_ims.npy: each image's row is repeated 5 times, and taken once: 2 images" in caplog.text
+    assert f"train_ims.npy: each image's row is repeated {times} times, and taken once: 2 images" in caplog.text
 
 
 def test_images_repeated_as_a_whole_are_refused(tmp_path: Path) -> None:
@@ -228,10 +229,11 @@ def test_a_repeated_and_a_cut_row_are_left_out_and_listed(tmp_path: Path) -> Non
     assert listed[1]["id"] == f"COCO_val2014_{IDS[2]:012d}" and "base64" in listed[1]["reason"]
 
 
-def test_fifty_broken_rows_of_five_kinds(tmp_path: Path) -> None:
-    """As among 100,000: here few sound ones, since a row costs what it costs."""
+def write_fifty_broken(folder: Path, count: int) -> tuple[Path, Path, list[str]]:
+    """A TSV of `count` images, 10 of them given twice, of 40 others the row can't be: the table, a CSV with a caption
+    each, and the ids of those that are sound."""
     rng, rows, sound = np.random.default_rng(7), [], []
-    for number in range(400):
+    for number in range(count):
         id, key = IDS[number % 4], f"p{number:04d}"
         fields = butd_row(id, key).split("\t")
         kind = number // 2 % 4 if number < 80 and number % 2 else None
@@ -250,9 +252,17 @@ def test_fifty_broken_rows_of_five_kinds(tmp_path: Path) -> None:
             sound.append(key)
         rows.append("\t".join(fields))
     rows[200:200] = [rows[number] for number in range(100, 110)]
-    images = table(tmp_path, rows)
-    captions = tmp_path / "captions.csv"
-    captions.write_text("image,caption\n" + "".join(f"p{n:04d}.jpg,A dog {n % 4}.\n" for n in range(400)))
+    captions = folder / "captions.csv"
+    captions.write_text("image,caption\n" + "".join(f"p{n:04d}.jpg,A dog {n % 4}.\n" for n in range(count)))
+    return table(folder, rows), captions, sound
+
+
+REASONS = ("base64", "NaN", "all zero", "4 fields instead of 6", "was already given")
+"""Of `write_fifty_broken`, ten rows each."""
+
+
+def test_fifty_broken_rows_of_five_kinds(tmp_path: Path) -> None:
+    images, captions, sound = write_fifty_broken(tmp_path, 400)
     with pytest.raises(InputError) as caught:
         imported(tmp_path, "butd-tsv", images, captions)
     assert caught.value.what.startswith("50 mistakes (40 broken rows, 10 repeated rows): ")
@@ -265,7 +275,7 @@ def test_fifty_broken_rows_of_five_kinds(tmp_path: Path) -> None:
     assert [row.id for row in data.rows] == sound and not listing.exists()
     reasons = [json.loads(line)["reason"] for line in (data.manifest / FILE).read_text().splitlines()]
     assert len(reasons) == 50
-    for part in ("base64", "NaN", "all zero", "4 fields instead of 6", "was already given"):
+    for part in REASONS:
         assert sum(part in reason for reason in reasons) == 10, part
 
 
@@ -321,25 +331,32 @@ def objects_of(id: int, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def write_vinvl(folder: Path, *, features: bool, sizes: bool, whole: bool) -> Path:
+def write_vinvl(folder: Path, *, features: bool, sizes: bool, whole: bool, key: str = "{}") -> Path:
+    """VinVL's tables; `key` is how they call an image."""
     folder.mkdir()
+    keys = {id: key.format(id) for id in IDS}
     more: dict[int, dict[str, Any]] = {id: {} for id in IDS}
     if features:
-        table(folder, [f"{id}\t4\t{b64(FEATURES[id])}" for id in IDS], "features.tsv")
+        table(folder, [f"{keys[id]}\t4\t{b64(FEATURES[id])}" for id in IDS], "features.tsv")
     else:
         more = {id: {"feature": lambda n, id=id: b64(FEATURES[id][n])} for id in IDS}
     if sizes:
-        table(folder, [f'{id}\t[{{"height": 80, "width": 100}}]' for id in IDS], "hw.tsv")
+        table(folder, [f'{keys[id]}\t[{{"height": 80, "width": 100}}]' for id in IDS], "hw.tsv")
     rows = [objects_of(id, **more[id]) for id in IDS]
     facts = rows if whole else [{"objects": row, "relations": None} for row in rows]
-    table(folder, [f"{id}\t{json.dumps(fact)}" for id, fact in zip(IDS, facts, strict=True)], "predictions.tsv")
+    table(folder, [f"{keys[id]}\t{json.dumps(fact)}" for id, fact in zip(IDS, facts, strict=True)], "predictions.tsv")
     return folder
 
 
-@pytest.mark.parametrize("features", [True, False])
-@pytest.mark.parametrize("whole", [True, False])
-def test_vinvl_as_its_extractor_writes_it(tmp_path: Path, features: bool, whole: bool) -> None:
-    folder = write_vinvl(tmp_path / "x", features=features, sizes=True, whole=whole)
+@pytest.mark.parametrize(
+    ("features", "whole", "key"),
+    [
+        *((features, whole, "{}") for features in (True, False) for whole in (True, False)),
+        *((features, True, key) for features in (True, False) for key in ("{:012d}", "COCO_val2014_{:012d}.jpg")),
+    ],
+)
+def test_vinvl_as_its_extractor_writes_it(tmp_path: Path, features: bool, whole: bool, key: str) -> None:
+    folder = write_vinvl(tmp_path / "x", features=features, sizes=True, whole=whole, key=key)
     assert recognise(folder) == "vinvl"
     data = imported(tmp_path, "vinvl", folder, karpathy(tmp_path, cocoid=lambda n: IDS[n]))
     require_truth(data)

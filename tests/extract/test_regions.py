@@ -16,6 +16,7 @@ from extract.settings import RegionSettings
 from extract.stores.regions import FAILURES, RegionStore
 from extract.vision.decode import decode
 from extract.vision.loading import load_detector
+from manifests import manifest
 from manifests.errors import InputError
 from tests.extract.region_files import (
     Pictures,
@@ -24,6 +25,7 @@ from tests.extract.region_files import (
     encoded,
     large_png,
     mixed_files,
+    quick_settings,
     region_settings,
     scene,
     scene_files,
@@ -87,6 +89,29 @@ def test_unreadable_pictures_are_listed_and_nothing_stands_for_them(awkward: Pic
             store.row(f"id-{name}")
     for row in range(len(store)):
         assert np.abs(store.regions(row).features).max(1).all()
+
+
+def test_empty_files_of_two_splits_are_failures_and_no_leak(tmp_path: Path) -> None:
+    """As failed downloads leave them; equal pictures in two splits are a leak all the same."""
+    pictures = write_pictures(tmp_path, scene_files(4) | {"e.png": b"", "f.jpg": b"", "g.jpg": b"no picture"})
+    rows = [*((name, "train" if n % 2 else "test") for n, name in enumerate(scene_files(4)))]
+    rows += [("e.png", "train"), ("f.jpg", "test"), ("g.jpg", "val")]
+    captions = tmp_path / "c.csv"
+    captions.write_text("image,caption,split\n" + "".join(f"{name},A ring.,{split}\n" for name, split in rows))
+    listed = {"images": pictures.images, "captions": captions, "format": "folder", "out": pictures.manifest}
+    manifest.run(**listed)
+    pictures.extract(quick_settings(unreadable="skip"))
+    failures = {
+        split: [
+            json.loads(line)["path"] for line in (pictures.out.with_name(split) / FAILURES).read_text().splitlines()
+        ]
+        for split in ("train", "val", "test")
+    }
+    assert failures == {"train": ["e.png"], "val": ["g.jpg"], "test": ["f.jpg"]}
+    assert len(RegionStore(pictures.out.parent)) == 4
+    (pictures.images / "001.png").write_bytes((pictures.images / "000.png").read_bytes())
+    with pytest.raises(InputError, match="same bytes as '000.png'"):
+        manifest.run(**listed)
 
 
 def test_boxes_lie_inside_every_picture(awkward: Pictures) -> None:

@@ -1,15 +1,18 @@
 """From what people have to a trained run: `selfalign add`, then `dvc repro`, and no editor."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from manifests.left_out import FILE
 from manifests.manifest import hashed_split
 from manifests.tables import Manifest
 from pipeline.cli import main
 from pipeline.params import read_params
+from tests.extract.test_exchange_brought import REASONS, write_fifty_broken
 from tests.pipeline.brought import KINDS, bring, rows_of
 from tests.pipeline.project import CHECKOUT, Project, copy_checkout, take_pictures
 
@@ -54,6 +57,35 @@ def test_every_captions_file_becomes_a_manifest(
         fractions = source.val_fraction, source.test_fraction
         assert all(row.split == hashed_split(row.id, *fractions) for row in found)
         assert {row.split for row in found} == {"train", "val", "test"}
+
+
+@pytest.mark.slow
+def test_fifty_broken_rows_are_told_at_once_or_listed_and_the_rest_trains(tmp_path: Path) -> None:
+    """As among 100,000: here fewer, since a row costs what it costs."""
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    copy_checkout(project)
+    images, captions, sound = write_fifty_broken(tmp_path, 1000)
+    brought = ("--features", "butd-tsv", str(images), "--captions", str(captions), "--language", "blank:en")
+    project.command("selfalign", "add", "many", *brought)
+    told = project.command("dvc", "repro", "manifest@many", ends_with=255).text
+    error = next(line for line in told.splitlines() if line.startswith("error: "))
+    assert "50 mistakes (40 broken rows, 10 repeated rows)" in error and error.count("; row ") == 9
+    listing = Path("data/many/manifest-refused.jsonl")
+    assert f"all of them are listed in {listing}" in error and "`source.unreadable: skip`" in error
+    assert len((project.root / listing).read_text().splitlines()) == 50 and "Traceback" not in told
+
+    project.command("selfalign", "remove", "many", "--yes")
+    project.command("selfalign", "add", "many", *brought, "--skip")
+    params = project.params
+    params["runs"]["many-vse-infinity"] |= {"epochs": 1}
+    params["runs"]["many-vse-infinity"]["base"]["dim"] = 16
+    project.write_params(params)
+    project.repro("evaluate@many-vse-infinity")
+    listed = [json.loads(line) for line in (project.root / "data/many/manifest" / FILE).read_text().splitlines()]
+    assert [sum(part in item["reason"] for item in listed) for part in REASONS] == [10] * 5
+    assert Manifest.open(project.root / "data/many/manifest").ids == sound
+    assert project.metrics("many-vse-infinity")["rsum"] > 0
 
 
 @pytest.mark.slow

@@ -248,6 +248,25 @@ def test_a_shared_set_lacks_what_was_not_brought(folder: Project) -> None:
     assert lines(doctor(0))["theirs"] == "ready; no pictures in /pictures: the report shows none"
 
 
+@pytest.mark.parametrize("captions", ["/data/f30k", "/data/captions.json"])
+@pytest.mark.parametrize("format", ["scan", "butd-tsv", "coco-detections", "mmf-npy", "store"])
+def test_the_entry_of_features_that_are_not_here_is_told_as_it_is_pasted(
+    folder: Project, format: str, captions: str
+) -> None:
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    entry = f"""datasets:
+  f30k:
+    source: {{format: {format}, images: /data/f30k, captions: {captions}, watch: /data/f30k}}
+    regions: {{}}
+    tokens: {{language: blank_en, min_count: 1}}
+    pack: {{}}
+"""
+    Path("params.yaml").write_text(text.replace("datasets:\n", entry, 1), encoding="utf-8")
+    told = doctor(2).stdout
+    assert "datasets.f30k.source.images: /data/f30k: no such file or folder. Fix: " in told
+    assert f"datasets.f30k.source.captions: {captions}: no such file" in told
+
+
 def test_wrong_parameters_are_one_thing(folder: Project) -> None:
     Path("params.yaml").write_text("scenes: {tran: 1}", encoding="utf-8")
     assert "scenes.tran: unknown key (did you mean 'train'?)" in doctor(1).stdout

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from manifests.errors import InputError
 from pipeline import strict_yaml
+from pipeline.cli import main
 from pipeline.params import read_params
 from tests.pipeline.project import CHECKOUT
 
@@ -49,6 +51,22 @@ def test_a_bad_name_is_told_as_it_is_written_with_its_line(tmp_path: Path, name:
         rf"datasets: '{re.escape(name.strip(chr(34)))}' is (no name|a word of YAML's own) \(line {line}\)", told
     )
     assert "a name has letters (A to Z, a to z), digits, - and _, and begins with a letter" in told
+
+
+@pytest.mark.parametrize("name", ["coco.v2", "my data", "2024", "vsrn-m0.2"])
+@pytest.mark.parametrize("command", ["manifest", "regions", "tokens"])
+def test_a_stage_of_a_bad_name_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str
+) -> None:
+    """With the rest of its entry as it should be."""
+    monkeypatch.chdir(tmp_path)
+    source = "{format: butd-tsv, images: regions.tsv, captions: captions.json, watch: regions.tsv}"
+    entry = f"  {name}:\n    source: {source}\n    regions: {{}}\n    tokens: {{language: blank_en, min_count: 1}}\n"
+    before, heading, after = TEXT.partition(SECTIONS["datasets"])
+    Path("params.yaml").write_text(f"{before}{heading}{entry}    pack: {{}}\n{after}", encoding="utf-8")
+    done = CliRunner().invoke(main, [command, name], catch_exceptions=False)
+    assert done.exit_code == 1 and done.output.count("\n") == 1
+    assert f"datasets: '{name}' is no name (line " in done.output and "begins with a letter" in done.output
 
 
 @pytest.mark.parametrize("section", SECTIONS)

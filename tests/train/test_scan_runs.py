@@ -16,6 +16,7 @@ from pipeline.strict_yaml import load
 from tests.encoders import write_encoder
 from tests.extract.exchange_files import Import
 from tests.train.runs import train_run
+from train.bases import BASES
 from train.checkpoint import load_model
 from train.data import RetrievalData
 from train.settings import RunSettings
@@ -85,6 +86,12 @@ def small(preset: str, encoder: Path) -> RunSettings:
 # CAMERA and VSE-infinity are the same on both data sets.
 NAMES = ("coco-camera", "coco-camera-selfalign", "flickr30k-vse-infinity", "coco-aladin", "coco-aladin-frozen")
 NAMES += tuple(f"{dataset}-vsrn-selfalign" for dataset in ("coco", "flickr30k"))
+
+
+def test_every_base_is_among_them() -> None:
+    runs = [load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))["runs"] for name in NAMES]
+    named = {run["base"]["name"] for own in runs for run in own.values()}
+    assert named == {name for name, base in BASES.load().items() if base.__module__.startswith("train.")}
 
 
 @pytest.mark.parametrize("preset", NAMES)

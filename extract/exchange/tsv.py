@@ -4,6 +4,7 @@ Files are read line by line; fields are far beyond what the csv module accepts.
 """
 
 import binascii
+import codecs
 import hashlib
 import re
 from abc import abstractmethod
@@ -21,9 +22,11 @@ from manifests.source import LeftOut
 
 FIX = "fetch or export the file again: it may have been cut off"
 # Python's own syntax of whole numbers takes 1_2 for 12. No array has a count of more digits than these.
-_WHOLE = re.compile(rb"-?[0-9]{1,18}")
+_WHOLE = re.compile(rb"(-?[0-9]{1,18})(\.0*)?")
 # bottom-up-attention's adaptive features are published in parts: NAME.tsv.0, NAME.tsv.1, ...
 _TABLES = ("*.tsv", "*.tsv.[0-9]", "*.tsv.[0-9][0-9]")
+
+_PACKED = b"\x1f\x8b"
 
 _SAMPLE, _FEW = 8192, 64  # numbers by which their type is told; fewer tell nothing
 
@@ -46,6 +49,10 @@ def lines(path: Path, files: dict[str, str], advance: Callable[[int], object]) -
             for row, (offset, line) in enumerate(split_lines(file, path, what="row", first=0)):
                 whole.update(line)
                 content = line.rstrip(b"\r\n")
+                if row == 0 and content.startswith(_PACKED):
+                    raise InputError("it is packed by gzip", where=path, fix="unpack it")
+                if row == 0 and content.startswith(codecs.BOM_UTF8):
+                    offset, content = len(codecs.BOM_UTF8), content.removeprefix(codecs.BOM_UTF8)
                 if content:
                     yield Line(row, offset, len(content), content, f"{path} row {row}")
                 advance(len(line))
@@ -76,10 +83,10 @@ def text(field: bytes, name: str, where: str) -> str:
 
 
 def count(field: bytes, name: str, where: str, *, least: int = 0) -> int:
-    """A field that is a whole number in decimal digits."""
-    if not _WHOLE.fullmatch(field):
+    """A field that is a whole number in decimal digits; 100.0 is one too."""
+    if not (found := _WHOLE.fullmatch(field)):
         raise InputError(f"{name} must be a whole number, not {_shown(field)}", where=where, fix=FIX)
-    value = int(field)
+    value = int(found[1])
     if value < least:
         raise InputError(f"{name} is {value}, below {least}", where=where, fix=FIX)
     return value
@@ -224,7 +231,7 @@ class TsvSource(Source):
     def recognises(cls, root: Path) -> bool:
         try:
             first = sorted(files_in(root, *_TABLES), key=_by_number)[0]
-            cls.heading(next(lines(first, {}, lambda _: None)))
+            cls.heading(next(_rows(first, {}, lambda _: None)))
         except (InputError, StopIteration):
             return False
         return True
@@ -255,7 +262,7 @@ class TsvSource(Source):
     def survey(self, advance: Callable[[int], object]) -> Iterator[Found | LeftOut]:
         for number, file in enumerate(self._files):
             where = str(file.path)
-            for line in lines(file.path, self.files, advance):
+            for line in _rows(file.path, self.files, advance):
                 where, key = line.where, None
                 try:
                     key, size, boxes, fields = self.heading(line)
@@ -276,6 +283,13 @@ class TsvSource(Source):
         content = self._files[place[0]].read(*place[2:], where)
         _, size, boxes, fields = self.heading(Line(place[1], *place[2:], content, where))
         return self.record(fields, where, size, boxes)
+
+
+def _rows(path: Path, files: dict[str, str], advance: Callable[[int], object]) -> Iterator[Line]:
+    """`lines` without a header, which some write: names in the place of fields."""
+    for line in lines(path, files, advance):
+        if line.row or line.content.rpartition(b"\t")[2].strip().lower() != b"features":
+            yield line
 
 
 def _key(content: bytes) -> str | None:

@@ -1,6 +1,7 @@
 """Region features as people have them: repeated rows, other types of numbers, other keys, other tables and folders."""
 
 import base64
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,27 @@ def test_equal_pictures_by_chance_stay_two(tmp_path: Path) -> None:
     assert len(imported(tmp_path, "scan", folder, None).rows) == 102
 
 
+@pytest.mark.parametrize("blank", ["\n", "\n\n", "\r\n \n"])
+def test_blank_lines_after_the_captions_move_none(tmp_path: Path, blank: str) -> None:
+    """Two of them would have made six captions an image of five, each with its neighbours'."""
+    folder = scan(tmp_path / "scan", 1)
+    for path in folder.glob("*_caps.txt"):
+        path.write_bytes(path.read_bytes() + blank.encode())
+    data = imported(tmp_path, "scan", folder, None, unreadable="skip")
+    require_truth(data, boxes=False)
+    assert [len(row.captions) for row in data.rows] == [5] * 4 and not (data.manifest / FILE).exists()
+
+
+def test_splits_by_other_names_and_captions_without_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = scan(tmp_path / "scan", 1)
+    for path in folder.glob("dev_*"):
+        path.rename(path.with_name(path.name.replace("dev", "val")))
+    (folder / "test_ims.npy").unlink()
+    data = imported(tmp_path, "scan", folder, None)
+    assert [row.split for row in data.rows] == ["train", "train", "val"]
+    assert "test_caps.txt has captions, and there is no test_ims.npy: it is left out" in caplog.text
+
+
 def test_one_vector_an_image_is_one_region(tmp_path: Path) -> None:
     folder = scan(tmp_path / "scan", 1)
     for split in ("train", "dev", "test"):
@@ -215,6 +237,34 @@ def test_other_float32_numbers_are_float32(values: np.ndarray) -> None:
 def test_rows_that_python_3_wrote_are_read(tmp_path: Path) -> None:
     images = table(tmp_path, [butd_row(id, wrap="b'{}'") for id in IDS])
     require_truth(imported(tmp_path, "butd-tsv", images, karpathy(tmp_path)))
+
+
+TABLE = "".join(f"{butd_row(id)}\n" for id in IDS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff" + TABLE,
+        "image_id\timage_w\timage_h\tnum_boxes\tboxes\tfeatures\n" + TABLE,
+        TABLE.replace("\t100\t80\t4\t", "\t100.0\t80.0\t4.0\t"),
+        TABLE.replace("\n", "\r\n\r\n"),
+        "".join(f"{butd_row(id, wrap=chr(98) + chr(34) + '{}' + chr(34))}\n" for id in IDS).rstrip("\n"),
+    ],
+    ids=["byte order mark", "header", "pandas", "blank lines", "double quotes"],
+)
+def test_tables_as_other_programs_write_them(tmp_path: Path, content: str) -> None:
+    images = tmp_path / "regions.tsv"
+    images.write_bytes(content.encode())
+    assert recognise(images) == "butd-tsv"
+    require_truth(imported(tmp_path, "butd-tsv", images, karpathy(tmp_path)))
+
+
+def test_a_packed_table_is_told_so(tmp_path: Path) -> None:
+    images = tmp_path / "regions.tsv"
+    images.write_bytes(gzip.compress(TABLE.encode()))
+    with pytest.raises(InputError, match=r"regions\.tsv: it is packed by gzip\. Fix: unpack it"):
+        imported(tmp_path, "butd-tsv", images, karpathy(tmp_path))
 
 
 def test_a_repeated_and_a_cut_row_are_left_out_and_listed(tmp_path: Path) -> None:

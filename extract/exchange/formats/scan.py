@@ -30,7 +30,8 @@ from manifests.source import LeftOut, SourceCaption, SourceImage
 CAPTIONS = 5
 _MOST_REPEATED = 10  # captions an image
 _SAMPLE = 64
-_SPLITS = {"train": "train", "dev": "val", "testall": "test", "test": "test"}
+_SPLITS = {"train": "train", "dev": "val", "val": "val", "testall": "test", "test": "test"}
+_WRITTEN = ("train", "dev", "test")
 _OPTIONAL = {"boxes": ("boxes", "ims_bbx"), "sizes": ("img_sizes", "ims_size")}
 _FIX = "fetch or export the file again: it may have been cut off"
 
@@ -44,14 +45,19 @@ class ScanSource(Source):
     def __init__(self, root: Path, captions: Path | None = None, **told: Any):
         super().__init__(root, captions, **told)
         names = [name for name in _SPLITS if (self.root / f"{name}_ims.npy").exists()]
-        if "testall" in names and "test" in names:
-            names.remove("test")
+        for name, other in (("test", "testall"), ("val", "dev")):
+            if name in names and other in names:
+                names.remove(name)
         if not names:
             raise InputError(
                 f"there is none of {', '.join(f'{name}_ims.npy' for name in _SPLITS)}",
                 where=self.root,
                 fix="check `source.images`, the folder of the features",
             )
+        taken = {_SPLITS[name] for name in names}
+        for name in _SPLITS:
+            if _SPLITS[name] not in taken and (self.root / f"{name}_caps.txt").exists():
+                self.notes.append(f"{name}_caps.txt has captions, and there is no {name}_ims.npy: it is left out")
         self._splits = [_Split(self.root, name) for name in names]
         self.paths = [path for split in self._splits for path in split.paths]
         self.boxes = told.get("boxes")
@@ -99,6 +105,9 @@ class ScanSource(Source):
     def _entries(self, split: "_Split", paths: dict[str, str] | None) -> Iterator[SourceImage]:
         path = self.captions / f"{split.name}_caps.txt"
         texts, images = _lines(path), split.images
+        written = next((n for n in range(len(texts), 0, -1) if texts[n - 1].strip()), 0)
+        if written and written % images == 0:  # lines without anything at the file's end are no captions
+            texts = texts[:written]
         each, rest = divmod(len(texts), images)
         if rest or not each:
             raise InputError(
@@ -165,7 +174,8 @@ class ScanSource(Source):
         than five (or than one, if all have one); with `drop_captions` those after the fifth are left out.
         """
         counts = store.num_boxes
-        for name, split in {name: split for name, split in _SPLITS.items() if name != "testall"}.items():
+        for name in _WRITTEN:
+            split = _SPLITS[name]
             own = [row for row in rows if row.split == split]
             if own:
                 regions = counts[[store.row(row.id) for row in own]]

@@ -22,7 +22,7 @@ from manifests.errors import InputError
 from manifests.files import write_text
 from manifests.locks import sole_writer
 from manifests.names import require_name
-from manifests.readers import READERS
+from manifests.readers import READERS, kind_of
 from manifests.schema import SPLITS
 from pipeline import editing, places, strict_yaml
 from pipeline.looking import Look, Sample, look_at_features, look_at_pictures, sample_features, sample_pictures
@@ -209,7 +209,9 @@ def _understood(name: str, look: Look, sample: Sample | None, entries: dict[str,
     if total:
         origin = "as the file says" if look.entries[0].split else "by a hash of their ids"
         parts = ", ".join(f"{look.splits[split]:,} {split}" for split in SPLITS if look.splits[split])
-        lines += [f"  captions  {source['captions']}, read as {source['format']}; language: {language}"]
+        own = not imported or source["captions"] == source["images"]
+        kind = source["format"] if own else kind_of(source["captions"]).name
+        lines += [f"  captions  {source['captions']}, read as {kind}; language: {language}"]
         lines += [f"  splits    {parts}, {origin}"]
     if sample is None:
         lines += ["  regions   none of the pictures that were tried can be read"]

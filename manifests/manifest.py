@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from glob import escape
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
@@ -306,6 +307,8 @@ def _root_advice(root: Path, path: str) -> str | None:
     """Which image root has the picture, where one near `root` does."""
     if found := nearby_root(root, path):
         return f"set `source.images: {found}`"
+    if found := next(root.glob(f"{escape(path)}.*"), None):
+        return f"write the paths with their suffix, as in {found.relative_to(root)}"
     name = PurePosixPath(path).name
     found = next((folder for folder in [root, *_near(root)] if os.path.exists(folder / name)), None)
     return found and f"the pictures seem to lie in {found}: write their paths from there"

@@ -657,6 +657,7 @@ def _regions(name: str) -> tuple[Use, ...]:
         packed(name),
         exported(name),
         evaluated("aligned", name),
+        imported("store", f"data/{name}", None),
     )
 
 

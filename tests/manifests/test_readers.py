@@ -341,6 +341,12 @@ def test_an_image_root_one_level_too_deep(root: Path) -> None:
         read(root.parent, write(root, "c.csv", TEXTS["captions.csv"]))
 
 
+def test_paths_without_a_suffix_are_told_so(root: Path) -> None:
+    content = json.dumps({name.rpartition(".")[0]: ["A dog."] for name in NAMES})
+    with pytest.raises(InputError, match=r"none of 3 pictures.*write the paths with their suffix, as in a 1\.jpg"):
+        read(root, write(root, "mapping.json", content))
+
+
 def test_absolute_paths_below_the_image_root(root: Path) -> None:
     assert read(root, write(root, "c.csv", f"image,caption\n{root / 'b.jpg'},A cat.\n"))[0][0] == "b.jpg"
 

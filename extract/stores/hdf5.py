@@ -160,21 +160,29 @@ class MappedHDF5:
         All axes but the last count rows. Nearly as fast as copying from the map, but what is read doesn't become
         resident memory of this process.
         """
-        whole, array = self._file(), self[name]
-        start, size = self._layout.datasets[name][0], array.shape[-1] * array.itemsize
+        read, size = self.byte_reader(name)
 
-        def read(first: int, out: np.ndarray) -> None:
-            place = start + first * size
-            done = os.preadv(whole.file.number, (out,), place)
-            while done < out.nbytes:
-                more = os.preadv(whole.file.number, (out.reshape(-1).view(np.uint8)[done:],), place + done)
+        def read_rows(first: int, out: np.ndarray) -> None:
+            read(first * size, memoryview(out.reshape(-1).view(np.uint8)))
+
+        return read_rows
+
+    def byte_reader(self, name: str) -> tuple[Callable[[int, memoryview], None], int]:
+        """``read(place, out)``, which fills `out` with the bytes of a dataset from `place` on, and a row's bytes."""
+        whole, array = self._file(), self[name]
+        start = self._layout.datasets[name][0]
+
+        def read(place: int, out: memoryview, preadv: Callable = os.preadv) -> None:
+            done = preadv(whole.file.number, (out,), start + place)
+            while done < len(out):
+                more = preadv(whole.file.number, (out[done:],), start + place + done)
                 if not more:
                     raise InputError(
                         f"the file ends inside dataset {name!r}", where=self.path, fix="copy or make the file again"
                     )
                 done += more
 
-        return read
+        return read, array.shape[-1] * array.itemsize
 
     def __getstate__(self) -> dict:
         return {"path": self.path}

@@ -381,17 +381,24 @@ class RegionStore:
             dtype = self.shard(int(numbers[0]))["features"].dtype
             features = into(len(wanted) * most * self.dim, dtype).reshape(len(wanted), most, self.dim)
         boxes = np.zeros((len(wanted), most, 4), np.float32)
-        before = -1
-        for place in np.argsort(numbers, kind="stable").tolist():  # one shard after the other: few are open at a time
-            if numbers[place] != before:
-                before = numbers[place]
-                shard = self.shard(int(before))
-                read, stored = shard.row_reader("features"), shard["boxes"].reshape(-1, 4)
-            first, count = int(firsts[place]), int(counts[place])
+        there = np.arange(most) < counts[:, None]
+        if features is not None:
+            if counts.min() < most:
+                features[~there] = 0
+            flat, stride = memoryview(features.reshape(-1).view(np.uint8)), features[0].nbytes
+        for number in np.unique(numbers).tolist():  # one shard after the other: few are open at a time
+            places = np.flatnonzero(numbers == number)
+            shard = self.shard(number)
+            rows = (firsts[places, None] + np.arange(most))[there[places]]
+            own = boxes[places]
+            own[there[places]] = shard["boxes"].reshape(-1, 4)[rows]
+            boxes[places] = own
             if features is not None:
-                features[place, count:] = 0
-                read(first, features[place, :count])
-            boxes[place, :count] = stored[first : first + count]
+                read, size = shard.byte_reader("features")
+                starts = places * stride
+                spans = firsts[places] * size, starts, starts + counts[places] * size
+                for first, start, end in zip(*map(np.ndarray.tolist, spans), strict=True):
+                    read(first, flat[start:end])
         return features, boxes, counts, all_sizes[wanted]
 
     def _number_of(self, rows: np.ndarray) -> np.ndarray:

@@ -121,12 +121,11 @@ def test_a_run_gives_the_same_weights_either_way(dataset: dict[str, Path], tmp_p
 
 
 def test_what_goes_wrong_while_reading_ahead_stops_the_epoch(data: RetrievalData, monkeypatch: pytest.MonkeyPatch):
-    chosen, read = settings(), []
-    word_batch = RetrievalData.word_batch
+    chosen, word_batch = settings(), RetrievalData.word_batch
+    fourth, _ = list(epochs_of(data, chosen)(0))[3]
 
     def failing(self: RetrievalData, captions, **keys):
-        read.append(len(captions))
-        if len(read) == 4:
+        if np.array_equal(captions, fourth):
             raise OSError("the disk is gone")
         return word_batch(self, captions, **keys)
 

@@ -14,9 +14,8 @@ import braceexpand
 
 from eval.spice import reason_to_skip
 from extract.exchange.formats import open_source
-from extract.teachers.sentences import read_modules
-from extract.teachers.settings import LSA, REGIONS_MEAN, TeacherSettings
-from extract.teachers.vision import find_vision_model
+from extract.stores.teachers import SIDES
+from extract.teachers import TEACHERS
 from extract.text.encoder import find_encoder
 from extract.text.pieces import PieceTokenizer
 from extract.text.settings import TokenSettings
@@ -49,7 +48,9 @@ def of_dataset(params: Params, name: str) -> Iterator[InputError]:
     if features := params.text_features.get(name):
         yield from _raised(partial(find_encoder, features.model, features.revision))
     if teachers := params.teachers.get(name):
-        yield from _teachers(teachers)
+        for side in SIDES:
+            teacher = getattr(teachers, side)
+            yield from _raised(partial(TEACHERS.find(teacher.name).require, teacher))
 
 
 def of_shared(params: Params, name: str) -> Iterator[InputError]:
@@ -163,13 +164,6 @@ def _tokens(key: str, tokens: TokenSettings, params: Params) -> Iterator[InputEr
         yield from _path(f"{key}.vocabulary", tokens.vocabulary, params)
     if tokens.tokenizer:
         yield from _raised(partial(PieceTokenizer, tokens.tokenizer, tokens.max_pieces), key)
-
-
-def _teachers(teachers: TeacherSettings) -> Iterator[InputError]:
-    if teachers.images.model != REGIONS_MEAN:
-        yield from _raised(partial(find_vision_model, teachers.images))
-    if teachers.captions.model != LSA:
-        yield from _raised(partial(read_modules, teachers.captions))
 
 
 def _raised(find: Callable[[], object], key: str = "") -> Iterator[InputError]:

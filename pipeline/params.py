@@ -16,6 +16,7 @@ from demo.scenes.settings import SceneSettings
 from eval.settings import EvaluationSettings, ReportSettings
 from eval.study.settings import StudySettings
 from extract.settings import About, ImportSettings, PackSettings, RegionSettings
+from extract.teachers import TEACHERS
 from extract.teachers.settings import TeacherSettings
 from extract.text.settings import TextFeatureSettings, TokenSettings
 from manifests.errors import InputError
@@ -279,11 +280,11 @@ def _check_labels(params: Params, path: Path) -> None:
     """Raise `InputError` for teachers of no data set, or without pictures, and for soft labels that no stage makes."""
     for name, teacher in params.teachers.items():
         _require_known(name, params.datasets, f"teachers.{name} is none of the data sets", path)
-        if teacher.images.reads == "manifest" and params.datasets[name].source.imported:
+        if TEACHERS[teacher.images.name].reads == "pictures" and params.datasets[name].source.imported:
             raise InputError(
                 f"teachers.{name}.images reads pictures, and datasets.{name} was imported without checking any",
                 where=path,
-                fix="set `images: {model: regions-mean, reads: regions}` there",
+                fix="set `images: {name: regions-mean}` there",
             )
     for name, run in params.runs.items():
         if "labels" not in run.model_fields_set:

@@ -10,7 +10,8 @@ import numpy as np
 
 from eval.search.search import Answer, Hit
 from extract.settings import RegionSettings
-from extract.teachers.regions_mean import RegionsMean
+from extract.teachers.regions_mean import RegionsMean, RegionsMeanSettings
+from extract.teachers.teacher import Inputs
 from extract.vision.one_picture import extract
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -42,7 +43,7 @@ def search_regions(
     listed, path = Manifest.open(manifest), Path(picture)
     digest = sha256(path) if path.is_file() else None
     row = next((n for n, image in enumerate(listed.images) if image.sha256 == digest or image.id == picture), None)
-    means = RegionsMean(regions, listed.images)
+    means = RegionsMean(RegionsMeanSettings(), Inputs(manifest=manifest, regions=regions, images=Path()))
     vectors = np.concatenate([found for _, found in means.embed(listed.images)])
     if row is not None and row not in means.failures:
         query = vectors[row]

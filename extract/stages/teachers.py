@@ -2,12 +2,13 @@
 
     selfalign teachers flickr30k
 
-A teacher sees one modality: a vision model or the means of the regions, a sentence encoder or word statistics
-(`extract.teachers`). A model's vectors are kept in the cache by the picture's or the caption's own sha256; those of a
-teacher that is fitted on the data set wait in the staging folder, where a killed run continues.
+A teacher (`extract.teachers`) sees one modality. A model's vectors are kept in the cache by the picture's or the
+caption's own sha256; those of a teacher that is fitted on the data set wait in the staging folder, where a killed run
+continues.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,9 @@ from extract.stores.made import made_in, note_made
 from extract.stores.recipe import require_same_recipe, write_recipe
 from extract.stores.regions import region_stores
 from extract.stores.teachers import FAILURES, FORMAT, SCHEMA, SIDES, Side, TeacherStore
-from extract.teachers.lsa import LatentSemantics
-from extract.teachers.regions_mean import RegionsMean
-from extract.teachers.settings import LSA, REGIONS_MEAN, TeacherSettings
-from extract.teachers.shards import TeacherShards, load_teacher, loaded
-from extract.teachers.teacher import Teacher
+from extract.teachers.settings import TeacherSettings
+from extract.teachers.shards import TeacherShards, load_teacher, loaded, teacher_code
+from extract.teachers.teacher import Inputs
 from manifests.errors import InputError
 from manifests.files import canonical_json, fingerprint, write_json, write_text
 from manifests.tables import Manifest, manifest_sha256
@@ -59,8 +58,7 @@ def run(
     ----------
     dataset : its name, for the card.
     manifest : its folder; its sha256 sums say which pictures are meant.
-    regions : the region store, read by the teacher regions-mean only.
-    images : the image root, read by vision models only.
+    regions, images : the region store and the image root, for teachers that read regions or pictures.
     cache : the machine's cache folder (`extract.engine.cache`).
     staging : folder below which finished shards of fitted teachers wait for the others.
     device, batch_size, caption_batch, readers : torch device, pictures and captions a batch, threads that read
@@ -79,28 +77,29 @@ def run(
     rows = listed.images
     if not listed.num_captions:
         raise InputError("it lists no caption", where=manifest, fix="run the manifest stage again")
-    batches: dict[Side, int] = {"images": batch_size, "captions": caption_batch}
-    here = "cpu" if workers else device
-
-    def teacher_of(side: Side) -> Teacher:
-        if side == "images" and settings.images.model == REGIONS_MEAN:
-            return RegionsMean(regions, rows)
-        if side == "captions" and settings.captions.model == LSA:
-            train = np.flatnonzero(np.isin(listed.caption_rows, listed.rows_in("train"))).tolist()
-            texts = listed.texts(0, listed.num_captions)
-            return LatentSemantics([texts[caption] for caption in train], settings.captions.dim)
-        return load_teacher(side, settings, images=images, device=here, batch_size=batches[side], readers=readers)
-
-    teachers = {side: teacher_of(side) for side in SIDES}
+    inputs = Inputs(
+        manifest=Path(manifest),
+        regions=Path(regions),
+        images=Path(images),
+        skip=settings.unreadable == "skip",
+        max_pixels=settings.max_pixels,
+        device="cpu" if workers else device,
+        readers=readers,
+    )
+    looking: dict[Side, Inputs] = {
+        "images": replace(inputs, batch_size=batch_size),
+        "captions": replace(inputs, batch_size=caption_batch),
+    }
+    teachers = {side: load_teacher(getattr(settings, side), looking[side]) for side in SIDES}
     recipe = {"format": FORMAT, "schema": SCHEMA, **{side: teacher.recipe for side, teacher in teachers.items()}}
     recipe_hash, manifest_digest = fingerprint(recipe), manifest_sha256(manifest)
     key = {
         "recipe": recipe,
         "manifest": manifest_digest,
         "settings": settings.model_dump(mode="json"),
-        "code": CODE,
+        "code": [CODE, *(teacher_code(teacher.name) for teacher in teachers.values())],
     }
-    if settings.images.model == REGIONS_MEAN:
+    if teachers["images"].reads == "regions":
         key["regions"] = intact_digests(region_stores(regions))
     staged = Staging(staging, key)
     title, size = f"teachers {dataset}", settings.items_per_shard
@@ -110,12 +109,11 @@ def run(
     }
     lots = []
     for side, teacher in teachers.items():
-        own = {"side": side, "settings": settings, "recipe_hash": recipe_hash, "batch_size": batches[side]}
-        own |= {"finished": staged if teacher.fitted else cache, "exact": exact}
-        maker = TeacherShards(**own, teacher=teacher, device=here)
+        own = {"inputs": looking[side], "recipe_hash": recipe_hash, "exact": exact}
+        own |= {"finished": staged if teacher.fitted else cache}
+        maker, work = TeacherShards(teacher=teacher, **own), own | {"settings": getattr(settings, side)}
         if earlier is not None:
             maker.earlier = _taken_from(TeacherStore(earlier), recipe, side, listed)
-        work = own | {"images": images, "readers": readers}
         lots.append(Lot(maker, parts[side], f"{title}: {side}", side, None if teacher.fitted else loaded, work))
     with building(out, f"teaching of {dataset}", key, lots, title=title, workers=workers) as built:
         if built is None:

@@ -8,12 +8,17 @@ words occur together, and neither their order nor their meaning.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from extract.teachers.settings import LSA
+from extract.teachers import TEACHERS
+from extract.teachers.teacher import Inputs, Teacher
 from manifests.errors import InputError
 from manifests.progress import progress
+from manifests.tables import Manifest
+from manifests.typed import Settings
 
 # The singular vectors come from the products of all pairs of words: 130 MB and half a minute at this size.
 WORDS = 4096
@@ -21,37 +26,40 @@ _BATCH = 1024
 _WORD = re.compile(r"\w+")
 
 
-class LatentSemantics:
-    """Vectors of captions (`extract.teachers.teacher.Teacher`).
+class LSASettings(Settings):
+    """Latent semantic analysis of the train split's captions."""
 
-    Parameters
-    ----------
-    train : the captions that the words and the projection are learned from.
-    dim : at most; there are no more than the train split's captions say different things.
+    name: Literal["lsa"] = "lsa"
+    dim: int = Field(128, ge=1, description="numbers a caption, at most as many as the captions say different things")
 
-    Raises
-    ------
-    InputError : the train split has no words.
-    """
 
+@TEACHERS.add("lsa")
+class LatentSemantics(Teacher):
+    """Vectors of captions. Raises `InputError` where the train split has no words."""
+
+    Settings = LSASettings
+    reads = "captions"
     fitted = True
 
-    def __init__(self, train: Sequence[str], dim: int):
-        self.failures: dict[int, str] = {}
+    def __init__(self, settings: LSASettings, inputs: Inputs):
+        self.failures = {}
+        listed = Manifest.open(inputs.manifest)
+        texts = listed.texts(0, listed.num_captions)
+        train = [texts[n] for n in np.flatnonzero(np.isin(listed.caption_rows, listed.rows_in("train"))).tolist()]
         counts = Counter(word for caption in train for word in _words(caption))
         if not counts:
             raise InputError(
                 "the train split's captions have no words",
-                where=f"the caption teacher {LSA}",
-                fix="choose a text encoder in teachers.D.captions.model",
+                where=f"the caption teacher {self.name}",
+                fix="choose another teacher in teachers.D.captions.name",
             )
         listed = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
         self._place = {word: place for place, word in enumerate(listed)}
         # Behind the words stands what is none of them, so that no train caption is empty.
         self._width = len(listed) + 1
-        self._idf, self._projection = self._fit(train, dim)
+        self._idf, self._projection = self._fit(train, settings.dim)
         self.dim = self._projection.shape[1]
-        self.recipe = {"name": LSA, "dim": self.dim, "words": WORDS, "weights": "tf-idf of the train split"}
+        self.recipe = {"name": self.name, "dim": self.dim, "words": WORDS, "weights": "tf-idf of the train split"}
 
     def embed(self, items: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of consecutive captions; one without any known word is zeros."""
@@ -66,7 +74,7 @@ class LatentSemantics:
         for part in parts:
             with_word += (self._counts(part) > 0).sum(0)
         self._idf = np.log((1 + len(train)) / (1 + with_word)) + 1
-        for part in progress(parts, what=f"teachers: {LSA}", unit="batches"):
+        for part in progress(parts, what=f"teachers: {self.name}", unit="batches"):
             weighted = self._weighted(part)
             products += weighted.T @ weighted
         squares, vectors = np.linalg.eigh(products)

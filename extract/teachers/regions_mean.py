@@ -6,31 +6,43 @@ would be alike. It knows what the detector knows, and nothing of where things ar
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from extract.stores.intact import require_intact
 from extract.stores.regions import RegionStore
-from extract.teachers.settings import REGIONS_MEAN
+from extract.teachers import TEACHERS
+from extract.teachers.teacher import Inputs, Teacher
 from manifests.progress import progress
 from manifests.schema import ImageRow
+from manifests.tables import Manifest
+from manifests.typed import Settings
 
 _BATCH = 256
 
 
-class RegionsMean:
-    """Means of a region store's features (`extract.teachers.teacher.Teacher`); `rows` are all images of the set."""
+class RegionsMeanSettings(Settings):
+    """Means of the region stores' features."""
 
+    name: Literal["regions-mean"] = "regions-mean"
+
+
+@TEACHERS.add("regions-mean")
+class RegionsMean(Teacher):
+    """Means of the features of all images' regions."""
+
+    Settings = RegionsMeanSettings
+    reads = "regions"
     fitted = True
 
-    def __init__(self, regions: Path, rows: Sequence[ImageRow]):
-        self.store, self.rows = RegionStore(regions), rows
+    def __init__(self, settings: RegionsMeanSettings, inputs: Inputs):
+        self.store, self.rows = RegionStore(inputs.regions), Manifest.open(inputs.manifest).images
         for store in self.store.folders:
             require_intact(store)
         self.dim = self.store.dim
-        self.failures: dict[int, str] = {}
-        self.recipe = {"name": REGIONS_MEAN, "less": "mean of the train split", "regions": self.store.recipe_hash}
+        self.failures = {}
+        self.recipe = {"name": self.name, "less": "mean of the train split", "regions": self.store.recipe_hash}
 
     def embed(self, items: Sequence[ImageRow]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of consecutive images."""

@@ -9,17 +9,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from extract.hub import Kind, find_model, model_recipe
-from extract.teachers.settings import CaptionTeacherSettings
+from extract.teachers import TEACHERS
+from extract.teachers.teacher import Inputs, Teacher
 from extract.text.encoder import PieceEncoder, load_encoder
 from extract.text.pieces import PieceTokenizer
 from manifests.errors import InputError
+from manifests.typed import Settings
 
 _USUAL = "sentence-transformers/all-MiniLM-L6-v2"
 KIND = Kind("caption teacher", _USUAL, "--include '*.json' --include '*.safetensors'")
@@ -43,30 +46,40 @@ def plain_text(caption: str) -> str:
     return " ".join(_PUNCTUATION.sub("", _DIVIDING.sub(" ", caption.lower())).split())
 
 
-class SentenceTeacher:
-    """Pooled states of a text encoder (`extract.teachers.teacher.Teacher`).
+class SentenceSettings(Settings):
+    """A sentence-transformers model, or a text encoder."""
 
-    Parameters
-    ----------
-    batch_size : captions a batch.
+    name: Literal["sentences"] = "sentences"
+    model: str = Field(min_length=1, description="folder or hub name; nothing is fetched")
+    revision: str | None = Field(None, description="commit, tag or branch of a hub name")
+    pooling: Literal["mean", "cls"] | None = Field(
+        None, description="of the states; by default what a sentence-transformers model says, else mean"
+    )
+    plain: bool = Field(False, description="captions are read in lower case, without punctuation, as CUSA does it")
+
+
+@TEACHERS.add("sentences")
+class SentenceTeacher(Teacher):
+    """Pooled states of a text encoder.
 
     Raises
     ------
     InputError : a model that isn't on this machine, doesn't load, or is put together in another way.
     """
 
-    fitted = False
+    Settings = SentenceSettings
+    reads = "captions"
 
-    def __init__(self, settings: CaptionTeacherSettings, *, device: str, batch_size: int):
-        self.device, self.batch_size, self._plain = device, batch_size, settings.plain
-        self.failures: dict[int, str] = {}
+    def __init__(self, settings: SentenceSettings, inputs: Inputs):
+        self.device, self.batch_size, self._plain = inputs.device, inputs.batch_size, settings.plain
+        self.failures = {}
         made = read_modules(settings)
         self.pooling = settings.pooling or made.pooling
         self._encoder = PieceEncoder(load_encoder(str(made.encoder), kind=KIND))
         bounds = [bound for bound in (made.most_pieces, self._encoder.most_pieces) if bound]
         self._tokenizer = PieceTokenizer(made.encoder, min(bounds) if bounds else None)
         self._encoder.require_vocabulary(self._tokenizer.recipe["size"], f"{KIND.role} {settings.model!r}")
-        self._encoder.eval().requires_grad_(False).to(device)
+        self._encoder.eval().requires_grad_(False).to(self.device)
         self._lower = made.lower
         self.dim = self._encoder.width
         self.recipe = {
@@ -76,6 +89,10 @@ class SentenceTeacher:
             "tokenizer": self._tokenizer.recipe,
             **({"plain": True} if settings.plain else {}),
         }
+
+    @classmethod
+    def require(cls, settings: SentenceSettings) -> None:
+        read_modules(settings)
 
     def embed(self, items: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches in the order of their lengths."""
@@ -100,7 +117,7 @@ class SentenceTeacher:
         return (states * mask[..., None]).sum(1) / lengths[:, None]
 
 
-def read_modules(settings: CaptionTeacherSettings) -> Made:
+def read_modules(settings: SentenceSettings) -> Made:
     """How the teacher of that name is put together. Raises InputError as `SentenceTeacher` does."""
     folder = find_model(settings.model, settings.revision, KIND, needs=())
     if not (folder / _MODULES).is_file():

@@ -1,6 +1,8 @@
 """The shards of a teacher store: vectors of images or of captions, made by one teacher."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -15,27 +17,26 @@ from extract.engine.finished import Staging
 from extract.engine.maker import Advance, ItemMaker
 from extract.engine.tolerance import off
 from extract.stores.hdf5 import MappedHDF5
-from extract.stores.teachers import SCHEMA, Side, unit, write_shard
-from extract.teachers.sentences import SentenceTeacher
-from extract.teachers.settings import TeacherSettings
-from extract.teachers.teacher import Teacher
-from extract.teachers.vision import VisionTeacher
+from extract.stores.teachers import SCHEMA, unit, write_shard
+from extract.teachers import TEACHERS
+from extract.teachers.teacher import Inputs, Teacher
 from manifests.errors import InputError
-
-CODE = {
-    "images": code_fingerprint("extract.teachers.shards", without={"extract.teachers.sentences"}),
-    "captions": code_fingerprint("extract.teachers.shards", without={"extract.teachers.vision"}),
-}
+from manifests.registry import identity
+from manifests.typed import Settings
 
 
-def load_teacher(
-    side: Side, settings: TeacherSettings, *, images: Path, device: str, batch_size: int, readers: int
-) -> Teacher:
-    """The model that the settings name for that side. Raises InputError where it isn't on this machine."""
-    if side == "captions":
-        return SentenceTeacher(settings.captions, device=device, batch_size=batch_size)
-    how = {"device": device, "batch_size": batch_size, "readers": readers, "max_pixels": settings.max_pixels}
-    return VisionTeacher(settings.images, images, skip=settings.unreadable == "skip", **how)
+@cache
+def teacher_code(name: str) -> str:
+    """The fingerprint of the code that makes vectors with a teacher."""
+    return code_fingerprint("extract.teachers.shards", TEACHERS.find(name).__module__)
+
+
+def load_teacher(settings: Settings, inputs: Inputs) -> Teacher:
+    """The teacher that `settings` are those of. Raises InputError where what it needs isn't on this machine."""
+    part = TEACHERS.find(settings.name)
+    teacher = part(settings, inputs)
+    teacher.recipe |= identity(part)
+    return teacher
 
 
 class TeacherShards(ItemMaker[list[Any], np.ndarray]):
@@ -43,53 +44,49 @@ class TeacherShards(ItemMaker[list[Any], np.ndarray]):
 
     Parameters
     ----------
-    teacher : of that side.
+    teacher, inputs : the teacher, and what it was made with.
     recipe_hash : of the whole store.
     finished : the machine's cache folder; of a teacher that is fitted on the data set, a staging folder.
-    device, batch_size : that the teacher has.
     exact : take only what was computed in this `environment`.
     """
 
     def __init__(
         self,
         *,
-        side: Side,
-        settings: TeacherSettings,
+        teacher: Teacher,
+        inputs: Inputs,
         recipe_hash: str,
         finished: Path | Staging,
-        teacher: Teacher,
-        device: str,
-        batch_size: int,
         exact: bool = False,
     ):
-        self.side, self.settings, self.recipe_hash, self.teacher = side, settings, recipe_hash, teacher
-        self.device, self.batch_size = device, batch_size
-        self.key = {"recipe": teacher.recipe, "store": recipe_hash, "code": CODE[side]}
+        self.teacher, self.inputs, self.recipe_hash = teacher, inputs, recipe_hash
+        self.side, code = teacher.side(), teacher_code(teacher.name)
+        self.key = {"recipe": teacher.recipe, "store": recipe_hash, "code": code}
         # A model is its weights, whatever its folder is called.
         decides = {"schema": SCHEMA} | {key: value for key, value in teacher.recipe.items() if key != "name"}
         self.finished = finished if isinstance(finished, Staging) else None
         if self.finished is None:
             of, own = f"teacher {teacher.recipe['name']}", self.environment if exact else None
-            self.finished = Cache(finished, "teachers", decides, CODE[side], of=of, exact=own)
+            self.finished = Cache(finished, "teachers", decides, code, of=of, exact=own)
 
     @property
     def environment(self) -> dict[str, Any]:
         """What may move the last bits."""
         return {
-            "device": self.device.partition(":")[0],
+            "device": self.inputs.device.partition(":")[0],
             "threads": torch.get_num_threads(),
-            "batch_size": self.batch_size,
+            "batch_size": self.inputs.batch_size,
             **{name: version(name) for name in ("torch", "transformers")},
         }
 
     def done(self, part: list[Any]) -> dict[str, Any] | None:
         done = super().done(part)
-        again = done and done["failures"] and self.settings.unreadable == "stop" and not self.teacher.fitted
+        again = done and done["failures"] and not self.inputs.skip and not self.teacher.fitted
         return None if again else done
 
     def content(self, part: list[Any]) -> dict[str, Any]:
         content = {"recipe": self.recipe_hash, "side": self.side, "items": self.digests(part)}
-        return content | ({"max_pixels": self.settings.max_pixels} if self.side == "images" else {})
+        return content | ({"max_pixels": self.inputs.max_pixels} if self.side == "images" else {})
 
     def digests(self, part: list[Any]) -> list[str]:
         if self.side == "images":
@@ -138,19 +135,7 @@ class TeacherShards(ItemMaker[list[Any], np.ndarray]):
         }
 
 
-def loaded(
-    *,
-    side: Side,
-    settings: TeacherSettings,
-    recipe_hash: str,
-    finished: Path,
-    images: Path,
-    device: str,
-    batch_size: int,
-    readers: int,
-    exact: bool,
-) -> TeacherShards:
-    """A maker with a model of its own, for a worker."""
-    teacher = load_teacher(side, settings, images=images, device=device, batch_size=batch_size, readers=readers)
-    own = {"side": side, "settings": settings, "recipe_hash": recipe_hash, "finished": finished, "exact": exact}
-    return TeacherShards(**own, teacher=teacher, device=device, batch_size=batch_size)
+def loaded(*, settings: Settings, inputs: Inputs, device: str, **own: Any) -> TeacherShards:
+    """A maker with a teacher of its own, for a worker."""
+    inputs = replace(inputs, device=device)
+    return TeacherShards(teacher=load_teacher(settings, inputs), inputs=inputs, **own)

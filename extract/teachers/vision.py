@@ -8,27 +8,41 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from extract.hub import Kind, find_model, load_model, model_recipe
-from extract.teachers.settings import ImageTeacherSettings
+from extract.teachers import TEACHERS
+from extract.teachers.teacher import Inputs, Teacher
 from extract.vision.decode import DECODING, UnreadableImage
 from extract.vision.reading import ahead, read_picture
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.schema import ImageRow
+from manifests.typed import Settings
 
 KIND = Kind("image teacher", "google/vit-base-patch16-224-in21k", "--include '*.json' --include '*.safetensors'")
 _PREPROCESSING = "preprocessor_config.json"
 _OTHER_POOLING = "set teachers.D.images.pooling to cls or mean"
 
 
-def find_vision_model(settings: ImageTeacherSettings) -> tuple[Path, bool]:
+class VisionSettings(Settings):
+    """A vision model of transformers or timm."""
+
+    name: Literal["vision"] = "vision"
+    model: str = Field(min_length=1, description="folder or hub name; nothing is fetched")
+    revision: str | None = Field(None, description="commit, tag or branch of a hub name")
+    pooling: Literal["pooler", "cls", "mean"] = Field(
+        "pooler", description="the model's own pooled output, its first state, or the mean of its states"
+    )
+
+
+def find_vision_model(settings: VisionSettings) -> tuple[Path, bool]:
     """The folder of a vision model and whether it is timm's. Raises InputError where files are missing."""
     folder = find_model(settings.model, settings.revision, KIND)
     timm = '"architecture"' in (folder / "config.json").read_text(encoding="utf-8")
@@ -41,15 +55,9 @@ def find_vision_model(settings: ImageTeacherSettings) -> tuple[Path, bool]:
     return folder, timm
 
 
-class VisionTeacher:
-    """Pooled states of a vision model (`extract.teachers.teacher.Teacher`).
-
-    Parameters
-    ----------
-    images : the image root that the rows' paths start from.
-    skip : pictures that can't be decoded have no vector; else they stop the stage.
-    max_pixels : those with more can't be decoded.
-    batch_size, readers : pictures a batch, threads that read and prepare them.
+@TEACHERS.add("vision")
+class VisionTeacher(Teacher):
+    """Pooled states of a vision model.
 
     Raises
     ------
@@ -57,29 +65,18 @@ class VisionTeacher:
         missing, has changed or, unless they are skipped, can't be decoded.
     """
 
-    fitted = False
+    Settings = VisionSettings
+    reads = "pictures"
 
-    def __init__(
-        self,
-        settings: ImageTeacherSettings,
-        images: Path,
-        *,
-        skip: bool,
-        max_pixels: int,
-        device: str,
-        batch_size: int,
-        readers: int,
-    ):
-        self.images, self.device = images, device
-        self.skip, self.max_pixels = skip, max_pixels
-        self.batch_size, self.readers, self.pooling = batch_size, readers, settings.pooling
-        self.failures: dict[int, str] = {}
+    def __init__(self, settings: VisionSettings, inputs: Inputs):
+        self.inputs, self.pooling = inputs, settings.pooling
+        self.failures = {}
         self.where = f"{KIND.role} {settings.model!r}"
         folder, timm = find_vision_model(settings)
         self._prepare = _preprocessing(folder, settings, timm)
         spare = None if settings.pooling == "pooler" else "pooler"
         model = load_model(settings.model, settings.revision, KIND, spare, {"pooler": _OTHER_POOLING})
-        self._model = getattr(model, "vision_model", model).requires_grad_(False).to(device)
+        self._model = getattr(model, "vision_model", model).requires_grad_(False).to(inputs.device)
         self.recipe = {
             **model_recipe(settings.model, folder),
             "pooling": settings.pooling,
@@ -89,12 +86,17 @@ class VisionTeacher:
         grey = self._prepared(np.full((64, 64, 3), 128, np.uint8))
         self.dim = self._pooled(grey[None]).shape[1]
 
+    @classmethod
+    def require(cls, settings: VisionSettings) -> None:
+        find_vision_model(settings)
+
     def embed(self, items: Sequence[ImageRow]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of pictures in their order, read and prepared while the batch before is looked at."""
         self.failures = {}
-        with ThreadPoolExecutor(self.readers) as readers:
-            read = zip(range(len(items)), ahead(readers, self._read, items, 2 * self.batch_size), strict=True)
-            while batch := list(islice(read, self.batch_size)):
+        batch_size = self.inputs.batch_size
+        with ThreadPoolExecutor(self.inputs.readers) as readers:
+            read = zip(range(len(items)), ahead(readers, self._read, items, 2 * batch_size), strict=True)
+            while batch := list(islice(read, batch_size)):
                 yield self._looked_at(items, batch)
 
     def _looked_at(
@@ -113,7 +115,7 @@ class VisionTeacher:
         return [number for number, _ in batch], found
 
     def _read(self, row: ImageRow) -> Tensor:
-        return self._prepared(read_picture(self.images, row, self.max_pixels))
+        return self._prepared(read_picture(self.inputs.images, row, self.inputs.max_pixels))
 
     def _prepared(self, rgb: np.ndarray) -> Tensor:
         return self._prepare(images=Image.fromarray(rgb), return_tensors="pt")["pixel_values"][0]
@@ -121,7 +123,7 @@ class VisionTeacher:
     @torch.inference_mode()
     def _pooled(self, pictures: Tensor) -> Tensor:
         """``[B, W]``."""
-        out = self._model(pixel_values=pictures.to(self.device))
+        out = self._model(pixel_values=pictures.to(self.inputs.device))
         if self.pooling == "pooler":
             pooled = getattr(out, "pooler_output", None)
             if pooled is None:
@@ -133,15 +135,15 @@ class VisionTeacher:
         return states[:, 0] if self.pooling == "cls" else states.mean(1)
 
     def _refuse(self, image: ImageRow, error: UnreadableImage) -> None:
-        if not self.skip:
+        if not self.inputs.skip:
             raise InputError(
                 f"image {image.id!r} can't be read: {error}",
-                where=self.images / image.path,
+                where=self.inputs.images / image.path,
                 fix="replace the picture, or set `teachers.D.unreadable: skip` to go on without it",
             ) from error
 
 
-def _preprocessing(folder: Path, settings: ImageTeacherSettings, timm: bool) -> Any:
+def _preprocessing(folder: Path, settings: VisionSettings, timm: bool) -> Any:
     from transformers import AutoImageProcessor
 
     where, fix = f"{KIND.role} {settings.model!r} in {folder}", KIND.how_to_get(settings.model, settings.revision)

@@ -19,8 +19,8 @@ from extract.stages import teachers
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, region_index, write_shard
 from extract.stores.teachers import TeacherStore
-from extract.teachers.settings import ImageTeacherSettings, TeacherSettings
-from extract.teachers.vision import find_vision_model
+from extract.teachers.settings import TeacherSettings
+from extract.teachers.vision import VisionSettings, find_vision_model
 from manifests.errors import InputError
 from manifests.files import sha256, write_json
 from manifests.schema import CaptionedImage
@@ -38,7 +38,7 @@ CAPTIONS = (
 )
 SPLITS = ("train", "train", "val", "train", "test")
 TEXTS = [text for own in CAPTIONS for text in own]
-BUILT_IN = {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa"}}
+BUILT_IN = {"images": {"name": "regions-mean"}, "captions": {"name": "lsa"}}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def make(world: Path, root: Path, *, batch_size: int = 2, **settings) -> Teacher
 
 
 def pictures(vit: Path, pooling: str = "pooler", **settings) -> dict:
-    return {"images": {"model": str(vit), "reads": "manifest", "pooling": pooling, **settings}}
+    return {"images": {"name": "vision", "model": str(vit), "pooling": pooling, **settings}}
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -148,7 +148,7 @@ def test_lsa_with_all_dimensions_has_the_cosines_of_tf_idf(store):
 
 
 def test_lsa_keeps_the_dimensions_that_say_most(world, tmp_path):
-    small = make(world, tmp_path, captions={"model": "lsa", "dim": 2})
+    small = make(world, tmp_path, captions={"name": "lsa", "dim": 2})
     assert small.dims["captions"] == 2 and small.recipe["captions"]["dim"] == 2
     found = small.embeddings("captions", [0, 3])
     assert found[0] @ found[1] > 0.9
@@ -193,7 +193,7 @@ def bert_states(bert: Path, texts: list[str]) -> list[np.ndarray]:
 
 
 def test_a_text_encoder_gives_the_mean_of_its_states(world, bert, tmp_path):
-    made = make(world, tmp_path, captions={"model": str(bert)})
+    made = make(world, tmp_path, captions={"name": "sentences", "model": str(bert)})
     expected = np.stack([states.mean(0) for states in bert_states(bert, TEXTS)])
     np.testing.assert_allclose(made.embeddings("captions", range(7)), unit(expected), atol=2e-3)
     assert made.recipe["captions"]["pooling"] == "mean"
@@ -217,7 +217,7 @@ def write_sentence_transformer(folder: Path, bert: Path, pooling: str, *modules:
 def test_a_sentence_transformers_folder_says_how_it_pools(world, bert, tmp_path):
     facts = {"max_seq_length": 6, "do_lower_case": True}
     folder = write_sentence_transformer(tmp_path / "st", bert, "cls_token", "Normalize", **facts)
-    made = make(world, tmp_path, captions={"model": str(folder)})
+    made = make(world, tmp_path, captions={"name": "sentences", "model": str(folder)})
     assert made.recipe["captions"]["pooling"] == "cls" and made.recipe["captions"]["name"] == "st"
     assert made.recipe["captions"]["tokenizer"]["max_pieces"] == 6
     tokenizer, model = AutoTokenizer.from_pretrained(bert), BertModel.from_pretrained(bert).eval()
@@ -230,7 +230,7 @@ def test_a_sentence_transformers_folder_says_how_it_pools(world, bert, tmp_path)
 def test_the_package_sentence_transformers_gives_the_same(world, bert, tmp_path):
     package = pytest.importorskip("sentence_transformers")
     folder = write_sentence_transformer(tmp_path / "st", bert, "mean_tokens", "Normalize", max_seq_length=12)
-    made = make(world, tmp_path, captions={"model": str(folder)})
+    made = make(world, tmp_path, captions={"name": "sentences", "model": str(folder)})
     expected = package.SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(made.embeddings("captions", range(7)), expected, atol=2e-3)
 
@@ -301,7 +301,11 @@ def test_a_killed_run_continues(store, world, tmp_path, monkeypatch, capfd):
 def test_a_models_vectors_are_kept_by_picture_and_caption(world, vit, bert, tmp_path, capfd):
     def made(rows: list[CaptionedImage], **settings) -> str:
         write_manifest(tmp_path / "world" / "manifest", rows)
-        make(tmp_path / "world", tmp_path, **{**pictures(vit), "captions": {"model": str(bert)}, **settings})
+        make(
+            tmp_path / "world",
+            tmp_path,
+            **{**pictures(vit), "captions": {"name": "sentences", "model": str(bert)}, **settings},
+        )
         return re.search(r"(\d+) computed, \d+ reused\n$", capfd.readouterr().out)[1]
 
     shutil.copytree(world, tmp_path / "world")
@@ -344,22 +348,22 @@ def test_other_weights_are_another_recipe_and_a_moved_folder_is_not(world, vit, 
     ("settings", "role", "told"),
     [
         (
-            {"images": {"model": "google/none", "reads": "manifest"}},
+            {"images": {"name": "vision", "model": "google/none"}},
             "image teacher",
             "hf download google/none --include",
         ),
         (
-            {"images": {"model": "models/vit", "reads": "manifest"}},
+            {"images": {"name": "vision", "model": "models/vit"}},
             "image teacher",
             r"if a folder, .*`hf download google/vit-base-patch16-224-in21k [^`]* --local-dir models/vit`",
         ),
         (
-            {"captions": {"model": "nobody/none"}},
+            {"captions": {"name": "sentences", "model": "nobody/none"}},
             "caption teacher",
             r"hf download nobody/none --include '\*\.json' --include",
         ),
         (
-            {"captions": {"model": "/nowhere/my model"}},
+            {"captions": {"name": "sentences", "model": "/nowhere/my model"}},
             "caption teacher",
             r"hf download sentence-transformers/all-MiniLM-L6-v2 .*--local-dir '/nowhere/my model'",
         ),
@@ -393,12 +397,12 @@ def test_what_does_not_fit_is_told(world, vit, bert, tmp_path):
         make(world, tmp_path, **pictures(plain, "cls"))
     dense = write_sentence_transformer(tmp_path / "dense", bert, "mean_tokens", "Dense")
     with pytest.raises(InputError, match="made of Transformer, Pooling, Dense.*choose a model without these parts"):
-        make(world, tmp_path, captions={"model": str(dense)})
+        make(world, tmp_path, captions={"name": "sentences", "model": str(dense)})
     most = write_sentence_transformer(tmp_path / "most", bert, "max_tokens")
     with pytest.raises(InputError, match=r"its pooling is pooling_mode_max_tokens.*captions\.pooling"):
-        make(world, tmp_path, captions={"model": str(most)})
-    with pytest.raises(ValueError, match="reads manifest: set reads to that"):
-        TeacherSettings(**BUILT_IN | {"images": {"model": str(vit), "reads": "regions"}})
+        make(world, tmp_path, captions={"name": "sentences", "model": str(most)})
+    with pytest.raises(ValueError, match="the teacher lsa finds captions alike, not images"):
+        TeacherSettings(**BUILT_IN | {"images": {"name": "lsa"}})
 
 
 def test_a_picture_that_cannot_be_read(world, vit, tmp_path):
@@ -444,7 +448,7 @@ def test_a_folder_that_lacks_files_is_not_taken_for_a_name(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("models/vit").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lacks config\.json.*--local-dir models/vit`") as error:
-        find_vision_model(ImageTeacherSettings(model="models/vit", reads="manifest"))
+        find_vision_model(VisionSettings(model="models/vit"))
     assert "name of the hub" not in error.value.fix
 
 
@@ -452,7 +456,7 @@ def test_a_folder_that_lacks_files_is_not_taken_for_a_name(tmp_path, monkeypatch
 def test_a_folder_that_is_not_there_is_not_taken_for_a_name(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no such folder.*--local-dir") as error:
-        find_vision_model(ImageTeacherSettings(model=model, reads="manifest"))
+        find_vision_model(VisionSettings(model=model))
     assert model in error.value.where and "name of the hub" not in error.value.fix
 
 

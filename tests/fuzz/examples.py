@@ -63,7 +63,7 @@ RUNS = {
     "cached": RunSettings(**{**SETTINGS, "text": {"reads": "text_features"}}),
 }
 WORDS = TokenSettings(language="blank_en", min_count=1)
-TEACHERS = {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa", "dim": 4}}
+TEACHERS = {"images": {"name": "regions-mean"}, "captions": {"name": "lsa", "dim": 4}}
 EVALUATION = EvaluationSettings(split="test")
 CAPTIONS = [("train", "a ring"), ("train", "a star"), ("val", "a disc"), ("test", "two rings, and “é”")]
 

@@ -196,9 +196,7 @@ def shrink(params: dict[str, Any], pictures: Path, encoder: Path) -> dict[str, A
     small["datasets"]["pictures"]["tokens"]["tokenizer"] = str(encoder)
     small["packs"]["pictures"] = small["packs"]["demo"]
     small["text_features"] = {"pictures": {"model": str(encoder)}}
-    small["teachers"] = {
-        "pictures": {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa"}}
-    }
+    small["teachers"] = {"pictures": {"images": {"name": "regions-mean"}, "captions": {"name": "lsa"}}}
     changed = {"dataset": "pictures", "labels": "teachers", "text": {"reads": "text_features"}}
     small["runs"]["on-pictures"] = copy.deepcopy(aligned) | changed
     small["runs"]["on-pictures"]["losses"] |= {"csa": {}, "cusa_contrast": {}, "usa": {}}

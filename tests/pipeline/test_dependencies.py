@@ -34,8 +34,12 @@ UNUSED = {
     "detector": {"extract/vision/detectors/base.py"},
     "regions": {"manifests/source.py"},
 }
-# Parts of another package that a stage finds by name (pyproject.toml, selfalign.parts).
-PARTS = {"regions": {"demo/detector/demo.py"}, "tokens": {"demo/language.py"}}
+# Parts that a stage finds by name.
+PARTS = {
+    "regions": {"demo/detector/demo.py"},
+    "tokens": {"demo/language.py"},
+    "teachers": {f"extract/teachers/{name}.py" for name in ("lsa", "regions_mean", "sentences", "vision")},
+}
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {
     "scenes": ["scenes"],

@@ -214,7 +214,7 @@ def test_models_are_named_until_they_are_complete(folder: Project) -> None:
         params["datasets"]["demo"]["tokens"]["tokenizer"] = "encoder"
         params["text_features"] = {"demo": {"model": "models/bert"}}
         params["runs"]["vsrn"]["text"] = {"reads": "tokens", "encoder": {"model": "nobody/second"}}
-        images, captions = {"model": "models/vit", "reads": "manifest"}, {"model": "models/minilm"}
+        images, captions = {"name": "vision", "model": "models/vit"}, {"name": "sentences", "model": "models/minilm"}
         params["teachers"] = {"demo": {"images": images, "captions": captions}}
 
     change(folder, need_models)

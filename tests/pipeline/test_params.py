@@ -195,7 +195,7 @@ def test_a_run_needs_the_text_features_that_it_reads(tmp_path: Path) -> None:
     assert read_params(path).text_feature("demo").layer == -1
 
 
-BUILT_IN = {"images": {"model": "regions-mean", "reads": "regions"}, "captions": {"model": "lsa"}}
+BUILT_IN = {"images": {"name": "regions-mean"}, "captions": {"name": "lsa"}}
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,23 @@ BUILT_IN = {"images": {"model": "regions-mean", "reads": "regions"}, "captions":
         ("teachers", {"demo": BUILT_IN | {"image": {}}}, "teachers.demo.image: unknown key (did you mean 'images'?)"),
         (
             "teachers",
-            {"demo": BUILT_IN | {"images": {"model": "a/vit", "reads": "regions"}}},
-            "the teacher a/vit reads manifest: set reads to that",
+            {"demo": BUILT_IN | {"images": {"model": "a/vit", "reads": "manifest", "pooling": "cls"}}},
+            "images has no `name`: write images: {name: vision, model: a/vit, pooling: cls}",
+        ),
+        (
+            "teachers",
+            {"demo": BUILT_IN | {"captions": {"model": "lsa", "dim": 8}}},
+            "captions has no `name`: write captions: {name: lsa, dim: 8}",
+        ),
+        (
+            "teachers",
+            {"demo": BUILT_IN | {"captions": {"name": "regions-mean"}}},
+            "the teacher regions-mean finds images alike, not captions",
+        ),
+        (
+            "teachers",
+            {"demo": BUILT_IN | {"captions": {"name": "isa"}}},
+            "teachers.demo.captions: no teacher 'isa' (did you mean 'lsa'?)",
         ),
         ("runs.vsrn.labels", None, "runs.vsrn.labels: field required"),
         ("runs.vsrn.labels", "teachers", "csa and usa need `labels: teachers`, and nothing else does"),
@@ -248,7 +263,7 @@ def test_a_run_needs_the_teachers_that_it_learns_from(tmp_path: Path) -> None:
     params["teachers"] = {"demo": BUILT_IN}
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
     assert read_params(path).teacher("demo").captions.dim == 128
-    params["teachers"]["demo"] = BUILT_IN | {"images": {"model": "a/vit", "reads": "manifest"}}
+    params["teachers"]["demo"] = BUILT_IN | {"images": {"name": "vision", "model": "a/vit"}}
     params["datasets"]["demo"] |= {"source": IMPORTED, "regions": {"boxes": "xyxy"}}
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
     assert "teachers.demo.images reads pictures, and datasets.demo was imported" in message(path)

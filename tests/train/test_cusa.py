@@ -119,9 +119,7 @@ def make_teachers(stores: dict[str, Path], out: Path) -> Path:
         manifest=stores["manifest"],
         regions=stores["regions"],
         images=out,
-        settings=TeacherSettings(
-            images={"model": "regions-mean", "reads": "regions"}, captions={"model": "lsa"}, items_per_shard=500
-        ),
+        settings=TeacherSettings(images={"name": "regions-mean"}, captions={"name": "lsa"}, items_per_shard=500),
         out=out / "teachers",
         cache=out / "cache",
         staging=out / "staging",

@@ -1,11 +1,13 @@
 """The parameters of the evaluation and report stages in `params.yaml`: only what changes what they write."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from eval.metrics import METRICS
 from manifests.typed import Settings
+
+_TOLD = ("rouge_l", "unimodal", "eccv")
 
 
 class EvaluationSettings(Settings):
@@ -14,7 +16,9 @@ class EvaluationSettings(Settings):
     split: Literal["train", "val", "test"] = "test"
     folds: int = Field(default=1, ge=1, description="parts whose mean recalls are told too; COCO 1K: 5")
     rerank: int = Field(default=50, ge=1, description="candidates that ALADIN's teacher puts in order once more")
-    spice: Path | None = Field(default=None, description="spice-1.0.jar, for NDCG by SPICE as well")
+    metrics: METRICS.settings_by_name(_TOLD) = Field(
+        default={}, validate_default=True, description="beside the recalls: of each the keys; null turns one off"
+    )
 
 
 class ReportSettings(Settings):

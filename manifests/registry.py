@@ -13,7 +13,7 @@ called KIND-NAME, "detector-grid", is looked into before all others are imported
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points, packages_distributions, version
@@ -22,7 +22,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, TypeVar
 
-from pydantic import PlainValidator, SerializeAsAny
+from pydantic import PlainValidator, SerializeAsAny, create_model
 from pydantic_core import PydanticCustomError
 
 from manifests.errors import InputError
@@ -102,6 +102,25 @@ class Registry(dict[str, T]):
     def settings(self) -> Any:
         """The type of a key in `params.yaml` that names one part and has this part's settings (its ``Settings``)."""
         return Annotated[SerializeAsAny[Settings], PlainValidator(self._settings)]
+
+    def settings_by_name(self, always: Collection[str] = ()) -> Any:
+        """The type of a mapping in `params.yaml` of parts' names and their keys, sorted.
+
+        A part that is null isn't there; those of `always` are there unless they are null.
+        """
+
+        def chosen(value: Any) -> dict[str, Settings]:
+            if not isinstance(value, Mapping):
+                raise _wrong(f"expected a mapping of {self.kind}s' names and their keys")
+            keys = {name: own for name, own in ({name: {} for name in always} | {**value}).items() if own is not None}
+            try:
+                parts = {name: (self.find(name).Settings, ...) for name in sorted(keys)}
+            except InputError as error:
+                raise _wrong(f"{error.what}: {error.fix}") from None
+            found = create_model(self.kind, __base__=Settings, **parts).model_validate(keys)
+            return {name: getattr(found, name) for name in parts}
+
+        return Annotated[dict[str, SerializeAsAny[Settings]], PlainValidator(chosen)]
 
     def _settings(self, value: Any) -> Settings:
         if isinstance(value, Settings):

@@ -123,8 +123,7 @@ def _params(found: Examination) -> None:
         found.add(name, told, missing.of_shared(params, name))
     for name, run in params.runs.items():
         found.add(f"run {name}", "ready", missing.of_run(run, name))
-    if params.evaluate.spice:
-        found.add("SPICE", "ready", missing.of_evaluation(params))
+    found.add("evaluation", "ready", missing.of_evaluation(params))
 
 
 def _pictures(absent: Path | None) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import braceexpand
 
-from eval.spice import reason_to_skip
+from eval.metrics import METRICS
 from extract.exchange.formats import open_source
 from extract.stores.teachers import SIDES
 from extract.teachers import TEACHERS
@@ -75,10 +75,10 @@ def of_run(run: RunSettings, name: str) -> Iterator[InputError]:
 
 
 def of_evaluation(params: Params) -> Iterator[InputError]:
-    """What the evaluation of every run lacks."""
-    jar = params.evaluate.spice
-    if jar and (reason := reason_to_skip(jar)):
-        yield InputError(reason, where="evaluate.spice", fix="install Java and SPICE, or leave the key out")
+    """What the metrics of every run's evaluation lack."""
+    for name, settings in params.evaluate.metrics.items():
+        if reason := METRICS.find(name)(settings).lacking():
+            yield InputError(reason, where=f"evaluate.metrics.{name}", fix="install it, or leave the metric out")
 
 
 def made_by_stages(params: Params, name: str) -> list[Path]:

@@ -3,34 +3,16 @@
 The schema of `base` and `losses` is made of the registries, other packages' parts included.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, PlainValidator, SerializeAsAny, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from manifests.errors import InputError
 from manifests.typed import Settings
 from train.bag import ConceptBagSettings
 from train.bases import BASES
 from train.losses import LOSSES
 from train.precision import Precision
 from train.words import TextSettings
-
-
-def _losses(value: Any) -> dict[str, Settings]:
-    """A run's losses by name, sorted; a loss that is null isn't there."""
-    if not isinstance(value, Mapping):
-        raise PydanticCustomError("losses", "losses are a mapping of names and their keys")
-    chosen = {name: keys for name, keys in value.items() if keys is not None}
-    if not chosen:
-        raise PydanticCustomError("losses", "a run without losses learns nothing: add one, for instance triplet")
-    try:
-        parts = {name: (LOSSES.find(name).Settings, ...) for name in sorted(chosen)}
-    except InputError as error:
-        raise PydanticCustomError("losses", f"{error.what}: {error.fix}") from None
-    found = create_model("Losses", __base__=Settings, **parts).model_validate(chosen)
-    return {name: getattr(found, name) for name in parts}
 
 
 class StreamSettings(Settings):
@@ -65,9 +47,15 @@ class RunSettings(Settings):
     compile: bool = Field(False, description="compile the encoders with torch.compile")
     base: BASES.settings
     text: TextSettings
-    losses: Annotated[dict[str, SerializeAsAny[Settings]], PlainValidator(_losses)]
+    losses: LOSSES.settings_by_name()
     bag: ConceptBagSettings | None = Field(None, description="a bag of concepts in the embedding")
     stream: StreamSettings | None = None
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not self.losses:
+            raise ValueError("a run without losses learns nothing: add one, for instance triplet")
+        return self
 
     @model_validator(mode="after")
     def _every_loss_starts(self) -> Self:

@@ -11,7 +11,7 @@ from eval.report.drawing import caption_html, draw, marks
 from eval.report.examples import Example, choose
 from eval.report.pictures import Pictures
 from eval.report.provenance import provenance
-from eval.report.recall_table import COLUMNS, ensemble_rows, mode_rows, recall_rows
+from eval.report.recall_table import COLUMNS, ensemble_rows, metric_rows, mode_rows, recall_rows
 from eval.report.results import RunResult
 from eval.report.speed import cost_tables, ranking_benchmark, trade_off
 from eval.report.study_pages import study_panels
@@ -83,6 +83,7 @@ def section(
         "correspondence": _correspondence_bars(runs),
         "table": [*recall_rows(runs), *mode_rows(runs), *ensemble_rows(ensembles, ensembles_dir, runs[0])],
         "columns": COLUMNS,
+        "metrics": metric_rows(runs),
         "chance": metrics["chance"],
         "timed": any(run.modes for run in runs),
         "cutoffs": CUTOFFS,

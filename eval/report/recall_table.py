@@ -37,6 +37,22 @@ def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
     return rows
 
 
+def metric_rows(runs: Sequence[RunResult]) -> list[dict]:
+    """A row for each figure that a metric beside the recalls gave: its name, and every run's value or None."""
+    told = [_metric_figures(run.metrics) for run in runs]
+    names = dict.fromkeys(name for figures in told for name in figures)
+    return [{"name": name, "values": [figures.get(name) for figures in told]} for name in names]
+
+
+def _metric_figures(metrics: Mapping) -> dict[str, float]:
+    """By metric and name, as they are read."""
+    below = {f"NDCG, {name}": told for name, told in metrics.get("ndcg", {}).items()}
+    below |= {"within a modality": metrics.get("unimodal", {}), "ECCV Caption": metrics.get("eccv", {})}
+    below |= metrics.get("others", {})
+    figures = ((f"{metric}: {name}", value) for metric, told in below.items() for name, value in told.items())
+    return {name.replace("_", " "): value for name, value in figures if not isinstance(value, str)}
+
+
 def mode_rows(runs: Sequence[RunResult]) -> list[dict]:
     """A row for each way to search with a run that has several: its recalls as far as they are known, and its time."""
     return [

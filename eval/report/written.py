@@ -48,6 +48,9 @@ class _Mode(Written):
     rsum: Figure
 
 
+_Told = dict[str, Figure | str]  # a metric's figures, or why there are none
+
+
 class Metrics(create_model("_Figures", __base__=_Recalls, **_Ranks)):
     """`metrics.json` of a run or of an ensemble."""
 
@@ -58,6 +61,10 @@ class Metrics(create_model("_Figures", __base__=_Recalls, **_Ranks)):
     interval: dict[str, tuple[Figure, Figure]] = {}
     correspondence: _Shares = None
     modes: dict[str, _Mode] = {}
+    ndcg: dict[str, _Told] = {}
+    unimodal: _Told = {}
+    eccv: _Told = {}
+    others: dict[str, _Told] = {}
 
 
 class EnsembleMetrics(Metrics):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.eccv import eccv_recalls
 from eval.embeddings import Embeddings
+from eval.metrics.eccv import eccv_recalls
 
 pytestmark = pytest.mark.filterwarnings("ignore:failed to import")
 package = pytest.importorskip("eccv_caption", reason="the package eccv_caption is not installed")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.graded import likeness_ndcg, relevance_ndcg
-from eval.ndcg import ndcg_at
+from eval.evaluated import nearest_siblings
+from eval.metrics.spice import reason_to_skip, spice_relevance
+from eval.metrics.unimodal import caption_recalls
+from eval.ndcg import likeness_ndcg, ndcg_at, relevance_ndcg
 from eval.rouge import RougeL, common_subsequence
-from eval.siblings import caption_recalls, nearest_siblings
-from eval.spice import reason_to_skip, spice_relevance
 from manifests.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "distillation.npz"
@@ -155,7 +155,7 @@ json.dump(answers, open(sys.argv[sys.argv.index("-out") + 1], "w"))
 """
     stand_in(tmp_path, body)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("eval.spice.PAIRS_A_CALL", 2)
+    monkeypatch.setattr("eval.metrics.spice.PAIRS_A_CALL", 2)
     captions = ["a red dog", "a dog", "two cats"]
     found = spice_relevance(captions, [[0, 1], [], [2]], tmp_path / "spice-1.0.jar")
     assert np.allclose(found, [[0.3, 0, 0], [0.2, 0, 0], [0, 0, 0.2]])

@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader
 
 from eval import ensemble, evaluate
 from eval.embed import embed
-from eval.evaluate import _eccv
+from eval.evaluated import Evaluated
 from eval.matching.pairs import match_pairs
+from eval.metrics.eccv import ECCVCaption
+from eval.metrics.metric import MetricSettings
 from eval.report import report
 from eval.search.index import Index
 from eval.search.search import search_image, search_text
@@ -227,7 +229,8 @@ def grounding_read(t: Try) -> None:
 
 
 def coco_ids_read(t: Try) -> None:
-    _eccv(None, examples.opened(t.data, "test", "plain"), Manifest.open(t.data / "manifest"))
+    data, listed = examples.opened(t.data, "test", "plain"), Manifest.open(t.data / "manifest")
+    ECCVCaption(MetricSettings()).figures(Evaluated(None, data, None, listed))
 
 
 def older_manifest_read(t: Try) -> None:

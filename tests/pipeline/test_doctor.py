@@ -309,5 +309,5 @@ def test_languages_are_loaded(folder: Project, language: str, wrong: int) -> Non
 
 
 def test_spice_is_missing_where_it_is_asked_for(folder: Project) -> None:
-    change(folder, lambda params: params["evaluate"].update(spice="spice-1.0.jar"))
-    assert "evaluate.spice" in doctor(1).stdout
+    change(folder, lambda params: params["evaluate"].update(metrics={"spice": {"jar": "spice-1.0.jar"}}))
+    assert "evaluate.metrics.spice" in doctor(1).stdout

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from eval.evaluate import run as evaluate
+from eval.metrics.unimodal import caption_recalls
 from eval.settings import EvaluationSettings
-from eval.siblings import caption_recalls
 from eval.validation import validate
 from extract.stages import teachers
 from extract.stores.hdf5 import MappedHDF5, write_hdf5

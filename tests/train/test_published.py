@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from eval.alignments import Alignments, Locals
-from eval.graded import likeness_ndcg
-from eval.ndcg import CUTOFF, ndcg_at
+from eval.metrics.unimodal import caption_recalls
+from eval.ndcg import CUTOFF, likeness_ndcg, ndcg_at
 from eval.rouge import RougeL
-from eval.siblings import caption_recalls
 from train.bases.vse_infinity import GeneralizedPooling
 from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.encoding import Encoding, similarity

@@ -1,4 +1,4 @@
-"""SPICE as relevance: how alike two captions' scenes are (Anderson et al., ECCV 2016), by its authors' Java program.
+"""Metric `spice`: NDCG by how alike captions' scenes are (Anderson et al., ECCV 2016), by its authors' Java program.
 
 The program (`spice-1.0.jar` with the folder `lib` beside it, which holds Stanford CoreNLP and its models) is not part
 of this project: where it or Java is missing, SPICE is left out and the reason is told. It parses every sentence and
@@ -13,11 +13,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
+from eval.evaluated import Evaluated
+from eval.metrics import METRICS
+from eval.metrics.metric import Metric
+from eval.ndcg import relevance_ndcg
 from manifests.errors import InputError
 from manifests.progress import progress
+from manifests.typed import Settings
 
 PAIRS_A_CALL = 200_000
+
+
+class SpiceSettings(Settings):
+    """Where SPICE is."""
+
+    jar: Path = Field(description="spice-1.0.jar, with its folder lib beside it")
+
+
+@METRICS.add("spice")
+class SpiceNDCG(Metric):
+    Settings = SpiceSettings
+    place = ("ndcg", "spice")
+
+    def lacking(self) -> str | None:
+        return reason_to_skip(self.settings.jar)
+
+    def figures(self, run: Evaluated) -> dict[str, float]:
+        captions_of = [run.data.captions_of(image) for image in range(len(run.data.images))]
+        return relevance_ndcg(spice_relevance(run.texts, captions_of, self.settings.jar), **run.across)
 
 
 def reason_to_skip(jar: Path) -> str | None:
@@ -57,6 +82,6 @@ def _call(asked: list[dict], jar: Path) -> list[dict]:
             raise InputError(
                 f"SPICE ended with code {done.returncode}: {' '.join(done.stderr.split())[-300:]}",
                 where=jar,
-                fix="run it by hand on two sentences, or leave evaluate.spice out",
+                fix="run it by hand on two sentences, or leave evaluate.metrics.spice out",
             )
         return json.loads(found.read_text(encoding="utf-8"))

@@ -1,21 +1,27 @@
-"""Retrieval within one modality: captions by captions of the same image, and images by images.
+"""Metric `unimodal`: captions by captions of the same image, and images by images.
 
 A caption's right answers are the other captions of its image. No manifest says which images belong together, so images
-are judged by NDCG alone, with their captions' likeness as relevance (`eval.graded`); captions by both. Scores are
+are judged by NDCG alone, with their captions' likeness as relevance (`eval.ndcg`); captions by both. Scores are
 cosines of the whole embeddings; an image's is the mean of its views beside its context.
 """
 
 import numpy as np
 
-from eval.nearest import nearest_captions
+from eval.evaluated import Evaluated
+from eval.metrics import METRICS
+from eval.metrics.metric import Metric
 from eval.ranks import retrieval_ranks
 from eval.recall import direction_recalls
 from eval.scores import Siblings
 
 
-def nearest_siblings(vectors: np.ndarray, count: int) -> np.ndarray | None:
-    """Each item's `count` nearest others, best first, `[N, K]`; None where there is only one item."""
-    return nearest_captions(Siblings(vectors), min(count, len(vectors) - 1)) if len(vectors) > 1 else None
+@METRICS.add("unimodal")
+class Unimodal(Metric):
+    place = ("unimodal",)
+
+    def figures(self, run: Evaluated) -> dict[str, float]:
+        graded = {f"{direction}_ndcg": run.likeness[direction] for direction in run.within}
+        return graded | (caption_recalls(run.vectors["captions"], run.data.caption_image) or {})
 
 
 def caption_recalls(captions: np.ndarray, image_of: np.ndarray) -> dict[str, float] | None:

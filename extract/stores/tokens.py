@@ -46,6 +46,12 @@ from manifests.typed import Count, Digest, Written, checked, schema
 FORMAT = "selfalign-tokens"
 SCHEMA = 1
 _BLOCK = 16_384  # images that are written together
+_CHECKED = 8192  # captions that are checked together
+_RAGGED = {
+    "word_offsets": ("words", "spans", "pos"),
+    "text_offsets": ("text",),
+    "piece_offsets": ("piece_ids", "piece_words"),
+}
 _ARRAYS: dict[str, tuple[str, tuple[int | None, ...]]] = {
     **{
         "words": ("<i4", (None,)),
@@ -215,11 +221,9 @@ class _Recipe(Written):
     tokenizer: _Tokenizer | None
 
 
-def _problem(arrays: MappedHDF5, words: int, tags: int, pieces: int | None) -> str | None:
-    """What would mislead whoever reads these arrays of so many words, parts of speech and (or None) word pieces."""
-    ragged = {"word_offsets": ("words", "spans", "pos"), "text_offsets": ("text",)}
-    if pieces is not None:
-        ragged["piece_offsets"] = ("piece_ids", "piece_words")
+def _layout_problem(arrays: MappedHDF5, pieces: bool) -> str | None:
+    """What is wrong with the arrays of a token store as a whole: what lies where, of how many captions."""
+    ragged = {name: flats for name, flats in _RAGGED.items() if pieces or name != "piece_offsets"}
     wanted = {name: _ARRAYS[name] for name in ("caption_image", "image_id", *ragged, *chain(*ragged.values()))}
     if problem := next(layout_problems(arrays, wanted), None):
         return problem
@@ -231,34 +235,52 @@ def _problem(arrays: MappedHDF5, words: int, tags: int, pieces: int | None) -> s
             return problem
     if len(image) and not (image[0] >= 0 and image[-1] < images and (image[1:] >= image[:-1]).all()):
         return f"caption_image doesn't rise within the {images} images"
-    counts = np.diff(arrays["word_offsets"])
-    if not counts.all():
-        return f"caption {np.argmin(counts)} has no word"
-    ends: list[tuple[str, int, int | np.ndarray]] = [("words", 0, words), ("pos", 0, tags)]
+    for offsets, what in (("word_offsets", "has no word"), ("text_offsets", "is empty")):
+        places = arrays[offsets]
+        if not (rising := places[1:] > places[:-1]).all():
+            return f"caption {np.argmin(rising)} {what}"
+    return None
+
+
+def _block_problem(arrays: MappedHDF5, start: int, stop: int, words: int, tags: int, pieces: int | None) -> str | None:
+    """What would mislead whoever reads captions `start` to `stop` - 1, of so many words, parts of speech and (or None)
+    word pieces."""
+
+    def own(name: str, offsets: str) -> np.ndarray:
+        first, end = arrays[offsets][[start, stop]].tolist()
+        return arrays[name][first:end]
+
+    counts = np.diff(arrays["word_offsets"][start : stop + 1])
+    ends: list[tuple[str, str, int, int | np.ndarray]] = [
+        ("words", "word_offsets", 0, words), ("pos", "word_offsets", 0, tags),
+    ]  # fmt: skip
     if pieces is not None:
-        own = np.repeat(counts, np.diff(arrays["piece_offsets"]))
-        ends += [("piece_ids", 0, pieces), ("piece_words", -1, own)]
-    for name, least, end in ends:
-        if not ((arrays[name] >= least) & (arrays[name] < end)).all():
+        of_caption = np.repeat(counts, np.diff(arrays["piece_offsets"][start : stop + 1]))
+        ends += [("piece_ids", "piece_offsets", 0, pieces), ("piece_words", "piece_offsets", -1, of_caption)]
+    for name, offsets, least, end in ends:
+        numbers = own(name, offsets)
+        if not ((numbers >= least) & (numbers < end)).all():
             return f"{name} are not all numbers of {'the words of their caption' if name == 'piece_words' else end}"
-    text, first = arrays["text"], arrays["text_offsets"][:-1][np.diff(arrays["text_offsets"]) > 0]
+    text, first = own("text", "text_offsets"), arrays["text_offsets"][start:stop] - arrays["text_offsets"][start]
     begins = (text & 0xC0) != 0x80  # a character
     try:
         text.tobytes().decode()
-        [raw.decode() for raw in arrays["image_id"].tolist()]
     except UnicodeDecodeError as error:
-        return f"its text or its ids are not UTF-8 ({error.reason})"
-    if len(first) < len(image) or not begins[first].all():
-        return "a caption is empty, or begins within a character"
-    characters = np.add.reduceat(begins, first, dtype=np.int64) if len(first) else first
-    start, end = arrays["spans"].T
-    if not ((start >= 0) & (start <= end) & (end <= np.repeat(characters, counts))).all():
+        return f"its text is not UTF-8 ({error.reason})"
+    if not begins[first].all():
+        return "a caption begins within a character"
+    characters = np.add.reduceat(begins, first, dtype=np.int64)
+    begin, end = own("spans", "word_offsets").T
+    if not ((begin >= 0) & (begin <= end) & (end <= np.repeat(characters, counts))).all():
         return "spans are not all within their caption"
     return None
 
 
 class TokenStore:
     """A token store, read through a memory map. Picklable, and safe under fork, spawn and forkserver.
+
+    Opening reads of each caption where its words and its text begin. What lies there is checked when one of 8,192
+    captions that follow each other is first read: InputError says what is wrong.
 
     Parameters
     ----------
@@ -288,10 +310,9 @@ class TokenStore:
         self.vocabulary: list[str] = read_vocabulary(self.path / "vocabulary.json")
         self.pos_names: list[str] = told.pos_names
         self.has_pieces: bool = told.tokenizer is not None
-        pieces = told.tokenizer.size if told.tokenizer else None
-        problem = _problem(self._arrays, len(self.vocabulary), len(self.pos_names), pieces)
-        if problem:
-            raise InputError(problem, where=self.path / "tokens.h5", fix=again)
+        self._ends = len(self.vocabulary), len(self.pos_names), told.tokenizer.size if told.tokenizer else None
+        self._checked: set[int] = set()
+        self._refuse(_layout_problem(self._arrays, self.has_pieces))
 
     @property
     def num_captions(self) -> int:
@@ -301,7 +322,10 @@ class TokenStore:
     @cached_property
     def image_ids(self) -> list[str]:
         """The N image ids, in manifest order, images without captions included."""
-        return [id.decode("utf-8") for id in self._arrays["image_id"].tolist()]
+        try:
+            return [id.decode("utf-8") for id in self._arrays["image_id"].tolist()]
+        except UnicodeDecodeError as error:
+            self._refuse(f"its ids are not UTF-8 ({error.reason})")
 
     def words(self, caption: int) -> np.ndarray:
         """Vocabulary numbers of the T words of a caption, i32 [T]."""
@@ -361,6 +385,7 @@ class TokenStore:
     def word_pieces_of(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The word pieces of captions `start` to `stop` - 1: ids i32 [P], whether each belongs to a word bool [P], and
         where each caption's begin and the last one's end, i64 [stop - start + 1]. InputError as `word_pieces`."""
+        self._require(start, stop)
         offsets = self._arrays["piece_offsets"][start : stop + 1]
         where = slice(int(offsets[0]), int(offsets[-1]))
         kept, offsets = self._arrays["piece_words"][where] >= 0, offsets - offsets[0]
@@ -371,7 +396,7 @@ class TokenStore:
 
     def image(self, caption: int) -> int:
         """Row in the manifest of the image that a caption describes."""
-        self._range("word_offsets", caption)
+        self._require_there(caption)
         return int(self._arrays["caption_image"][caption])
 
     def captions_of(self, image: int) -> range:
@@ -383,7 +408,25 @@ class TokenStore:
         return range(int(start), int(end))
 
     def _range(self, offsets: str, caption: int) -> slice:
-        if not 0 <= caption < self.num_captions:
-            raise IndexError(f"{self.path} has no caption {caption}: it has {self.num_captions}")
+        self._require_there(caption)
+        self._require(caption, caption + 1)
         start, end = self._arrays[offsets][caption : caption + 2]
         return slice(int(start), int(end))
+
+    def _require_there(self, caption: int) -> None:
+        if not 0 <= caption < self.num_captions:
+            raise IndexError(f"{self.path} has no caption {caption}: it has {self.num_captions}")
+
+    def _require(self, start: int, stop: int) -> None:
+        """Check what captions `start` to `stop` - 1 are, if that wasn't done yet."""
+        for block in range(start // _CHECKED, -(-stop // _CHECKED)):
+            if block not in self._checked:
+                first = block * _CHECKED
+                last = min(first + _CHECKED, self.num_captions)
+                self._refuse(_block_problem(self._arrays, first, last, *self._ends))
+                self._checked.add(block)
+
+    def _refuse(self, problem: str | None) -> None:
+        if problem:
+            fix = "run the tokens stage of this data set again, or fetch the whole folder"
+            raise InputError(problem, where=self.path / "tokens.h5", fix=fix)

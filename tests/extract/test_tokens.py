@@ -7,6 +7,7 @@ import shutil
 from operator import methodcaller
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import spacy
@@ -267,6 +268,22 @@ def test_files_of_another_store_are_noticed(tmp_path, name, said):
     with pytest.raises(InputError, match=said) as error:
         TokenStore(store.path)
     assert error.value.where.endswith(name)
+
+
+def test_captions_are_checked_where_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("extract.stores.tokens._CHECKED", 2)
+    folder = made(tmp_path).path
+    with h5py.File(folder / "tokens.h5", "r+") as file:
+        file["words"][file["word_offsets"][4]] = 10**6
+    store = TokenStore(folder)
+    assert [store.text(caption) for caption in range(4)] and store.image(4) == 3
+    for read in (store.text, store.words):
+        with pytest.raises(InputError, match=r"tokens\.h5: words are not all numbers of \d+"):
+            read(4)
+    with h5py.File(folder / "tokens.h5", "r+") as file:
+        file["word_offsets"][5] = file["word_offsets"][4]
+    with pytest.raises(InputError, match=r"tokens\.h5: caption 4 has no word"):
+        TokenStore(folder)
 
 
 def test_an_incomplete_store_names_what_it_lacks(tmp_path):

@@ -4,17 +4,21 @@ The scenes know it by construction; Flickr30K Entities has the same shape (boxes
 """
 
 import json
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from manifests.errors import InputError
 from manifests.files import write_text
-from manifests.jsonl import read_rows
+from manifests.jsonl import parse_row, placed_lines
 
 FILE = "grounding.jsonl"
+_AGAIN = "run the manifest stage again"
 KINDS = ("shape", "colour", "texture", "size", "phrase")
 
 
@@ -68,16 +72,66 @@ def read_grounding(path: Path) -> dict[str, Grounding]:
     """Image id -> grounding, in the file's order. Raises InputError that names the file, the line and what to do."""
     items: dict[str, Grounding] = {}
     seen: dict[str, int] = {}
-    fix = "run the manifest stage again"
-    for number, value in read_rows(path, fix=fix):
-        _check(value, seen, Path(path), number, fix=fix)
-        items[value["image_id"]] = Grounding(
-            value["image_id"],
-            tuple(tuple(float(x) for x in box) for box in value["boxes"]),
-            tuple(value["labels"]),
-            tuple(tuple(Phrase(**phrase) for phrase in caption) for caption in value["phrases"]),
-        )
+    for number, _, value in _rows(path):
+        _check(value, seen, Path(path), number, fix=_AGAIN)
+        items[value["image_id"]] = _grounding(value)
     return items
+
+
+class Groundings:
+    """The groundings of a file, each read when it is asked for: 16 bytes an image are in memory.
+
+    Every row is checked once, and shown to `visit`. Raises InputError as `read_grounding` does.
+    """
+
+    def __init__(self, path: Path, visit: Callable[[Grounding], object]):
+        self.path = Path(path)
+        hashes, places = array("q"), array("q")
+        for number, place, value in _rows(path):
+            _check(value, {}, self.path, number, fix=_AGAIN)
+            hashes.append(hash(value["image_id"]))
+            places.append(place)
+            visit(_grounding(value))
+        own = np.array(hashes, np.int64)
+        order = np.argsort(own, kind="stable")
+        self._hashes, self._places = own[order], np.array(places, np.int64)[order]
+        for same in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]).tolist():
+            ids = [self._at(place).image_id for place in self._places[same : same + 2].tolist()]
+            if ids[0] == ids[1]:
+                raise InputError(f"image_id {ids[0]!r} is given twice", where=self.path, fix=_AGAIN)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, image_id: str) -> Grounding | None:
+        """That of an image; None where there is none."""
+        first, end = np.searchsorted(self._hashes, hash(image_id)), len(self)
+        while first < end and self._hashes[first] == hash(image_id):
+            if (found := self._at(int(self._places[first]))).image_id == image_id:
+                return found
+            first += 1
+        return None
+
+    def _at(self, place: int) -> Grounding:
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            return _grounding(json.loads(file.readline().decode("utf-8-sig")))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, int, dict]]:
+    """(line number from 1, the byte at which it begins, object) of every line that isn't blank."""
+    for number, (place, line) in enumerate(placed_lines(path), 1):
+        if (value := parse_row(line, path=path, fix=_AGAIN, line=number)) is not None:
+            yield number, place, value
+
+
+def _grounding(value: dict) -> Grounding:
+    return Grounding(
+        value["image_id"],
+        tuple(tuple(float(x) for x in box) for box in value["boxes"]),
+        tuple(value["labels"]),
+        tuple(tuple(Phrase(**phrase) for phrase in caption) for caption in value["phrases"]),
+    )
 
 
 def _check(value: dict, seen: dict[str, int], path: Path, number: int, *, fix: str) -> None:

@@ -32,22 +32,31 @@ def read_lines(path: Path, *, fix: str = "save the file as UTF-8") -> Iterator[s
 
     Raises InputError as `read_utf8` does, and for a line of more than `MOST_ROW` bytes.
     """
-    for line in lines_or_errors(path, fix=fix):
+    return (line for _, line in placed_lines(path, fix=fix))
+
+
+def placed_lines(path: Path, *, fix: str = "save the file as UTF-8") -> Iterator[tuple[int, str]]:
+    """As `read_lines`, each line with the byte at which it begins."""
+    for offset, line in _lines(path, fix):
         if isinstance(line, InputError):
             raise line
-        yield line
+        yield offset, line
 
 
 def lines_or_errors(path: Path, *, fix: str = "save the file as UTF-8") -> Iterator[str | InputError]:
     """`read_lines`, with an InputError in the place of a line that is not UTF-8."""
+    return (line for _, line in _lines(path, fix))
+
+
+def _lines(path: Path, fix: str) -> Iterator[tuple[int, str | InputError]]:
     with _opened(path) as file:
         for number, (offset, line) in enumerate(split_lines(file, path), 1):
             try:
                 text = _text(line, path, number, offset, fix)
             except InputError as error:
-                yield error
+                yield offset, error
             else:
-                yield text.removeprefix("\ufeff") if number == 1 else text
+                yield offset, text.removeprefix("\ufeff") if number == 1 else text
 
 
 def split_lines(file: BinaryIO, path: Path, *, what: str = "line", first: int = 1) -> Iterator[tuple[int, bytes]]:
@@ -87,11 +96,18 @@ def parse_json(
 def read_rows(path: Path, *, fix: str) -> Iterator[tuple[int, dict]]:
     """(line number from 1, object) of every line of a JSON Lines file that isn't blank."""
     for number, line in enumerate(read_lines(path), 1):
-        if line.strip():
-            value = parse_json(line.removesuffix("\n"), path=path, fix=fix, line=number)
-            if not isinstance(value, dict):
-                raise InputError("the line is not a JSON object", where=f"{path} line {number}", fix=fix)
+        if (value := parse_row(line, path=path, fix=fix, line=number)) is not None:
             yield number, value
+
+
+def parse_row(text: str, *, path: Path, fix: str, line: int) -> dict | None:
+    """The object of a line of a JSON Lines file; None of a blank one."""
+    if not text.strip():
+        return None
+    value = parse_json(text.removesuffix("\n"), path=path, fix=fix, line=line)
+    if not isinstance(value, dict):
+        raise InputError("the line is not a JSON object", where=f"{path} line {line}", fix=fix)
+    return value
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -17,6 +17,7 @@ from extract.stores.fields import Regions
 from extract.stores.made import made_in, note_made
 from extract.stores.recipe import require_same_recipe
 from extract.stores.regions import RegionStore
+from extract.vision.given import GivenBoxes
 from extract.vision.shards import RegionShards
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -67,7 +68,9 @@ def run(
     listed = Manifest.open(manifest)
     if not len(listed):
         raise InputError("it lists no image", where=manifest, fix="run the manifest stage again")
-    own = {"manifest": manifest, "images": images, "settings": settings, "cache": cache, "id_bytes": listed.id_bytes}
+    given = GivenBoxes.of(manifest) if settings.boxes else None
+    own = {"images": images, "settings": settings, "cache": cache, "id_bytes": listed.id_bytes}
+    own |= {"given": given.facts} if given else {}
     work = own | {"batch_size": batch_size, "readers": readers, "exact": exact}
     maker = RegionShards(**work, device="cpu" if workers else device)
     if earlier is not None:
@@ -81,9 +84,9 @@ def run(
         "code": [CODE, maker.key["code"]],
     }
     places = listed.shards(settings.images_per_shard)
-    parts = Parts(len(places), lambda number: list(listed.images_at(places[number].rows)))
+    parts = Parts(len(places), lambda number: (given.rows if given else list)(listed.images_at(places[number].rows)))
     lot, title = Lot(maker, parts, "regions", "pictures", RegionShards, work), f"regions {dataset}"
-    if maker.given:
+    if given:
         key["boxes"] = sha256(Path(manifest) / GROUNDING)
     with building(out, f"extraction of {dataset}", key, [lot], title=title, workers=workers) as built:
         if built is None:

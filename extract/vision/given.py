@@ -1,7 +1,10 @@
-"""Boxes that a manifest gives of its pictures, with labels (`manifests.boxes`): the region stage describes them."""
+"""Boxes that a manifest gives of its pictures, with labels (`manifests.boxes`): the region stage describes them.
 
-from collections.abc import Iterator
-from dataclasses import replace
+They travel with a picture's row, so that a worker holds those of its shard.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -10,59 +13,84 @@ import numpy as np
 from extract.stores.regions import Regions
 from manifests.errors import InputError
 from manifests.files import fingerprint
-from manifests.grounding import FILE, Grounding, read_grounding
+from manifests.grounding import FILE, Grounding, Groundings
 from manifests.schema import ImageRow
 
 
-class GivenBoxes:
-    """The boxes of a manifest's pictures, each picture's in its own order.
+@dataclass(frozen=True, slots=True)
+class BoxedImage(ImageRow):
+    """An image with its given boxes, in their own order, and the numbers of their labels: none where they have none."""
 
-    Attributes
-    ----------
+    boxes: tuple[tuple[float, float, float, float], ...]
+    labels: tuple[int, ...]
+
+    def inside(self, size: tuple[int, int]) -> np.ndarray:
+        """The boxes, float32 ``[R, 4]``, in a picture of that (width, height): as given, but for parts outside."""
+        return np.array(self.boxes, np.float64).reshape(-1, 4).clip(0, [*size, *size]).astype(np.float32)
+
+    def labelled(self, regions: Regions) -> Regions:
+        """The regions of the boxes, with labels as objects."""
+        numbers = np.array(self.labels, np.int32)
+        return replace(regions, objects_id=numbers, objects_conf=np.ones(len(numbers), np.float32))
+
+    @property
+    def digest(self) -> str:
+        """What decides its regions beside the recipe: the picture's sha256, boxes and labels."""
+        return fingerprint([self.sha256, self.boxes, list(self.labels)])
+
+
+@dataclass(frozen=True, slots=True)
+class BoxFacts:
+    """What holds for all boxes of a manifest.
+
     names : the labels' texts in the order in which they appear first; None where boxes have no labels.
     most : the most boxes of a picture.
     """
 
-    def __init__(self, known: dict[str, Grounding]):
-        self._known = known
-        labels = dict.fromkeys(text for item in known.values() for text in _texts(item) if text)
-        self.names = tuple(labels) or None
-        self._numbers = {text: number for number, text in enumerate(labels)}
-        self.most = max(len(item.boxes) for item in known.values())
+    names: tuple[str, ...] | None
+    most: int
+
+
+class GivenBoxes:
+    """The boxes of a manifest's pictures, read when they are asked for; `facts` are those of them all."""
+
+    def __init__(self, file: Path):
+        labels: dict[str, int] = {}
+        kinds: set[bool] = set()
+        most = 0
+
+        def visit(item: Grounding) -> None:
+            nonlocal most
+            most = max(most, len(item.boxes))
+            for text in _texts(item):
+                kinds.add(bool(text))
+                labels.setdefault(text, len(labels))
+
+        self._known = Groundings(file, visit)
+        if len(kinds) > 1:
+            raise InputError(
+                "some of its boxes have labels, others none", where=file, fix="run the manifest stage again"
+            )
+        self._numbers = labels if True in kinds else {}
+        self.facts = BoxFacts(tuple(self._numbers) or None, most)
 
     @classmethod
     def of(cls, manifest: Path) -> Self:
         """Those of a manifest. Raises InputError where it gives none, or labels of some only."""
-        if not (file := Path(manifest) / FILE).is_file() or not (known := read_grounding(file)):
+        file = Path(manifest) / FILE
+        if not file.is_file() or not len((found := cls(file))._known):
             fix = "set `source.boxes` to a file of boxes, and run the manifest stage again"
             raise InputError("it gives no boxes", where=manifest, fix=fix)
-        if len({bool(text) for item in known.values() for text in _texts(item)}) > 1:
-            raise InputError(
-                "some of its boxes have labels, others none", where=file, fix="run the manifest stage again"
-            )
-        return cls(known)
+        return found
 
-    def boxes(self, row: ImageRow, size: tuple[int, int]) -> np.ndarray:
-        """float32 ``[R, 4]`` of a picture of that (width, height): as given, but for parts outside the picture."""
+    def rows(self, rows: Iterable[ImageRow]) -> list[BoxedImage]:
+        """Some images with their boxes."""
+        return [self._boxed(row) for row in rows]
+
+    def _boxed(self, row: ImageRow) -> BoxedImage:
         found = self._known.get(row.id)
-        boxes = np.array(found.boxes if found else (), np.float64).reshape(-1, 4)
-        return boxes.clip(0, [*size, *size]).astype(np.float32)
-
-    def labelled(self, row: ImageRow, regions: Regions) -> Regions:
-        """A picture's regions with the labels of its boxes as objects, where boxes have labels."""
-        if self.names is None:
-            return regions
-        numbers = np.array(list(self._labels(row)), np.int32)
-        return replace(regions, objects_id=numbers, objects_conf=np.ones(len(numbers), np.float32))
-
-    def digest(self, row: ImageRow) -> str:
-        """What decides a picture's regions beside the recipe: its sha256, its boxes and the numbers of their labels."""
-        found = self._known.get(row.id)
-        return fingerprint([row.sha256, found.boxes if found else (), list(self._labels(row))])
-
-    def _labels(self, row: ImageRow) -> Iterator[int]:
-        if self.names is not None and row.id in self._known:
-            yield from (self._numbers[text] for text in _texts(self._known[row.id]))
+        numbers = tuple(self._numbers[text] for text in _texts(found)) if found and self._numbers else ()
+        return BoxedImage(*astuple(row), found.boxes if found else (), numbers)
 
 
 def _texts(item: Grounding) -> Iterator[str]:

@@ -30,7 +30,7 @@ from extract.stores.regions import SCHEMA, region_layout_problems, shard_row, wr
 from extract.vision.decode import UnreadableImage
 from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import TooFewProposals
-from extract.vision.given import GivenBoxes
+from extract.vision.given import BoxFacts
 from extract.vision.loading import load_detector
 from extract.vision.reading import ahead, read_picture
 from manifests.errors import InputError
@@ -64,12 +64,12 @@ class _Sidecar(Sidecar):
 
 
 class RegionShards(ItemMaker[list[ImageRow], Regions]):
-    """Makes shards of regions; a part is a list of the manifest's rows.
+    """Makes shards of regions; a part is a list of the manifest's rows, with their given boxes where there are some.
 
     Parameters
     ----------
-    manifest : its folder, opened for boxes that it gives.
     images : the image root that the rows' paths start from.
+    given : of given boxes what holds for all.
     cache : the machine's cache folder.
     id_bytes : length of the ``image_id`` field, one for the whole data set.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
@@ -87,7 +87,6 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
     def __init__(
         self,
         *,
-        manifest: Path,
         images: Path,
         settings: RegionSettings,
         cache: Path,
@@ -95,12 +94,13 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         device: str,
         batch_size: int,
         readers: int,
+        given: BoxFacts | None = None,
         exact: bool = False,
     ):
         self.images, self.settings, self.id_bytes, self.device = Path(images), settings, id_bytes, device
         self.batch_size, self.readers = batch_size, readers
         self.detector = load_detector(settings.detector, settings.selection, device)
-        self.given = GivenBoxes.of(manifest) if settings.boxes else None
+        self.given = given
         self.dense = None if self.given else self.detector.fixed
         self.most = self.given.most if self.given else self.detector.most
         self.object_names = (self.given and self.given.names) or self.detector.object_names
@@ -127,7 +127,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
 
     def digests(self, part: list[ImageRow]) -> list[str]:
         """The picture's sha256, or that of picture and given boxes."""
-        return [self.given.digest(row) if self.given else row.sha256 for row in part]
+        return [row.digest if self.given else row.sha256 for row in part]
 
     def most_bytes(self, part: list[ImageRow]) -> int:
         """A region's feature in half precision, its box, and its class and attribute with their confidences."""
@@ -227,7 +227,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         """Regions of a batch by the pictures' numbers; a picture that has too few proposals is looked at alone."""
         numbers, rows, pictures, sizes = zip(*batch, strict=True)
         with self.timed("compute"):
-            given = self.given and [self.given.boxes(row, size) for row, size in zip(rows, sizes, strict=True)]
+            given = self.given and [row.inside(size) for row, size in zip(rows, sizes, strict=True)]
             try:
                 found = self.detector.detect(torch.stack(pictures), sizes, given)
             except TooFewProposals as error:
@@ -236,8 +236,8 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
                 found = None
         if found is None:
             return {number: own for one in batch for number, own in self._detect([one]).items()}
-        if self.given:
-            found = [self.given.labelled(row, regions) for row, regions in zip(rows, found, strict=True)]
+        if self.given and self.given.names:
+            found = [row.labelled(regions) for row, regions in zip(rows, found, strict=True)]
         return dict(zip(numbers, found, strict=True))
 
     def _read(self, row: ImageRow) -> tuple[Tensor, tuple[int, int]]:

@@ -241,7 +241,7 @@ def test_a_long_run_stays_in_use(tmp_path: Path) -> None:
 def test_a_process_that_publishes_second_takes_the_first_ones_shard(count: Counter) -> None:
     """Two processes of other last bits: a shard that is there is never replaced by another sound one."""
     pictures, cache = count.pictures, count.pictures.folder / "both"
-    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS}
+    work = {"images": pictures.images, "settings": SETTINGS}
     work |= {"cache": cache, "id_bytes": 10}
     part = Manifest.open(pictures.manifest).images[:PER_SHARD]
     both = [RegionShards(**work, device="cpu", batch_size=8, readers=1) for _ in range(2)]

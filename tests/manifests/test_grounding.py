@@ -5,7 +5,7 @@ import json
 import pytest
 
 from manifests.errors import InputError
-from manifests.grounding import Grounding, Phrase, read_grounding, write_grounding
+from manifests.grounding import Grounding, Groundings, Phrase, read_grounding, write_grounding
 
 ITEM = Grounding(
     "7",
@@ -19,6 +19,19 @@ def test_items_come_back_in_order(tmp_path):
     items = [ITEM, Grounding("3", (), (), ((),))]
     write_grounding(tmp_path / "g.jsonl", items)
     assert list(read_grounding(tmp_path / "g.jsonl").items()) == [("7", items[0]), ("3", items[1])]
+
+
+def test_each_is_read_where_it_lies(tmp_path):
+    path, visited = tmp_path / "g.jsonl", []
+    items = [Grounding(f"ü{number}", ((0.0, 0.0, 1.0, float(number)),), ({},), ()) for number in range(50)]
+    write_grounding(path, items)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\n\n", 5))
+    found = Groundings(path, visited.append)
+    assert visited == items and len(found) == 50
+    assert [found.get(item.image_id) for item in items[::-1]] == items[::-1] and found.get("ü50") is None
+    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[-1])
+    with pytest.raises(InputError, match="image_id 'ü49' is given twice.*run the manifest stage again"):
+        Groundings(path, visited.append)
 
 
 def _phrase(**change):

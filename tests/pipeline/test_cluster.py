@@ -250,7 +250,7 @@ def test_a_full_disk_is_told_and_the_next_run_completes(
 
 
 def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: Pictures) -> None:
-    work = {"manifest": pictures.manifest, "images": pictures.images, "settings": SETTINGS}
+    work = {"images": pictures.images, "settings": SETTINGS}
     work |= {"cache": pictures.cache, "id_bytes": 10}
     work |= {"batch_size": 4, "readers": 1}
     maker, part = RegionShards(**work, device="cpu"), Manifest.open(pictures.manifest).images[:PER_SHARD]

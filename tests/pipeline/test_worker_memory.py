@@ -70,7 +70,7 @@ def words(root: Path, work: Path) -> Lot:
 
 def regions(root: Path, work: Path) -> Lot:
     listed = Manifest.open(root / "manifest")
-    own = {"manifest": root / "manifest", "images": root / "images", "settings": quick_settings()}
+    own = {"images": root / "images", "settings": quick_settings()}
     own |= {"cache": work / "cache"}
     own |= {"id_bytes": listed.id_bytes, "batch_size": 4, "readers": 1}
     maker, middle = RegionShards(**own, device="cpu"), ROWS // 2

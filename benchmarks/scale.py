@@ -128,6 +128,7 @@ def opening_manifest(data: Path) -> None:
 def regions(data: Path) -> None:
     from extract.stages.regions import run
 
+    shutil.rmtree(data / "cache", ignore_errors=True)
     settings = RegionSettings(detector={"name": "means"})
     places = {"manifest": data / "manifest", "images": data / "images", "out": data / "regions"}
     run(dataset="scale", **places, settings=settings, cache=data / "cache", batch_size=64)
@@ -182,6 +183,7 @@ def text_features(data: Path) -> dict[str, Any]:
     from manifests.tables import write_manifest
     from tests.encoders import write_encoder
 
+    shutil.rmtree(data / "sample", ignore_errors=True)
     folder, rows = data / "sample", Manifest.open(data / "manifest").captioned[:SAMPLE]
     encoder = write_encoder(folder / "encoder")
     write_manifest(folder / "manifest", rows)

@@ -1,133 +1,43 @@
-"""The cards of a region store and of its WebDataset shards: what a person who receives the folder must know.
+"""The cards of stores: what a person who receives the folder must know, in Markdown, from the files of `templates/`.
 
-Markdown, made of ``index.json`` and ``recipe.json`` alone, so that `selfalign card` can tell whether it still holds.
+Those of regions and packs are made of ``index.json`` and ``recipe.json`` alone, so that `selfalign card` can tell
+whether they still hold.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from extract.stores.fields import LABELS
 from manifests.schema import SPLITS
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN_NAMES = 40
-_REGIONS = """# Region features: {dataset}{split}
 
-{images:,} pictures, {regions} regions each, {dim} numbers a region ({layout}){failed}.
 
-| what | |
-|---|---|
-{origin}
-| features | {precision}; norms {norms} |
-| boxes | {boxes} |
-| image_size | (width, height) |
-| recipe | `{recipe_hash}` (`recipe.json` has it whole) |
-| shards | {shards}, rows in manifest order (`index.json` has counts and sha256) |
-{about}
-
-{labels}Load it with h5py alone, into NumPy:
-
-```python
-import h5py
-shard = h5py.File("000000.h5", locking=False)
-features, boxes = {numpy}
-image_id = shard["image_id"][0].decode()
-```
-
-into PyTorch:
-
-```python
-{torch}
-```
-
-as WebDataset shards, which `dvc repro pack@{dataset}` makes beside it{if_stage}:
-
-```python
-import webdataset
-for sample in webdataset.WebDataset("{pack}-000000.tar", shardshuffle=False).decode():
-    print(sample["json"]["id"], sample["features.npy"].shape, sample["boxes.npy"].shape)
-```
-
-or with SelfAlign, through memory maps: `extract.stores.regions.RegionStore("{folder}").regions(0)`. Check that
-it is whole: `selfalign verify`.
-"""
-_DENSE_TORCH = """\
-import h5py, torch
-shard = h5py.File("000000.h5", locking=False)
-data = torch.utils.data.TensorDataset(*(torch.from_numpy(shard[name][:]) for name in ("features", "boxes")))
-for features, boxes in torch.utils.data.DataLoader(data, batch_size=128, shuffle=True):
-    print(features.shape, boxes.shape)"""
-_RAGGED_TORCH = """\
-import h5py, torch
-shard = h5py.File("000000.h5", locking=False)
-start, end = shard["offsets"][0:2]
-features, boxes = (torch.from_numpy(shard[name][start:end]) for name in ("features", "boxes"))
-print(features.shape, boxes.shape)"""
-_PACK = """# {dataset}: region features and captions as WebDataset shards
-
-{images:,} images in {count} shards, made by SelfAlign. `index.json` says what each shard holds and its sha256
-(`sizes.json`: only how many images), `recipe.json` how features and words were made, `classes.json` (if the detector
-has them) what the object and attribute ids mean; `croissant.json` describes it all to programs.
-
-| shards | images | captions |
-|---|---|---|
-{splits}
-
-| what | |
-|---|---|
-{origin}
-| norms | {norms} |
-| recipe | `{recipe_hash}` |
-{about}
-
-Read them with the `webdataset` package alone, from this folder or with the address of a server before the file name:
-
-```python
-import webdataset
-for sample in webdataset.WebDataset("{url}", shardshuffle=False).decode():
-    print(sample["json"]["id"], sample["features.npy"].shape, sample["boxes.npy"].shape, sample["json"]["captions"])
-```
-
-as batches for PyTorch:
-
-```python
-import torch, webdataset
-data = webdataset.WebDataset("{url}", shardshuffle=100).shuffle(1000).decode()
-for features, facts in torch.utils.data.DataLoader(data.to_tuple("features.npy", "json"), batch_size=None):
-    print(features.shape, facts["captions"])
-```
-
-or with NumPy alone:
-
-```python
-import io, tarfile, numpy
-shard = tarfile.open("{first}")
-name = next(name for name in shard.getnames() if name.endswith(".features.npy"))
-print(numpy.load(io.BytesIO(shard.extractfile(name).read())).shape)
-```
-
-- `features.npy`: {precision} `[R, {dim}]`, one row a region. `boxes.npy`: float32 `[R, 4]`,
-  {boxes}.
-- `json`: `id`, `split`, `width`, `height`, `captions`, `tokens` (the lower-cased words of each caption, without
-  punctuation), `num_boxes` (R) and, if the detector has them, {labels}.
-- A key is the image id with `%`, `.`, `/` and `\\` written as in a URL; `json`'s `id` is the id itself.
-- Images left out, since they have no region features: {left_out}.
-"""
+def render(template: str, **values: Any) -> str:
+    """The text that a file of `templates/` makes of `values`."""
+    how = {"undefined": StrictUndefined, "trim_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=False, **how)
+    environment.filters["thousands"] = "{:,}".format
+    return environment.get_template(template).render(values)
 
 
 def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str, failed: int) -> str:
     """The text of a region store's `README.md`, made of its index and its recipe."""
-    ragged, imported, split = index["layout"] == "ragged", "imported" in recipe, index.get("split")
-    return _REGIONS.format(
+    ragged = index["layout"] == "ragged"
+    return render(
+        "regions.md.jinja",
         dataset=dataset,
-        split=f", split {split}" if split else "",
-        pack=f"../../pack/{dataset}-{split}" if split else f"../pack/{dataset}-train",
-        folder=f"{dataset}/regions/{split}" if split else f"{dataset}/regions",
+        split=index.get("split"),
+        ragged=ragged,
+        imported="imported" in recipe,
         images=index["images"],
         regions=_regions(recipe, ragged),
         dim=index["dim"],
-        layout=index["layout"],
-        failed="" if imported else f"; {failed} pictures could not be read\n(`failures.jsonl`)",
-        if_stage=", where it is a data set of `params.yaml`" if imported else "",
+        failed=failed,
         origin=_origin(recipe),
         precision=_precision(recipe),
         norms=_norms(index),
@@ -136,10 +46,6 @@ def region_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], rec
         shards=len(index["shards"]),
         about=_about(index, recipe),
         labels=_ids("objects", index["object_names"]) + _ids("attributes", index["attribute_names"]),
-        numpy='(shard[name][slice(*shard["offsets"][0:2])] for name in ("features", "boxes"))'
-        if ragged
-        else 'shard["features"][0], shard["boxes"][0]',
-        torch=_RAGGED_TORCH if ragged else _DENSE_TORCH,
     )
 
 
@@ -153,7 +59,8 @@ def pack_card(index: Mapping[str, Any], recipe: Mapping[str, Any], recipe_hash: 
             patterns.append(f"{dataset}-{split}-{numbers}.tar")
             counts = (sum(shard[what] for shard in shards) for what in ("count", "captions"))
             lines.append(f"| `{patterns[-1]}` | {' | '.join(map(str, counts))} |")
-    return _PACK.format(
+    return render(
+        "pack.md.jinja",
         labels=", ".join(f"`{name}`" for name in LABELS),
         dataset=dataset,
         images=index["images"],
@@ -170,6 +77,48 @@ def pack_card(index: Mapping[str, Any], recipe: Mapping[str, Any], recipe_hash: 
         dim=index["dim"],
         left_out=_left_out(index["left_out"]),
     )
+
+
+def text_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str) -> str:
+    """The text of a text feature store's `README.md`."""
+    encoder = recipe["encoder"]
+    return render(
+        "text_features.md.jinja",
+        dataset=dataset,
+        captions=index["captions"],
+        pieces=index["pieces"],
+        dim=index["dim"],
+        encoder=encoder["name"],
+        layer=recipe["layer"],
+        weights=_weights(encoder),
+        tokenizer=recipe["tokenizer"]["class"],
+        size=recipe["tokenizer"]["size"],
+        recipe_hash=recipe_hash,
+        shards=len(index["shards"]),
+    )
+
+
+def teacher_card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str, failed: int) -> str:
+    """The text of a teacher store's `README.md`."""
+    return render(
+        "teachers.md.jinja",
+        dataset=dataset,
+        images=index["images"],
+        captions=index["captions"],
+        image_teacher=recipe["images"]["name"],
+        caption_teacher=recipe["captions"]["name"],
+        image_weights=_weights(recipe["images"]),
+        caption_weights=_weights(recipe["captions"]),
+        image_dim=index["dims"]["images"],
+        caption_dim=index["dims"]["captions"],
+        failed=failed,
+        recipe_hash=recipe_hash,
+    )
+
+
+def _weights(recipe: Mapping[str, Any]) -> str:
+    files = (f"{name} sha256 `{digest}`" for name, digest in recipe.get("weights_sha256", {}).items())
+    return ", ".join(files) or "none: built in"
 
 
 def _regions(recipe: Mapping[str, Any], ragged: bool) -> str:

@@ -24,6 +24,7 @@ _PLUMBING = {
 def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
     """SHA-256, in hex, of the meaning of `modules` and of all modules of this project that they import.
 
+    Files of a folder `templates` beside a module belong to it.
     `without` names modules that are not followed: parts that weren't asked for.
     """
     whole, left_out = hashlib.sha256(), _PLUMBING.union(without)
@@ -36,6 +37,8 @@ def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
         waiting += _imports(name)
     for name in sorted(seen):
         whole.update(f"{name}\0{_meaning(name)}\0".encode())
+        for text in sorted(_file(name).parent.glob("templates/*")):
+            whole.update(f"{text.name}\0".encode() + text.read_bytes())
     return whole.hexdigest()
 
 

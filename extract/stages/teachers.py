@@ -7,7 +7,7 @@ caption's own sha256; those of a teacher that is fitted on the data set wait in 
 continues.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from extract.cards.render import teacher_card
 from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
 from extract.engine.finished import Staging
@@ -142,7 +143,7 @@ def run(
             write_json(folder / INDEX, index)
             write_text(folder / FAILURES, "".join(canonical_json(failure) + "\n" for failure in failures))
             write_recipe(folder, recipe)
-            write_text(folder / "README.md", _card(dataset, index, recipe, recipe_hash, len(failures)))
+            write_text(folder / "README.md", teacher_card(dataset, index, recipe, recipe_hash, len(failures)))
         note_made(out, recipe_hash, "torch", "transformers", "h5py", "numpy", shards=made_in(shards))
         if failures:
             tqdm.write(f"{len(failures)} of {len(rows)} images have no vector: see {Path(out) / FAILURES}")
@@ -171,50 +172,3 @@ def _taken_from(
         return None if row is None else store.stored(side, row)
 
     return take
-
-
-_CARD = """# Uni-modal teachers: {dataset}
-
-{images:,} images and {captions:,} captions, a vector of length 1 each (float16).
-
-| what | images | captions |
-|---|---|---|
-| teacher | `{image_teacher}` | `{caption_teacher}` |
-| weights | {image_weights} | {caption_weights} |
-| numbers a vector | {image_dim} | {caption_dim} |
-
-Rows are in the manifest's order, images in the first shards, captions in those after (`index.json` says which, with
-counts and sha256). {failed} images have no vector and are zeros: `failures.jsonl`. Recipe `{recipe_hash}`
-(`recipe.json` has it whole).
-
-The vector of the first image with h5py alone:
-
-```python
-import h5py
-embedding = h5py.File("000000.h5", locking=False)["embeddings"][0]
-```
-
-or with SelfAlign: `extract.stores.teachers.TeacherStore(".").embeddings("images", [0])`.
-"""
-
-
-def _card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str, failed: int) -> str:
-    """README.md for the person who receives the folder."""
-    return _CARD.format(
-        dataset=dataset,
-        images=index["images"],
-        captions=index["captions"],
-        image_teacher=recipe["images"]["name"],
-        caption_teacher=recipe["captions"]["name"],
-        image_weights=_weights(recipe["images"]),
-        caption_weights=_weights(recipe["captions"]),
-        image_dim=index["dims"]["images"],
-        caption_dim=index["dims"]["captions"],
-        failed=failed or "No",
-        recipe_hash=recipe_hash,
-    )
-
-
-def _weights(recipe: dict[str, Any]) -> str:
-    files: Sequence[str] = [f"{name} sha256 `{digest}`" for name, digest in recipe.get("weights_sha256", {}).items()]
-    return ", ".join(files) or "none: built in"

@@ -7,8 +7,8 @@ caption's states are kept in the cache by its word pieces: what is known isn't c
 """
 
 from pathlib import Path
-from typing import Any
 
+from extract.cards.render import text_card
 from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
 from extract.engine.maker import Lot, Workers, parts_of
@@ -94,50 +94,6 @@ def run(
         with installing(out, shards) as folder:
             write_json(folder / INDEX, index)
             write_recipe(folder, maker.recipe)
-            write_text(folder / "README.md", _card(dataset, index, maker.recipe, maker.recipe_hash))
+            write_text(folder / "README.md", text_card(dataset, index, maker.recipe, maker.recipe_hash))
         libraries = ("torch", "transformers", "h5py", "numpy")
         note_made(out, maker.recipe_hash, *libraries, model=settings.model, shards=made_in(shards))
-
-
-_CARD = """# Text features: {dataset}
-
-{captions:,} captions, {pieces:,} word pieces of words, {dim} numbers a piece (float16): the states of a frozen encoder.
-
-| what | |
-|---|---|
-| encoder | `{encoder}`, layer {layer} |
-| weights | {weights} |
-| tokenizer | `{tokenizer}`, {size:,} entries |
-| kept | pieces that belong to a word; the encoder saw special tokens and punctuation too |
-| recipe | `{recipe_hash}` (`recipe.json` has it whole) |
-| shards | {shards}, captions in the order of the token store (`index.json` has counts and sha256) |
-
-The states of the first caption with h5py alone:
-
-```python
-import h5py
-shard = h5py.File("000000.h5", locking=False)
-states = shard["states"][slice(*shard["offsets"][0:2])]
-```
-
-or with SelfAlign: `extract.stores.text_features.TextFeatureStore(".").states(0)`. Which piece and which word a row is:
-`TokenStore("../tokens").word_pieces(0)`.
-"""
-
-
-def _card(dataset: str, index: dict[str, Any], recipe: dict[str, Any], recipe_hash: str) -> str:
-    """README.md for the person who receives the folder."""
-    encoder = recipe["encoder"]
-    return _CARD.format(
-        dataset=dataset,
-        captions=index["captions"],
-        pieces=index["pieces"],
-        dim=index["dim"],
-        encoder=encoder["name"],
-        layer=recipe["layer"],
-        weights=", ".join(f"{name} sha256 `{digest}`" for name, digest in encoder["weights_sha256"].items()),
-        tokenizer=recipe["tokenizer"]["class"],
-        size=recipe["tokenizer"]["size"],
-        recipe_hash=recipe_hash,
-        shards=len(index["shards"]),
-    )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from extract.cards.render import render
 from extract.engine.build import building
 from extract.engine.code import code_fingerprint
 from extract.engine.maker import Lot, Workers, parts_of
@@ -119,42 +120,6 @@ def _trained_on(listed: Manifest) -> Any:
     return of
 
 
-_CARD = """# Captions as words
-
-{captions} captions of {images} images, made by SelfAlign's word stage.
-
-| split | images | captions |
-|---|---|---|
-{splits}
-
-- Words: {words}, lower-cased, without punctuation and white space, cut by spaCy ({language}).{cut}
-- Vocabulary: {size} entries ({origin}, after `<pad> <unk> <start> <end>`); {unknown} words are `<unk>`.
-- Parts of speech: {tags}.
-- Word pieces: {pieces}.
-- Recipe: `{recipe}`.
-
-`tokens.h5` holds the numbers, `vocabulary.json` what `words` count, `recipe.json` how they were made and `pos_names`.
-Everything of caption c lies between two offsets; `spans` are characters of its text. With h5py alone:
-
-```python
-import h5py, json
-file, vocabulary, c = h5py.File("tokens.h5", locking=False), json.load(open("vocabulary.json")), 0
-start, end = file["text_offsets"][c : c + 2]
-print(file["image_id"][file["caption_image"][c]].decode(), file["text"][start:end].tobytes().decode())
-start, end = file["word_offsets"][c : c + 2]
-print([vocabulary[word] for word in file["words"][start:end]], file["spans"][start:end].tolist())
-```
-
-With SelfAlign installed:
-
-```python
-from extract.stores.tokens import TokenStore
-store = TokenStore(".")
-print(store.text(0), store.word_texts(0), [store.pos_names[tag] for tag in store.pos(0)])
-```
-"""
-
-
 def _card(listed: Manifest, recipe: dict[str, Any], counts: Counts, cut: str) -> str:
     """README.md for the person who receives the folder; `cut` says how many captions were cut."""
     per_split = {split: listed.caption_counts[listed.rows_in(split)] for split in SPLITS}
@@ -165,12 +130,13 @@ def _card(listed: Manifest, recipe: dict[str, Any], counts: Counts, cut: str) ->
     if tokenizer:
         bound = f"at most {tokenizer['max_pieces']} a caption" if tokenizer["max_pieces"] else "captions whole"
         pieces = f"`{tokenizer['class']}`, {tokenizer['size']} entries, {bound}"
-    return _CARD.format(
+    return render(
+        "tokens.md.jinja",
         captions=listed.num_captions,
         images=len(listed),
-        splits="\n".join(f"| {split} | {len(own)} | {own.sum()} |" for split, own in per_split.items()),
+        splits=[(split, len(own), own.sum()) for split, own in per_split.items()],
         words=counts.words,
-        cut=f" {cut}: their text is whole." if cut else "",
+        cut=cut,
         language=" ".join(language[key] for key in ("name", "version") if key in language),
         size=recipe["vocabulary_size"],
         origin="taken from another data set" if min_count is None else f"words used {min_count} times or more in train",

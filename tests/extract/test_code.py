@@ -91,3 +91,10 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
 def test_every_module_that_a_run_may_leave_out_is_there() -> None:
     for module in unused_modules(run_settings({"name": "vse_infinity", "dim": 8})):
         assert (CHECKOUT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_a_cards_template_counts(copied: Path, fingerprints: Callable[[], dict[str, str]]) -> None:
+    before, card = fingerprints(), code_fingerprint("extract.cards.render")
+    (copied / "extract" / "cards" / "templates").mkdir()
+    (copied / "extract" / "cards" / "templates" / "regions.md.jinja").write_text("# {{ dataset }}")
+    assert fingerprints() == before and code_fingerprint("extract.cards.render") != card

@@ -1,6 +1,8 @@
-"""Which torch device "auto" means on this machine."""
+"""Torch's device: which one "auto" means on this machine, and what beside it may move the last bits of results."""
 
 import platform
+from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -21,3 +23,14 @@ def torch_device(wanted: str) -> str:
             fix="unset it, or use cpu",
         )
     return wanted
+
+
+def environment(device: str, batch_size: int, *libraries: str) -> dict[str, Any]:
+    """What may move the last bits of results: device, threads, batch size, and the versions of torch and libraries."""
+    return {
+        "device": device.partition(":")[0],
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "torch": torch.__version__,
+        **{name: version(name) for name in libraries},
+    }

@@ -8,18 +8,21 @@ import codecs
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from extract.exchange.source import Bytes, Found, Record, Source, files_in
+from extract.stores.regions import Regions, RegionStore
 from manifests.errors import InputError
 from manifests.jsonl import split_lines
 from manifests.opening import open_file
+from manifests.schema import ImageRow
 from manifests.source import LeftOut
 
+FILE = "regions.tsv"  # as we write it
 FIX = "fetch or export the file again: it may have been cut off"
 # Python's own syntax of whole numbers takes 1_2 for 12. No array has a count of more digits than these.
 _WHOLE = re.compile(rb"(-?[0-9]{1,18})(\.0*)?")
@@ -215,7 +218,7 @@ class TsvSource(Source):
 
     A place is (file, row, offset, length).
 
-    fields : how many a row has. A format says what they hold in `head` and `record`.
+    fields : how many a row has. A format says what they hold in `head`, `record` and `row`.
     """
 
     options = frozenset({"dtype"})
@@ -250,6 +253,22 @@ class TsvSource(Source):
     @abstractmethod
     def record(self, fields: list[bytes], where: str, size: tuple[int, int], boxes: int) -> Record:
         """The regions of a row whose head is known."""
+
+    @staticmethod
+    @abstractmethod
+    def row(found: Regions, where: Path) -> list[str]:
+        """The fields of an image's regions but for its id. Raises InputError where the format needs more."""
+
+    @classmethod
+    def write(
+        cls, folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance: Callable[[], object]
+    ) -> None:
+        """Write `rows`, which `store` has, to `folder`/regions.tsv. Raises InputError as `row` does."""
+        with open(folder / FILE, "w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                fields = cls.row(store.read(store.row(row.id)), store.folder)
+                file.write("\t".join([id_field(row.id, store.folder), *fields]) + "\n")
+                advance()
 
     def sizes(self) -> tuple[int, ...]:
         """Bytes of a number that boxes and labels may have beside the usual."""

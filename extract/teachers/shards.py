@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from extract.engine.cache import Cache
 from extract.engine.code import code_fingerprint
+from extract.engine.device import environment
 from extract.engine.finished import Staging
 from extract.engine.maker import Advance, ItemMaker
 from extract.engine.tolerance import off
@@ -72,12 +71,7 @@ class TeacherShards(ItemMaker[list[Any], np.ndarray]):
     @property
     def environment(self) -> dict[str, Any]:
         """What may move the last bits."""
-        return {
-            "device": self.inputs.device.partition(":")[0],
-            "threads": torch.get_num_threads(),
-            "batch_size": self.inputs.batch_size,
-            **{name: version(name) for name in ("torch", "transformers")},
-        }
+        return environment(self.inputs.device, self.inputs.batch_size, "transformers")
 
     def done(self, part: list[Any]) -> dict[str, Any] | None:
         done = super().done(part)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from extract.engine.cache import Cache
 from extract.engine.code import code_fingerprint
+from extract.engine.device import environment
 from extract.engine.maker import Advance, ItemMaker
 from extract.engine.tolerance import off
 from extract.stores.hdf5 import MappedHDF5
@@ -97,12 +97,7 @@ class TextFeatures(ItemMaker[CaptionPieces, np.ndarray]):
     @property
     def environment(self) -> dict[str, Any]:
         """What may move the last bits."""
-        return {
-            "device": self.device.partition(":")[0],
-            "threads": torch.get_num_threads(),
-            "batch_size": self.batch_size,
-            **{name: version(name) for name in ("torch", "transformers")},
-        }
+        return environment(self.device, self.batch_size, "transformers")
 
     def content(self, part: CaptionPieces) -> dict[str, Any]:
         arrays = (part.ids, part.kept, part.offsets - part.offsets[0])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from extract.engine.cache import Cache, Sidecar
 from extract.engine.code import code_fingerprint
+from extract.engine.device import environment
 from extract.engine.maker import Advance, ItemMaker
 from extract.engine.tolerance import off
 from extract.settings import RegionSettings
@@ -167,12 +168,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
     @property
     def environment(self) -> dict[str, Any]:
         """What may move the last bits."""
-        return {
-            "device": self.device.partition(":")[0],
-            "threads": torch.get_num_threads(),
-            "batch_size": self.batch_size,
-            "torch": torch.__version__,
-        }
+        return environment(self.device, self.batch_size)
 
     def compute(self, part: list[ImageRow], places: Sequence[int], advance: Advance) -> dict[int, Regions]:
         """Regions by their picture's place; `failures` are those that couldn't be read (id, path, reason)."""

@@ -4,16 +4,12 @@
 Anderson et al., "Bottom-Up and Top-Down Attention" (CVPR 2018).
 """
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extract.exchange import tsv
 from extract.exchange.source import Record
-from extract.stores.regions import RegionStore
+from extract.stores.regions import Regions
 from manifests.imported import FORMATS
-from manifests.schema import ImageRow
-
-FILE = "regions.tsv"
 
 
 @FORMATS.add("butd-tsv")
@@ -33,13 +29,6 @@ class ButdSource(tsv.TsvSource):
         return Record(self.features(fields[5], where, boxes), found, size)
 
     @staticmethod
-    def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance: Callable[[], object]) -> None:
-        """Write `rows`, which `store` has, to `folder`/regions.tsv."""
-        with open(folder / FILE, "w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                found = store.read(store.row(row.id))
-                width, height = found.image_size
-                boxes, features = tsv.encoded(found.boxes, "<f4"), tsv.encoded(found.features, "<f4")
-                image_id = tsv.id_field(row.id, store.folder)
-                file.write(f"{image_id}\t{width}\t{height}\t{len(found)}\t{boxes}\t{features}\n")
-                advance()
+    def row(found: Regions, where: Path) -> list[str]:
+        boxes, features = tsv.encoded(found.boxes, "<f4"), tsv.encoded(found.features, "<f4")
+        return [*map(str, (*found.image_size, len(found))), boxes, features]

@@ -4,17 +4,14 @@ No header; height comes before width, unlike in bottom-up-attention's. The array
 float32, boxes absolute (x1, y1, x2, y2). Source: Tan & Bansal, "LXMERT" (EMNLP 2019), `data/*_obj36.tsv`.
 """
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from extract.exchange import tsv
 from extract.exchange.source import LABELS, Record
-from extract.stores.regions import RegionStore
+from extract.stores.regions import Regions
 from manifests.errors import InputError
 from manifests.imported import FORMATS
-from manifests.schema import ImageRow
 
-FILE = "regions.tsv"
 _DTYPES = dict(zip(LABELS, ("<i8", "<f4", "<i8", "<f4"), strict=True))
 
 
@@ -39,21 +36,14 @@ class LxmertSource(tsv.TsvSource):
         return Record(self.features(fields[9], where, boxes), found, size, labels)
 
     @staticmethod
-    def write(folder: Path, rows: Sequence[ImageRow], store: RegionStore, *, advance: Callable[[], object]) -> None:
-        """Write `rows`, which `store` has, to `folder`/regions.tsv. InputError where the store lacks classes."""
-        with open(folder / FILE, "w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                found = store.read(store.row(row.id))
-                labels = [getattr(found, name) for name in LABELS]
-                if any(values is None for values in labels):
-                    raise InputError(
-                        "it has no classes and attributes with confidences, which lxmert-tsv is made of",
-                        where=store.folder,
-                        fix="export butd-tsv, or extract with a detector that has an attribute head",
-                    )
-                width, height = found.image_size
-                fields = [tsv.id_field(row.id, store.folder), str(height), str(width)]
-                fields += [tsv.encoded(values, dtype) for values, dtype in zip(labels, _DTYPES.values(), strict=True)]
-                fields += [str(len(found)), tsv.encoded(found.boxes, "<f4"), tsv.encoded(found.features, "<f4")]
-                file.write("\t".join(fields) + "\n")
-                advance()
+    def row(found: Regions, where: Path) -> list[str]:
+        labels = [getattr(found, name) for name in LABELS]
+        if any(values is None for values in labels):
+            raise InputError(
+                "it has no classes and attributes with confidences, which lxmert-tsv is made of",
+                where=where,
+                fix="export butd-tsv, or extract with a detector that has an attribute head",
+            )
+        encoded = [tsv.encoded(values, dtype) for values, dtype in zip(labels, _DTYPES.values(), strict=True)]
+        boxes, features = tsv.encoded(found.boxes, "<f4"), tsv.encoded(found.features, "<f4")
+        return [*map(str, found.image_size[::-1]), *encoded, str(len(found)), boxes, features]

@@ -1,17 +1,13 @@
 """Have pictures changed since their manifest was made? DVC doesn't look at them: `selfalign check` does."""
 
 import hashlib
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from manifests.opening import open_file
+from manifests.opening import in_threads, open_file
 from manifests.progress import progress
 from manifests.schema import ImageRow
 from manifests.tables import Manifest
-
-_TOGETHER = 1024
 
 
 def changed_pictures(manifest: Manifest, images: Path) -> Iterator[tuple[ImageRow, str]]:
@@ -27,13 +23,7 @@ def changed_pictures(manifest: Manifest, images: Path) -> Iterator[tuple[ImageRo
         except OSError as error:
             return f"can't be read ({error.strerror})"
 
-    with (
-        ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool,
-        progress(what="check", unit="pictures", total=len(manifest)) as bar,
-    ):
-        for start in range(0, len(manifest), _TOGETHER):
-            rows = manifest.images[start : start + _TOGETHER]
-            for row, told in zip(rows, pool.map(wrong, rows), strict=True):
-                bar.update()
-                if told:
-                    yield row, told
+    looked_at = in_threads(wrong, manifest.images)
+    for row, told in progress(looked_at, what="check", unit="pictures", total=len(manifest)):
+        if told:
+            yield row, told

@@ -11,11 +11,9 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from glob import escape
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
@@ -32,7 +30,7 @@ from manifests.imported import write_source
 from manifests.left_out import Sieve
 from manifests.locks import one_writer
 from manifests.names import id_problem
-from manifests.opening import open_file
+from manifests.opening import in_threads, open_file
 from manifests.picture_files import open_picture
 from manifests.progress import progress
 from manifests.schema import SPLITS, CaptionedImage
@@ -44,7 +42,6 @@ Facts = tuple[str, int | None, int | None]
 LONGEST_CAPTION = 2**16
 """Characters: what is longer is no caption."""
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture on its side
-_TOGETHER = 1024
 _LATIN_WORD = re.compile(r"[A-Za-z0-9]")
 
 log = logging.getLogger(__name__)
@@ -285,12 +282,11 @@ def present(root: Path, entries: list[SourceImage], file: Path, sieve: Sieve) ->
         return None
 
     kept = []
-    with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
-        for entry, error in zip(entries, pool.map(absent, entries, chunksize=64), strict=True):
-            if error:
-                sieve.add("missing", error, entry.id)
-            else:
-                kept.append(entry)
+    for entry, error in in_threads(absent, entries):
+        if error:
+            sieve.add("missing", error, entry.id)
+        else:
+            kept.append(entry)
     if not kept:
         error = sieve.items[-1].error
         if len(entries) == 1:
@@ -388,10 +384,7 @@ def manifest_rows(
 
 def _pictures(root: Path, entries: list[SourceImage], file: Path) -> Iterator[Facts | InputError]:
     """What each entry's picture tells, read in threads."""
-    pending = iter(entries)
-    with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
-        while batch := list(islice(pending, _TOGETHER)):
-            yield from pool.map(partial(_picture, root, file), batch)
+    return (found for _, found in in_threads(partial(_picture, root, file), entries))
 
 
 def _picture(root: Path, file: Path, entry: SourceImage) -> Facts | InputError:

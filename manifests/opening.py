@@ -8,9 +8,14 @@ import io
 import os
 import stat
 import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+T, U = TypeVar("T"), TypeVar("U")
 
 MOST_ROW = 2**26
 """Bytes of a row, a line or a member that are read at once: what a few bytes claim must not take the memory."""
@@ -19,6 +24,7 @@ MAX_PIXELS = 64_000_000
 PILLOWS_LIMIT = 178_956_970
 """Pixels above which Pillow refuses a picture, whatever settings say."""
 
+_TOGETHER = 1024
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -44,6 +50,14 @@ def read_file(path: Path) -> bytes:
     """All bytes of a file, with the errors of `open_file`."""
     with open_file(path) as file:
         return file.read()
+
+
+def in_threads(work: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
+    """Each item with ``work(item)``, in their order, in more threads than cores; few items wait at a time."""
+    waiting = iter(items)
+    with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+        while batch := list(islice(waiting, _TOGETHER)):
+            yield from zip(batch, pool.map(work, batch), strict=True)
 
 
 def _member(path: Path) -> bytes:

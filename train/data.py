@@ -110,10 +110,13 @@ class RetrievalData:
         if self.teacher_store:
             self.teacher_store.require_manifest(manifest)
             self._require_taught(self.teacher_store)
-        captions = [self.token_store.captions_of(number) for number, _ in kept]
-        self._caption_rows = [row for own in captions for row in own]
-        self.caption_image = np.repeat(np.arange(len(kept)), [len(own) for own in captions])
-        self._first_caption = np.cumsum([0, *(len(own) for own in captions)])
+        first = self.token_store.first_caption
+        counts = first[self.image_rows + 1] - first[self.image_rows]
+        self.caption_image = np.repeat(np.arange(len(kept)), counts)
+        self._first_caption = np.concatenate(([0], np.cumsum(counts)))
+        # Its number in the token store: that of its image's first caption, and its place among the image's.
+        places = np.arange(len(self.caption_image)) - self._first_caption[self.caption_image]
+        self._caption_rows = first[self.image_rows[self.caption_image]] + places
 
     @property
     def num_captions(self) -> int:

@@ -401,11 +401,15 @@ class TokenStore:
 
     def captions_of(self, image: int) -> range:
         """The captions of the image in row `image` of the manifest."""
-        if not 0 <= image < len(self._arrays["image_id"]):
-            raise IndexError(f"{self.path} has no image {image}: it has {len(self._arrays['image_id'])}")
-        rows = self._arrays["caption_image"]
-        start, end = np.searchsorted(rows, np.array((image, image + 1), rows.dtype))
-        return range(int(start), int(end))
+        if not 0 <= image < len(self.first_caption) - 1:
+            raise IndexError(f"{self.path} has no image {image}: it has {len(self.first_caption) - 1}")
+        return range(*self.first_caption[image : image + 2].tolist())
+
+    @cached_property
+    def first_caption(self) -> np.ndarray:
+        """int64 ``[N + 1]``: image n has the captions from entry n up to entry n + 1."""
+        counts = np.bincount(self._arrays["caption_image"], minlength=len(self._arrays["image_id"]))
+        return np.concatenate(([0], np.cumsum(counts)))
 
     def _range(self, offsets: str, caption: int) -> slice:
         self._require_there(caption)

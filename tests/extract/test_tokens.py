@@ -58,6 +58,7 @@ def test_captions_are_kept_as_written_and_lead_back_to_their_images(store):
     assert store.image_ids == list(CAPTIONS)
     assert [list(store.captions_of(image)) for image in range(5)] == [[0, 1], [], [2], [3, 4], [5]]
     assert [store.image(caption) for caption in range(6)] == [0, 0, 2, 3, 3, 4]
+    assert store.first_caption.tolist() == [0, 2, 2, 3, 5, 6]
     for read, number in ((store.words, 6), (store.text, -1), (store.image, -1), (store.captions_of, 5)):
         with pytest.raises(IndexError):
             read(number)

@@ -110,13 +110,20 @@ def prepare(data: Path, rows: int) -> None:
     temporary.rename(data / "captions.jsonl")
 
 
+def fresh(out: Path) -> Path:
+    """A store's place, without what an earlier run made there."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.with_name(f".{out.name}.made.json").unlink(missing_ok=True)
+    return out
+
+
 @measured
 def manifest(data: Path) -> None:
     from manifests.manifest import run
 
     # The same pictures are in all splits.
     own = {"captions": data / "captions.jsonl", "format": "folder", "duplicates": "allow"}
-    run(images=data / "images", out=data / "manifest", **own)
+    run(images=data / "images", out=fresh(data / "manifest"), **own)
 
 
 @measured
@@ -130,7 +137,7 @@ def regions(data: Path) -> None:
 
     shutil.rmtree(data / "cache", ignore_errors=True)
     settings = RegionSettings(detector={"name": "means"})
-    places = {"manifest": data / "manifest", "images": data / "images", "out": data / "regions"}
+    places = {"manifest": data / "manifest", "images": data / "images", "out": fresh(data / "regions")}
     run(dataset="scale", **places, settings=settings, cache=data / "cache", batch_size=64)
 
 
@@ -138,7 +145,7 @@ def regions(data: Path) -> None:
 def tokens(data: Path) -> None:
     from extract.stages.tokens import run
 
-    run(manifest=data / "manifest", settings=TOKENS, out=data / "tokens")
+    run(manifest=data / "manifest", settings=TOKENS, out=fresh(data / "tokens"))
 
 
 def _tokens_by(workers: int, data: Path) -> dict[str, Any]:
@@ -200,7 +207,7 @@ def pack(data: Path) -> None:
     from extract.stages.pack import run
 
     stores = {name: data / name for name in ("manifest", "regions", "tokens")}
-    run(dataset="scale", **stores, settings=PackSettings(), out=data / "pack")
+    run(dataset="scale", **stores, settings=PackSettings(), out=fresh(data / "pack"))
 
 
 @measured

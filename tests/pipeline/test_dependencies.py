@@ -39,6 +39,7 @@ PARTS = {
     "regions": {"demo/detector/demo.py"},
     "tokens": {"demo/language.py"},
     "teachers": {f"extract/teachers/{name}.py" for name in ("lsa", "regions_mean", "sentences", "vision")},
+    "evaluate": {f"eval/metrics/{name}.py" for name in ("rouge_l", "spice", "unimodal", "eccv")},
 }
 # A path says where something lies, not what it is: the regions' pictures are checked by the manifest's sha256 sums.
 PARAMS = {

@@ -82,16 +82,16 @@ class PackShards(Maker[Samples]):
                 for row, facts in zip(part.rows, part.facts(), strict=True):
                     found = self.regions.read(row)
                     write_sample(shard, Sample(found, facts))
-                    own = Norms.of(found.features)
-                    norms += [own] if own.count else []
-                    if not isfinite(own.total):
+                    norms.append(Norms.of(found.features))
+                    if not isfinite(norms[-1].total):
                         raise InputError(
                             f"features of image {facts['id']!r} are NaN or infinite",
                             where=self.regions.folder,
                             fix="make the store again: `selfalign verify` says what is wrong with it",
                         )
                     advance(1)
-        return {"sha256": file.digest.hexdigest(), "norms": [astuple(each) for each in norms]}, len(part)
+        whole = Norms.together(norms)
+        return {"sha256": file.digest.hexdigest(), "norms": astuple(whole) if whole.count else None}, len(part)
 
 
 class _Hashed:
@@ -170,7 +170,7 @@ def run(
             }
             for (name, rows), done in zip(shards.items(), built[0], strict=True)
         ]
-        norms = [Norms(*each) for done in built[0] for each in done["norms"]]
+        norms = [Norms(*done["norms"]) for done in built[0] if done["norms"]]
         index = {
             "schema": SCHEMA,
             "dataset": dataset,

@@ -279,9 +279,10 @@ def dvc_status(data: Path) -> dict[str, Any]:
     (project / "dvc.lock").unlink()
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     source = {"format": "folder", "images": "../images", "captions": "../captions.jsonl", "watch": "../captions.jsonl"}
-    own = {"regions": {"detector": {"name": "means"}}, "tokens": TOKENS.model_dump(mode="json"), "pack": {}}
+    own = {"regions": {"detector": {"name": "means"}}, "tokens": TOKENS.model_dump(mode="json")}
     params |= {"datasets": {"scale": {"source": source | {"duplicates": "allow"}} | own}}
     params |= {name: {} for name in ("text_features", "teachers", "optional", "runs", "ensembles", "studies")}
+    params |= {"packs": {"scale": {}}}
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for name in ("manifest", "regions", "tokens", "pack"):
         shutil.copytree(data / name, project / "data" / "scale" / name, copy_function=os.link)

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from extract.teachers.settings import named
 from manifests.errors import InputError
 from manifests.files import link_or_copy, write_text
 from manifests.grounding import FILE as GROUNDING
@@ -224,9 +225,17 @@ def _stages(sets: list[_Set], params: Params, locked: dict[str, Any]) -> tuple[l
             stage = f"{store}@{each.name}"
             there = (each.folder / store).is_dir()
             asked = locked.get(stage, {}).get("params", {}).get(FILE.name, {})
-            same = store in ("manifest", "regions") or all(_at(values, key) == value for key, value in asked.items())
+            equal = (_at(values, key) == _now(key, value) for key, value in asked.items())
+            same = store in ("manifest", "regions") or all(equal)
             (stages if there and same else left).append(stage)
     return stages, [*left, *(f"train@{run}" for run in params.runs), *(f"study@{study}" for study in params.studies)]
+
+
+def _now(dotted: str, value: Any) -> Any:
+    """What an older project's lock has of a key, as it is written now."""
+    if dotted.startswith("teachers.") and isinstance(value, dict):
+        return {key: named(key, own) or own for key, own in value.items()}
+    return value
 
 
 def _at(values: Any, dotted: str) -> Any:

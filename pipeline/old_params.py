@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from demo.detector.demo import OLD_WEIGHTS
+from extract.stores.teachers import SIDES
+from extract.teachers.settings import named
 from manifests.readers import READERS
 from pipeline import editing, places, strict_yaml
 from train.old_runs import MOVED, SECTIONS, translated
@@ -28,6 +30,7 @@ def rewritten(text: str) -> tuple[str, list[str]]:
             told.append(f"datasets.{name}.source.watch: {watched}, which DVC looks at beside the captions")
     text = _with_packs(text, values, told)
     text = _with_losses(text, values, told)
+    text = _with_parts(text, values, told)
     for name, study in _items(values, "studies"):
         if isinstance(study, dict) and {"key", "values"} <= study.keys():
             text = editing.insert(text, ("studies", name), {"vary": {_key(str(study["key"])): study["values"]}})
@@ -58,6 +61,24 @@ def _with_packs(text: str, values: Any, told: list[str]) -> str:
     for name in packs:
         text = editing.cut(text, ("datasets", name, "pack"))
     told.append(f"packs: {', '.join(packs) or 'none'}, in a section of its own")
+    return text
+
+
+def _with_parts(text: str, values: Any, told: list[str]) -> str:
+    """The text with the names of teachers, and SPICE among the metrics."""
+    for name, teachers in _items(values, "teachers"):
+        for side in SIDES:
+            was = teachers.get(side) if isinstance(teachers, dict) else None
+            if new := named(side, was):
+                place = ("teachers", name, side)
+                text = editing.insert(text, place, {"name": new["name"]})
+                for key in was.keys() - new.keys():
+                    text = editing.cut(text, (*place, key))
+                told.append(f"{'.'.join(place)}: name: {new['name']}")
+    if jar := dict(_items(values, "evaluate")).get("spice"):
+        text = editing.insert(text, "evaluate", {"metrics": {"spice": {"jar": jar}}})
+        text = editing.cut(text, ("evaluate", "spice"))
+        told.append("evaluate.metrics.spice.jar, in the place of evaluate.spice")
     return text
 
 

@@ -90,8 +90,8 @@ class PackShards(Maker[Samples]):
                             fix="make the store again: `selfalign verify` says what is wrong with it",
                         )
                     advance(1)
-        whole = Norms.together(norms)
-        return {"sha256": file.digest.hexdigest(), "norms": astuple(whole) if whole.count else None}, len(part)
+        all_of_it = Norms.together(norms)
+        return {"sha256": file.digest.hexdigest(), "norms": astuple(all_of_it) if all_of_it.count else None}, len(part)
 
 
 class _Hashed:

@@ -4,12 +4,20 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from extract.stores.teachers import SIDES
+from extract.stores.teachers import SIDES, Side
 from extract.teachers import TEACHERS
 from manifests.opening import MAX_PIXELS, PILLOWS_LIMIT
 from manifests.typed import Settings
 
 _OF_MODELS = {"images": "vision", "captions": "sentences"}
+
+
+def named(side: Side, told: Any) -> dict[str, Any] | None:
+    """A teacher's entry as older projects wrote it, without a name, as it is written now; None of any other value."""
+    if not isinstance(told, dict) or "name" in told or not isinstance(model := told.get("model"), str):
+        return None
+    own = {"name": model} if TEACHERS.has_own(model) else {"name": _OF_MODELS[side], "model": model}
+    return own | {key: each for key, each in told.items() if key not in ("model", "reads")}
 
 
 class TeacherSettings(Settings):
@@ -30,10 +38,7 @@ class TeacherSettings(Settings):
     def _teachers_have_names(cls, value: Any) -> Any:
         """Refuse teachers as they were written before they had names, with what to write now."""
         for side in SIDES if isinstance(value, dict) else ():
-            told = value.get(side)
-            if isinstance(told, dict) and "name" not in told and isinstance(model := told.get("model"), str):
-                own = {"name": model} if TEACHERS.has_own(model) else {"name": _OF_MODELS[side], "model": model}
-                own |= {key: each for key, each in told.items() if key not in ("model", "reads")}
+            if own := named(side, value.get(side)):
                 written = ", ".join(f"{key}: {each}" for key, each in own.items())
                 raise ValueError(f"{side} has no `name`: write {side}: {{{written}}}")
         return value

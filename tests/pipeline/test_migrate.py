@@ -71,6 +71,8 @@ def test_an_older_project_goes_on_without_extracting(tmp_path: Path) -> None:
     assert now["datasets"]["own"]["regions"]["detector"].pop("weights") == "demo/weights/demo.safetensors"
     before["datasets"]["own"]["regions"]["detector"].pop("weights")
     assert now.pop("packs") == {"own": before["datasets"]["own"].pop("pack")}
+    assert now.pop("teachers") == {"own": {"images": {"name": "regions-mean"}, "captions": {"name": "lsa", "dim": 4}}}
+    assert before.pop("teachers")["own"]["captions"] == {"model": "lsa", "dim": 4}
     assert {key: now[key] for key in now if key != "runs"} == {key: before[key] for key in before if key != "runs"}
 
     ours, theirs = RegionStore(project.root / "data/own/regions"), RegionStore(old / "data/own/regions")
@@ -223,3 +225,25 @@ def test_todays_parameters_stay_as_they_are() -> None:
         assert rewritten(text) == (text, [])
     with pytest.raises(InputError, match="selfalign migrate"):
         parse_params(OLD_RUNS)
+
+
+@pytest.mark.parametrize(
+    ("images", "now"),
+    [
+        (
+            "\n      model: a/vit\n      reads: manifest # pictures\n      pooling: cls\n",
+            {"model": "a/vit", "pooling": "cls"},
+        ),
+        (" {model: models/vit, reads: manifest}\n", {"model": "models/vit"}),
+    ],
+)
+def test_teachers_get_names_and_spice_is_a_metric(images: str, now: dict[str, str]) -> None:
+    teachers = f"teachers:\n  d:\n    images:{images}    captions: {{model: models/minilm, plain: true}}\n"
+    written, told = rewritten(f"packs: {{}}\n{teachers}evaluate: {{split: test, spice: a.jar}} # one\n")
+    found = yaml.safe_load(written)
+    assert found["teachers"]["d"] == {
+        "images": {"name": "vision"} | now,
+        "captions": {"name": "sentences", "model": "models/minilm", "plain": True},
+    }
+    assert found["evaluate"] == {"split": "test", "metrics": {"spice": {"jar": "a.jar"}}} and "# one" in written
+    assert "teachers.d.images: name: vision" in told

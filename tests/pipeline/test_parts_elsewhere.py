@@ -35,7 +35,7 @@ def params(folder: Path) -> dict[str, Any]:
     """The committed `params.yaml` with one data set and one run, of which every part is the other package's."""
     found = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
     source = {"captions": "captions.txt", "watch": "captions.txt"}
-    stores = {"tokens": {"language": "blank_en", "min_count": 1}, "pack": {}}
+    stores = {"tokens": {"language": "blank_en", "min_count": 1}}
     regions = {"detector": {"name": "corners", "side": 16}, "images_per_shard": 4}
     imported = {"format": "flat", "images": "flat", "captions": "flat/captions.json", "watch": "flat"}
     run = {
@@ -47,7 +47,7 @@ def params(folder: Path) -> dict[str, Any]:
             "theirs": stores | {"source": source | {"format": "lines", "images": "images"}, "regions": regions},
             "again": stores | {"source": imported, "regions": {}},
         },
-        "text_features": {},
+        **{"text_features": {}, "packs": {}},
         "teachers": {"theirs": {"images": {"name": "colours"}, "captions": {"name": "lsa", "dim": 4}}},
         **{"optional": {}, "runs": {"run": run}, "ensembles": {}, "studies": {}},
         "evaluate": {"split": "test", "metrics": {"middle": {"order": 1}, "rouge_l": None}},

@@ -259,7 +259,6 @@ def test_the_entry_of_features_that_are_not_here_is_told_as_it_is_pasted(
     source: {{format: {format}, images: /data/f30k, captions: {captions}, watch: /data/f30k}}
     regions: {{}}
     tokens: {{language: blank_en, min_count: 1}}
-    pack: {{}}
 """
     Path("params.yaml").write_text(text.replace("datasets:\n", entry, 1), encoding="utf-8")
     told = doctor(2).stdout

@@ -33,7 +33,7 @@ from benchmarks.feed import write_store
 from benchmarks.step import FEATURES, PAIRS, TEXT, region_batch, run_settings, word_batch
 from eval.embeddings import Embeddings
 from eval.ranks import retrieval_ranks
-from extract.stores.regions import Regions, RegionStore
+from extract.stores.regions import RegionStore
 from manifests.files import write_json
 from tests.train.readbacks import ReadBacks
 from train.batches import RegionBatch, WordBatch
@@ -155,8 +155,8 @@ class MadeData:
     def region_counts(self) -> np.ndarray:
         return self.region_store.num_boxes
 
-    def regions(self, image: int) -> Regions:
-        return self.region_store.regions(image)
+    def region_features(self, image: int) -> np.ndarray:
+        return self.region_store.read(image).features
 
     def region_batch(self, images: np.ndarray, into: Callable | None = np.empty) -> RegionBatch:
         features, boxes, counts, sizes = self.region_store.padded(images, into)

@@ -7,6 +7,7 @@ The locals of a split are computed once, without padding; scores of all pairs ar
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 from eval.embed import distinct
 from eval.encode import encode
 from eval.scores import require_finite_scale, rounding
+from manifests.files import room_for
 from train.all_pairs import Aggregation, alignment_scores
 from train.batches import WordBatch
 from train.data import RetrievalData
+from train.device import free_bytes
 from train.encoding import Encoding
 from train.losses.loss import Loss
 from train.model import RetrievalModel
@@ -142,7 +145,7 @@ def embed_locals(model: RetrievalModel, data: RetrievalData, batch_size: int, *,
 
 
 class LocalsCollector:
-    """Collects what ALADIN's teacher compares, in a temporary file: it isn't held in memory.
+    """Collects what ALADIN's teacher compares, in a temporary file (below TMPDIR): it isn't held in memory.
 
     Of equal contents the first one's count, as in `eval.embed`.
     """
@@ -180,12 +183,13 @@ class _Passing:
         own, count = vectors[mask].float().cpu().numpy(), mask.sum(1).cpu().numpy()
         self._first[items], self._count[items] = self._rows + count.cumsum() - count, count
         self._rows, self._dim, self._device = self._rows + len(own), own.shape[1], vectors.device
-        own.tofile(self._file)
+        with room_for(Path(tempfile.gettempdir())):
+            self._file.write(memoryview(np.ascontiguousarray(own)).cast("B"))
 
     def locals(self, first: np.ndarray) -> Locals:
         """Those of all items; item n has those of item ``first[n]``. On a GPU where they take less than half of it."""
         self._file.flush()
         vectors = torch.from_numpy(np.memmap(self._file, np.float32, "r+", shape=(self._rows, self._dim)))
-        if self._device.type == "cuda" and vectors.nbytes < torch.cuda.mem_get_info(self._device)[0] / 2:
+        if self._device.type == "cuda" and vectors.nbytes < free_bytes(self._device) / 2:
             vectors = vectors.to(self._device)
         return Locals(vectors, self._first[first], self._count[first], self._device)

@@ -56,7 +56,7 @@ def _decides(
         "settings": settings.model_dump(mode="json"),
         "pieces": pieces,
         "code": [CODE, code_fingerprint(*(metric.__module__ for metric in metrics))],
-        "metrics": [identity(metric) for metric in metrics],
+        "metrics": [[identity(each), each(settings.metrics[each.name]).lacking()] for each in metrics],
     }
 
 

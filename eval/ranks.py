@@ -73,7 +73,7 @@ def ranks(scores: np.ndarray, relevant: Relevance) -> np.ndarray:
 
 
 def retrieval_ranks(scores: Scores, images: np.ndarray, captions: np.ndarray) -> Ranks:
-    """Both directions' ranks, from one pass over the scores in blocks; no more than some MB at any time.
+    """Both directions' ranks, from one pass over the scores in blocks: some MB on a processor, some hundred on a GPU.
 
     Parameters
     ----------

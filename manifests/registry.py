@@ -112,6 +112,8 @@ class Registry(dict[str, T]):
         def chosen(value: Any) -> dict[str, Settings]:
             if not isinstance(value, Mapping):
                 raise _wrong(f"expected a mapping of {self.kind}s' names and their keys")
+            if wrong := [name for name in value if not isinstance(name, str)]:
+                raise _wrong(f"{wrong[0]!r} is no name of a {self.kind}: write it in quotes")
             keys = {name: own for name, own in ({name: {} for name in always} | {**value}).items() if own is not None}
             try:
                 parts = {name: (self.find(name).Settings, ...) for name in sorted(keys)}

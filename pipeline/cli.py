@@ -401,6 +401,8 @@ def study(study: str) -> None:
         batch_size=machine.encode_batch,
         staging=machine.staging,
         cache=machine.cache,
+        resident=machine.resident,
+        checkpoint_minutes=machine.checkpoint_minutes,
         out=places.study(study),
     )
     click.echo(table)

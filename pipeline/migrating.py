@@ -195,7 +195,11 @@ def _put(found: _Set, store: str) -> None:
     """Let a store take its place; what was there is removed."""
     place, old = found.folder / store, found.apart / f"{store}.old"
     os.replace(place, old)
-    os.replace(found.apart / store, place)
+    try:
+        os.replace(found.apart / store, place)
+    except BaseException:
+        os.replace(old, place)
+        raise
     for note in found.folder.glob(f".{store}.*.json"):  # of the older one
         note.unlink()
 
@@ -203,6 +207,9 @@ def _put(found: _Set, store: str) -> None:
 @contextmanager
 def _tidied(apart: Path) -> Iterator[None]:
     """Remove the folder apart, before, where a killed process left it, and after; what was noted there is kept."""
+    for old in apart.glob("*.old"):  # a process was killed between two renames
+        if not (place := apart.with_name(old.name.removesuffix(".old"))).exists():
+            os.replace(old, place)
     shutil.rmtree(apart, ignore_errors=True)
     try:
         yield

@@ -32,7 +32,10 @@ def rewritten(text: str) -> tuple[str, list[str]]:
     text = _with_losses(text, values, told)
     text = _with_parts(text, values, told)
     for name, study in _items(values, "studies"):
-        if isinstance(study, dict) and {"key", "values"} <= study.keys():
+        if isinstance(study, dict) and study.get("values") == [] and "key" in study:
+            text = editing.cut(text, ("studies", name))
+            told.append(f"studies.{name}: taken out; its values were left to DVC's queue (docs/evaluation.md, Studies)")
+        elif isinstance(study, dict) and {"key", "values"} <= study.keys():
             text = editing.insert(text, ("studies", name), {"vary": {_key(str(study["key"])): study["values"]}})
             for key in ("key", "values"):
                 text = editing.cut(text, ("studies", name, key))
@@ -75,8 +78,9 @@ def _with_parts(text: str, values: Any, told: list[str]) -> str:
                 for key in was.keys() - new.keys():
                     text = editing.cut(text, (*place, key))
                 told.append(f"{'.'.join(place)}: name: {new['name']}")
-    if jar := dict(_items(values, "evaluate")).get("spice"):
-        text = editing.insert(text, "evaluate", {"metrics": {"spice": {"jar": jar}}})
+    if "spice" in (evaluate := dict(_items(values, "evaluate"))):
+        if jar := evaluate["spice"]:
+            text = editing.insert(text, "evaluate", {"metrics": {"spice": {"jar": jar}}})
         text = editing.cut(text, ("evaluate", "spice"))
         told.append("evaluate.metrics.spice.jar, in the place of evaluate.spice")
     return text

@@ -17,6 +17,8 @@ class _Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return type(self)(**{n: None if v is None else v.to(device, non_blocking=True) for n, v in values.items()})
 
+
+class _Features(_Batch):
     def widened(self) -> Self:
         """The same batch, features in float32 at least: the stores keep float16."""
         if self.features is None or self.features.dtype != torch.float16:
@@ -25,7 +27,7 @@ class _Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class RegionBatch(_Batch):
+class RegionBatch(_Features):
     """Regions of B images.
 
     features float16 (as stored) or float32 ``[B, R, F]``, None where they come from elsewhere; boxes float32
@@ -40,7 +42,7 @@ class RegionBatch(_Batch):
 
 
 @dataclass(frozen=True, slots=True)
-class WordBatch(_Batch):
+class WordBatch(_Features):
     """The words, or word pieces, of B captions.
 
     words int64 ``[B, T]``: ids of the vocabulary (of the tokenizer, for pieces); pos uint8 ``[B, T]``: parts of speech;

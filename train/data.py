@@ -147,6 +147,10 @@ class RetrievalData:
         """The regions of an image, in the order of `region_batch`."""
         return self.region_store.regions(self._region_rows[image])
 
+    def region_features(self, image: int) -> np.ndarray:
+        """The features of an image's regions ``[R, F]`` as stored, read past the map (`RegionStore.read`)."""
+        return self.region_store.read(self._region_rows[image]).features
+
     def region_counts(self) -> np.ndarray:
         """How many regions each image has, int64 ``[N]``."""
         return self.region_store.num_boxes[self._region_rows]

@@ -4,6 +4,7 @@ Threads read some steps ahead into buffers that are used again (pinned where the
 features fit on a GPU, they lie there, and a step sends it numbers of rows alone.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.data import RetrievalData
+from train.device import free_bytes
 from train.epochs import Batch, Epochs
 from train.processes import Processes, combined
 
@@ -66,7 +68,7 @@ def read_part(
     parted: bool = False,
     states: bool = True,
 ) -> Fed:
-    """Read this process's part of a joint batch, each picture and caption once.
+    """Read this process's part of a joint batch: each caption once, with its picture.
 
     Parameters
     ----------
@@ -101,9 +103,10 @@ class Table:
     read : gives the vectors ``[n, D]`` of an item.
     """
 
-    def __init__(self, count: np.ndarray, dim: int, dtype: torch.dtype, device: torch.device, read: Callable):
+    def __init__(self, count: np.ndarray, dim: int, dtype: np.dtype, device: torch.device, read: Callable):
         self.count, self.first = count, np.cumsum(count) - count
-        self.vectors = torch.empty(int(count.sum()), dim, dtype=dtype, device=device)
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        self.vectors = torch.empty(int(count.sum()), dim, dtype=kind, device=device)
         for start in range(0, len(count), _BLOCK):
             items = range(start, min(start + _BLOCK, len(count)))
             block = torch.from_numpy(np.concatenate([read(item) for item in items]))
@@ -138,13 +141,13 @@ class Feed:
         self.features = self.states = None
         if not epochs.parted:
             count, store = data.region_counts(), data.region_store
-            if _fits(resident, device, count.sum() * store.dim * 2):
-                kind = torch.from_numpy(data.regions(0).features[:0].copy()).dtype
-                self.features = Table(count, store.dim, kind, device, lambda image: data.regions(image).features)
+            kind = store.feature_dtype
+            if _fits(resident, device, lambda: count.sum() * store.dim * kind.itemsize):
+                self.features = Table(count, store.dim, kind, device, data.region_features)
         if data.text_store is not None:
-            count = np.array([len(data.states(caption)) for caption in range(data.num_captions)])
-            if _fits(resident, device, count.sum() * data.text_dim * 2):
-                self.states = Table(count, data.text_dim, torch.float16, device, data.states)
+            count = functools.cache(lambda: np.array([len(data.states(row)) for row in range(data.num_captions)]))
+            if _fits(resident, device, lambda: count().sum() * data.text_dim * 2):
+                self.states = Table(count(), data.text_dim, np.dtype(np.float16), device, data.states)
         self._readers = 1 if epochs.parted else READERS  # a stream is read by one
         self._buffers = [_Buffer(device) for _ in range(AHEAD + 2)]
 
@@ -158,7 +161,9 @@ class Feed:
             buffer.in_use()
             return part
 
-        with ThreadPoolExecutor(self._readers, thread_name_prefix="feed") as reader:
+        device = self.processes.device
+        current = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device.type == "cuda" else {}
+        with ThreadPoolExecutor(self._readers, thread_name_prefix="feed", **current) as reader:
             for number, batch in enumerate(self.epochs(epoch, first)):
                 buffer = self._buffers[number % len(self._buffers)]
                 waiting.append((reader.submit(self._read, batch, buffer), buffer))
@@ -189,7 +194,7 @@ class Feed:
         device = self.processes.device
 
         def send(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            return tensor.to(device, non_blocking=device.type == "cuda")
 
         def whole(batch: T, table: Table | None, own: Tensor | None) -> T:
             batch = combined(send, batch)
@@ -209,9 +214,9 @@ def _rows(table: Table | None, shares: Sequence[np.ndarray]) -> list[Tensor | No
     return [None if table is None else table.rows(items) for items in shares]
 
 
-def _fits(resident: Resident, device: torch.device, size: int) -> bool:
+def _fits(resident: Resident, device: torch.device, size: Callable[[], int]) -> bool:
     if resident == "auto":
-        return device.type == "cuda" and size < _SHARE * torch.cuda.mem_get_info(device)[0]
+        return device.type == "cuda" and size() < _SHARE * free_bytes(device)
     return resident == "on"
 
 
@@ -221,6 +226,7 @@ class _Buffer:
     def __init__(self, device: torch.device):
         self._pinned = device.type == "cuda"
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._outgrown: list[torch.Tensor] = []  # which the device may still be copying
         self._used = 0
         self._sent: torch.cuda.Event | None = None
 
@@ -228,6 +234,7 @@ class _Buffer:
         """Wait until what was last in it is on the device."""
         if self._sent is not None:
             self._sent.synchronize()
+        self._outgrown.clear()
         self._used = 0
 
     def in_use(self) -> None:
@@ -240,6 +247,7 @@ class _Buffer:
         """Room for so many numbers, beside what was given before since `reuse`."""
         start, size = self._used, numbers * np.dtype(dtype).itemsize
         if start + size > len(self._bytes):
+            self._outgrown.append(self._bytes)
             self._bytes = torch.empty(start + size, dtype=torch.uint8, pin_memory=self._pinned)
         self._used += size
         return self._bytes.numpy()[start : start + size].view(dtype)

@@ -88,6 +88,7 @@ class GradientMean:
 
     The buckets follow the order in which the last step's gradients came, the first process's in all of them. They are
     sent in that order whatever is ready when; what isn't in any, and what follows one that isn't whole, is sent last.
+    All processes must give gradients to the same parameters in a step: a part's forward may not branch on its data.
 
     Parameters
     ----------

@@ -123,7 +123,7 @@ def run(
             if processes.first:
                 progress.seconds = clock.seconds()
                 state.save(model, optimizer, progress)
-                clock.saved = time.monotonic()
+            clock.saved = time.monotonic()
 
         def is_due() -> bool:
             return time.monotonic() - clock.saved >= 60 * checkpoint_minutes

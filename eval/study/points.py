@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Points:
 
     def find(self, point: Point) -> dict[str, Any] | None:
         """The figures of a point; None while it isn't done."""
-        if self.file(point).exists():
+        with suppress(FileNotFoundError):  # another process may have put it into `done` by now
             return json.loads(self.file(point).read_text(encoding="utf-8"))
         for _, line in read_rows(self.done, fix="remove it") if self.done.exists() else ():
             if line.get("key") == point.key:
@@ -77,6 +78,13 @@ class Points:
             line |= {"settings": settings_sha256(point.settings), "figures": self.figures(point)}
             lines.append(canonical_json(line))
         write_text(self.done, "".join(f"{line}\n" for line in lines))
+
+    def remove(self, points: Iterable[Point]) -> None:
+        """Remove the files of points that are in `done`; those of a process that makes others stay."""
+        for point in points:
+            self.file(point).unlink(missing_ok=True)
+        with suppress(OSError):  # others are there, or it is gone
+            self.staging.rmdir()
 
 
 def settings_sha256(settings: RunSettings) -> str:

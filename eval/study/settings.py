@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
@@ -47,9 +48,15 @@ class StudySettings(Settings):
     def _rows_are_told_once(self) -> Self:
         if bool(self.vary) == bool(self.rows):
             raise ValueError("give either vary or rows")
-        for key, values in {**self.vary, **{k: v for row in self.rows.values() for k, v in row.choose.items()}}.items():
+        choices = [*self.vary.items(), *(pair for row in self.rows.values() for pair in row.choose.items())]
+        for key, values in choices:
             if not values:
                 raise ValueError(f"{key} has no values")
+        changed = [*self.changes, *(key for key, _ in choices), *(key for r in self.rows.values() for key in r.changes)]
+        if "seed" in changed:
+            raise ValueError("a row can't change seed: every row is trained with all of seeds")
+        if len(self.table) < math.prod(map(len, self.vary.values())):
+            raise ValueError("two of the varied values have one name")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,6 @@ that is done stays done: a killed study goes on, one more seed trains one run mo
 or `train@R` trained comes out of the cache of runs. Processes that are given the same study share its runs out.
 """
 
-import shutil
 import statistics
 import tempfile
 import time
@@ -33,6 +32,7 @@ from manifests.locks import sole_writer
 from manifests.tables import manifest_sha256
 from train.checkpoint import load_model, read_record
 from train.data import RetrievalData
+from train.feed import Resident
 from train.reuse import run_code
 from train.settings import RunSettings
 from train.train import run as train
@@ -52,10 +52,11 @@ def run(*, out: Path, **study: Any) -> str:
     work.make(row[place] for place in range(len(work.settings.seeds)) for row in told.values())
     found = {row: [work.points.figures(point) for point in points] for row, points in told.items()}
     rows = table(work.settings, found, chosen)
+    every = [*work.choosing(chosen), *(point for points in told.values() for point in points)]
     with sole_writer(out / POINTS, f"study {work.name}"):
-        work.points.write([*work.choosing(chosen), *(point for points in told.values() for point in points)])
+        work.points.write(every)
         write_table(out / TABLE, rows)
-    shutil.rmtree(work.points.staging, ignore_errors=True)
+    work.points.remove(every)
     return table_text(rows)
 
 
@@ -72,6 +73,7 @@ class Study:
     rerank : candidates that ALADIN's teacher puts in order once more.
     staging : folder of unfinished work, the points' included.
     cache : the machine's cache folder, with runs that were trained before.
+    resident, checkpoint_minutes : as `train.train.run` takes them.
     """
 
     name: str
@@ -89,6 +91,8 @@ class Study:
     staging: Path
     cache: Path | None
     points: Points
+    resident: Resident = "auto"
+    checkpoint_minutes: float = 10.0
 
     def choose(self) -> dict[str, Changes]:
         """Of every row with values to choose from those of the best mean R@sum on the validation split."""
@@ -187,6 +191,8 @@ class Study:
                 staging=self.staging,
                 device=self.device,
                 cache=self.cache,
+                resident=self.resident,
+                checkpoint_minutes=self.checkpoint_minutes,
             )
             record = read_record(model)
             found = {key: record[key] for key in ("val_rsum", "best_epoch", "seconds")}

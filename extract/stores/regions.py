@@ -344,6 +344,11 @@ class RegionStore:
         """The number of regions of every picture, int64 ``[N]``; 0 is possible in a store of detections."""
         return self._table[1]
 
+    @property
+    def feature_dtype(self) -> np.dtype:
+        """Of the features, as stored; the store has a picture at least."""
+        return self.shard(0)["features"].dtype
+
     def regions(self, row: int) -> Regions:
         """The regions of one picture, as read-only views."""
         if not 0 <= row < len(self):

@@ -156,6 +156,17 @@ def test_a_killed_study_keeps_what_is_done(data: Path, tmp_path: Path):
     assert [point["figures"]["rsum"] for point in points(tmp_path)][0] == 599.0
 
 
+def test_a_study_that_ends_leaves_what_another_process_made_for_more_seeds(data: Path, tmp_path: Path):
+    make(data, tmp_path, study(vary={"base.dim": [8]}, seeds=(0, 1)))
+    other = next(point for point in points(tmp_path) if point["seed"] == 1)
+    (tmp_path / "study" / "points.jsonl").unlink()
+    staging = tmp_path / "staging" / "study-test"
+    staging.mkdir(parents=True)
+    (staging / f"{other['key']}.json").write_text(json.dumps(other["figures"]))
+    make(data, tmp_path, study(vary={"base.dim": [8]}))
+    assert [path.stem for path in staging.glob("*.json")] == [other["key"]]
+
+
 def test_modes_and_words_are_in_the_table():
     figures = {"val_rsum": 1.0, "rsum": 2.0, "i2t_r1": 0.0, "t2i_r1": 0.0, "interval": [1.5, 2.5]}
     modes = {"student": {"rsum": 2.0}, "teacher": {"rsum": 3.0}, "reranked": {"rsum": 4.0}}
@@ -175,6 +186,11 @@ def test_modes_and_words_are_in_the_table():
         ({"rows": {"a": {"choose": {"epochs": []}}}}, "epochs has no values"),
         ({"rows": {"a": {"extends": "b"}, "b": {}}}, "rows.a.extends is 'b', which is no earlier row"),
         ({"rows": {"a": {"against": "a"}}}, "rows.a.against is 'a', which is no earlier row"),
+        ({"rows": {"a": {"choose": {"epochs": []}}, "b": {"choose": {"epochs": [1]}}}}, "epochs has no values"),
+        ({"vary": {"base.dim": [8, 8]}}, "two of the varied values have one name"),
+        ({"vary": {"losses.lca.parts_of_speech": ["all", None]}}, "two of the varied values have one name"),
+        ({"vary": {"seed": [1, 2]}}, "a row can't change seed"),
+        ({"rows": {"a": {"changes": {"seed": 5}}}}, "a row can't change seed"),
         ({"vary": {"epochs": [1]}, "seeds": (1, 1)}, "seed 1 stands twice"),
         ({"rows": {"a": {"choose": {"epochs": [1, 2]}}}, "seeds": (100,)}, "seed 100 stands twice"),
         ({"vary": {"epochs": [1]}, "seeds": ()}, "at least 1 item"),

@@ -247,3 +247,12 @@ def test_teachers_get_names_and_spice_is_a_metric(images: str, now: dict[str, st
     }
     assert found["evaluate"] == {"split": "test", "metrics": {"spice": {"jar": "a.jar"}}} and "# one" in written
     assert "teachers.d.images: name: vision" in told
+
+
+def test_a_study_of_dvcs_queue_and_an_empty_spice_go() -> None:
+    queued = "  one: {title: One, run: a, dataset: d, key: base.dim, values: []} # queued"
+    studies = f"studies:\n{queued}\n  two: {{key: k, values: [1]}}\n"
+    written, told = rewritten(f"packs: {{}}\nevaluate: {{split: test, spice: null}}\n{studies}")
+    found = yaml.safe_load(written)
+    assert found["evaluate"] == {"split": "test"} and found["studies"] == {"two": {"vary": {"k": [1]}}}
+    assert any(line.startswith("studies.one: taken out") for line in told)

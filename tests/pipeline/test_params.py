@@ -376,3 +376,8 @@ def test_an_ensemble_is_of_known_runs_on_one_data_set(tmp_path: Path) -> None:
 def test_a_study_that_can_not_be_is_named(tmp_path: Path, key: str, value: Any, said: str) -> None:
     text = message(changed(tmp_path, f"studies.codebook-size.{key}", value))
     assert "studies.codebook-size" in text and said in text
+
+
+@pytest.mark.parametrize("key", ["runs.vsrn.losses", "evaluate.metrics"])
+def test_a_name_of_a_part_that_is_no_text_is_one_line(tmp_path: Path, key: str) -> None:
+    assert "1 is no name of a" in message(changed(tmp_path, key, {1: {}}))

@@ -13,7 +13,7 @@ from tests.train.test_text import kinds, pieces  # noqa: F401 (a fixture)
 from tests.train.test_training import SETTINGS
 from train.data import RetrievalData
 from train.epochs import epochs_of
-from train.feed import AHEAD, Fed, Feed, read_part
+from train.feed import AHEAD, Fed, Feed, _Buffer, read_part
 from train.processes import Processes, tensors_of
 from train.settings import RunSettings
 from train.train import run
@@ -79,7 +79,7 @@ def test_memory_is_used_again_but_not_while_a_step_reads_it(data: RetrievalData)
     assert 1 < len(places) <= AHEAD + 2
 
 
-def test_every_picture_of_a_step_is_read_once(data: RetrievalData, rows_read: Counter):
+def test_a_picture_is_read_once_a_caption_under_accumulation_too(data: RetrievalData, rows_read: Counter):
     chosen = settings(accumulate=3)
     shown = Counter(row for part in feed_of(data, chosen)(0) for row in data.caption_image[part.captions].tolist())
     assert sum(rows_read.values()) == sum(shown.values()) == data.num_captions
@@ -135,3 +135,14 @@ def test_what_goes_wrong_while_reading_ahead_stops_the_epoch(data: RetrievalData
         next(steps)
     with pytest.raises(OSError, match="the disk is gone"):
         next(steps)
+
+
+def test_memory_that_was_outgrown_lives_until_the_buffer_is_used_again():
+    buffer = _Buffer(torch.device("cpu"))
+    first = buffer.memory(10, np.dtype(np.float16))
+    first[:] = 1
+    second = buffer.memory(1000, np.dtype(np.float16))
+    second[:] = 2
+    assert (first == 1).all() and [len(kept) for kept in buffer._outgrown] == [0, 20]
+    buffer.reuse()
+    assert buffer._outgrown == [] and len(buffer.memory(1010, np.dtype(np.float16))) == 1010

@@ -47,7 +47,7 @@ def test_a_precision_holds_for_products_and_cudnn_alike_and_ends():
         assert [switch.allow_tf32 for switch in switches] == before
 
 
-def test_the_benchmark_of_gpus_compares_with_the_processor():
+def test_the_benchmark_of_gpus_runs_its_comparison():
     bases = {name: base | gpu.SMALL[name] for name, base in gpu.BASES.items()}
     found = gpu.parity("cpu", bases)
     assert found["bases"].keys() == bases.keys() and found["ranks_that_differ"] == 0

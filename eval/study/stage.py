@@ -195,7 +195,7 @@ class Study:
                 checkpoint_minutes=self.checkpoint_minutes,
             )
             record = read_record(model)
-            found = {key: record[key] for key in ("val_rsum", "best_epoch", "seconds")}
+            found = {key: record[key] for key in ("val_rsum", "best_epoch")}
             if point.chooses is not None:
                 return found
             data = RetrievalData(**stores, split=self.split, pieces=text.pieces)

@@ -8,16 +8,19 @@ whole batch as training reads it, boxes, sizes and padding included, before floa
 from an array in memory into a buffer that was written to before: the same pictures one by one, and a single block. The
 files lie in the page cache: what is measured is the feed, not the disk. Shares are of the total times.
 
+`read ahead` is training's own feed (`train.feed`), two threads and the main one, against copying into as many buffers.
+
 Resident memory is read after every epoch of a process of its own, for stores of three sizes.
 """
 
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -29,6 +32,10 @@ from extract.stores.hdf5 import MappedHDF5
 from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, region_index, write_shard
 from manifests.files import sha256, write_json
+from train.batches import RegionBatch, WordBatch
+from train.epochs import Batch
+from train.feed import AHEAD, Feed
+from train.processes import Processes, combined
 
 REGIONS, DIM, BATCH, PER_SHARD = 36, 2048, 128, 256
 
@@ -101,6 +108,81 @@ def speed(folder: Path, images: int, epochs: int) -> dict[str, object]:
     }
 
 
+class MadeData:
+    """As many captions as images of a made store, with what `train.feed` asks of `RetrievalData`."""
+
+    text_store = None
+
+    def __init__(self, folder: Path, words: WordBatch):
+        self.region_store, self.words = RegionStore(folder), words
+        self.caption_image = np.arange(len(self.region_store))
+
+    def region_counts(self) -> np.ndarray:
+        return self.region_store.num_boxes
+
+    def region_features(self, image: int) -> np.ndarray:
+        return self.region_store.read(image).features
+
+    def region_batch(self, images: np.ndarray, into: Callable | None = np.empty) -> RegionBatch:
+        features, boxes, counts, sizes = self.region_store.padded(images, into)
+        mask = torch.arange(boxes.shape[1]) < torch.from_numpy(counts)[:, None]
+        features = None if features is None else torch.from_numpy(features)
+        return RegionBatch(features, torch.from_numpy(boxes), torch.from_numpy(sizes).float(), mask)
+
+    def word_batch(self, captions: np.ndarray, *, states: bool = True) -> WordBatch:
+        return combined(lambda tensor: tensor[: len(captions)], self.words)
+
+    def teacher_batch(self, captions: np.ndarray) -> None:
+        return None
+
+
+class MadeEpochs:
+    """Shuffled batches of a made store."""
+
+    parted = False
+
+    def __init__(self, data: MadeData):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.caption_image) // BATCH
+
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        order = np.random.default_rng(epoch).permutation(len(self) * BATCH).reshape(-1, BATCH)
+        for captions in order[first:]:
+            yield captions, self.data.region_batch
+
+
+def read_ahead(folder: Path, images: int, epochs: int) -> dict[str, float]:
+    """Milliseconds a batch of `train.feed.Feed`, which reads ahead, against copying into as many buffers; in turn."""
+    words = torch.ones(BATCH, 12, dtype=torch.int64)
+    batch = WordBatch(words, words.byte(), words.bool(), words)
+    data = MadeData(folder, batch)
+    feed = Feed(data, MadeEpochs(data), Processes(0, 1, torch.device("cpu")), chunks=1, resident="off")
+    memory = np.random.default_rng(1).integers(0, 15360, (images, REGIONS, DIM), dtype=np.uint16).view(np.float16)
+    buffers = [np.ones((BATCH, REGIONS, DIM), np.float16) for _ in range(AHEAD + 2)]
+    copied, fed = [], []
+    for epoch in range(epochs + 1):
+        start = time.perf_counter()
+        for number, rows in enumerate(batches(images, epoch)):
+            for place, row in zip(buffers[number % len(buffers)], rows, strict=True):
+                np.copyto(place, memory[row])
+        middle = time.perf_counter()
+        for _ in feed(epoch):
+            pass
+        if epoch:  # the first one allocates
+            copied.append(middle - start)
+            fed.append(time.perf_counter() - middle)
+    count = len(feed.epochs)
+    milliseconds = [1000 * statistics.median(times) / count for times in (copied, fed)]
+    shares = [one / other for one, other in zip(copied, fed, strict=True)]
+    return {
+        "milliseconds a batch": {"copy": round(milliseconds[0], 2), "read ahead": round(milliseconds[1], 2)},
+        "speed, read ahead / copy into as many buffers": round(statistics.median(shares), 3),
+        "shares": [round(share, 3) for share in shares],
+    }
+
+
 def resident_while_reading(folder: Path, images: int, epochs: int) -> list[float]:
     """MB resident after each epoch."""
     store, after = RegionStore(folder), []
@@ -122,7 +204,7 @@ def main(images: int, epochs: int, repeats: int, reading: tuple[Path, int] | Non
     if reading:
         click.echo(json.dumps(resident_while_reading(*reading, epochs)))
         return
-    memory, runs = {}, []
+    memory, runs, ahead = {}, [], {}
     for size in (images // 4, images // 2, images):
         with tempfile.TemporaryDirectory() as temporary:
             write_store(Path(temporary), size)
@@ -141,8 +223,9 @@ def main(images: int, epochs: int, repeats: int, reading: tuple[Path, int] | Non
             )
             if size == images:
                 runs = [speed(Path(temporary), size, epochs) for _ in range(repeats)]
+                ahead = read_ahead(Path(temporary), size, 2 * epochs)
     shares = {key: spread([run[key] for run in runs]) for key in runs[0] if key.startswith("speed")}
-    result = {"shares": shares, "runs": runs, "MB resident after each epoch": memory}
+    result = {"shares": shares, "runs": runs, "read ahead": ahead, "MB resident after each epoch": memory}
     click.echo(json.dumps(result, indent=1))
     if out:
         machine = {"machine": platform.machine(), "numpy": np.__version__, "threads": 1}

@@ -19,7 +19,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.feed import write_store
+from benchmarks.feed import MadeData, MadeEpochs, write_store
 from benchmarks.step import FEATURES, PAIRS, TEXT, region_batch, run_settings, word_batch
 from eval.embeddings import Embeddings
 from eval.ranks import retrieval_ranks
-from extract.stores.regions import RegionStore
 from manifests.files import write_json
 from tests.train.readbacks import ReadBacks
 from train.batches import RegionBatch, WordBatch
-from train.epochs import Batch
 from train.feed import Feed
 from train.model import RetrievalModel, build_model
 from train.precision import Precision, autocast_to, multiplied_in
-from train.processes import Processes, combined
+from train.processes import Processes
 
 VOCABULARY = 10_000
 BASES: dict[str, dict[str, Any]] = {
@@ -142,52 +140,6 @@ def busy(work: Callable[[], object], repeats: int) -> float:
     return min(1.0, kernels / whole)
 
 
-class MadeData:
-    """As many captions as images of a made store, with what `train.feed` asks of `RetrievalData`."""
-
-    text_store = None
-
-    def __init__(self, folder: Path):
-        self.region_store = RegionStore(folder)
-        self.caption_image = np.arange(len(self.region_store))
-        self.words = word_batch(VOCABULARY)
-
-    def region_counts(self) -> np.ndarray:
-        return self.region_store.num_boxes
-
-    def region_features(self, image: int) -> np.ndarray:
-        return self.region_store.read(image).features
-
-    def region_batch(self, images: np.ndarray, into: Callable | None = np.empty) -> RegionBatch:
-        features, boxes, counts, sizes = self.region_store.padded(images, into)
-        mask = torch.arange(boxes.shape[1]) < torch.from_numpy(counts)[:, None]
-        features = None if features is None else torch.from_numpy(features)
-        return RegionBatch(features, torch.from_numpy(boxes), torch.from_numpy(sizes).float(), mask)
-
-    def word_batch(self, captions: np.ndarray, *, states: bool = True) -> WordBatch:
-        return combined(lambda tensor: tensor[: len(captions)], self.words)
-
-    def teacher_batch(self, captions: np.ndarray) -> None:
-        return None
-
-
-class MadeEpochs:
-    """Shuffled batches of a made store."""
-
-    parted = False
-
-    def __init__(self, data: MadeData):
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data.caption_image) // PAIRS
-
-    def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        order = np.random.default_rng(epoch).permutation(len(self) * PAIRS).reshape(-1, PAIRS)
-        for captions in order[first:]:
-            yield captions, self.data.region_batch
-
-
 def feed(device: str, images: int) -> dict[str, float]:
     """Times of a step on a batch that lies on the device, of VSRN in bfloat16."""
     model = model_of(BASES["vsrn"]).to(device)
@@ -197,7 +149,7 @@ def feed(device: str, images: int) -> dict[str, float]:
     found = {"step_ms": round(alone, 2)}
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), images)
-        data = MadeData(Path(folder))
+        data = MadeData(Path(folder), word_batch(VOCABULARY))
         epochs, processes = MadeEpochs(data), Processes(0, 1, torch.device(device))
         for name, resident in (("read ahead", "off"), ("on the device", "on")):
             fed = Feed(data, epochs, processes, chunks=1, resident=resident)
@@ -247,12 +199,9 @@ def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
         retrieval_ranks(Embeddings(*parts, where), np.arange(400).repeat(5), np.arange(2000))
         for where in ("cpu", device)
     ]
-    differ = sum(int((one != other).sum()) for one, other in zip(vars_of(ranks[0]), vars_of(ranks[1]), strict=True))
+    one, other = ((found.i2t, found.t2i) for found in ranks)
+    differ = sum(int((left != right).sum()) for left, right in zip(one, other, strict=True))
     return {"bases": found, "ranks_that_differ": differ}
-
-
-def vars_of(ranks: Any) -> tuple[np.ndarray, np.ndarray]:
-    return ranks.i2t, ranks.t2i
 
 
 @click.command()
@@ -262,7 +211,6 @@ def vars_of(ranks: Any) -> tuple[np.ndarray, np.ndarray]:
 @click.option("--images", default=4096, help="of the store that is read")
 @click.option("--out", type=Path, help="JSON file for the figures")
 def main(device: str, small: bool, repeats: int, images: int, out: Path | None) -> None:
-    torch.set_float32_matmul_precision("highest")
     with multiplied_in("float32"):
         bases = {name: base | SMALL[name] for name, base in BASES.items()} if small else BASES
         result: dict[str, Any] = {"parity": parity(device, bases)}

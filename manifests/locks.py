@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
@@ -25,6 +26,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 LEASE = 30.0  # seconds without a heartbeat after which a holder on another machine counts as dead
 _POLL = 0.2
+PYTHON_PARSER = threading.RLock()
+"""Held while Python's parser runs: before Python 3.11.8 two threads in it at once can fail with a SystemError."""
 
 
 @contextmanager

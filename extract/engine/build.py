@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,10 @@ class _Build:
             held.enter_context(in_use(cache.folder))
             # What an earlier store has isn't asked of older code's results, of which some would be computed again.
             wanted = () if self.maker.earlier else _Digests(self.maker, lot.parts)
-            differs = lambda sample: self.maker.differs(lot.parts, sample)  # noqa: E731
-            self.computed, told = cache.open(wanted, differs, lot.unit)
+            again = partial(self.maker.again, lot.parts)
+            self.computed, told = cache.open(wanted, again, self.maker.keep, lot.unit)
             for line in told:
                 tqdm.write(f"{title}: {line}")
-            cache.prepare()
         self.found: dict[int, dict[str, Any]] = {}
         self.missing: dict[int, int] = {}
         self.items = 0

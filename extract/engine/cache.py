@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, Field
 
@@ -35,6 +35,7 @@ from manifests.typed import Digest, Written
 _USED = "used"  # the name of a marker, with host and process
 _BEAT, _LONG = 600, 24 * 60 * 60  # seconds between signs of life, and without one until another machine's is dead
 KINDS = ("regions", "text_features", "teachers", "runs")
+S = TypeVar("S")  # the results of a sample
 _NAME = re.compile("[0-9a-f]{32}")
 _SAMPLE = 8  # items that are computed again where the code has another meaning
 
@@ -97,19 +98,24 @@ class Cache:
         self._shards: dict[Path, MappedHDF5] = {}
 
     def open(
-        self, wanted: Collection[str], differs: Callable[[dict[str, Place]], str | None], unit: str
+        self,
+        wanted: Collection[str],
+        again: Callable[[dict[str, Place]], tuple[str | None, S]],
+        keep: Callable[[S], object],
+        unit: str,
     ) -> tuple[int, list[str]]:
         """Find out which versions of the results the code at hand makes.
 
         Parameters
         ----------
         wanted : sha256 of the items whose results are asked for.
-        differs : computes some items (sha256 -> place) again, and says which number is another one, or None.
+        again : computes some items (sha256 -> place) again: which number is another one, or None, and the new results.
+        keep : publishes new results that differ: nothing is computed twice, and a resumed run reads them too.
         unit : what an item is called, in the plural.
 
         Returns how many items were computed for that, and what to tell.
         """
-        path, told, computed = self.folder / "versions.json", [], 0
+        path, told, computed, differing = self.folder / "versions.json", [], 0, []
         with sole_writer(path, "look into the cache"):
             known = read_marker(path, dict[str, Versions]) or {}
             ours = Versions(**known.get(self.code, {"accepted": [], "refused": []}))
@@ -122,19 +128,23 @@ class Cache:
                 if not sample:  # nothing that is still to be computed
                     continue
                 computed += len(sample)
-                difference = differs(sample)
+                difference, results = again(sample)
                 if difference is None:
                     ours.accepted.append(version)
                     missing.difference_update(there)
                     told.append(f"new code, the same numbers in {len(sample)} {unit}: what is known is used")
                 else:
                     ours.refused.append(version)
+                    differing.append(results)
                     told.append(f"new code, other numbers ({difference}): what is known of older code isn't used")
             if not ours.accepted:
                 ours.accepted.append(self.code[:16])
+            self.versions = ours.accepted
             write_json(self.folder / ABOUT, {"recipe": self.recipe, "of": self.of})
+            self.prepare()
+            for results in differing:
+                keep(results)
             write_json(path, known | {self.code: ours.model_dump()})
-        self.versions = ours.accepted
         return computed, told
 
     def rows(self, wanted: Collection[str], but: Collection[Any] = ()) -> dict[str, Place]:

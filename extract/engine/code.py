@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from manifests.locks import PYTHON_PARSER
+
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("manifests", "extract", "demo", "train", "eval", "pipeline")
 _ENGINE = ("build", "cache", "code", "device", "finished", "maker", "tolerance", "workers")
@@ -53,7 +55,8 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_bytes())
+    with PYTHON_PARSER:
+        return ast.parse(_file(module).read_bytes())
 
 
 @cache

@@ -105,8 +105,10 @@ class ItemMaker(Maker[P], Generic[P, R]):
     ----------
     earlier : gives the result of the item at a place of a part as a store of an older project has it, or None; None
         where there is no such store.
+    failures : why items had no result when `compute` ran last, by their place.
     """
 
+    failures: dict[int, Any]
     earlier: Callable[[P, int], R | None] | None = None
 
     @abstractmethod
@@ -119,7 +121,7 @@ class ItemMaker(Maker[P], Generic[P, R]):
 
     @abstractmethod
     def save(self, path: Path, part: P, results: Mapping[int, R]) -> dict[str, Any]:
-        """Write a shard of the results of a part's items, by their places; the marker's facts, with ``items``."""
+        """Write a shard of results, by their places in a part; the marker's facts, with ``items``."""
 
     @abstractmethod
     def read(self, shard: MappedHDF5, row: int) -> R | None:
@@ -157,23 +159,35 @@ class ItemMaker(Maker[P], Generic[P, R]):
         shard = self.finished.shard(place.file)
         return None if shard is None else self.read(shard, place.row)
 
-    def differs(self, parts: Iterable[P], sample: Mapping[str, Place]) -> str | None:
-        """Compute some items of the parts (sha256 -> place of the known result) again; which number is another one, if
-        any."""
-        left, self.seconds, first = dict(sample), {}, None
+    def again(self, parts: Iterable[P], sample: Mapping[str, Place]) -> tuple[str | None, list[tuple[P, dict[int, R]]]]:
+        """Compute some items of the parts (sha256 -> place of the known result) again.
+
+        Returns which number is another one, if any, and the new results, by part and place.
+        """
+        left, self.seconds, first, results = dict(sample), {}, None, []
         for part in parts:
             digests = self.digests(part)
             places = {digest: place for place, digest in enumerate(digests) if digest in left}
-            again = self.compute(part, list(places.values()), lambda items: None) if places else {}
+            new = self.compute(part, list(places.values()), lambda items: None) if places else {}
+            if new:
+                results.append((part, new))
             for digest, place in places.items():
                 known = self._known(left.pop(digest))
                 if known is None:  # damaged: it is made again
                     continue
-                told = self.difference(known, again[place]) if place in again else "it can no longer be read"
+                told = self.difference(known, new[place]) if place in new else "it can no longer be read"
                 first = first or (told and f"{self.name(part, place)}: {told}")
             if not left:
                 break
-        return first
+        return first, results
+
+    def keep(self, results: Iterable[tuple[P, dict[int, R]]]) -> None:
+        """Publish some items' results as shards of their own, of which no store is made."""
+        self.failures = {}
+        for part, own in results:
+            content = {"sample": self.content(part), "places": sorted(own)}
+            draft = self.finished.draft(content)
+            self.finished.publish(draft, content, self.save(draft, part, own))
 
 
 @dataclass(frozen=True)

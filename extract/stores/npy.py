@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from manifests.errors import InputError
+from manifests.locks import PYTHON_PARSER
 
 _MOST_HEADER = 10_000
 NUMBERS = "biufc"
@@ -40,7 +41,8 @@ def read_header(file: BinaryIO, where: object, *, fix: str, kinds: str = NUMBERS
     try:
         version = npy.read_magic(start)
         reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = reader(start, max_header_size=_MOST_HEADER)
+        with PYTHON_PARSER:
+            shape, fortran, dtype = reader(start, max_header_size=_MOST_HEADER)
     except Exception as error:  # a damaged header is read as Python, and leads anywhere
         raise InputError(f"not a .npy array ({error or type(error).__name__})", where=where, fix=fix) from None
     if dtype.hasobject:

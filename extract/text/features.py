@@ -118,13 +118,14 @@ class TextFeatures(ItemMaker[CaptionPieces, np.ndarray]):
         return f"caption {part.first + place}"
 
     def save(self, path: Path, part: CaptionPieces, results: Mapping[int, np.ndarray]) -> dict[str, Any]:
-        states = [results[place] for place in range(len(part))]
+        none = np.empty((0, self.encoder.width), np.float16)
+        states = [results.get(place, none) for place in range(len(part))]
         write_shard(path, states, self.encoder.width, self.recipe_hash)
         pieces = sum(map(len, states))
         return {
             "count": len(part),
             "pieces": pieces,
-            "items": self.digests(part),
+            "items": [digest if place in results else None for place, digest in enumerate(self.digests(part))],
             "environment": self.environment,
         }
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,16 +159,33 @@ def test_new_code_with_the_same_numbers_computes_a_sample(count: Counter, monkey
     monkeypatch.undo()
 
 
-def test_new_code_with_other_numbers_computes_all(count: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = contents(count.pictures.out)
+def test_new_code_with_other_numbers_computes_all_once_killed_or_not(
+    count: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, cache = contents(count.pictures.out), count.pictures.folder / "copy"
+    shutil.copytree(count.pictures.cache, cache, copy_function=os.link)
     monkeypatch.setattr(shards_module, "detector_code", lambda name: "e" * 64)
     plain = DemoDetector.prepare
     monkeypatch.setattr(DemoDetector, "prepare", lambda detector, rgb: plain(detector, np.ascontiguousarray(255 - rgb)))
-    count.computed = 0
-    count.pictures.extract(SETTINGS)
-    told = count.capfd.readouterr().out
-    assert count.computed == 8 + COUNT and "new code, other numbers (image 'id-" in told
-    assert contents(count.pictures.out) != before
+    assert count() == COUNT and "new code, other numbers (image 'id-" in count.said
+    after = contents(count.pictures.out)
+    assert after != before
+
+    save, saved = RegionShards.save, []
+
+    def killed(maker: RegionShards, path: Path, *others: object) -> dict:
+        saved.append(path)
+        if len(saved) == 8:  # a sample's shards come first
+            raise KeyboardInterrupt
+        return save(maker, path, *others)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RegionShards, "save", killed)
+        count(cache=cache)
+    first = count.computed
+    assert 8 < first < COUNT
+    assert count(cache=cache) in range(COUNT - first, COUNT - first + PER_SHARD + 1)
+    assert contents(count.pictures.out) == after
 
 
 def test_exactly_this_environment_is_a_setting(count: Counter) -> None:
@@ -246,8 +264,7 @@ def test_a_process_that_publishes_second_takes_the_first_ones_shard(count: Count
     part = Manifest.open(pictures.manifest).images[:PER_SHARD]
     both = [RegionShards(**work, device="cpu", batch_size=8, readers=1) for _ in range(2)]
     for maker in both:
-        maker.finished.open(maker.digests(part), lambda sample: maker.differs([part], sample), "pictures")  # noqa: B023
-        maker.finished.prepare()
+        maker.finished.open(maker.digests(part), partial(maker.again, [part]), maker.keep, "pictures")
     first = both[0].make(part, {}).done
     plain = RegionShards.done
     with pytest.MonkeyPatch.context() as patch:  # the second has begun before the first had ended

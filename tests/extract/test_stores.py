@@ -143,6 +143,48 @@ with ThreadPoolExecutor(1) as other:
     assert done.stdout.startswith("[0.0, 0.0] not a readable HDF5 file ('utf-8'")
 
 
+def test_threads_read_headers_while_garbage_is_collected() -> None:
+    """Before Python 3.11.8, Python's parser failed where garbage collection let another thread into it."""
+    told = """
+import gc, io, sys, threading, time
+import numpy as np
+from extract.stores import npy
+
+class Slow:
+    def __del__(self):
+        time.sleep(0.0001)
+
+def litter():
+    while not done:
+        slow = Slow()
+        slow.itself = slow
+        del slow
+        time.sleep(0.0002)
+
+def read():
+    for _ in range(800):
+        try:
+            npy.parse(data, "here", fix="none")
+        except Exception as error:
+            errors.append(error)
+
+sys.setswitchinterval(1e-6)
+gc.set_threshold(17)
+buffer, errors, done = io.BytesIO(), [], False
+np.save(buffer, np.zeros((3, 4), np.float32))
+data = buffer.getvalue()
+readers = [threading.Thread(target=read) for _ in range(8)]
+beside = threading.Thread(target=litter)
+for thread in (beside, *readers):
+    thread.start()
+for thread in readers:
+    thread.join()
+done = True
+assert not errors, errors
+"""
+    subprocess.run([sys.executable, "-c", told], check=True, timeout=120)
+
+
 @pytest.mark.parametrize("text", [None, "", "{}", '{"recipe": {}}', "[1]", '{"recipe": {"a": 2}, "recipe_hash": "0"}'])
 def test_missing_broken_or_altered_recipe_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:

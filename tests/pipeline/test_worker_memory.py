@@ -75,7 +75,7 @@ def regions(root: Path, work: Path) -> Lot:
     own |= {"id_bytes": listed.id_bytes, "batch_size": 4, "readers": 1}
     maker, middle = RegionShards(**own, device="cpu"), ROWS // 2
     parts = Parts(2, lambda number: listed.images[middle : middle + (1, PER_REGION_SHARD)[number]])
-    maker.finished.open([], lambda _: None, "pictures")
+    maker.finished.open([], maker.again, maker.keep, "pictures")
     return Lot(maker, parts, "regions", "pictures", RegionShards, own)
 
 

@@ -117,6 +117,10 @@ class MadeData:
         self.region_store, self.words = RegionStore(folder), words
         self.caption_image = np.arange(len(self.region_store))
 
+    @property
+    def num_captions(self) -> int:
+        return len(self.caption_image)
+
     def region_counts(self) -> np.ndarray:
         return self.region_store.num_boxes
 

@@ -10,6 +10,9 @@ captions of 6 to 32 words, D 2,048.
 2. CAMERA: a step with cached text features against one with BERT-base (random weights) in the loop, frozen as the paper
    has it, at D 2,048 and 1,024, and tuned.
 
+3. VSRN, D 128, with SelfAlign, trained by `train.loop` from a store: the time outside encoders, losses, backward,
+   clipping and Adam (reading ahead, sending, counting, progress) as a share of an epoch's.
+
 The two sides of a comparison are run in turn, in one process.
 """
 
@@ -18,21 +21,29 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import torch
 from torch import nn
 
+from benchmarks.feed import MadeData, write_store
 from benchmarks.losses import spread
 from manifests.files import write_json
+from train import loop as loop_module
 from train.batches import RegionBatch, WordBatch
+from train.loop import Loop
 from train.model import RetrievalModel, build_model
+from train.processes import Processes
 from train.settings import RunSettings
+from train.state import Progress
 
 PAIRS, REGIONS, FEATURES, WORDS, TEXT = 128, 36, 2048, 32, 768
 
@@ -156,27 +167,67 @@ def gain_of_cached_text(dim: int, tune: bool, repeats: int) -> dict[str, object]
     }
 
 
+def share_outside(epochs: int) -> dict[str, object]:
+    """The share of an epoch's time outside the step's own work; the first epoch doesn't count."""
+    inside = 0.0
+
+    def timed(work: Callable) -> Callable:
+        def run(*args: object, **options: object) -> object:
+            nonlocal inside
+            start = time.perf_counter()
+            found = work(*args, **options)
+            inside += time.perf_counter() - start
+            return found
+
+        return run
+
+    settings = run_settings({"name": "vsrn", "dim": 128}, {"reads": "tokens"}, {"lca": {}, "cra": {}})
+    settings = settings.model_copy(update={"epochs": epochs + 1})
+    model = build_model(settings, FEATURES, 10_000)
+    optimizer = torch.optim.Adam([{"params": list(model.parameters()), "share": 1.0}], fused=True)
+    shares, whole = [], 0.0
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
+        write_store(Path(folder), 10 * PAIRS)
+        data = MadeData(Path(folder), word_batch(10_000))
+        loop = Loop("made", model, optimizer, data, settings, Processes(0, 1, torch.device("cpu")))
+        for owner, name in ((loop_module, "joint_gradients"), (nn.utils, "clip_grad_norm_"), (optimizer, "step")):
+            patches.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
+        for epoch in range(epochs + 1):
+            inside, start = 0.0, time.perf_counter()
+            loop.epoch(Progress(epoch=epoch))
+            whole = time.perf_counter() - start
+            shares.append(1 - inside / whole)
+    return {
+        "what": "VSRN + SelfAlign, D 128, from a store: time outside a step's own work / an epoch",
+        "seconds": {"step": round(whole / len(loop.epochs), 3)},
+        "share": spread(shares[1:]),
+    }
+
+
 @click.command()
 @click.option("--repeats", default=3)
 @click.option("--threads", default=1, help="of torch")
-@click.option("--only", type=click.Choice(["losses", "text"]), help="one of the two comparisons")
+@click.option("--only", type=click.Choice(["losses", "text", "outside"]), help="one of them")
 @click.option("--out", type=Path, help="JSON file for the figures")
 def main(repeats: int, threads: int, only: str | None, out: Path | None) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    results = []
     comparisons: list[tuple[str, Callable[[], dict[str, object]]]] = [("losses", partial(share_of_losses, repeats))]
     for dim, tune in ((1024, False), (2048, False), (2048, True)):
         comparisons.append(("text", partial(gain_of_cached_text, dim, tune, repeats)))
+    comparisons.append(("outside", partial(share_outside, repeats)))
+    earlier = json.loads(out.read_text())["results"] if out and out.exists() else []
+    results = {result["what"]: result for result in earlier}
+    machine = {"threads": threads, "machine": platform.machine(), "torch": torch.__version__}
+    command = "OMP_WAIT_POLICY=passive python -m benchmarks.step " + " ".join(sys.argv[1:])
     for name, comparison in comparisons:
         if only in (None, name):
-            results.append(comparison())
-            click.echo(json.dumps(results[-1]))
+            result = comparison() | {"command": command, "machine": machine}
+            results[result["what"]] = result
+            click.echo(json.dumps(result))
     if out:
-        machine = {"threads": threads, "machine": platform.machine(), "torch": torch.__version__}
-        command = "OMP_WAIT_POLICY=passive python -m benchmarks.step " + " ".join(sys.argv[1:])
         sizes = {"pairs": PAIRS, "regions": REGIONS, "features": FEATURES, "words": WORDS}
-        write_json(out, {"command": command, "machine": machine, "sizes": sizes, "results": results})
+        write_json(out, {"sizes": sizes, "results": list(results.values())})
 
 
 if __name__ == "__main__":

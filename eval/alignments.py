@@ -23,6 +23,7 @@ from train.data import RetrievalData
 from train.device import free_bytes
 from train.encoding import Encoding
 from train.losses.loss import Loss
+from train.masking import ragged_rows
 from train.model import RetrievalModel
 
 IMAGES = 64  # scored at a time
@@ -49,13 +50,10 @@ class Locals:
 
     def padded(self, items: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """The vectors `[B, N, D]` of some items, and where there are any `[B, N]`."""
-        first, count = (torch.from_numpy(np.ascontiguousarray(column[items])) for column in (self.first, self.count))
-        place = torch.arange(int(count.max()))
-        mask = place < count[:, None]
-        rows = torch.where(mask, first[:, None] + place, 0).to(self.vectors.device)
+        rows, mask = ragged_rows(*(np.ascontiguousarray(column[items]) for column in (self.first, self.count)))
         device = self.device or self.vectors.device
         mask = mask.to(device)
-        return self.vectors[rows].to(device) * mask[..., None], mask
+        return self.vectors[rows.to(self.vectors.device)].to(device) * mask[..., None], mask
 
     def part(self, items: slice) -> "Locals":
         return Locals(self.vectors, self.first[items], self.count[items], self.device)

@@ -19,6 +19,7 @@ from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.data import RetrievalData
 from train.device import free_bytes
 from train.epochs import Batch, Epochs
+from train.masking import ragged_rows
 from train.processes import Processes, combined
 
 T = TypeVar("T", RegionBatch, WordBatch)
@@ -113,10 +114,8 @@ class Table:
             self.vectors[int(self.first[start]) :][: len(block)] = block.to(device)
 
     def rows(self, items: np.ndarray) -> Tensor:
-        """Which rows B items have, int64 ``[B, most]``; any row stands for what isn't there."""
-        count, first = torch.from_numpy(self.count[items]), torch.from_numpy(self.first[items])
-        place = torch.arange(int(count.max()))
-        return torch.where(place < count[:, None], first[:, None] + place, 0)
+        """Which rows B items have, int64 ``[B, most]`` (`ragged_rows`)."""
+        return ragged_rows(self.first[items], self.count[items])[0]
 
     def of(self, rows: Tensor, mask: Tensor) -> Tensor:
         """The vectors ``[B, most, D]`` of `rows`, zeros where the mask is false."""
@@ -186,7 +185,16 @@ class Feed:
             states=self.states is None,
         )
         rows = _rows(self.features, [self.data.caption_image[own] for own in part.shares])
-        return part, rows, _rows(self.states, part.shares)
+        states = _rows(self.states, part.shares)
+        if self.processes.device.type == "cuda":
+            part = replace(
+                part,
+                regions=[combined(_pinned, own) for own in part.regions],
+                words=[combined(_pinned, own) for own in part.words],
+                image=_pinned(part.image),
+                teachers=combined(_pinned, part.teachers),
+            )
+        return part, rows, states
 
     def _sent(self, read: _Read) -> Fed:
         """A part on the device."""
@@ -207,6 +215,10 @@ class Feed:
             image=send(part.image),
             teachers=combined(send, part.teachers),
         )
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_pinned() else tensor.pin_memory()
 
 
 def _rows(table: Table | None, shares: Sequence[np.ndarray]) -> list[Tensor | None]:

@@ -3,12 +3,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.precision import sum_dtype
 from train.processes import sum_over_processes
+
+
+def ragged_rows(first: np.ndarray, count: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Rows int64 and mask ``[B, most]`` of B items that have ``count`` rows of a table from ``first`` on.
+
+    Where the mask is false, row 0 stands for what isn't there.
+    """
+    place = torch.arange(int(count.max()))
+    mask = place < torch.from_numpy(count)[:, None]
+    return torch.where(mask, torch.from_numpy(first)[:, None] + place, 0), mask
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ All data is made from a seed; nothing but this checkout is needed.
 - `feed`: VSRN's step in bfloat16, fed from a store by the thread that reads ahead, and from features on the device, as
   times of the step on a batch that lies there.
 - `evaluation`: seconds for the ranks of 5,000 images of 12 views and 25,000 captions, D 2,048.
+- `search`: milliseconds a query, alone and among 256, for the ten best of 1 and 10 million vectors of 256 numbers.
 """
 
 import json
@@ -30,9 +31,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.feed import MadeData, MadeEpochs, write_store
+from benchmarks.search import BEST, made_candidates
 from benchmarks.step import FEATURES, PAIRS, TEXT, region_batch, run_settings, word_batch
 from eval.embeddings import Embeddings
 from eval.ranks import retrieval_ranks
+from eval.search.exact import nearest
 from manifests.files import write_json
 from tests.train.readbacks import ReadBacks
 from train.batches import RegionBatch, WordBatch
@@ -174,6 +177,15 @@ def evaluation(device: str, images: int, views: int, dims: int) -> dict[str, flo
     return {"seconds": round(time.perf_counter() - start, 2)}
 
 
+def search(device: str, count: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        candidates, queries = made_candidates(Path(folder), count, 256)
+        candidates = candidates.on(device)
+        one = milliseconds(lambda: nearest(candidates, queries[:1], BEST), 20)
+        many = milliseconds(lambda: nearest(candidates, queries, BEST), 5)
+    return {"on": str(candidates.device), "one_ms": round(one, 2), "of_256_ms": round(many / len(queries), 3)}
+
+
 def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Greatest relative differences of losses and absolute ones of embeddings; how many ranks differ."""
     found = {}
@@ -201,7 +213,10 @@ def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     ]
     one, other = ((found.i2t, found.t2i) for found in ranks)
     differ = sum(int((left != right).sum()) for left, right in zip(one, other, strict=True))
-    return {"bases": found, "ranks_that_differ": differ}
+    with tempfile.TemporaryDirectory() as folder:
+        candidates, queries = made_candidates(Path(folder), 20_000, 64)
+        here, there = (nearest(each, queries, BEST)[0] for each in (candidates, candidates.on(device)))
+    return {"bases": found, "ranks_that_differ": differ, "hits_that_differ": int((here != there).sum())}
 
 
 @click.command()
@@ -220,6 +235,8 @@ def main(device: str, small: bool, repeats: int, images: int, out: Path | None) 
                 "evaluation": lambda: evaluation(device, 5000, 12, 2048),
                 "feed": lambda: feed(device, images),
                 "steps": lambda: steps(device, repeats),
+                "search, 1 million": lambda: search(device, 10**6),
+                "search, 10 million": lambda: search(device, 10**7),
             }
             for name, part in parts.items():
                 result[name] = part()

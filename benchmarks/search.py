@@ -57,6 +57,14 @@ def made(folder: Path, count: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
     return np.load(folder / "full.npy", mmap_mode="c"), unit(256)[:, None]
 
 
+def made_candidates(folder: Path, count: int, dims: int) -> tuple[Candidates, np.ndarray]:
+    """The candidates of `made`, with their codes, and its queries."""
+    vectors, queries = made(folder, count, dims)
+    context = np.empty((count, 0), np.float32)
+    write_codes(folder, vectors, context, what="vectors")
+    return Candidates.open(folder, vectors, context), queries
+
+
 def read(vectors: np.ndarray) -> int:
     """The first half of float32 vectors has as many bytes as all of them in half precision."""
     return int(torch.from_numpy(vectors[: len(vectors) // 2]).view(torch.int64).sum())
@@ -121,10 +129,8 @@ def compare(seconds: dict[str, list[float]], machine: str, ours: str, work: floa
 def main(count: int, dims: int, repeats: int, folder: Path | None, out: Path | None) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        vectors, queries = made(Path(temporary), count, dims)
-        context = np.empty((count, 0), np.float32)
-        write_codes(Path(temporary), vectors, context, what="vectors")
-        candidates = Candidates.open(Path(temporary), vectors, context)
+        candidates, queries = made_candidates(Path(temporary), count, dims)
+        vectors = candidates.views.full[0]
         turn = iter(range(10**9))
         one = {
             "read": lambda: read(vectors),

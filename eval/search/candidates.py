@@ -6,7 +6,7 @@ half-precision vectors (docs/search.md). Of N candidates, each of k views of len
 views share, as in `eval.embeddings`; where there is one view, both parts are one vector: P is the whole length, S is 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -20,12 +20,14 @@ from manifests.errors import InputError
 from manifests.files import atomic, write_json
 from manifests.progress import progress
 from manifests.typed import read_checked
+from train.device import free_bytes
 
 BLOCK_NUMBERS = 1 << 24  # converted at a time
 CODES = 127
 BOUNDS, NORMS = "bounds.json", "norms.npy"
 SHORTEST = 1e-30  # a vector without a length, which is like nothing
 SLACK = 1.001
+_SHARE = 0.5  # of a GPU's free memory that codes may take
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Part:
     """Vectors in both precisions.
 
     full : the arrays `[N, k, P_i]`, float32, whose last axes side by side are the vectors.
-    codes, scales : `[N, k, P]` int8 and `[N, k]` float32; a vector is nearly its codes times its scale.
+    codes, scales : `[N, k, P]` int8 and `[N, k]` float32, on one device; a vector is nearly its codes times its scale.
     longest : no vector is longer.
     rounding : no vector is farther from its codes times its scale.
     """
@@ -66,6 +68,20 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.norms)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the codes lie."""
+        return self.views.codes.device
+
+    def on(self, device: str) -> Self:
+        """The same candidates with their codes on a GPU, where half of its free memory holds them; else as they are."""
+        where, parts = torch.device(device), (self.views, self.context)
+        size = sum(part.codes.nbytes + part.scales.nbytes for part in parts)
+        if where.type != "cuda" or size > _SHARE * free_bytes(where):
+            return self
+        moved = (replace(part, codes=part.codes.to(where), scales=part.scales.to(where)) for part in parts)
+        return type(self)(*moved, self.norms)
+
     @classmethod
     def open(cls, folder: Path, views: np.ndarray, context: np.ndarray) -> Self:
         """Map what `write_codes` wrote to `folder` for `views` and `context`."""
@@ -92,7 +108,7 @@ def _of_shape(path: Path, dtype: str, shape: tuple[int, ...], fix: str) -> np.nd
     found = open_array(path, dtype, len(shape), fix=fix)
     if found.shape != shape:
         raise InputError(f"its shape is {list(found.shape)}, that of the embeddings {list(shape)}", where=path, fix=fix)
-    if not np.isfinite(found).all():
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise InputError("it has NaN or infinite numbers", where=path, fix=fix)
     return found
 

@@ -21,6 +21,7 @@ from manifests.errors import InputError
 
 BLOCK_SCORES = 1 << 21  # scores made at a time: they stay in the cache
 MOST_ROWS = 1 << 16
+DEVICE_SCORES, DEVICE_ROWS = 1 << 26, 1 << 22  # the same where the codes lie on a GPU
 FIRST_ROWS = 1 << 12  # the first block, which says from where on a score is worth keeping
 QUERIES = 256  # searched in one pass
 FEW = 1024  # candidates of a query that may be left for float64; of many more than 32 * FEW, a 32nd
@@ -115,9 +116,10 @@ class _Scan(ABC):
         scaled = queries * (QUERY_CODES / np.maximum(np.abs(queries).max(axis=(1, 2), keepdims=True), 1e-30))
         flat = torch.from_numpy(scaled.astype(np.float32)).view(-1, queries.shape[2])
         parts = (candidates.views, flat[:, :length]), (candidates.context, flat[:, length:])
-        self.parts = [(part, self.prepare(own)) for part, own in parts if part.length]
+        self.device = candidates.device
+        self.parts = [(part, self.prepare(own).to(self.device)) for part, own in parts if part.length]
         off = sum(self.off(part, own) for part, own in parts if part.length).view(self.shape).amax(dim=1)
-        self.norms = torch.from_numpy(candidates.norms).float() if cosine else None
+        self.norms = torch.from_numpy(candidates.norms).float().to(self.device) if cosine else None
         self.bound = (off / candidates.norms.min() if cosine else off).float()
         self.few = max(FEW, 4 * count, len(candidates) // 32)
 
@@ -139,17 +141,19 @@ class _Scan(ABC):
         pool = _Pool(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         cut = torch.full((queries,), -torch.inf)
         given_up = np.zeros(queries, bool)
-        height = BLOCK_SCORES // (self.shape[0] * self.shape[1] * self.candidates.views.codes.shape[1])
+        on_cpu = self.device.type == "cpu"
+        most, most_rows = (BLOCK_SCORES, MOST_ROWS) if on_cpu else (DEVICE_SCORES, DEVICE_ROWS)
+        height = most // (self.shape[0] * self.shape[1] * self.candidates.views.codes.shape[1])
         start, stop = 0, min(total, max(FIRST_ROWS, self.count))
         while start < total:
             scores = self._scores(slice(start, stop))
             if start == 0:
-                cut = scores.topk(self.count, dim=0).values[-1] - 2 * self.bound
-            row, query = (scores >= cut).nonzero(as_tuple=True)
+                cut = scores.topk(self.count, dim=0).values[-1].cpu() - 2 * self.bound
+            row, query = (scores >= cut.to(self.device)).nonzero(as_tuple=True)
             if len(row):
-                new = _Pool(query.numpy(), row.numpy() + start, scores[row, query].numpy())
+                new = _Pool(*(x.cpu().numpy() for x in (query, row + start, scores[row, query])))
                 pool, cut = self._merge(pool, new, cut, given_up)
-            start, stop = stop, min(total, stop + min(max(height, FIRST_ROWS), MOST_ROWS))
+            start, stop = stop, min(total, stop + min(max(height, FIRST_ROWS), most_rows))
         found = np.split(pool.row, np.searchsorted(pool.query, np.arange(1, queries)))
         return [None if lost else np.sort(rows) for lost, rows in zip(given_up, found, strict=True)]
 
@@ -191,7 +195,7 @@ class _CodeScan(_Scan):
 
     def products(self, part: Part, rows: slice, queries: torch.Tensor) -> torch.Tensor:
         block = part.codes[rows]
-        found = torch._int_mm(block.view(-1, block.shape[2]), queries).float()
+        found = _whole_products(block.view(-1, block.shape[2]), queries)
         if queries.shape[1] > self.shape[0] * self.shape[1]:
             codes, finer = found.chunk(2, dim=1)
             found = codes + finer / FINER
@@ -213,13 +217,27 @@ class _FloatScan(_Scan):
         return queries.T.contiguous()
 
     def products(self, part: Part, rows: slice, queries: torch.Tensor) -> torch.Tensor:
-        block = tensor(part.rows(rows), torch.float32)
+        block = tensor(part.rows(rows), torch.float32).to(self.device)
         return block.view(-1, block.shape[2]) @ queries
 
     def off(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
         """Sums of n products are off by less than n 2^-24 of the lengths, in whichever order (Higham, Accuracy and
         Stability of Numerical Algorithms, section 3.1); the rest is for what follows them."""
         return (part.length + 64) * 2.0**-23 * part.longest * queries.double().norm(dim=1)
+
+
+def _whole_products(codes: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Products float32 `[M, Q]` of int8 `[M, P]` and `[P, Q]`.
+
+    A GPU's 8-bit product takes more than 16 rows, and other sides that 8 divides. Float32 gives the same sums below
+    2^24, and beyond that within what `_CodeScan.off` allows.
+    """
+    if codes.device.type == "cpu":
+        return torch._int_mm(codes, queries).float()
+    if len(codes) <= 16 or codes.shape[1] % 8:
+        return codes.float() @ queries.float()
+    padded = torch.nn.functional.pad(queries, (0, -queries.shape[1] % 8))
+    return torch._int_mm(codes, padded)[:, : queries.shape[1]].float()
 
 
 def _codes(queries: torch.Tensor) -> list[torch.Tensor]:

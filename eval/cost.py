@@ -18,6 +18,7 @@ import torch
 from eval.cross_attention import cross_attention_scores
 from eval.report.speed import MEASURED_IMAGES
 from manifests.files import write_json
+from manifests.host import host_facts
 from train.checkpoint import load_model, require_recipe
 from train.data import RetrievalData
 
@@ -39,23 +40,23 @@ def run(
     repeats: int = 5,
     candidates: tuple[int, ...] = CANDIDATES,
     rerank: int = 50,
-    metrics: Path | None = None,
+    figures: Path | None = None,
     out: Path | None = None,
     pieces: bool = False,
     text_features: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the run `name`; gives the figures below, and writes them to `out`.
 
-    `rerank` candidates are scored by the teacher in mode `reranked`; `metrics` is the run's `metrics.json`, if it is
-    to be told with the times; `pieces` and `text_features` are as in `eval.evaluate.run`.
+    `rerank` candidates are scored by the teacher in mode `reranked`; `figures` is the run's `figures.json`, whose
+    R@sum stand beside the times; `pieces` and `text_features` are as in `eval.evaluate.run`.
 
     Returns
     -------
     `encode_ms` of an image and a caption in batches of 128, and of a caption alone; `search_ms` and
     `cross_attention_ms` a query by number of candidates; `times` the second is the first; `pair_us`, what
-    cross-attention takes a pair; and the sizes: `dims`, `views`, `regions`, `words`. `modes`: for each way to search
-    (`eval.modes`; for a run without ALADIN `student` alone) `query_ms`, what one caption takes among the split's
-    images, `times` the student's, and `rsum` from `metrics`. Medians of `repeats`.
+    cross-attention takes a pair; and the sizes: `dims`, `views`, `regions`, `words`. `made` says on which machine.
+    `modes`: for each way to search (`eval.modes`; for a run without ALADIN `student` alone) `query_ms`, what one
+    caption takes among the split's images, `times` the student's, and `rsum` from `figures`. Medians of `repeats`.
     """
     data = RetrievalData(manifest, regions, tokens, split, pieces=pieces, text_features=text_features)
     require_recipe(model, data)
@@ -98,6 +99,7 @@ def run(
     found = {
         "run": name,
         "device": _device_name(device),
+        "made": host_facts(),
         "threads": torch.get_num_threads(),
         "views": views,
         "dims": views * dims + seen.context.shape[1],
@@ -122,10 +124,10 @@ def run(
             for mode in modes
         },
     }
-    if metrics and metrics.exists():
-        told = json.loads(metrics.read_text(encoding="utf-8"))
-        for mode, figures in found["modes"].items():
-            figures["rsum"] = told.get("modes", {}).get(mode, told)["rsum"]
+    if figures and figures.exists():
+        whole = json.loads(figures.read_text(encoding="utf-8"))
+        for mode, own in found["modes"].items():
+            own["rsum"] = whole.get("modes", {}).get(mode, whole)["rsum"]
     if out:
         write_json(out, found)
     return found

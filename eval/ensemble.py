@@ -1,7 +1,7 @@
 """The ensemble stage: several runs' scores averaged, from the embeddings that their evaluation left behind.
 
-Writes `ensembles/E/metrics.json` and `ensembles/E/ranks.npz`, as `evaluate@R` does for one run. The scores are added
-up a block at a time; no matrix of them is ever whole.
+Writes `metrics.json`, `figures.json` and `ranks.npz` into `ensembles/E`, as `evaluate@R` does for one run. The scores
+are added up a block at a time; no matrix of them is ever whole.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.embeddings import Embeddings
-from eval.figures import read_ranks, recall_figures, save_ranks
+from eval.figures import FIGURES, headline, read_ranks, recall_figures, save_ranks
 from eval.scores import Ensemble
 from eval.settings import EvaluationSettings
 from extract.engine.code import code_fingerprint
@@ -31,7 +31,7 @@ def _decides(*, name: str, runs: Sequence[str], runs_dir: Path, settings: Evalua
 
 @one_writer("ensemble", _decides)
 def run(*, name: str, runs: Sequence[str], runs_dir: Path, settings: EvaluationSettings, out: Path) -> dict:
-    """Evaluate the mean scores of `runs` and write `out`; returns what its `metrics.json` holds.
+    """Evaluate the mean scores of `runs` and write `out`; returns what its `figures.json` holds.
 
     `runs_dir` holds `R/evaluation` of each run. Raises InputError where runs were evaluated on different images or
     captions.
@@ -59,7 +59,8 @@ def run(*, name: str, runs: Sequence[str], runs_dir: Path, settings: EvaluationS
     ranks, figures = recall_figures(Ensemble(members), split["caption_image"], settings.folds)
     save_ranks(out / "ranks.npz", ranks, split["caption_image"], split["image_ids"].tolist())
     figures |= {"split": settings.split, "runs": list(runs)}
-    write_json(out / "metrics.json", figures)
+    write_json(out / FIGURES, figures)
+    write_json(out / "metrics.json", headline(figures))
     return figures
 
 

@@ -1,7 +1,8 @@
 """The evaluation stage: how well one trained run finds images by caption and captions by image.
 
-Writes `runs/R/metrics.json` and `runs/R/correspondence.json` (the figures, docs/evaluation.md), and
-`runs/R/evaluation/`: the embeddings (`pooled.npy`, `context.npy`, `captions.npy`), `ranks.npz` (every query's rank,
+Writes `runs/R/metrics.json` (the recalls, which DVC shows), `runs/R/correspondence.json` (words and concepts), and
+`runs/R/evaluation/`: all figures (`figures.json`, docs/evaluation.md), the embeddings (`pooled.npy`, `context.npy`,
+`captions.npy`), `ranks.npz` (every query's rank,
 with the ids of the split), `matches.npz` (the region that each word matches), `concepts.npz` (of every region, for a
 model with a codebook) and the matches as JSON, `correspondence.jsonl`, one caption a line. Which captions belong to an
 image comes from the manifest, never from an index divided by five.
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.evaluated import Evaluated
-from eval.figures import recall_figures, save_ranks
+from eval.figures import FIGURES, headline, recall_figures, save_ranks
 from eval.matching.correspondence import summary
 from eval.matching.word_statistics import correspondence_figures
 from eval.metrics import METRICS
@@ -77,7 +78,7 @@ def run(
     pieces: bool = False,
     text_features: Path | None = None,
 ) -> dict:
-    """Evaluate the run `name` on one split and write its files; returns what `metrics` holds.
+    """Evaluate the run `name` on one split and write its files; returns all figures.
 
     Parameters
     ----------
@@ -111,19 +112,21 @@ def run(
         figures["modes"] = mode_figures(embeddings, found.teacher, ranks, data.caption_image, settings.rerank)
     figures |= _metric_figures(Evaluated(network, data, embeddings, Manifest.open(manifest_dir)), settings)
 
+    if (known := summary(pairs.judged)) is not None:
+        figures["correspondence"] = known
+
     with whole_folder(out) as folder:
+        write_json(folder / FIGURES, figures)
         embeddings.save(folder)
         save_ranks(folder / "ranks.npz", ranks, data.caption_image, [image.id for image in data.images])
         pairs.save(folder)
     write_json(correspondence, correspondence_figures(pairs))
-    if (known := summary(pairs.judged)) is not None:
-        figures["correspondence"] = known
-    write_json(metrics, figures)
+    write_json(metrics, headline(figures))
     return figures
 
 
 def _metric_figures(run: Evaluated, settings: EvaluationSettings) -> dict[str, Any]:
-    """The figures of all metrics, below their places in ``metrics.json``."""
+    """The figures of all metrics, below their places in ``figures.json``."""
     figures: dict[str, Any] = {}
     for name, own in settings.metrics.items():
         part = METRICS.find(name)

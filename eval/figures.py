@@ -3,17 +3,20 @@
 What `evaluate@R` tells of a run, and `ensemble@E` of several runs' mean scores.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eval.arrays import read_arrays, save_arrays
 from eval.interval import interval, recall_draws
 from eval.ranks import Ranks, retrieval_ranks
-from eval.recall import chance_recalls, fold_recalls, recalls
+from eval.recall import RECALLS, chance_recalls, fold_recalls, recalls
 from eval.scores import Scores
 from manifests.errors import InputError
 
+FIGURES = "figures.json"
 _RANKS = dict.fromkeys(("i2t", "i2t_images", "t2i", "caption_image"), ("i", 1)) | {"image_ids": ("U", 1)}
 
 
@@ -34,6 +37,14 @@ def recall_figures(scores: Scores, image_of: np.ndarray, folds: int) -> tuple[Ra
     if folds > 1:
         figures["folds"] = fold_recalls(scores, image_of, folds) | {"count": folds}
     return ranks, figures
+
+
+def headline(figures: Mapping[str, Any]) -> dict[str, float]:
+    """What DVC shows as a run's metrics, all in percent: R@sum, the six recalls and, where known, `words_on_object`."""
+    found = {name: figures[name] for name in ("rsum", *RECALLS)}
+    if "correspondence" in figures:
+        found["words_on_object"] = round(100 * figures["correspondence"]["accuracy"], 2)
+    return found
 
 
 def read_ranks(path: Path, *, fix: str) -> dict[str, np.ndarray]:

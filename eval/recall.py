@@ -15,6 +15,7 @@ from manifests.errors import InputError
 
 CUTOFFS = (1, 5, 10)
 DIRECTIONS = ("i2t", "t2i")
+RECALLS = tuple(f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS)
 
 
 def recalls(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
@@ -23,7 +24,7 @@ def recalls(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
     Keys: `{i2t,t2i}_{r1,r5,r10,median_rank,mean_rank}` and `rsum`.
     """
     table = direction_recalls("i2t", i2t) | direction_recalls("t2i", t2i)
-    table["rsum"] = round(sum(table[f"{direction}_r{cutoff}"] for direction in DIRECTIONS for cutoff in CUTOFFS), 4)
+    table["rsum"] = round(sum(table[name] for name in RECALLS), 4)
     return table
 
 

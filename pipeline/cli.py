@@ -434,12 +434,15 @@ def report() -> None:
 
 @main.command()
 def metrics() -> None:
-    """Print the headline table of all runs and where their report is."""
-    from eval.report.report import metrics_table
+    """Print the recalls of all runs and ensembles, what they show, and where the report is."""
+    from eval.report.metrics_table import metrics_table
 
-    runs = {name: settings.model_dump() for name, settings in read_params().runs.items()}
-    click.echo(metrics_table(runs, places.RUNS))
-    click.echo(f"\nreport: {(places.REPORT / 'index.html').absolute()}")
+    params = read_params()
+    runs = {name: settings.model_dump() for name, settings in params.runs.items()}
+    click.echo(metrics_table(runs, places.RUNS, params.ensembles, places.ENSEMBLES))
+    page = places.REPORT / "index.html"
+    if page.exists():
+        click.echo(f"\nreport: {page.absolute()}")
 
 
 @main.command("import-model")
@@ -615,7 +618,7 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
         device=machine.torch_device(),
         repeats=repeats,
         rerank=params.evaluate.rerank,
-        metrics=places.metrics(run),
+        figures=places.figures(run),
         out=out or places.cost(run),
         pieces=settings.text.pieces,
     )

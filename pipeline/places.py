@@ -56,6 +56,10 @@ def metrics(run: str) -> Path:
     return RUNS / run / "metrics.json"
 
 
+def figures(run: str) -> Path:
+    return evaluation(run) / "figures.json"
+
+
 def cost(run: str) -> Path:
     return RUNS / run / "cost.json"
 

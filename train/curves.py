@@ -1,7 +1,7 @@
-"""The curves of a run: `epochs.csv`, one row an epoch, and TensorBoard where a machine asks for it."""
+"""The curves of a run: `epochs.csv`, one row an epoch, lines for a terminal, and TensorBoard where it is asked for."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,32 @@ def write_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
         writer.writerows(
             {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()} for row in rows
         )
+
+
+def epoch_line(name: str, rows: Sequence[Mapping[str, float]], epochs: int, best_epoch: int) -> str:
+    """The last epoch of the run `name` as one line: mean loss, validation R@sum, and the best epoch so far.
+
+    rows : the curves of the epochs that are done; epochs : how many are planned; best_epoch : a row of `rows`.
+    """
+    row, best = rows[-1], rows[best_epoch]
+    so_far = "the best so far" if best is row else f"best so far {best['val_rsum']:.1f} in epoch {best_epoch + 1}"
+    return (
+        f"{name}: epoch {len(rows)} of {epochs}, mean loss {row['loss']:.4g}, "
+        f"validation R@sum {row['val_rsum']:.1f}, {so_far}"
+    )
+
+
+def final_line(name: str, rows: Sequence[Mapping[str, float]], best_epoch: int) -> str:
+    """The validation recalls of the epoch whose weights the run `name` keeps, as one line."""
+    best = rows[best_epoch]
+    ways = {"i2t": "captions for an image", "t2i": "images for a caption"}
+    recalls = [
+        f"{told} R@1 {best[f'val_{way}_r1']:.1f}, R@5 {best[f'val_{way}_r5']:.1f}, R@10 {best[f'val_{way}_r10']:.1f}"
+        for way, told in ways.items()
+        if f"val_{way}_r1" in best
+    ]
+    kept = f"{name}: keeps epoch {best_epoch + 1} of {len(rows)}, validation R@sum {best['val_rsum']:.1f}"
+    return "; ".join([kept, *recalls])
 
 
 class TensorBoard:

@@ -17,10 +17,11 @@ import torch
 from tqdm import tqdm
 
 from manifests.errors import InputError
+from manifests.host import host_facts
 from manifests.tables import images_sha256
 from train.bases import BASES
 from train.checkpoint import data_recipe
-from train.curves import TensorBoard, write_curves
+from train.curves import TensorBoard, epoch_line, final_line, write_curves
 from train.data import RetrievalData
 from train.feed import Resident
 from train.loop import Loop
@@ -100,6 +101,7 @@ def run(
         "vocabulary_size": data.vocabulary_size,
         "recipe": data_recipe(data),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "made": host_facts() | {"device": str(processes.device)},
     }
     if data.teacher_store:
         record["teachers"] = data.teacher_store.recipe
@@ -157,6 +159,8 @@ def run(
                     state.keep_best(model, {**record, **best}, progress)
             progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
             save(progress)
+            if processes.first:
+                tqdm.write(epoch_line(name, progress.rows, settings.epochs, progress.best_epoch or 0))
         board.close()
         if processes.first:
             write_curves(curves, progress.rows)
@@ -164,6 +168,7 @@ def run(
             if known:
                 known.keep(out, curves)
             state.remove()
+            tqdm.write(final_line(name, progress.rows, progress.best_epoch or 0))
     leave()
 
 

@@ -21,7 +21,7 @@ def correspondence_figures(pairs: Pairs) -> dict:
     Of a part of speech: `words`, `different` (word forms), mean `cosine` with the matched region; where the truth is
     known `accuracy`, `chance` and so on of the `known` words; with a codebook `agreement`, `agreement_chance` and
     `usage`. Of `concepts`: `size`, the same for all words, and for all regions, and `entries`, those in use by how
-    often, with their most frequent words and region labels.
+    often, with their most frequent words and region labels, and the agreement of their words.
     """
     matches, judged, concepts = pairs.matches, pairs.judged, pairs.concepts
     agree, expected = _agreement(pairs) if concepts is not None else (None, None)
@@ -46,7 +46,7 @@ def correspondence_figures(pairs: Pairs) -> dict:
             "agreement_chance": _rounded(expected.mean()),
             "words": usage(matches.concept),
             "regions": usage(concepts.concept),
-            "entries": _entries(pairs),
+            "entries": _entries(pairs, agree, expected),
         }
     return found
 
@@ -69,8 +69,9 @@ def _agreement(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     return agree, expected
 
 
-def _entries(pairs: Pairs) -> list[dict]:
-    """The entries in use, most used by words first."""
+def _entries(pairs: Pairs, agree: np.ndarray, expected: np.ndarray) -> list[dict]:
+    """The entries in use, most used by words first; `agree` and `expected` are `_agreement`'s."""
+    nearest = pairs.matches.concept
     said: dict[int, Counter[str]] = {}
     shown: dict[int, Counter[str]] = {}
     for concept, word in zip(pairs.matches.concept.tolist(), pairs.words, strict=True):
@@ -86,6 +87,11 @@ def _entries(pairs: Pairs) -> list[dict]:
             "concept": concept,
             "words": words[concept],
             "regions": regions[concept],
+            **(
+                {"agreement": _rounded(agree[own].mean()), "agreement_chance": _rounded(expected[own].mean())}
+                if (own := nearest == concept).any()
+                else {}
+            ),
             "most_words": _most(said.get(concept)),
             "most_labels": _most(shown.get(concept)),
         }

@@ -20,7 +20,7 @@ class Metric(ABC):
 
     Attributes
     ----------
-    place : keys below which ``metrics.json`` has the figures.
+    place : keys below which ``figures.json`` has the figures.
     """
 
     Settings: ClassVar[type[Settings]] = MetricSettings

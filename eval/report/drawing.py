@@ -1,11 +1,10 @@
 """A caption's words and the regions they matched, as coloured text and as SVG over the picture.
 
 Words that mean the same object share a colour where the data set knows the objects; elsewhere each noun, adjective and
-verb has its own (each longer word, where parts of speech aren't known). A region is drawn solid where it is the right
-object, dashed where it isn't, thin where nobody knows.
+verb has its own (each longer word, where parts of speech aren't known). Words that match one region share its box. It
+is drawn solid where the region is the object that one of them means, dashed where it isn't, thin where nobody knows.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -66,13 +65,17 @@ def caption_html(text: str, words: Sequence[Mark]) -> str:
 
 @dataclass(frozen=True)
 class Placed:
-    """Words of one colour that matched the same region: its box in pixels (x1, y1, x2, y2), and whether it is the
-    object that they mean (None where that isn't known)."""
+    """The words that matched one region: its box in pixels (x1, y1, x2, y2), and of each word whether the region is
+    the object that it means (None where that isn't known)."""
 
     box: np.ndarray
-    region: int
     words: tuple[Mark, ...]
-    right: bool | None
+    right: tuple[bool | None, ...]
+
+    @property
+    def shown(self) -> int:
+        """The place of the word whose colour the box has: the first that is right, or the first."""
+        return next((place for place, right in enumerate(self.right) if right), 0)
 
 
 def place(
@@ -82,14 +85,14 @@ def place(
     boxes = np.asarray(data.regions(int(data.caption_image[caption])).boxes, float)
     objects = None if truth is None else region_objects(boxes, np.array(truth.boxes, float).reshape(-1, 4))
     at = {(int(matches.start[row]), int(matches.end[row])): int(matches.region[row]) for row in matches.rows(caption)}
-    groups: dict[tuple[int, int], list[Mark]] = {}
+    groups: dict[int, list[Mark]] = {}
     for mark in words:
         if (mark.start, mark.end) in at:
-            groups.setdefault((at[mark.start, mark.end], mark.colour), []).append(mark)
+            groups.setdefault(at[mark.start, mark.end], []).append(mark)
     placed = []
-    for (region, _), group in groups.items():
-        right = None if objects is None else bool(objects[region] == group[0].object)
-        placed.append(Placed(boxes[region], region, tuple(group), right))
+    for region, group in groups.items():
+        right = tuple(None if objects is None else bool(objects[region] == mark.object) for mark in group)
+        placed.append(Placed(boxes[region], tuple(group), right))
     return placed
 
 
@@ -110,32 +113,34 @@ def draw(
     """Draw what `place` gives, and the true objects, which the page shows for the word that is looked at."""
     width, height = (int(side) for side in data.regions(int(data.caption_image[caption])).image_size)
     scale = VIEW / max(width, height)
-    shapes, insets = [], Counter()
+    shapes = []
     placed = place(data, caption, words, matches, truth)
     for match in placed:
-        kind = {None: "open", True: "right", False: "wrong"}[match.right]
-        shapes.append(_box(match.box * scale, 3.5 * insets[match.region], match.words[0].colour, kind, match.words))
-        insets[match.region] += 1
+        kinds = [{None: "open", True: "right", False: "wrong"}[right] for right in match.right]
+        looks = [f"k{mark.colour} {kind}" for mark, kind in zip(match.words, kinds, strict=True)]
+        shapes.append(_box(match.box * scale, 0, looks[match.shown], match.words, looks))
     if truth is not None:
         for object in sorted({mark.object for mark in words if mark.object is not None}):
             owned = [mark for mark in words if mark.object == object]
-            shapes.append(_box(np.array(truth.boxes[object]) * scale, -4, owned[0].colour, "truth", owned))
-    right = None if truth is None else sum(len(match.words) for match in placed if match.right)
+            shapes.append(_box(np.array(truth.boxes[object]) * scale, -4, f"k{owned[0].colour} truth", owned))
+    right = None if truth is None else sum(sum(map(bool, match.right)) for match in placed)
     view = f"0 0 {width * scale:.0f} {height * scale:.0f}"
     svg = f'<svg class="regions" viewBox="{view}" aria-hidden="true">{"".join(shapes)}</svg>'
     return Drawing(svg, width / height, right, sum(len(match.words) for match in placed))
 
 
-def _box(box: np.ndarray, inset: float, colour: int, kind: str, words: Sequence[Mark]) -> str:
+def _box(box: np.ndarray, inset: float, look: str, words: Sequence[Mark], looks: Sequence[str] = ()) -> str:
+    """A box as SVG in the `look` of one word; `looks` are those of each of its words, one of which the page shows."""
     x, y = box[0] + inset, box[1] + inset
     width, height = max(1.0, box[2] - box[0] - 2 * inset), max(1.0, box[3] - box[1] - 2 * inset)
     numbers = " ".join(str(mark.number) for mark in words)
     place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     shape = f'<rect class="halo" {place}/><rect class="box" {place}/>'
-    if kind != "truth":
+    if looks:
         label = escape(" ".join(mark.text for mark in words))
         below = y < 16
         anchor = "end" if x + 8 * len(label) > VIEW else "start"
         at = f'x="{x if anchor == "start" else x + width:.1f}" y="{y + height + 14 if below else y - 4:.1f}"'
         shape += f'<text {at} text-anchor="{anchor}">{label}</text>'
-    return f'<g class="k{colour} {kind}" data-words="{numbers}">{shape}</g>'
+    known = f' data-looks="{",".join(looks)}"' if looks else ""
+    return f'<g class="{look}" data-words="{numbers}"{known}>{shape}</g>'

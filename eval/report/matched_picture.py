@@ -1,6 +1,5 @@
 """A picture with the regions that a caption's words matched, and the caption in the words' colours, by matplotlib."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +9,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from eval.report.drawing import Mark, Placed
+from eval.report.templates import palette
 
 INK, SOFT = "#15202b", "#566472"
-WORD_COLOURS = ("#f0329b", "#00a5bd", "#84a800", "#b9722e", "#6f7bea", "#f0691e", "#6b8496", "#b04fe0")
+WORD_COLOURS = palette("k")
 CHARACTER = 0.11  # inches that a caption's character takes
 
 
@@ -21,20 +21,17 @@ def draw_regions(axes: Axes, picture: np.ndarray, placed: Sequence[Placed]) -> N
     axes.imshow(picture, interpolation="lanczos")
     axes.axis("off")
     axes.set_anchor("NW")
-    insets: Counter[int] = Counter()
     for match in placed:
-        inset = insets[match.region] * max(picture.shape[:2]) / 90
-        insets[match.region] += 1
         x1, y1, x2, y2 = match.box
         axes.add_patch(
             Rectangle(
-                (x1 + inset, y1 + inset),
-                max(1, x2 - x1 - 2 * inset),
-                max(1, y2 - y1 - 2 * inset),
+                (x1, y1),
+                max(1, x2 - x1),
+                max(1, y2 - y1),
                 fill=False,
-                edgecolor=WORD_COLOURS[match.words[0].colour],
+                edgecolor=WORD_COLOURS[match.words[match.shown].colour],
                 linewidth=2.4,
-                linestyle="--" if match.right is False else "-",
+                linestyle="--" if match.right[match.shown] is False else "-",
                 path_effects=[withStroke(linewidth=5, foreground="#ffffffe0")],
             )
         )

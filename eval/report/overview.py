@@ -13,14 +13,12 @@ from eval.report.examples import Example, choose
 from eval.report.matched_picture import INK, SOFT, draw_regions, write_caption
 from eval.report.page import DataSet, compared
 from eval.report.results import RunResult
+from eval.report.templates import palette
 from extract.vision.decode import UnreadableImage, decode_file
 from manifests.files import atomic
 
 TRACK = "#e9edf1"
-RUN_COLOURS = (
-    *("#74808c", "#2f6fde", "#d9560b", "#0b8f79", "#9a45c9"),
-    *("#b58900", "#c2185b", "#5b6b00", "#0277a8", "#7a5230"),
-)
+RUN_COLOURS = palette("run")
 
 WHY = {
     "better": "The caption whose rank improved most.",

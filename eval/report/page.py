@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eval.interval import interval
 from eval.recall import CUTOFFS
+from eval.report import takeaways
 from eval.report.charts import Line, colour, line_chart
 from eval.report.drawing import caption_html, draw, marks
 from eval.report.examples import Example, choose
@@ -13,7 +14,7 @@ from eval.report.pictures import Pictures
 from eval.report.provenance import provenance
 from eval.report.recall_table import COLUMNS, ensemble_rows, metric_rows, mode_rows, recall_rows
 from eval.report.results import RunResult
-from eval.report.speed import cost_tables, ranking_benchmark, trade_off
+from eval.report.speed import cost_tables, trade_off
 from eval.report.study_pages import study_panels
 from eval.report.verdict import verdict
 from eval.report.vocabulary_page import codebooks, speech_rows
@@ -47,7 +48,7 @@ def open_data_set(name: str, folder: Path, image_root: Path, runs: Sequence[RunR
         if run.metrics["split"] != split:
             raise InputError(
                 f"run {run.name} was evaluated on other images than {runs[0].name}",
-                where=run.folder / "metrics.json",
+                where=run.folder / "evaluation",
                 fix=f"dvc repro evaluate@{run.name}",
             )
         run.require_fits(data)
@@ -72,12 +73,23 @@ def section(
     colours = [colour(place) for place in range(len(runs))]
     pictures = Pictures()
     shown = compared(runs)
+    books = codebooks(runs, colours, source.data, source.image_root, pictures)
+    costs = cost_tables(runs, benchmarks, source.data)
+    made = provenance(source.folder, source.image_root, runs, source.data.left_out, commit)
     return {
         "name": source.name,
         "split": metrics["split"],
         "images": metrics["images"],
         "captions": metrics["captions"],
         "verdict": verdict(runs),
+        "takeaways": {
+            "pictures": takeaways.pictures(shown),
+            "words": takeaways.words(runs),
+            "concepts": takeaways.concepts(books),
+            "speed": takeaways.speed(costs),
+            "training": takeaways.training(runs),
+            "provenance": takeaways.provenance(made["differing"], len(runs)),
+        },
         "runs": [{"name": run.name, "colour": colour} for run, colour in zip(runs, colours, strict=True)],
         "rsum": _rsum_bars(runs),
         "correspondence": _correspondence_bars(runs),
@@ -93,12 +105,11 @@ def section(
             _example(source, example, shown, settings, pictures) for example in choose(shown, settings.examples)
         ],
         "speech": speech_rows(runs),
-        "codebooks": codebooks(runs, colours, source.data, source.image_root, pictures),
+        "codebooks": books,
         "studies": study_panels(studies, studies_dir),
         "trade_off": trade_off(runs, colours),
-        "costs": cost_tables(runs, benchmarks, source.data),
-        "ranking": ranking_benchmark(benchmarks),
-        "provenance": provenance(source.folder, source.image_root, runs, source.data.left_out, commit),
+        "costs": costs,
+        "provenance": made,
     }
 
 
@@ -149,22 +160,27 @@ def _bar(
 def _curves(runs: Sequence[RunResult]) -> list[dict]:
     """Validation R@sum of every run in one chart, then one chart a loss term."""
     lines = [
-        Line(run.name, colour(place), run.epochs["epoch"], run.epochs["val_rsum"], mark=run.record["best_epoch"])
+        Line(run.name, colour(place), _numbers(run), run.epochs["val_rsum"], mark=(run.record["best_epoch"] or 0) + 1)
         for place, run in enumerate(runs)
         if "val_rsum" in run.epochs
     ]
     title = "R@sum on the validation split"
-    charts = [{"title": title, "svg": line_chart(lines, label=f"{title} per epoch")}]
+    charts = [{"title": title, "svg": line_chart(lines, label=f"{title} per epoch", named=len(runs) > 1)}]
     terms = list(dict.fromkeys(name for run in runs for name in run.losses if name != "loss"))
     for term in terms or ["loss"]:
         lines = [
-            Line(run.name, colour(place), run.epochs["epoch"], run.epochs[term])
+            Line(run.name, colour(place), _numbers(run), run.epochs[term])
             for place, run in enumerate(runs)
             if term in run.epochs
         ]
-        svg = line_chart(lines, label=f"Loss {term} per epoch")
+        svg = line_chart(lines, label=f"Loss {term} per epoch", named=len(runs) > 1)
         charts.append({"title": f"Loss: {term.replace('_', ' ')}", "svg": svg})
     return [chart for chart in charts if chart["svg"]]
+
+
+def _numbers(run: RunResult) -> list[float]:
+    """A run's epochs, counted from 1."""
+    return [(epoch or 0) + 1 for epoch in run.epochs["epoch"]]
 
 
 def _example(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eval.report.results import RunResult
 from extract.stores.regions import RegionStore
+from manifests.host import measured_where
 from manifests.schema import SPLITS
 from manifests.tables import Manifest
 
@@ -42,8 +43,9 @@ def provenance(
         "records": [
             {
                 "parameters": run.record["parameters"],
-                "best_epoch": run.record["best_epoch"],
+                "best_epoch": None if run.record["best_epoch"] is None else run.record["best_epoch"] + 1,
                 "seconds": run.epochs["seconds"][-1],
+                "where": measured_where(run.record.get("made")),
             }
             for run in runs
         ],

@@ -5,15 +5,22 @@ from pathlib import Path
 
 from eval.figures import read_ranks
 from eval.interval import interval, rsum_draws
-from eval.recall import CUTOFFS, DIRECTIONS
+from eval.recall import DIRECTIONS, RECALLS
 from eval.report.charts import colour
 from eval.report.results import RunResult
 from eval.report.speed import mode_name
 from eval.report.verdict import difference, signed
 from eval.report.written import EnsembleMetrics, read_json
 
-RECALLS = [f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS]
 COLUMNS = ["rsum", *RECALLS]
+_RELEVANCE = {"rouge_l": "ROUGE-L", "spice": "SPICE"}
+_WAYS = {
+    "i2t": "captions for an image",
+    "t2i": "images for a caption",
+    "i2i": "images for an image",
+    "t2t": "captions for a caption",
+}
+_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "ndcg": "NDCG@25", "map_at_r": "mAP@R", "rprecision": "R-precision"}
 _DRAWN = ("i2t", "i2t_images", "t2i", "caption_image")
 
 
@@ -46,11 +53,24 @@ def metric_rows(runs: Sequence[RunResult]) -> list[dict]:
 
 def _metric_figures(metrics: Mapping) -> dict[str, float]:
     """By metric and name, as they are read."""
-    below = {f"NDCG, {name}": told for name, told in metrics.get("ndcg", {}).items()}
-    below |= {"within a modality": metrics.get("unimodal", {}), "ECCV Caption": metrics.get("eccv", {})}
+    below = {f"NDCG@25 by {_RELEVANCE.get(name, name)}": told for name, told in metrics.get("ndcg", {}).items()}
+    below |= {"Uni-modal": metrics.get("unimodal", {}), "ECCV Caption": metrics.get("eccv", {})}
     below |= metrics.get("others", {})
-    figures = ((f"{metric}: {name}", value) for metric, told in below.items() for name, value in told.items())
-    return {name.replace("_", " "): value for name, value in figures if not isinstance(value, str)}
+    figures = ((f"{metric}: {_named(name)}", value) for metric, told in below.items() for name, value in _ordered(told))
+    return {name: value for name, value in figures if not isinstance(value, str)}
+
+
+def _ordered(told: Mapping) -> list[tuple]:
+    """Figures by name, R@5 before R@10."""
+    return sorted(told.items(), key=lambda item: (item[0].rstrip("0123456789"), len(item[0]), item[0]))
+
+
+def _named(key: str) -> str:
+    """A figure's key as a reader sees it: ``t2t_r1`` is captions for a caption, R@1."""
+    way, _, rest = key.partition("_")
+    if way not in _WAYS:
+        return _NAMES.get(key, key.replace("_", " "))
+    return f"{_WAYS[way]}, {_NAMES.get(rest, rest.replace('_', ' '))}" if rest else _WAYS[way]
 
 
 def mode_rows(runs: Sequence[RunResult]) -> list[dict]:
@@ -67,10 +87,10 @@ def ensemble_rows(names: Sequence[str], folder: Path, base: RunResult) -> list[d
     """A row for each ensemble that is made, with its difference to `base`; `folder` holds `E/`."""
     rows = []
     for name in names:
-        if not (folder / name / "metrics.json").exists():
+        if not (folder / name / "figures.json").exists():
             continue
         again = f"dvc repro ensemble@{name}"
-        metrics = read_json(folder / name / "metrics.json", EnsembleMetrics, fix=again)
+        metrics = read_json(folder / name / "figures.json", EnsembleMetrics, fix=again)
         ranks = read_ranks(folder / name / "ranks.npz", fix=again)
         draws = rsum_draws(*(ranks[key] for key in _DRAWN), num_images=len(ranks["image_ids"]))
         change = metrics["rsum"] - base.metrics["rsum"], *interval(draws - base.draws)

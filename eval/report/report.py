@@ -5,21 +5,21 @@ script, photographs, charts) and asks no network for anything. `overview.png` sh
 the first data set.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.recall import CUTOFFS
 from eval.report.overview import draw_overview
 from eval.report.page import open_data_set, section
-from eval.report.recall_table import RECALLS, recall_rows
 from eval.report.results import RunResult
 from eval.report.templates import render
-from eval.report.verdict import verdict
 from eval.settings import ReportSettings
 from eval.study.settings import StudySettings
 from manifests.errors import InputError
 from manifests.files import whole_folder, write_text
 from manifests.locks import one_writer
+
+log = logging.getLogger(__name__)
 
 
 @one_writer("report")
@@ -42,8 +42,8 @@ def run(
 
     Parameters
     ----------
-    runs : each run's settings in the order of `params.yaml`; `dataset` names its data set. The first run of a data set
-        is the one that the others are measured against.
+    runs : each run's settings in the order of `params.yaml`; `dataset` names its data set. The first evaluated run of
+        a data set is the one that the others are measured against. A run without an evaluation is left out, and named.
     runs_dir, data_dir, ensembles_dir, studies_dir : the folders that hold `R/`, `D/`, `E/` and `S/`.
     ensembles : the runs of each. One that isn't made isn't shown.
     image_roots : each data set's folder of pictures. Pictures that aren't there are shown as empty tiles.
@@ -52,7 +52,11 @@ def run(
     """
     groups = results(runs, runs_dir)
     if not groups:
-        raise InputError("there is no run to report", where="params.yaml, runs", fix="add a run")
+        fix = "run `dvc repro`" if runs else "add a run"
+        raise InputError("there is no evaluated run to report", where="params.yaml, runs", fix=fix)
+    left_out = unevaluated(runs, runs_dir)
+    for sentence in left_out:
+        log.warning("%s", sentence)
     sources = [open_data_set(name, data_dir / name, image_roots[name], group) for name, group in groups.items()]
     files = {source.name: f"{source.name}.html" if place else "index.html" for place, source in enumerate(sources)}
     with whole_folder(out) as folder:
@@ -67,41 +71,21 @@ def run(
                 benchmarks=benchmarks,
                 commit=commit,
             )
-            write_text(folder / files[source.name], render("comparison.html", s=shown, pages=files))
+            write_text(folder / files[source.name], render("comparison.html", s=shown, pages=files, left_out=left_out))
         draw_overview(sources[0], folder / "overview.png")
 
 
 def results(runs: Mapping[str, dict], runs_dir: Path) -> dict[str, list[RunResult]]:
-    """The runs of each data set, both in the order given."""
+    """The evaluated runs of each data set, both in the order given."""
     groups: dict[str, list[RunResult]] = {}
     for name, settings in runs.items():
-        groups.setdefault(settings["dataset"], []).append(RunResult(name, dict(settings), runs_dir / name))
+        run = RunResult(name, dict(settings), runs_dir / name)
+        if run.evaluated:
+            groups.setdefault(settings["dataset"], []).append(run)
     return groups
 
 
-def metrics_table(runs: Mapping[str, dict], runs_dir: Path) -> str:
-    """The headline table as plain text for a terminal, with what it shows in words below it."""
-    return "\n\n".join(_plain_table(name, group) for name, group in results(runs, runs_dir).items())
-
-
-def _plain_table(data_set: str, runs: Sequence[RunResult]) -> str:
-    metrics = runs[0].metrics
-    header = ["run", *(f"i→t R@{k}" for k in CUTOFFS), *(f"t→i R@{k}" for k in CUTOFFS), "R@sum", "change", "words"]
-    chance = metrics["chance"]
-    columns = [*RECALLS, "rsum"]
-    lines = [header]
-    for row in recall_rows(runs):
-        share = row["correspondence"]
-        values = [f"{row['values'][column]:.1f}" for column in columns]
-        lines.append([row["name"], *values, row.get("change", ""), f"{share['accuracy']:.0%}" if share else "–"])
-    share = metrics.get("correspondence")
-    values = [f"{chance[column]:.1f}" for column in columns]
-    lines.append(["chance", *values, "", f"{share['chance']:.0%}" if share else "–"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    cells = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    text = ["  ".join(line) for line in cells]
-    rule = "─" * len(text[0])
-    title = f"{data_set}: {metrics['images']:,} {metrics['split']} images, {metrics['captions']:,} captions"
-    told = [sentence.replace("`", "") for sentence in verdict(runs)]
-    body = [line.rstrip() for line in text]
-    return "\n".join([title, rule, body[0], rule, *body[1:-1], rule, body[-1], rule, *told])
+def unevaluated(runs: Mapping[str, dict], runs_dir: Path) -> list[str]:
+    """A sentence about each run that has no evaluation: what makes one."""
+    missing = [name for name in runs if not RunResult(name, {}, runs_dir / name).evaluated]
+    return [f"{name} is left out: it has no evaluation yet (dvc repro evaluate@{name})" for name in missing]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.embeddings import Embeddings
-from eval.figures import read_ranks
+from eval.figures import FIGURES, read_ranks
 from eval.interval import rsum_draws
 from eval.matching.concepts import RegionConcepts
 from eval.matching.correspondence import Matches, read_matches
@@ -18,6 +18,7 @@ from manifests.jsonl import parse_json, read_utf8
 from manifests.typed import Written, checked
 from train.data import RetrievalData
 
+FIGURES_FILE = f"evaluation/{FIGURES}"
 NOT_LOSSES = {"epoch", "step", "seconds", "learning_rate"}
 
 
@@ -35,10 +36,15 @@ class RunResult:
     settings: dict
     folder: Path
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether the run has an evaluation."""
+        return (self.folder / FIGURES_FILE).exists()
+
     @cached_property
     def metrics(self) -> dict:
-        """`metrics.json`."""
-        return self._json("metrics.json", Metrics, stage="evaluate")
+        """The evaluation's `figures.json`."""
+        return self._json(FIGURES_FILE, Metrics, stage="evaluate")
 
     @cached_property
     def record(self) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eval.report.charts import Spot, scatter_chart
 from eval.report.results import RunResult
+from manifests.host import measured_where
 from train.data import RetrievalData
 
 MEASURED_IMAGES = 128  # one batch of eval.cost, whose regions it counts
@@ -36,7 +37,10 @@ def cost_tables(runs: Sequence[RunResult], benchmarks: Path, data: RetrievalData
                 for count, searched in told["search_ms"].items()
                 if count in told["cross_attention_ms"] and count in told["times"]
             ]
-            found.append(told | {"name": run.name, "rows": sorted(counts, key=lambda row: row["candidates"])})
+            where = measured_where(told.get("made") if told is run.cost else None)
+            found.append(
+                told | {"name": run.name, "where": where, "rows": sorted(counts, key=lambda row: row["candidates"])}
+            )
     return found
 
 
@@ -45,15 +49,6 @@ def _sizes(run: RunResult, data: RetrievalData) -> tuple[int, int]:
     parts, images = run.embeddings, range(min(MEASURED_IMAGES, len(data.images)))
     dims = parts.pooled.shape[1] * parts.pooled.shape[2] + parts.context.shape[1]
     return dims, round(sum(len(data.regions(image).boxes) for image in images) / len(images))
-
-
-def ranking_benchmark(benchmarks: Path) -> list[dict]:
-    """How much faster ranks are counted than sorted, from `benchmarks/eval.json`."""
-    path = benchmarks / "eval.json"
-    if not path.exists():
-        return []
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return [{"name": name, **figures} for name, figures in sorted(told["results"].items())]
 
 
 def trade_off(runs: Sequence[RunResult], colours: Sequence[str]) -> str:

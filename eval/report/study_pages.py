@@ -5,6 +5,7 @@ from math import isfinite
 from pathlib import Path
 
 from eval.report.charts import Line, line_chart
+from eval.report.takeaways import study
 from eval.report.written import StudyRow, read_table
 from eval.study.settings import StudySettings, label
 from eval.study.table import TEXTS
@@ -28,6 +29,7 @@ def _panel(settings: StudySettings, rows: list[dict]) -> dict:
         rows = sorted(rows, key=lambda row: float(row["row"]))
     return {
         "title": settings.title,
+        "takeaway": study(settings.title, rows),
         "run": settings.run,
         "keys": list(settings.vary),
         "changes": {key: "null" if value is None else label(value) for key, value in settings.changes.items()},

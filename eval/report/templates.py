@@ -22,6 +22,12 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(style=style, script=script, **values)
 
 
+def palette(name: str) -> tuple[str, ...]:
+    """The style sheet's colours of that `name` (run, or k of words) on a light page, as hex."""
+    style = (PAGES / "style.css").read_text(encoding="utf-8").partition("@media")[0]
+    return tuple(re.findall(rf"--{name}\d:(#[0-9a-f]{{6}})", style))
+
+
 def _names(text: str) -> Markup:
     """Sentences with run names between backticks, as HTML."""
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))

@@ -26,9 +26,10 @@ def speech_rows(runs: Sequence[RunResult]) -> list[dict]:
 def codebooks(
     runs: Sequence[RunResult], colours: Sequence[str], data: RetrievalData, image_root: Path, pictures: Pictures
 ) -> list[dict]:
-    """Each run's codebook: how it is used, and its entries with the most of both words and regions as cards.
+    """Each run's codebook: how it is used, and as cards the entries whose words agree with their regions most often.
 
-    An entry without words or without regions has no card; `others` counts those that have one of the two.
+    An entry without words or without regions has no card; `others` counts those that have one of the two. Entries of
+    `FEWEST_WORDS` words come first: of fewer, a share says little.
     """
     found = []
     for run, colour in zip(runs, colours, strict=True):
@@ -37,7 +38,7 @@ def codebooks(
             continue
         used = [entry for entry in told["entries"] if entry["words"] or entry["regions"]]
         both = [entry for entry in used if entry["words"] and entry["regions"]]
-        entries = sorted(both, key=lambda entry: (-min(entry["words"], entry["regions"]), -entry["words"]))
+        entries = sorted(both, key=_by_agreement)
         cards = [
             entry | {"crops": _crops(run, entry["concept"], data, image_root, pictures)} for entry in entries[:CARDS]
         ]
@@ -52,6 +53,11 @@ def codebooks(
             }
         )
     return found
+
+
+def _by_agreement(entry: dict) -> tuple:
+    above = entry.get("agreement", 0) - entry.get("agreement_chance", 0)
+    return entry["words"] < FEWEST_WORDS, -above, -min(entry["words"], entry["regions"]), entry["concept"]
 
 
 def _crops(run: RunResult, concept: int, data: RetrievalData, image_root: Path, pictures: Pictures) -> list[str]:

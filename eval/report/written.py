@@ -8,17 +8,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
-from eval.recall import CUTOFFS, DIRECTIONS
+from eval.recall import DIRECTIONS, RECALLS
 from manifests.errors import InputError
 from manifests.jsonl import read_utf8
 from manifests.typed import Count, Written, read_checked
 
 T = TypeVar("T", bound=Written)
 Figure = Annotated[float, Field(ge=-1e12, le=1e12)]
-_RECALLS = [f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS]
 _MOST = 1e12
 
-_Recalls = create_model("_Recalls", __base__=Written, **dict.fromkeys(["rsum", *_RECALLS], (Figure, ...)))
+_Recalls = create_model("_Recalls", __base__=Written, **dict.fromkeys(["rsum", *RECALLS], (Figure, ...)))
 _Ranks = {f"{way}_{what}_rank": (Figure, 0) for way in DIRECTIONS for what in ("median", "mean")}
 
 
@@ -52,7 +51,7 @@ _Told = dict[str, Figure | str]  # a metric's figures, or why there are none
 
 
 class Metrics(create_model("_Figures", __base__=_Recalls, **_Ranks)):
-    """`metrics.json` of a run or of an ensemble."""
+    """`figures.json` of a run or of an ensemble."""
 
     split: Literal["train", "val", "test"]
     images: Count
@@ -68,13 +67,21 @@ class Metrics(create_model("_Figures", __base__=_Recalls, **_Ranks)):
 
 
 class EnsembleMetrics(Metrics):
-    """`metrics.json` of an ensemble."""
+    """`figures.json` of an ensemble."""
 
     runs: list[str]
 
 
+class _Made(Written):
+    host: str = ""
+    processor: str = ""
+    cores: Count | None = None
+
+
 class Record(Written):
     """`model/run.json`, as far as the report shows it."""
+
+    made: _Made = None
 
     parameters: Count
     best_epoch: Count | None
@@ -90,8 +97,11 @@ class _Entry(Written):
     concept: Count
     words: Count
     regions: Count
+    agreement: Figure = 0
+    agreement_chance: Figure = 0
     most_words: list[tuple[str, Count]]
     most_labels: list[tuple[str, Count]]
+    _coded = _together("agreement", "agreement_chance")
 
 
 class _Concepts(Written):
@@ -143,6 +153,7 @@ class Cost(Written):
     words: Count
     device: str
     threads: Count
+    made: _Made = None
     encode_ms: _Encode
     search_ms: dict[_Candidates, Figure]
     cross_attention_ms: dict[_Candidates, Figure]

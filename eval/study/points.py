@@ -11,7 +11,7 @@ from eval.figures import recall_figures
 from eval.matching.correspondence import summary
 from eval.matching.word_statistics import correspondence_figures
 from eval.modes import mode_figures
-from eval.recall import CUTOFFS, DIRECTIONS
+from eval.recall import RECALLS
 from eval.survey import survey
 from manifests.files import canonical_json, fingerprint, write_json, write_text
 from manifests.grounding import Grounding
@@ -20,7 +20,7 @@ from train.data import RetrievalData
 from train.model import RetrievalModel
 from train.settings import RunSettings
 
-RECALLS = ("rsum", *(f"{direction}_r{cutoff}" for direction in DIRECTIONS for cutoff in CUTOFFS))
+_SHOWN = ("rsum", *RECALLS)
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ def measure(
     """The figures of one trained model on one split.
 
     Recalls and their `interval` (95 % over images), `chance`, and `modes` of a model with ALADIN's teacher as
-    `metrics.json` has them; `correspondence` where the truth is known; `concepts` of a model with a codebook.
+    `figures.json` has them; `correspondence` where the truth is known; `concepts` of a model with a codebook.
     """
     seen = survey(model, data, batch_size, run=name, truth=truth, quiet=True)
     ranks, found = recall_figures(seen.embeddings, data.caption_image, folds=1)
-    figures: dict[str, Any] = {key: found[key] for key in RECALLS}
+    figures: dict[str, Any] = {key: found[key] for key in _SHOWN}
     figures |= {"interval": found["interval"]["rsum"], "chance": found["chance"]["rsum"]}
     if seen.teacher is not None:
         modes = mode_figures(seen.embeddings, seen.teacher, ranks, data.caption_image, rerank)
-        figures["modes"] = {mode: {key: told[key] for key in RECALLS} for mode, told in modes.items()}
+        figures["modes"] = {mode: {key: told[key] for key in _SHOWN} for mode, told in modes.items()}
     if (known := summary(seen.pairs.judged)) is not None:
         figures["correspondence"] = known
     if (concepts := correspondence_figures(seen.pairs).get("concepts")) is not None:

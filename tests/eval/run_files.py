@@ -44,7 +44,7 @@ def write_run(
         pairs.save(out)
         write_json(folder / "correspondence.json", correspondence_figures(pairs))
         figures |= {"correspondence": known} if (known := summary(pairs.judged)) else {}
-    write_json(folder / "metrics.json", figures)
+    write_json(out / "figures.json", figures)
     write_json(
         folder / "model" / "run.json",
         {"settings": settings or {}, "parameters": 1234, "best_epoch": 2, "val_rsum": 100.0, "seconds": 3.5},

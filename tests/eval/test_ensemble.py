@@ -8,7 +8,7 @@ import pytest
 
 from eval.ensemble import run
 from eval.ranks import ranks
-from eval.recall import recalls
+from eval.recall import RECALLS, recalls
 from eval.settings import EvaluationSettings
 from manifests.errors import InputError
 from tests.eval.run_files import write_run
@@ -31,7 +31,8 @@ def test_mean_scores_are_ranked(tmp_path: Path):
     i2t, t2i = ranks(scores, np.arange(24).reshape(8, 3)), ranks(scores.T, IMAGE_OF)
     assert figures.items() >= recalls(i2t, t2i).items()
     assert figures["runs"] == ["one", "two"] and figures["folds"]["count"] == 2
-    assert json.loads((out / "metrics.json").read_text()) == figures
+    assert json.loads((out / "figures.json").read_text()) == figures
+    assert json.loads((out / "metrics.json").read_text()) == {name: figures[name] for name in ("rsum", *RECALLS)}
     with np.load(out / "ranks.npz") as stored:
         assert np.array_equal(stored["i2t"], i2t) and np.array_equal(stored["t2i"], t2i)
 

@@ -203,7 +203,10 @@ def evaluate(folder: Path, out: Path, batch_size: int = 16, model: Path | None =
 
 def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: Path, tmp_path: Path):
     figures = evaluate(trained, tmp_path / "a")
-    assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == figures
+    assert json.loads((tmp_path / "a" / "evaluation" / "figures.json").read_text()) == figures
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert metrics.pop("words_on_object") == pytest.approx(100 * figures["correspondence"]["accuracy"], abs=0.01)
+    assert len(metrics) == 7 and metrics == {name: figures[name] for name in metrics}
     assert (figures["images"], figures["captions"], figures["left_out"]) == (6, 30, 2)
     assert figures["chance"]["t2i_r1"] == pytest.approx(100 / 6, abs=1e-3)
     assert set(figures["ndcg"]["rouge_l"]) == {"i2t", "t2i"} and 0 < figures["ndcg"]["rouge_l"]["i2t"] <= 100
@@ -218,8 +221,8 @@ def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: P
     evaluate(trained, tmp_path / "b")
     written = sorted((tmp_path / "a" / "evaluation").iterdir())
     assert [path.name for path in written] == [
-        *("captions.npy", "concepts.npz", "context.npy", "correspondence.jsonl", "matches.npz", "pooled.npy"),
-        "ranks.npz",
+        *("captions.npy", "concepts.npz", "context.npy", "correspondence.jsonl", "figures.json"),
+        *("matches.npz", "pooled.npy", "ranks.npz"),
     ]
     told = json.loads((tmp_path / "a" / "correspondence.json").read_text())
     assert told["concepts"]["size"] == 8 and told["parts_of_speech"]["NOUN"]["words"] > 30
@@ -331,7 +334,7 @@ def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
         device="cpu",
         repeats=1,
         candidates=(1000, 20_000),
-        metrics=tmp_path / "metrics.json",
+        figures=tmp_path / "evaluation" / "figures.json",
         out=tmp_path / "cost.json",
     )
     assert json.loads((tmp_path / "cost.json").read_text()) == found

@@ -115,6 +115,6 @@ def test_examples_of_a_split_that_is_smaller_than_asked_for(tmp_path: Path):
 
 def test_a_missing_file_names_the_stage_that_makes_it(tmp_path: Path):
     run = make(tmp_path, "base", 1, count=3)
-    (tmp_path / "base" / "metrics.json").unlink()
+    (tmp_path / "base" / "evaluation" / "figures.json").unlink()
     with pytest.raises(InputError, match="dvc repro evaluate@base"):
         run.metrics["rsum"]

@@ -25,6 +25,7 @@ from eval.matching.pairs import match_pairs
 from eval.metrics.eccv import ECCVCaption
 from eval.metrics.metric import MetricSettings
 from eval.report import report
+from eval.report.metrics_table import metrics_table
 from eval.search.index import Index
 from eval.search.search import search_image, search_text
 from eval.settings import ReportSettings
@@ -600,7 +601,7 @@ def averaged(t: Try) -> None:
 
 def reported(t: Try) -> None:
     runs = {name: examples.RUNS[name].model_dump() for name in ("plain", "aligned")}
-    report.metrics_table(runs, t.root / "runs")
+    metrics_table(runs, t.root / "runs", {"both": list(runs)}, t.root / "ensembles")
     study = {"title": "Size", "vary": {"epochs": [8, 64]}, "run": "plain", "dataset": "tiny"}
     report.run(
         runs=runs,

@@ -145,7 +145,7 @@ class Project:
         return {str(f.relative_to(self.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
     def metrics(self, run: str) -> dict[str, Any]:
-        return json.loads((self.root / "runs" / run / "metrics.json").read_text(encoding="utf-8"))
+        return json.loads((self.root / "runs" / run / "evaluation" / "figures.json").read_text(encoding="utf-8"))
 
 
 def copy_checkout(project: Project) -> None:

@@ -21,6 +21,7 @@ PLUMBING = {
         "manifests/names.py",
         "manifests/registry.py",
         "manifests/opening.py",
+        "manifests/host.py",
     ),
     *(f"extract/engine/{name}.py" for name in ("build", "cache", "code", "device", "finished", "maker")),
     *("extract/engine/tolerance.py", "extract/engine/workers.py"),

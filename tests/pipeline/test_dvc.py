@@ -103,7 +103,7 @@ def test_plots_are_drawn_by_dvc(project: Project) -> None:
 
 
 def test_an_ensemble_has_figures_of_its_own(project: Project) -> None:
-    figures = json.loads((project.root / "ensembles" / "vsrn-both" / "metrics.json").read_text(encoding="utf-8"))
+    figures = json.loads((project.root / "ensembles" / "vsrn-both" / "figures.json").read_text(encoding="utf-8"))
     assert figures["runs"] == ["vsrn", "vsrn-selfalign"] and figures["images"] == 20
     assert 0 < figures["rsum"] <= 600
 

@@ -123,7 +123,7 @@ def test_its_base_and_loss_train_and_its_metric_is_told(made: tuple[Path, dict[s
     run = made[0] / "runs" / "run"
     head, first = (line.split(",") for line in (run / "epochs.csv").read_text().splitlines())
     assert float(first[head.index("spread")]) > 0
-    figures = json.loads((run / "metrics.json").read_text())
+    figures = json.loads((run / "evaluation" / "figures.json").read_text())
     assert figures["rsum"] > 0 and "ndcg" not in figures and "unimodal" in figures
     told = figures["others"]["middle"]
     assert told["captions"] == 6 and told["mean_distance"] > 0

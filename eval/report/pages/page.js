@@ -2,8 +2,14 @@ for (const example of document.querySelectorAll(".example")) {
   let held = null;
   const show = (number) => {
     example.classList.toggle("looking", number !== null);
-    for (const box of example.querySelectorAll("[data-words]"))
-      box.classList.toggle("on", number !== null && box.dataset.words.split(" ").includes(number));
+    for (const box of example.querySelectorAll("[data-words]")) {
+      const place = number === null ? -1 : box.dataset.words.split(" ").indexOf(number);
+      if (box.dataset.looks) {
+        box.dataset.alone ??= box.getAttribute("class");
+        box.setAttribute("class", place < 0 ? box.dataset.alone : box.dataset.looks.split(",")[place]);
+      }
+      box.classList.toggle("on", place >= 0);
+    }
     for (const word of example.querySelectorAll(".word"))
       word.setAttribute("aria-pressed", word.dataset.word === number);
   };

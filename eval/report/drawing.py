@@ -85,12 +85,12 @@ def place(
     boxes = np.asarray(data.regions(int(data.caption_image[caption])).boxes, float)
     objects = None if truth is None else region_objects(boxes, np.array(truth.boxes, float).reshape(-1, 4))
     at = {(int(matches.start[row]), int(matches.end[row])): int(matches.region[row]) for row in matches.rows(caption)}
-    groups: dict[int, list[Mark]] = {}
+    groups: dict[tuple, tuple[int, list[Mark]]] = {}  # by box: two regions may have the same
     for mark in words:
-        if (mark.start, mark.end) in at:
-            groups.setdefault(at[mark.start, mark.end], []).append(mark)
+        if (region := at.get((mark.start, mark.end))) is not None:
+            groups.setdefault(tuple(boxes[region]), (region, []))[1].append(mark)
     placed = []
-    for region, group in groups.items():
+    for region, group in groups.values():
         right = tuple(None if objects is None else bool(objects[region] == mark.object) for mark in group)
         placed.append(Placed(boxes[region], tuple(group), right))
     return placed

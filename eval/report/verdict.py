@@ -59,14 +59,13 @@ def signed(value: float) -> str:
 def _difference(run: RunResult, base: RunResult) -> str:
     change, low, high = difference(run, base)
     figures = f"`{run.name}` reaches R@sum {run.metrics['rsum']:.1f}, "
-    spread = f"95 % interval over test images {signed(low)} to {signed(high)}"
-    against = f"than `{base.name}` ({base.metrics['rsum']:.1f}; {spread})"
+    against = f"{abs(change):.1f} {'more' if change >= 0 else 'less'} than `{base.name}` ({base.metrics['rsum']:.1f})"
+    spread = f"Over test images, the 95 % interval of this is {signed(low)} to {signed(high)}"
     if low > 0:
-        return f"{figures}{change:.1f} more {against}."
+        return f"{figures}{against}. {spread}."
     if high < 0:
-        return f"{figures}{-change:.1f} less {against}: here it loses."
-    amount = f"{abs(change):.1f} {'more' if change >= 0 else 'less'}"
-    return f"{figures}{amount} {against}: no difference that these test images can show."
+        return f"{figures}{against}: here it loses. {spread}."
+    return f"{figures}{against}. {spread}: no difference that these test images can show."
 
 
 def _alignment(runs: Sequence[RunResult]) -> list[str]:

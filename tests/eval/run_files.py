@@ -12,6 +12,7 @@ from eval.matching.pairs import Pairs
 from eval.matching.word_statistics import correspondence_figures
 from eval.report.results import RunResult
 from manifests.files import write_json, write_text
+from manifests.host import host_facts
 
 COST = Path(__file__).parents[2] / "benchmarks" / "search_cost.json"
 
@@ -38,7 +39,10 @@ def write_run(
     figures |= {"split": "test", "left_out": 0}
     if modes:
         figures["modes"] = {mode: {"rsum": told["rsum"]} for mode, told in modes.items()}
-        write_json(folder / "cost.json", json.loads(COST.read_text()) | {"run": folder.name, "modes": modes})
+        write_json(
+            folder / "cost.json",
+            json.loads(COST.read_text()) | {"run": folder.name, "modes": modes, "made": host_facts()},
+        )
     figures |= {"correspondence": correspondence} if correspondence else {}
     if pairs is not None:
         pairs.save(out)

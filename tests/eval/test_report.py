@@ -194,6 +194,8 @@ def test_every_coloured_word_has_a_region_in_every_picture(html: str):
         for view in re.findall(r'<svg class="regions.*?</svg>', example, re.S):
             matched = " ".join(re.findall(r'class="k\d (?:right|wrong)" data-words="([\d ]+)"', view)).split()
             assert sorted(matched, key=int) == words
+            boxes = re.findall(r'data-looks="[^"]+"><rect class="halo" ([^/]+)/>', view)
+            assert len(set(boxes)) == len(boxes) >= 1  # words that share a region share its box
 
 
 def test_modes_are_rows_and_spots(html: str, page: Page):
@@ -253,8 +255,19 @@ def test_concepts_are_shown_with_their_words_and_regions(html: str):
 
 def test_speed_and_provenance_are_told(html: str):
     speed = html[html.index('id="speed"') : html.index('id="training"')]
-    assert "1,000,000" in speed and "reckoned from a pair" in speed
+    assert "1,000,000" in speed and "reckoned from a pair" in speed and "measured on this machine" in speed
+    assert "A search among 100,000 images takes 27.1 ms with <code>vsrn-selfalign</code>" in speed
+    assert "on another machine" in html[html.index("training time") :][:200]
     assert "0123456789ab, changed since" in html and "regions " in html[html.index("On disk") :][:200]
+
+
+def test_every_section_begins_with_what_to_take_away(html: str):
+    sections = [part.split('">', 1) for part in html.split('<section class="sheet" id="')[1:]]
+    assert [name for name, _ in sections][:2] == ["result", "pictures"] and len(sections) == 8
+    told = {name: re.findall(r'class="(?:takeaway|lead)">(.+?)</p>', text) for name, text in sections}
+    assert all(told.values())
+    assert len(told["studies"]) == 3 and "its interval overlaps" in told["studies"][0]
+    assert "NDCG@25" not in html  # these runs have none
 
 
 def test_the_right_picture_is_marked_where_it_was_found(page: Page):

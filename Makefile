@@ -6,7 +6,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compiled modules are kept: importing torch afresh costs every stage some ten seconds otherwise.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow environment lock clean
+.PHONY: help demo test test-slow environment lock clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: environment ## run the pipeline on the demo data set and print what came out
 	dvc repro
@@ -19,7 +22,7 @@ test: environment ## run the tests, but for the slow ones
 test-slow: environment ## run the slow tests: kill loops, fuzzing, many processes, many runs of DVC
 	python -m pytest -q -m slow
 
-environment: .venv/.ready
+environment: .venv/.ready ## install everything into .venv
 
 .venv/.ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -48,13 +48,22 @@ def read_params() -> "Params":
 class _Group(click.Group):
     """Ends with one line where it is the user who can do something about it; any other error is a bug of ours."""
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with the whole first sentence of each; click would cut it."""
+        rows = []
+        for name in self.list_commands(context):
+            told = " ".join((self.commands[name].help or "").split("\n\n")[0].split())
+            rows.append((name, told.removesuffix(".")))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except InputError as error:
             _end(str(error))
         except KeyboardInterrupt:
-            _end("interrupted", 130)
+            _end(_interrupted(context.invoked_subcommand), 130)
         except BrokenPipeError:
             with suppress(OSError):  # so that Python's last flush says nothing
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,12 +81,22 @@ def _end(told: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
+def _interrupted(command: str | None) -> str:
+    """What Ctrl-C leaves of a command, and how it goes on."""
+    if command in ("regions", "text_features", "teachers", "pack", "tokens", "import"):
+        return "interrupted; the same command again goes on: finished shards are kept"
+    if command in ("train", "study"):
+        return "interrupted; the same command again goes on from the last state that was saved, after an epoch at most"
+    return "interrupted; start the same command again"
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="selfalign")
 def main() -> None:
-    """SelfAlign: from pictures and captions to fast, accurate image-text retrieval.
+    """SelfAlign: fast and accurate image-text retrieval.
 
-    Run the whole pipeline with `dvc repro`, one stage with e.g. `dvc repro -s regions@demo`.
+    `dvc repro` runs the pipeline, `dvc repro -s regions@demo` one stage. Start with `selfalign add` for pictures of
+    your own, `selfalign metrics` for what the runs reach, and `selfalign doctor` where something is wrong.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -95,7 +114,7 @@ def _of_stage(what: str) -> Callable[[F], F]:
 
 @main.command()
 def scenes() -> None:
-    """Draw the demo data set's pictures and describe them."""
+    """Draw the demo's pictures and describe them."""
     from demo.scenes.stage import run
 
     run(settings=read_params().scenes, out=places.SCENES)
@@ -103,7 +122,7 @@ def scenes() -> None:
 
 @main.command()
 def detector() -> None:
-    """Train the demo's detector (a frozen stage: its weights are committed)."""
+    """Train the demo's detector (frozen: its weights are committed)."""
     from demo.detector.training import run
 
     Machine.from_environment().torch_device()
@@ -113,7 +132,7 @@ def detector() -> None:
 @main.command()
 @_of_stage("dataset")
 def manifest(dataset: str) -> None:
-    """Check DATASET's pictures (or imported regions) and captions and write its manifest."""
+    """Check DATASET's pictures and captions, and list them."""
     from extract.exchange.manifest import run as run_imported
     from extract.text.scripts import SAMPLE, require_cut
     from extract.text.words import load_language
@@ -141,7 +160,7 @@ def manifest(dataset: str) -> None:
 @click.option("--count", type=click.IntRange(0), default=20, show_default=True, help="Images; 0: all.")
 @click.option("--captions", is_flag=True, help="Their captions too.")
 def rows(dataset: str, **asked: Any) -> None:
-    """Print rows of DATASET's manifest: a table on a terminal, otherwise JSON Lines."""
+    """Print rows of DATASET's manifest, as a table or JSON Lines."""
     from manifests.tables import Manifest
     from pipeline.rows import as_json, as_table, chosen
 
@@ -153,9 +172,10 @@ def rows(dataset: str, **asked: Any) -> None:
 @main.command()
 @click.argument("dataset")
 def check(dataset: str) -> None:
-    """Hash DATASET's pictures (or imported files) again, and list those that aren't its manifest's any more.
+    """List the pictures of DATASET that changed since its manifest.
 
-    DVC doesn't look at pictures. Where some were changed on purpose: dvc repro -f manifest@DATASET
+    Hashes the pictures, or the imported files, again: DVC doesn't look at them. Where some were changed on purpose:
+    dvc repro -f manifest@DATASET
     """
     from extract.stages.import_regions import changed_files
     from manifests.checking import changed_pictures
@@ -221,7 +241,7 @@ def _prune(machine: Machine) -> None:
 @main.command()
 @_of_stage("dataset")
 def tokens(dataset: str) -> None:
-    """Split DATASET's captions into words, parts of speech and word pieces."""
+    """Split DATASET's captions into words and word pieces."""
     from extract.stages.tokens import run
 
     settings, machine = read_params().dataset(dataset).tokens, Machine.from_environment()
@@ -239,7 +259,7 @@ def tokens(dataset: str) -> None:
 @main.command("text_features")
 @_of_stage("dataset")
 def text_features(dataset: str) -> None:
-    """Run a frozen text encoder once over DATASET's captions."""
+    """Run a frozen text encoder over DATASET's captions."""
     from extract.stages.text_features import run
 
     settings, machine = read_params().text_feature(dataset), Machine.from_environment()
@@ -261,7 +281,7 @@ def text_features(dataset: str) -> None:
 @main.command()
 @_of_stage("dataset")
 def teachers(dataset: str) -> None:
-    """Let uni-modal teachers look once at DATASET's images and captions."""
+    """Embed DATASET with uni-modal teachers, for soft labels."""
     from extract.stages.teachers import run
 
     params, machine = read_params(), Machine.from_environment()
@@ -309,7 +329,7 @@ def pack(dataset: str) -> None:
 @main.command()
 @_of_stage("run")
 def train(run: str) -> None:
-    """Train RUN and keep its best checkpoint."""
+    """Train RUN and keep its best epoch."""
     settings, machine = read_params().run(run), Machine.from_environment()
     if machine.processes > 1 and "WORLD_SIZE" not in os.environ:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={machine.processes}"]
@@ -380,7 +400,7 @@ def ensemble(ensemble: str) -> None:
 @main.command()
 @_of_stage("study")
 def study(study: str) -> None:
-    """Train and evaluate the runs of STUDY and put them in one table."""
+    """Train and evaluate the runs of STUDY, as one table."""
     from eval.study.stage import run
 
     params, machine = read_params(), Machine.from_environment()
@@ -434,7 +454,10 @@ def report() -> None:
 
 @main.command()
 def metrics() -> None:
-    """Print the recalls of all runs and ensembles, what they show, and where the report is."""
+    """Print the recalls of all runs and ensembles as a table.
+
+    Below it stands what they show, and where the report is.
+    """
     from eval.report.metrics_table import metrics_table
 
     params = read_params()
@@ -451,9 +474,10 @@ def metrics() -> None:
 @click.argument("run")
 @click.option("--vocabulary", type=click.Path(path_type=Path), help="That FILE's words have: .json or .pkl.")
 def import_model(kind: str, file: Path, run: str, vocabulary: Path | None) -> None:
-    """Take FILE, a checkpoint that the authors of KIND published, as the trained model of RUN.
+    """Import a published checkpoint FILE as the model of RUN.
 
-    RUN says the sizes, and on which data set: docs/training.md. Then `dvc commit train@RUN`.
+    FILE is one that the authors of KIND published. RUN says the sizes, and on which data set: docs/training.md. Then
+    `dvc commit train@RUN`.
     """
     from eval.validation import validate
     from train.importing import run as import_run
@@ -495,7 +519,7 @@ def import_model(kind: str, file: Path, run: str, vocabulary: Path | None) -> No
 @click.option("--language", help="Of the captions: a spaCy pipeline, or blank:CODE. Default: found out.")
 @click.option("--skip", is_flag=True, help="Leave out what can't be used: rows, captions, pictures that aren't there.")
 def add(name: str, **given: Any) -> None:
-    """Add a data set NAME to params.yaml, with a detector, tokens and a run that suit it.
+    """Add a data set NAME to params.yaml, with a run that suits it.
 
     Says what was understood and what to run next. Nothing is extracted yet.
     """
@@ -508,10 +532,10 @@ def add(name: str, **given: Any) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def remove(name: str, yes: bool) -> None:
-    """Remove the data set NAME: its entries in params.yaml, what was made of it, its runs; never its pictures.
+    """Remove the data set NAME and its runs, never its pictures.
 
-    What goes is listed first. DVC's cache and SELFALIGN_CACHE still hold it: `dvc gc --workspace`, `selfalign cache
-    prune`.
+    Entries in params.yaml, stores and runs go; they are listed first. DVC's cache and SELFALIGN_CACHE still hold them:
+    docs/space.md.
     """
     from pipeline.removing import Removal, run
 
@@ -532,14 +556,15 @@ def remove(name: str, yes: bool) -> None:
 @click.option("--info", is_flag=True, default=None, help="Read classes from bua-npz's pickled info, arrays alone.")
 @click.option("--dtype", help="Of base64 features: float32 (default), float16 or float64.")
 @click.option("--precision", help="Of the features in the store: float16 (default) or float32.")
-@click.option("--images-per-shard", type=int)
+@click.option("--images-per-shard", type=click.IntRange(1), help="Images a shard of the store holds.")
 @click.option("--missing", help="Captions of images without regions: refuse (default) or skip.")
 @click.option("--unreadable", help="Broken and repeated rows, captions without a word: refuse (default) or skip.")
 def import_(format: str, images: Path, out: Path, captions: Path | None, **options: Any) -> None:
-    """Import regions and captions of FORMAT from IMAGES into the new folder OUT: OUT/manifest and OUT/regions.
+    """Import regions and captions of FORMAT into the folder OUT.
 
-    A data set with that `source.format` in params.yaml does the same as stages: docs/exchange.md. So does OUT itself,
-    once `selfalign add NAME --features store OUT` has made it one.
+    Reads IMAGES and writes OUT/manifest and OUT/regions; OUT must be new. A data set with that `source.format` in
+    params.yaml does the same as stages: docs/exchange.md. So does OUT itself, once
+    `selfalign add NAME --features store OUT` has made it one.
     """
     from extract.exchange import manifest
     from extract.stages import import_regions as regions
@@ -581,7 +606,10 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--drop-captions", is_flag=True, help="scan: leave out an image's captions after the fifth.")
 def export(format: str, data: Path, out: Path, drop_captions: bool) -> None:
-    """Export a data set's folder DATA (as data/demo) to the new folder OUT in FORMAT."""
+    """Export a data set's folder DATA to the folder OUT in FORMAT.
+
+    DATA is for instance data/demo; OUT must be new.
+    """
     from extract.exchange.export import run
 
     run(
@@ -599,10 +627,15 @@ def export(format: str, data: Path, out: Path, drop_captions: bool) -> None:
 
 @main.command()
 @click.argument("run")
-@click.option("--repeats", default=5, show_default=True, help="Timings are the medians of these.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timings are the medians of these."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Default: runs/RUN/cost.json, which the report shows.")
 def cost(run: str, repeats: int, out: Path | None) -> None:
-    """Time encoding and search with RUN's model, against scoring every pair; written as JSON too."""
+    """Time encoding and search with RUN's model on this machine.
+
+    Beside them stands what scoring every pair would take. The figures are written as JSON too.
+    """
     from eval.cost import run as measure
     from eval.cost import table
 
@@ -638,7 +671,10 @@ def cost(run: str, repeats: int, out: Path | None) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Default: indexes/RUN-DATASET.")
 def index(run: str, dataset: str, splits: tuple[str, ...], kind: str, out: Path | None) -> None:
-    """Make an index of DATASET's images and captions as RUN sees them, for `selfalign search`."""
+    """Embed DATASET with RUN's model, for `selfalign search`.
+
+    The index holds the embeddings of its images and captions.
+    """
     from eval.search.index import run as make
     from pipeline.searching import source
 
@@ -671,7 +707,7 @@ def search(
     count: int,
     page: Path | None,
 ) -> None:
-    """Search an index for the images that TEXT describes, or with a picture."""
+    """Search an index for images by a TEXT, or by a picture."""
     import shutil
 
     from eval.search.alike import search_regions
@@ -716,18 +752,20 @@ def search(
 @click.argument("run")
 @click.argument("image")
 @click.option("--caption", type=int, help="Which of the image's captions, from 1. Default: all.")
-@click.option("--out", type=click.Path(path_type=Path), help="A .html or .png file. Default: RUN-IMAGE.html.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A .html or .png file. Default: inspections/RUN-IMAGE.html."
+)
 def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None:
-    """Draw which regions RUN matches with the words of IMAGE's captions, with their concepts.
+    """Draw the regions that RUN matches with IMAGE's captions.
 
-    IMAGE is an id of the manifest of RUN's data set, in any split.
+    Shows their concepts too. IMAGE is an id of the manifest of RUN's data set, in any split.
     """
     from eval.report.inspection import run as inspect_run
 
     params, machine = read_params(), Machine.from_environment()
     settings = params.run(run)
     dataset = settings.dataset
-    out = out or Path(f"{run}-{image.replace('/', '-')}.html")
+    out = out or places.INSPECTIONS / f"{run}-{image.replace('/', '-')}.html"
     found = inspect_run(
         name=run,
         image=image,
@@ -746,10 +784,15 @@ def inspect(run: str, image: str, caption: int | None, out: Path | None) -> None
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), help="Folder or file. Default: manifest beside STORE.")
-@click.option("--limit", default=100, show_default=True, help="Findings to print; all are counted.")
+@click.option(
+    "--limit", type=click.IntRange(0), default=100, show_default=True, help="Findings to print; all are counted."
+)
 def verify(store: Path, manifest: Path | None, limit: int) -> None:
-    """Check a STORE (regions, tokens, text_features, teachers, pack), or all stores of a data set's folder: checksums,
-    arrays, boxes, and every image of its manifest."""
+    """Check all files of a STORE, or of a data set's folder.
+
+    Looks at checksums, arrays, boxes, and every image of the manifest. STORE: regions, tokens, text_features, teachers
+    or pack.
+    """
     from extract.check.verify import run, stores_in
 
     unsound = 0
@@ -766,8 +809,12 @@ def verify(store: Path, manifest: Path | None, limit: int) -> None:
 @click.option("--licence", help="Licence of the pictures: write it into the store's card.")
 @click.option("--cite", help="What to cite: write it into the store's card.")
 def card(store: Path, croissant: bool, licence: str | None, cite: str | None) -> None:
-    """Print the card of a STORE (regions, tokens, text_features, teachers, pack), and check that all it says holds."""
-    from extract.cards.card import run
+    """Print and check the card of a STORE or of a data set's folder.
+
+    STORE: regions, tokens, text_features, teachers or pack. Of a folder, licence and citation are written into the
+    cards that have them: those of regions and pack.
+    """
+    from extract.cards.card import run, takes_licence
     from extract.check.verify import stores_in
     from manifests.files import json_text
 
@@ -775,8 +822,11 @@ def card(store: Path, croissant: bool, licence: str | None, cite: str | None) ->
     if croissant and len(stores) > 1:
         raise InputError("it holds several stores", where=store, fix=f"name one of them: {', '.join(map(str, stores))}")
     unsound = False
-    for each in stores:
-        found = run(each, licence=licence, cite=cite)
+    for number, each in enumerate(stores):
+        given = {"licence": licence, "cite": cite} if len(stores) == 1 or takes_licence(each) else {}
+        found = run(each, **given)
+        if number:
+            click.echo()
         if croissant and not found.croissant:
             raise InputError("it has no Croissant metadata", where=each, fix="name regions, or the shards of pack")
         click.echo(json_text(found.croissant) if croissant else found.text, nl=False)
@@ -795,10 +845,14 @@ def card(store: Path, croissant: bool, licence: str | None, cite: str | None) ->
 @click.option("--max-abs", type=float, help="Largest difference of any number of a feature; any if left out.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all numbers there too.")
 def compare(a: Path, b: Path, file: Path | None, **tolerances: float) -> None:
-    """Say how far two region stores are apart: identical, equivalent or different."""
+    """Compare two region stores: identical, equivalent, different.
+
+    Each is the folder of a store (data/D/regions), of a split in it, or of a data set (data/D).
+    """
     from extract.check.compare import Tolerances, run
     from manifests.files import write_json
 
+    a, b = (each / "regions" if (each / "regions").is_dir() else each for each in (a, b))
     found = run(a=a, b=b, tolerances=Tolerances(**tolerances))
     if file:
         write_json(file, found.as_json())
@@ -808,12 +862,12 @@ def compare(a: Path, b: Path, file: Path | None, **tolerances: float) -> None:
 
 @main.group("cache")
 def cache_() -> None:
-    """List, verify or prune what was computed once (SELFALIGN_CACHE)."""
+    """List, verify or prune the cache of results (SELFALIGN_CACHE)."""
 
 
 @cache_.command("list")
 def cache_list() -> None:
-    """List recipes' results and trained runs, the least recently used first."""
+    """List results and trained runs, the least recently used first."""
     from pipeline.caching import listing
 
     click.echo(listing(Machine.from_environment()))
@@ -831,9 +885,14 @@ def cache_verify() -> None:
 
 
 @cache_.command("prune")
-@click.option("--gb", type=float, help="Keep that many GB that nothing else holds. Default: SELFALIGN_CACHE_GB.")
+@click.option(
+    "--gb", type=click.FloatRange(0), help="Keep that many GB that nothing else holds. Default: SELFALIGN_CACHE_GB."
+)
 def cache_prune(gb: float | None) -> None:
-    """Remove what was used least recently, until the rest is within the bound. What is in use stays."""
+    """Remove what was used least recently.
+
+    As much goes as is beyond the bound; what is in use stays.
+    """
     from extract.engine.cache import prune
 
     machine = Machine.from_environment()
@@ -845,9 +904,9 @@ def cache_prune(gb: float | None) -> None:
 
 @main.command()
 def migrate() -> None:
-    """Bring a project of an older SelfAlign, with its data, to today's form; nothing is extracted again.
+    """Bring a project of an older SelfAlign to today's form.
 
-    Afterwards `dvc repro` trains the runs; it computes no regions, text features or teachers.
+    Its data come along; nothing is extracted again. Afterwards `dvc repro` trains the runs.
     """
     from pipeline.migrating import run
 
@@ -855,10 +914,19 @@ def migrate() -> None:
 
 
 @main.command()
-@click.option("--days", type=float, default=0, show_default=True, help="Only what nothing was written to for so long.")
+@click.option(
+    "--days",
+    type=click.FloatRange(0),
+    default=0,
+    show_default=True,
+    help="Only what nothing was written to for so many days.",
+)
 @click.option("--yes", is_flag=True, help="Remove what is listed.")
 def clean(days: float, yes: bool) -> None:
-    """List unfinished work that stages left behind, and remove it with --yes. What is in use stays."""
+    """List unfinished work that stages left, or remove it (--yes).
+
+    What is in use stays.
+    """
     from pipeline.cleaning import run
 
     click.echo(run(Machine.from_environment().staging, days=days, remove=yes))
@@ -866,7 +934,10 @@ def clean(days: float, yes: bool) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Show this machine's settings, versions and what is missing; exits with 1 where something is."""
+    """Check settings, versions and what is missing on this machine.
+
+    Exits with 1 where something is missing or wrong, and says what to do.
+    """
     machine = Machine.from_environment()
     from pipeline.doctor import examine
 

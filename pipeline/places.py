@@ -1,13 +1,13 @@
 """Where artifacts lie, as `dvc.yaml` says: the one map of `data/`, `runs/`, `ensembles/`, `studies/` and `report/`.
 
-`indexes/` and `searches/` are no stage's: `selfalign index` and `selfalign search` fill them.
+`indexes/`, `searches/` and `inspections/` are no stage's: `selfalign index`, `search` and `inspect` fill them.
 """
 
 from pathlib import Path
 
 DATA, RUNS, ENSEMBLES, STUDIES = Path("data"), Path("runs"), Path("ensembles"), Path("studies")
 REPORT, BENCHMARKS = Path("report"), Path("benchmarks")
-INDEXES, SEARCHES = Path("indexes"), Path("searches")
+INDEXES, SEARCHES, INSPECTIONS = Path("indexes"), Path("searches"), Path("inspections")
 SCENES = DATA / "scenes"
 DEMO_WEIGHTS = Path("demo/weights/demo.safetensors")
 

@@ -27,6 +27,7 @@ from eval.search.candidates import SHORTEST, Candidates, write_codes
 from eval.search.exact import nearest
 from eval.search.words import RunWords, captioned
 from extract.stores.intact import INDEX, require_intact
+from extract.stores.intact import Index as StoreIndex
 from extract.stores.made import note_made
 from extract.stores.recipe import FILE as RECIPE
 from extract.stores.recipe import first_difference, read_recipe, require_same_recipe, write_recipe
@@ -34,12 +35,12 @@ from extract.stores.regions import region_stores
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from manifests.errors import InputError
-from manifests.files import sha256, whole_folder, write_json
+from manifests.files import fingerprint, sha256, whole_folder, write_json
 from manifests.locks import one_writer
 from manifests.progress import progress
 from manifests.schema import SPLITS, CaptionedImage
 from manifests.tables import Manifest, is_manifest, manifest_sha256, write_manifest
-from manifests.typed import Written, checked
+from manifests.typed import Written, checked, read_checked
 from train.checkpoint import WEIGHTS, load_model, read_record
 from train.data import RetrievalData
 from train.encoding import Encoding
@@ -77,8 +78,17 @@ class Source:
         }
 
     def _regions_sha256(self, split: str) -> str | None:
+        """The hash of a split's index without licence and citation, which no embedding depends on."""
+        index = self.regions_index(split)
+        if index is None:
+            return None
+        value = read_checked(index, StoreIndex, fix=_AGAIN)[1]
+        return fingerprint({key: own for key, own in value.items() if key != "about"})
+
+    def regions_index(self, split: str) -> Path | None:
+        """The index file of a split's regions, if it is on this machine."""
         try:
-            return sha256(region_stores(self.regions, split)[0] / INDEX)
+            return region_stores(self.regions, split)[0] / INDEX
         except InputError:
             return None
 
@@ -199,6 +209,10 @@ class Index:
         made, now = {}, source.facts(self.recipe["splits"])
         if "files_sha256" in self.recipe["regions"]:  # of a store of all splits, in older projects
             now["regions"] = {"files_sha256": _digest(source.regions / INDEX)}
+        else:
+            for split, then in self.recipe["regions"].items():  # made before licences were left out of the hash
+                if (index := source.regions_index(split)) is not None and then == _digest(index):
+                    now["regions"][split] = then
         for name, facts in now.items():
             now[name] = {key: value for key, value in facts.items() if value is not None}
             made[name] = {key: self.recipe[name].get(key) for key in now[name]}

@@ -83,6 +83,11 @@ def run(store: Path, *, licence: str | None = None, cite: str | None = None) -> 
     return Card(text, metadata, findings)
 
 
+def takes_licence(store: Path) -> bool:
+    """Whether the card of a store has a licence and a citation: those of regions and of WebDataset shards do."""
+    return not _has_its_own_card(read_recipe(store)[0])
+
+
 def write_card(folder: Path) -> None:
     """Write ``README.md`` and ``croissant.json`` beside an index and a recipe that are finished."""
     recipe, recipe_hash = read_recipe(folder)

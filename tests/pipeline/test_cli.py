@@ -51,7 +51,7 @@ def test_help_names_every_stage(folder: Project) -> None:
 def test_every_command_says_what_it_does(folder: Project) -> None:
     listed = selfalign(folder, "--help").stdout.split("Commands:")[1].splitlines()[1:]
     assert len(listed) >= len(STAGES) + 2
-    assert all(len(line.split(maxsplit=1)[1]) > 10 for line in listed)
+    assert all(len(line.split(maxsplit=1)[1]) > 10 and not line.endswith("...") for line in listed)
 
 
 def test_help_loads_nothing_heavy(folder: Project) -> None:
@@ -75,6 +75,19 @@ def test_a_mistake_is_one_line_without_traceback(folder: Project, arguments: tup
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ") and told in line and "Fix: " in line
     assert answer.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("cost", "vsrn", "--repeats", "0"), "0 is not in the range x>=1"),
+        (("clean", "--days", "-1"), "-1.0 is not in the range x>=0"),
+        (("verify", "data", "--limit", "-1"), "-1 is not in the range x>=0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: tuple[str, ...], told: str) -> None:
+    answer = CliRunner().invoke(main, arguments)
+    assert answer.exit_code == 2 and told in answer.output
 
 
 def test_a_wrong_machine_setting_is_one_line(folder: Project) -> None:
@@ -126,7 +139,7 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(folder: Project) -> N
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "error: interrupted"
+    assert told.splitlines()[-1] == "error: interrupted; start the same command again"
     assert sorted(path.name for path in folder.root.rglob("*") if path.is_file()) == ["params.yaml"]
 
 

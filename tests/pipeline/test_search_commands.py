@@ -21,6 +21,7 @@ from eval.search.index import Index, Source
 from eval.search.search import search_image, search_text
 from eval.search.words import RunWords
 from eval.validation import validate
+from extract.cards import card
 from extract.stages import regions, text_features, tokens
 from extract.stores.regions import RegionStore
 from extract.text.settings import TextFeatureSettings
@@ -209,6 +210,8 @@ def test_what_has_changed_since_is_named_with_the_command(tmp_path: Path):
         search_text(index, trained, QUERY, count=3, device="cpu")
     shutil.copytree(own.regions, tmp_path / "regions")
     changed = tmp_path / "regions" / "test" / "index.json"
+    card.run(changed.parent, licence="CC BY 4.0")  # no embedding depends on it
+    index.require_current(replace(own, regions=tmp_path / "regions"))
     told = json.loads(changed.read_text()) | {"more": 1}
     changed.unlink()
     changed.write_text(json.dumps(told))

@@ -21,6 +21,7 @@ from extract.text.pieces import PieceTokenizer
 from extract.text.settings import TokenSettings
 from extract.text.words import load_language
 from extract.vision.backbones import BackboneSettings, find_model_files
+from extract.vision.detectors.detectron2 import find_config
 from extract.vision.weights import WeightsSettings, is_address, weights_place
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -110,12 +111,11 @@ def _is_made(path: str | Path, params: Params) -> bool:
 
 def _detector(key: str, detector: Settings, params: Params) -> Iterator[InputError]:
     if detector.name == "detectron2" and find_spec("detectron2") is None:
-        yield InputError(
-            "detectron2 isn't installed",
-            where=key,
-            fix="install it from its source, or use `name: rcnn` (docs/detectors.md)",
-        )
-    for what in ("object_names", "attribute_names", "config"):
+        fix = "install it from its source, or use `name: rcnn` (docs/detectors.md)"
+        yield InputError("detectron2 isn't installed", where=key, fix=fix)
+    elif detector.name == "detectron2":
+        yield from _raised(partial(find_config, detector.config), f"{key}.config")
+    for what in ("object_names", "attribute_names"):
         if path := getattr(detector, what, None):
             yield from _path(f"{key}.{what}", path, params)
     if isinstance(detector, BackboneSettings):

@@ -112,8 +112,8 @@ def _taken_from(store: RegionStore, maker: RegionShards) -> Callable[[list[Image
     Raises `InputError`, with the first key that differs, where its recipe is another one.
     """
     recipe, ours = store.recipe, maker.recipe["detector"]
-    old, config = recipe["detector"], getattr(maker.settings.detector, "config", None)
-    if config and old.get("config_sha256") == sha256(Path(config)):
+    old, config = recipe["detector"], Path(getattr(maker.settings.detector, "config", ""))
+    if "config_sha256" in old and config.is_file() and old["config_sha256"] == sha256(config):
         # Older projects name detectron2's config by its bytes; now it is named by all that it comes to.
         own = {key: value for key, value in old.items() if key not in ("config_sha256", "options")}
         recipe = recipe | {"detector": own | {"config": ours["config"]}}

@@ -9,9 +9,9 @@ within the class.
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
-_coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+_BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _FEW = 1000  # pairs of proposal and class, up to which batched_nms settles all of them in one call
 
 
@@ -85,6 +85,8 @@ def detections(
     score_threshold: float,
     nms_threshold: float,
     max_boxes: int,
+    box_weights: tuple[float, float, float, float] = _BOX_WEIGHTS,
+    least_side: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Final detections, the most confident first.
 
@@ -92,14 +94,18 @@ def detections(
     ----------
     proposals : ``[P, 4]`` (x1, y1, x2, y2) in the network's picture, whose (height, width) is `image_size`.
     probabilities : foreground class probabilities ``[P, C]``.
-    deltas : box deltas of every class, ``[P, 4 C]``.
+    deltas : box deltas of every class, ``[P, 4 C]``, times `box_weights`.
+    least_side : pixels; a regressed box with a shorter side is dropped before NMS.
 
     Returns
     -------
     the proposal ``[N]`` each came from, its class ``[N]`` and its regressed box ``[N, 4]``.
     """
     rows, classes = (probabilities > score_threshold).nonzero(as_tuple=True)
-    own = deltas.view(len(proposals), -1, 4)[rows, classes]
-    boxes = clip_boxes_to_image(_coder.decode_single(own, proposals[rows]), image_size)
+    own = deltas.view(*probabilities.shape, 4)[rows, classes]
+    boxes = clip_boxes_to_image(BoxCoder(box_weights).decode_single(own, proposals[rows]), image_size)
+    if least_side:
+        large = remove_small_boxes(boxes, least_side)
+        rows, classes, boxes = rows[large], classes[large], boxes[large]
     kept = batched_nms(boxes, probabilities[rows, classes], classes, nms_threshold)[:max_boxes]
     return rows[kept], classes[kept], boxes[kept]

@@ -8,6 +8,7 @@ that it is given, in their order. Boxes are (x1, y1, x2, y2) in pixels everywher
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from extract.settings import BottomUpSettings, DetectionSettings
 from extract.stores.regions import Regions
 from manifests.errors import InputError
+from manifests.jsonl import read_utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,13 @@ class Proposer(Detector):
     """A detector that proposes boxes with classes.
 
     selection : the rule that chooses regions among its proposals; None where all boxes are given.
+    box_weights : by what its box deltas are divided.
+    least_side : pixels of the network's picture, under which a regressed box is dropped.
     """
 
     proposes = True
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    least_side: float = 0.0
     selection: BottomUpSettings | DetectionSettings | None
 
     @abstractmethod
@@ -143,10 +149,14 @@ class Proposer(Detector):
             )
         x, y = size[0] / network[1], size[1] / network[0]
         boxes = boxes.float() * boxes.new_tensor([x, y, x, y], dtype=torch.float32)
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([*size, *size]))
+        if self.selection and self.selection.rule == "detections":  # a box outside the picture has no area in it
+            inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+            rows, boxes, objects_id, objects_conf = (of[inside] for of in (rows, boxes, objects_id, objects_conf))
         attributes = None if found.attributes is None else found.attributes[rows].max(1)
         return Regions(
             features=found.features[rows].half().cpu().numpy(),
-            boxes=boxes.clamp(min=0).minimum(boxes.new_tensor([*size, *size])).cpu().numpy(),
+            boxes=boxes.cpu().numpy(),
             image_size=size,
             objects_id=objects_id.int().cpu().numpy(),
             objects_conf=objects_conf.float().cpu().numpy(),
@@ -168,9 +178,33 @@ class Proposer(Detector):
         }
         if self.selection.rule == "detections":
             rows, classes, boxes = detections(
-                found.boxes, found.classes, found.deltas, (network[0], network[1]), **thresholds
+                found.boxes,
+                found.classes,
+                found.deltas,
+                (network[0], network[1]),
+                box_weights=self.box_weights,
+                least_side=self.least_side,
+                **thresholds,
             )
             return rows, boxes, classes, found.classes[rows, classes]
         rows = bottom_up(found.boxes, found.classes, min_boxes=self.selection.min_boxes, **thresholds)
         confidence, classes = found.classes[rows].max(1)
         return rows, found.boxes[rows], classes, confidence
+
+
+def read_names(file: str | None, count: int, key: str) -> tuple[str, ...] | None:
+    """The names of a text file, one a line; None without a file.
+
+    Raises `InputError`, with the setting `key`, unless there are `count` of them.
+    """
+    if file is None:
+        return None
+    # Lines end at "\n" alone: Python takes other marks, which a name may hold, for a line's end as well.
+    names = tuple(line.removesuffix("\r") for line in read_utf8(Path(file)).removesuffix("\n").split("\n"))
+    if len(names) != count:
+        raise InputError(
+            f"{len(names)} names for {count} ids",
+            where=file,
+            fix=f"give `detector.{key}` one line an id, background left out",
+        )
+    return names

@@ -1,7 +1,6 @@
 """Detectron2's checkpoints behind the `Detector` interface, without detectron2."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,19 +10,21 @@ from torch import Tensor
 from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
-from extract.vision.detectors.base import Candidates, Proposer
+from extract.vision.detectors.base import Candidates, Proposer, read_names
 from extract.vision.rcnn.checkpoint import from_caffe, is_caffe, read_checkpoint
 from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
-from manifests.jsonl import read_utf8
 
 if TYPE_CHECKING:
     from extract.vision.rcnn.network import Outputs
 
-_CONVENTIONS = {"stride_in_1x1", "pooling", "sampling_ratio", "anchor_sizes", "anchor_ratios"}
-_PROPOSALS = {"proposals_before", "proposals_after"}
+_CONVENTIONS = {
+    *("stride_in_1x1", "pooling", "pooler_resolution", "sampling_ratio", "anchor_sizes", "anchor_ratios"),
+    *("anchor_offset", "proposals_before", "proposals_after", "proposals_min_size"),
+}
+_NOT_IN_RECIPE = {"weights", "sha256", "object_names", "attribute_names"}
 _CAFFE = {"pooling": "pool", "pixel_mean": (102.9801, 115.9465, 122.7717)}
-"""Of a converted Caffe checkpoint, where the settings don't name them."""
+"""Of bottom-up attention's own network, where the settings don't name them."""
 
 
 class RCNNSettings(WeightsSettings):
@@ -35,17 +36,36 @@ class RCNNSettings(WeightsSettings):
     pixel_mean: tuple[float, float, float] = Field((103.53, 116.28, 123.675), description="in pixel_order")
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     stride_in_1x1: bool = Field(True, description="where a stage strides: true for R50 and R101, false for X152")
-    pooling: Literal["align", "pool"] = Field("align", description="RoIAlign (aligned) or caffe's RoIPool")
+    pooling: Literal["align", "unaligned", "pool"] = Field(
+        "align", description="detectron2's ROIAlignV2, its ROIAlign or caffe's RoIPool"
+    )
+    pooler_resolution: int | None = Field(
+        None,
+        ge=1,
+        description="cells a side of a pooled region: 14 of a C4, 7 of an FPN; 7 in published X152-C4 configs",
+    )
     sampling_ratio: int = Field(0, ge=0, description="of RoIAlign: 0 adapts to the box, 2 in bottom-up configs")
     anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_offset: float = Field(0.0, ge=0, lt=1, description="of the first anchor from the corner, in strides")
     proposals_before: int = Field(6000, ge=1, description="proposals kept before NMS, a level")
     proposals_after: int = Field(300, ge=1, description="proposals kept after NMS")
     proposals_nms: float = Field(0.7, gt=0, le=1)
+    proposals_min_size: float = Field(0.0, ge=0, description="pixels that both sides of a proposal must exceed")
+    box_weights: tuple[float, float, float, float] = Field(
+        (10.0, 10.0, 5.0, 5.0), description="by what the box head's deltas are divided: BBOX_REG_WEIGHTS"
+    )
+    network: Literal["caffe"] | None = Field(
+        None,
+        description="caffe: bottom-up attention's own, whatever the objectness says: the stem's pooling starts at the "
+        "border, res5 is dilated, the last attribute is none",
+    )
     variance_includes_eps: bool = Field(False, description="old checkpoints, before FrozenBatchNorm's version 3")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     object_names: str | None = Field(None, description="text file, one class name a line")
     attribute_names: str | None = Field(None, description="text file, one attribute name a line")
+
+    later = frozenset({"pooler_resolution", "anchor_offset", "proposals_min_size", "box_weights", "network"})
 
 
 @DETECTORS.add("rcnn")
@@ -62,7 +82,8 @@ class RCNNDetector(Proposer):
 
         weights = local_weights(settings.weights, settings.sha256)
         state = read_checkpoint(weights)
-        caffe = is_caffe(state)
+        converted = is_caffe(state)
+        caffe = converted or settings.network == "caffe"
         if caffe:
             own = {key: value for key, value in _CAFFE.items() if key not in settings.model_fields_set}
             settings = settings.model_copy(update=own)
@@ -70,11 +91,12 @@ class RCNNDetector(Proposer):
         self.recipe = _recipe(settings) | ({"caffe": True} if caffe else {})
         if settings.variance_includes_eps:
             state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
+        self.box_weights = settings.box_weights
         conventions = Conventions(
-            **settings.model_dump(include=_CONVENTIONS | _PROPOSALS), rpn_nms=settings.proposals_nms, caffe=caffe
+            **settings.model_dump(include=_CONVENTIONS), rpn_nms=settings.proposals_nms, caffe=caffe
         )
         try:
-            self.network = build(from_caffe(state) if caffe else state, conventions).to(
+            self.network = build(from_caffe(state, self.box_weights) if converted else state, conventions).to(
                 device, getattr(torch, settings.precision)
             )
         except KeyError as error:
@@ -90,9 +112,11 @@ class RCNNDetector(Proposer):
                 fix="use a checkpoint whose parameters fit together, and the settings that it was trained with",
             ) from error
         self.dim = self.network.dim
-        self.object_names = _names(settings.object_names, self.network.num_classes, "object_names")
+        self.object_names = read_names(settings.object_names, self.network.num_classes, "object_names")
         attributes = self.network.num_attributes
-        self.attribute_names = _names(settings.attribute_names, attributes, "attribute_names") if attributes else None
+        self.attribute_names = (
+            read_names(settings.attribute_names, attributes, "attribute_names") if attributes else None
+        )
         self._mean = torch.tensor(settings.pixel_mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(settings.pixel_std, device=device).view(3, 1, 1)
 
@@ -130,19 +154,5 @@ class RCNNDetector(Proposer):
 
 
 def _recipe(settings: RCNNSettings) -> dict[str, Any]:
-    values = settings.model_dump(mode="json", exclude={"weights", "sha256", "object_names", "attribute_names"})
+    values = {key: value for key, value in settings.decides().items() if key not in _NOT_IN_RECIPE}
     return {**values, "weights_sha256": settings.sha256, "decoding": DECODING, "resize_filter": "PIL bilinear"}
-
-
-def _names(file: str | None, count: int, key: str) -> tuple[str, ...] | None:
-    if file is None:
-        return None
-    # Lines end at "\n" alone: Python takes other marks, which a name may hold, for a line's end as well.
-    names = tuple(line.removesuffix("\r") for line in read_utf8(Path(file)).removesuffix("\n").split("\n"))
-    if len(names) != count:
-        raise InputError(
-            f"{len(names)} names for {count} ids",
-            where=file,
-            fix=f"give `detector.{key}` one line an id, background left out",
-        )
-    return names

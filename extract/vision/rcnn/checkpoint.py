@@ -9,6 +9,7 @@ objectness channels an anchor: `from_caffe` brings them to detectron2's order.
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,6 @@ _OTHERS = (  # names that only another project's networks have, and what these a
         "extract with bottom-up-attention.pytorch and import its files (`selfalign import bua-npz`), or take its R101",
     ),
 )
-_BOX_SCALE = (10.0, 10.0, 5.0, 5.0)
-"""By what detectron2 divides the box head's deltas; Caffe's are divided by one."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -102,10 +101,12 @@ def is_caffe(state: dict[str, Tensor]) -> bool:
     return objectness is not None and deltas is not None and 2 * objectness.numel() == deltas.numel()
 
 
-def from_caffe(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_caffe(state: dict[str, Tensor], box_weights: Sequence[float]) -> dict[str, Tensor]:
     """The parameters of a converted Caffe checkpoint in detectron2's order: background (and no attribute) last.
 
     Of each anchor's two channels the difference is kept, whose sigmoid is the softmax's second number.
+
+    box_weights : by what the box head's deltas will be divided; Caffe's aren't.
     """
     found = dict(state)
     for name in ("rpn.objectness_logits.weight", "rpn.objectness_logits.bias"):
@@ -115,7 +116,7 @@ def from_caffe(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in ("weight", "bias"):
         deltas = state[f"bbox_pred.{name}"]
         own = deltas[4:] if len(deltas) == 4 * classes else deltas
-        scale = own.new_tensor(_BOX_SCALE).repeat(len(own) // 4 + 1)[: len(own)]
+        scale = own.new_tensor(box_weights).repeat(len(own) // 4 + 1)[: len(own)]
         found[f"bbox_pred.{name}"] = own * scale.view(-1, *[1] * (own.ndim - 1))
     last = ("cls_score.weight", "cls_score.bias", "attributes.embedding.weight")
     for name in (*last, "attributes.score.weight", "attributes.score.bias"):

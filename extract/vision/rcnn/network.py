@@ -12,8 +12,7 @@ Shapes: pictures enter as float ``[B, 3, H, W]`` in the network's pixel order, m
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,6 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align, roi_pool
 
 from extract.vision.rcnn.proposals import propose
 
-_frozen_norm = partial(FrozenBatchNorm2d, eps=1e-5)
-
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
@@ -32,19 +29,25 @@ class Conventions:
 
     anchor_sizes, anchor_ratios : sides in pixels and height / width; an FPN has one size a level.
     stride_in_1x1 : where a stage's first block strides: its 1x1 (R50, R101) or its 3x3 convolution (X152).
-    pooling : RoIAlign (aligned) or RoIPool. sampling_ratio : of RoIAlign; 0 adapts to the box.
+    anchor_offset : of the first anchor from the picture's corner, in strides.
+    pooling : RoIAlign, unaligned RoIAlign (half a cell off), or RoIPool. sampling_ratio : of RoIAlign; 0 adapts to the
+        box. pooler_resolution : cells a side; None is 14 of a C4 and 7 of an FPN.
     proposals_before, proposals_after : proposals kept before NMS (a level) and after it; `rpn_nms` is its threshold.
+    proposals_min_size : pixels of the network's picture that both sides of a proposal must exceed.
     caffe : bottom-up attention's own network: the stem's pooling starts at the border, res5 is dilated and keeps its
         14x14 cells, and the last attribute is none.
     """
 
     anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_offset: float = 0.0
     stride_in_1x1: bool = True
-    pooling: Literal["align", "pool"] = "align"
+    pooling: Literal["align", "unaligned", "pool"] = "align"
     sampling_ratio: int = 0
+    pooler_resolution: int | None = None
     proposals_before: int = 6000
     proposals_after: int = 300
+    proposals_min_size: float = 0.0
     rpn_nms: float = 0.7
     caffe: bool = False
 
@@ -76,11 +79,11 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     return torch.tensor(boxes)
 
 
-def grid_anchors(cells: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """`cells` ``[A, 4]`` at every position of a feature map: ``[H · W · A, 4]``, offset 0."""
+def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: float = 0.0) -> Tensor:
+    """`cells` ``[A, 4]`` at every position of a feature map: ``[H · W · A, 4]``, the first at `offset` strides."""
     y, x = torch.meshgrid(
-        torch.arange(height, device=cells.device) * stride,
-        torch.arange(width, device=cells.device) * stride,
+        (torch.arange(height, device=cells.device) + offset) * stride,
+        (torch.arange(width, device=cells.device) + offset) * stride,
         indexing="ij",
     )
     shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
@@ -92,11 +95,21 @@ def _rois(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)])
 
 
+class FrozenNorm(FrozenBatchNorm2d):
+    """Batch norm by the checkpoint's statistics, in one call of torch's, as detectron2 does: the same bits."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class Stem(nn.Module):
     def __init__(self, channels: int, caffe: bool):
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
-        self.bn1 = _frozen_norm(channels)
+        self.bn1 = FrozenNorm(channels)
         self.pool = nn.MaxPool2d(3, 2, 0, ceil_mode=True) if caffe else nn.MaxPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +129,7 @@ def _stage(
         downsample = None
         if f"{here}.downsample.0.weight" in state:
             out = planes * Bottleneck.expansion
-            downsample = nn.Sequential(nn.Conv2d(channels_in, out, 1, stride, bias=False), _frozen_norm(out))
+            downsample = nn.Sequential(nn.Conv2d(channels_in, out, 1, stride, bias=False), FrozenNorm(out))
         block = Bottleneck(
             channels_in,
             planes,
@@ -125,7 +138,7 @@ def _stage(
             groups=groups,
             base_width=64 * width / (planes * groups),
             dilation=dilation,
-            norm_layer=_frozen_norm,
+            norm_layer=FrozenNorm,
         )
         if stride_in_1x1:
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
@@ -168,9 +181,17 @@ class AttributeHead(nn.Module):
 class FasterRCNN(nn.Module):
     """A detectron2 Faster R-CNN; `build` makes one for a checkpoint, C4 and FPN are told apart by its names."""
 
+    side: int
+    """Cells a side of a pooled region; the class's own where the conventions don't say."""
+    stride: ClassVar[int]
+    """Pixels between the first map's cells; each further map's is twice as large."""
+    cell_anchors: list[Tensor]
+    """Of each map."""
+
     def __init__(self, state: Mapping[str, Tensor], conventions: Conventions):
         super().__init__()
         self.conventions = conventions
+        self.side = conventions.pooler_resolution or self.side
         inner = conventions.stride_in_1x1
         self.stem = Stem(state["stem.conv1.weight"].shape[0], conventions.caffe)
         self.layer1 = _stage(state, "layer1", 1, inner)
@@ -192,19 +213,38 @@ class FasterRCNN(nn.Module):
 
     def proposals(self, maps: Sequence[Tensor], size: tuple[int, int], *, at_least: int) -> list[tuple[Tensor, Tensor]]:
         """Proposals ``[P, 4]`` of each picture, whose (height, width) is `size`, with their objectness ``[P]``."""
-        raise NotImplementedError
+        own, offset = self.conventions, self.conventions.anchor_offset
+        levels = [
+            (*self.rpn(m), grid_anchors(cells.to(m.device), *m.shape[-2:], self.stride << level, offset))
+            for level, (m, cells) in enumerate(zip(maps, self.cell_anchors, strict=True))
+        ]
+        return [
+            propose(
+                [objectness[i].float() for objectness, _, _ in levels],
+                [deltas[i].float() for _, deltas, _ in levels],
+                [anchors for _, _, anchors in levels],
+                size,
+                before=own.proposals_before,
+                after=own.proposals_after,
+                at_least=at_least,
+                nms_threshold=own.rpn_nms,
+                least_side=own.proposals_min_size,
+            )
+            for i in range(len(maps[0]))
+        ]
 
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Features ``[sum P, D]`` of each picture's boxes."""
         raise NotImplementedError
 
-    def pool(self, feature_map: Tensor, rois: Tensor, side: int, scale: float) -> Tensor:
+    def pool(self, feature_map: Tensor, rois: Tensor, scale: float) -> Tensor:
         """Regions ``[P, C, side, side]`` of a map whose stride is 1 / `scale`; in float32, whatever the precision."""
+        side = self.side
         if self.conventions.pooling == "pool":
             pooled = roi_pool(feature_map.float(), rois, side, scale)
         else:
-            ratio = self.conventions.sampling_ratio
-            pooled = roi_align(feature_map.float(), rois, side, scale, sampling_ratio=ratio, aligned=True)
+            ratio, aligned = self.conventions.sampling_ratio, self.conventions.pooling == "align"
+            pooled = roi_align(feature_map.float(), rois, side, scale, sampling_ratio=ratio, aligned=aligned)
         return pooled.to(feature_map.dtype)
 
     def classify(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -239,41 +279,24 @@ class FasterRCNN(nn.Module):
 class C4(FasterRCNN):
     """res5 on 14x14 regions of the stride-16 map, averaged."""
 
+    side, stride = 14, 16
     regions_at_a_time = 256  # 200 MB before res5 at full width; all of a batch's would be gigabytes
 
     def __init__(self, state: Mapping[str, Tensor], conventions: Conventions):
         super().__init__(state, conventions)
-        self.cell_anchors = state.get(
-            "rpn.cell_anchors.0", cell_anchors(conventions.anchor_sizes, conventions.anchor_ratios)
-        )
-        _require_anchors(self.rpn, [self.cell_anchors])
+        self.cell_anchors = [
+            state.get("rpn.cell_anchors.0", cell_anchors(conventions.anchor_sizes, conventions.anchor_ratios))
+        ]
+        _require_anchors(self.rpn, self.cell_anchors)
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """res4, ``[B, C, H/16, W/16]``."""
         return [self.layer3(self.layer2(self.layer1(self.stem(pictures))))]
 
-    def proposals(self, maps: Sequence[Tensor], size: tuple[int, int], *, at_least: int) -> list[tuple[Tensor, Tensor]]:
-        (feature_map,) = maps
-        objectness, deltas = self.rpn(feature_map)
-        anchors = grid_anchors(self.cell_anchors.to(feature_map.device), *feature_map.shape[-2:], stride=16)
-        return [
-            propose(
-                [o.float()],
-                [d.float()],
-                [anchors],
-                size,
-                before=self.conventions.proposals_before,
-                after=self.conventions.proposals_after,
-                at_least=at_least,
-                nms_threshold=self.conventions.rpn_nms,
-            )
-            for o, d in zip(objectness, deltas, strict=True)
-        ]
-
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         rois = _rois(boxes)
         parts = rois.split(self.regions_at_a_time)
-        return torch.cat([self.layer4(self.pool(maps[0], part, 14, 1 / 16)).mean((2, 3)) for part in parts])
+        return torch.cat([self.layer4(self.pool(maps[0], part, 1 / 16)).mean((2, 3)) for part in parts])
 
 
 def _require_anchors(rpn: RPNHead, cells: Sequence[Tensor]) -> None:
@@ -287,6 +310,7 @@ def _require_anchors(rpn: RPNHead, cells: Sequence[Tensor]) -> None:
 class FPN(FasterRCNN):
     """A feature pyramid: proposals on p2 to p6, 7x7 regions of p2 to p5, two fully connected layers."""
 
+    side, stride = 7, 4
     size_divisor = 32
 
     def __init__(self, state: Mapping[str, Tensor], conventions: Conventions):
@@ -317,33 +341,14 @@ class FPN(FasterRCNN):
             maps.insert(0, outer(top))
         return [*maps, F.max_pool2d(maps[-1], 1, 2)]
 
-    def proposals(self, maps: Sequence[Tensor], size: tuple[int, int], *, at_least: int) -> list[tuple[Tensor, Tensor]]:
-        levels = [
-            (*self.rpn(m), grid_anchors(self.cell_anchors[level].to(m.device), *m.shape[-2:], stride=4 << level))
-            for level, m in enumerate(maps)
-        ]
-        return [
-            propose(
-                [o[i].float() for o, _, _ in levels],
-                [d[i].float() for _, d, _ in levels],
-                [a for _, _, a in levels],
-                size,
-                before=self.conventions.proposals_before,
-                after=self.conventions.proposals_after,
-                at_least=at_least,
-                nms_threshold=self.conventions.rpn_nms,
-            )
-            for i in range(len(maps[0]))
-        ]
-
     def region_features(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         rois = _rois(boxes)
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
         level = (4 + (side / 224 + 1e-8).log2()).floor().clamp(2, 5).long() - 2
-        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], 7, 7)
+        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], self.side, self.side)
         for number, feature_map in enumerate(maps[:4]):
             here = (level == number).nonzero().squeeze(1)
-            pooled[here] = self.pool(feature_map, rois[here], 7, 1 / (4 << number))
+            pooled[here] = self.pool(feature_map, rois[here], 1 / (4 << number))
         return self.fc2(self.fc1(pooled.flatten(1)).relu()).relu()
 
 

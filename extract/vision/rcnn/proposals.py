@@ -25,6 +25,7 @@ def propose(
     after: int,
     at_least: int,
     nms_threshold: float,
+    least_side: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Proposals of one picture, best first.
 
@@ -35,6 +36,7 @@ def propose(
     image_size : (height, width) of that picture.
     before, after : how many to keep of each level before NMS, and of all after it; levels don't suppress each other.
     at_least : how many proposals to return at the least.
+    least_side : pixels that both sides of a proposal must exceed.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def propose(
     scores = torch.cat([b.values for b in best])
     levels = torch.cat([torch.full_like(b.indices, level) for level, b in enumerate(best)])
     boxes = clip_boxes_to_image(boxes, image_size)
-    valid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    valid = (boxes[:, 2:] - boxes[:, :2] > least_side).all(1)
     boxes, scores, levels = boxes[valid], scores[valid], levels[valid]
     kept = batched_nms(boxes, scores, levels, nms_threshold)[:after]
     if len(kept) < min(at_least, len(boxes)):

@@ -78,6 +78,7 @@ def test_comments_change_nothing_and_numbers_what_uses_them(
         "demo",
         "grid",
         "rcnn",
+        "torchvision",
         "detectron2",
     }
     assert changed("train/bases/camera.py", "import torch\n", "import torch\n\nX = 1\n") == {"camera"}

@@ -72,7 +72,7 @@ class Detector(ABC):
     def detect(
         self, pictures: Tensor, sizes: Sequence[tuple[int, int]], given: Sequence[np.ndarray] | None = None
     ) -> list[Regions]:
-        """Regions of `prepare`d pictures, uint8 ``[B, 3, h, w]``, whose original (width, height) are `sizes`.
+        """Regions of `prepare`d pictures ``[B, 3, h, w]``, whose original (width, height) are `sizes`.
 
         given : boxes float32 ``[R, 4]`` of each picture, in original pixels, to describe instead of the detector's own.
 
@@ -80,7 +80,10 @@ class Detector(ABC):
         """
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
-        """Resize an upright RGB picture (uint8 ``[H, W, 3]``) to uint8 ``[3, h, w]``: PIL's bilinear filter."""
+        """Resize an upright RGB picture (uint8 ``[H, W, 3]``) to uint8 ``[3, h, w]``: PIL's bilinear filter.
+
+        A detector whose library resizes in another way may give another dtype.
+        """
         size = self.network_size(rgb.shape[1], rgb.shape[0])
         if size != (rgb.shape[1], rgb.shape[0]):
             rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
@@ -115,7 +118,7 @@ class Proposer(Detector):
 
     @abstractmethod
     def candidates(self, pictures: Tensor, given: Sequence[Tensor] | None = None) -> list[Candidates]:
-        """Propose regions in uint8 RGB pictures ``[B, 3, H, W]`` of `network_size`, on `device`.
+        """Propose regions in `prepare`d RGB pictures ``[B, 3, H, W]`` of `network_size`, on `device`.
 
         given : boxes ``[P, 4]`` of each picture, in its pixels, to take instead of proposals.
         """

@@ -67,7 +67,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     ------
     InputError : not a checkpoint, or parameters whose names no rule knows, listed.
     """
-    state = _read(Path(path))
+    state = read_state(Path(path))
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, value in state.items():
@@ -140,11 +140,12 @@ def read_content(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Tensor | np.ndarray]:
+    """The parameters of a checkpoint by its own names: of its `model`, or all that it holds. Raises InputError."""
     content = read_content(path)
     state = content.get("model", content)
     if not isinstance(state, dict) or not state:
-        raise InputError("holds no parameters", where=path, fix="give a detectron2 checkpoint")
+        raise InputError("holds no parameters", where=path, fix="give a detector's checkpoint")
     arrays = {name: value for name, value in state.items() if isinstance(value, Tensor | np.ndarray)}
     return {name: value for name, value in arrays.items() if isinstance(name, str)}
 

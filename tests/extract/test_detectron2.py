@@ -10,11 +10,22 @@ import pytest
 import torch
 import yaml
 
+from extract.cards import card
+from extract.check import compare, verify
+from extract.settings import RegionSettings
+from extract.stages import tokens
 from extract.stores.regions import Regions
+from extract.text.settings import TokenSettings
 from extract.vision.loading import load_detector
 from manifests.errors import InputError
 from manifests.files import sha256
+from manifests.schema import CaptionedImage
+from manifests.tables import write_manifest
 from tests.extract.real_detectron2 import detectron2
+from tests.extract.region_files import scene_files, write_pictures
+from tests.extract.test_torchvision_detectors import random_state, spec_of
+from tests.train.runs import train_run
+from train.settings import RunSettings
 
 DETECTIONS = {"rule": "detections", "score_threshold": 0.05}
 BOTTOM_UP = {"rule": "bottom_up", "min_boxes": 10, "max_boxes": 40}
@@ -279,3 +290,41 @@ def test_a_wrong_config_is_told_in_a_line(
     with pytest.raises(InputError, match=words) as error:
         load_detector(spec, DETECTIONS)
     assert "\n" not in str(error.value) and not Path("ran").exists()
+
+
+def test_stores_of_the_three_detectors_are_checked_compared_described_and_trained_on(
+    plain: Case, tmp_path: Path
+) -> None:
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    specs = {
+        "detectron2": plain.spec,
+        "rcnn": plain.rcnn,
+        "torchvision": spec_of(tmp_path, name, random_state(name), proposals_score=0.0),
+    }
+    pictures = write_pictures(tmp_path / "pictures", scene_files(24))
+    rows = [
+        CaptionedImage(path.stem, path.name, sha256(path), None, None, "val" if place % 3 else "train", ("A ring.",))
+        for place, path in enumerate(sorted(pictures.images.iterdir()))
+    ]
+    write_manifest(pictures.manifest, rows)
+    tokens.run(
+        manifest=pictures.manifest,
+        settings=TokenSettings(language="blank_en", min_count=1),
+        out=tmp_path / "tokens",
+    )
+    for detector, spec in specs.items():
+        settings = RegionSettings(detector=spec, selection={**BOTTOM_UP, "max_boxes": 10})
+        pictures.extract(settings, out=tmp_path / detector)
+        train = tmp_path / detector / "train"
+        assert verify.run(store=train, manifest=pictures.manifest).findings == []
+        assert detector in card.run(train).text
+        stores = {"manifest": pictures.manifest, "regions": tmp_path / detector, "tokens": tmp_path / "tokens"}
+        base = {"name": "vse_infinity", "dim": 8}
+        text, losses = {"reads": "tokens", "word_dim": 8}, {"triplet": {"all_negatives_epochs": 1}}
+        run = RunSettings(dataset="small", epochs=1, batch_size=8, base=base, text=text, losses=losses)
+        (row,) = train_run(stores, run, tmp_path / f"run-{detector}")
+        assert np.isfinite(list(row.values())).all()
+    store = {detector: tmp_path / detector / "train" for detector in specs}
+    tolerances = compare.Tolerances()
+    assert compare.run(a=store["rcnn"], b=store["detectron2"], tolerances=tolerances).verdict == "identical"
+    assert compare.run(a=store["rcnn"], b=store["torchvision"], tolerances=tolerances).verdict == "different"

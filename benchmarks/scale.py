@@ -240,13 +240,13 @@ def index(data: Path) -> None:
 def search(data: Path) -> dict[str, Any]:
     """Opening the index and two questions, of which the second finds it open."""
     from eval.search.index import Index
-    from eval.search.search import search_text
+    from eval.search.search import Searcher
 
-    found, source, seconds = Index.open(data / "index"), _source(data), []
+    found, seconds = Searcher(Index.open(data / "index"), _source(data)), []
     for text in ("a red ring", "two stars"):
-        query = f"{found.rows[0].captions[0]} {text}"
+        query = f"{found.index.rows[0].captions[0]} {text}"
         start = time.perf_counter()
-        search_text(found, source, query, count=10, device="cpu")
+        found.images(query)
         seconds.append(time.perf_counter() - start)
     return {"seconds of the second question": seconds[1]}
 

@@ -691,61 +691,56 @@ def index(run: str, dataset: str, splits: tuple[str, ...], kind: str, out: Path 
 
 
 @main.command()
-@click.argument("text", required=False)
-@click.option("--image", help="A picture, or the id of an image of the index: find captions for it.")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--image", "pictures", multiple=True, help="A picture, or the id of an image: find captions for it.")
 @click.option("--images", is_flag=True, help="With --image: find images like it instead.")
 @click.option("--index", "folder", type=click.Path(path_type=Path), help="Default: the one below indexes/.")
 @click.option("--dataset", help="With --image: find images of this data set like it, by their regions alone, no run.")
 @click.option("--count", type=click.IntRange(1, 100), default=10, show_default=True, help="Answers.")
-@click.option("--page", type=click.Path(path_type=Path), help="Default: searches/QUERY.html.")
+@click.option("--page", type=click.Path(path_type=Path), help="Of one query. Default: searches/QUERY-HASH.html.")
 def search(
-    text: str | None,
-    image: str | None,
+    texts: tuple[str, ...],
+    pictures: tuple[str, ...],
     images: bool,
     folder: Path | None,
     dataset: str | None,
     count: int,
     page: Path | None,
 ) -> None:
-    """Search an index for images by a TEXT, or by a picture."""
+    """Search an index for the images that each TEXT describes, or with pictures.
+
+    Every query gets a table here and a page of its own.
+    """
     import shutil
 
-    from eval.search.alike import search_regions
-    from eval.search.page import write_page
-    from eval.search.search import search_image, search_text, table
-    from pipeline.searching import chosen_index, page_of, region_settings, source
+    from eval.search.answer import table
+    from pipeline.searching import Query, answers
 
-    if (text is None) == (image is None) or (images and image is None):
-        raise click.UsageError("give a TEXT or --image; --images goes with --image")
-    if dataset and (folder or image is None):
+    if not texts and not pictures:
+        raise click.UsageError("give a TEXT or --image")
+    if images and not pictures:
+        raise click.UsageError("--images goes with --image")
+    if dataset and (folder or texts):
         raise click.UsageError("--dataset goes with --image, and without --index")
+    if page and len(texts) + len(pictures) > 1:
+        raise click.UsageError("--page goes with one query: each of several has a page of its own")
+    alike = "alike" if images or dataset else "captions"
+    queries = [Query(text, "images") for text in texts] + [Query(picture, alike) for picture in pictures]
     params, device = read_params(), Machine.from_environment().torch_device()
-    if dataset:
-        if dataset not in params.image_roots:
-            params.dataset(dataset)  # says which names there are
-        answer = search_regions(
-            dataset=dataset,
-            manifest=places.manifest(dataset),
-            regions=places.regions(dataset),
-            picture=image,
-            count=count,
-            device=device,
-            settings=region_settings(params, dataset),
-        )
-    else:
-        opened = chosen_index(folder)
-        made = source(params, opened.recipe["run"]["name"], opened.recipe["data set"]["name"])
-        dataset, settings = made.dataset, region_settings(params, made.dataset)
-        if image is None:
-            answer = search_text(opened, made, text, count=count, device=device)
-        else:
-            answer = search_image(opened, made, image, alike=images, count=count, device=device, settings=settings)
-    if answer.unknown:
-        click.secho(f"unknown words: {', '.join(answer.unknown)}", fg="yellow", err=True)
-    click.echo(table(answer, shutil.get_terminal_size((100, 24)).columns))
-    page = page or page_of(text or image)
-    write_page(answer, params.image_roots[dataset], page)
-    click.echo(f"\npage: {page.absolute()}")
+    refused = []
+    for found in answers(params, queries, folder=folder, dataset=dataset, count=count, page=page, device=device):
+        if isinstance(found, InputError):
+            refused.append(found)
+            continue
+        answer, written = found
+        if len(queries) > 1:
+            click.echo(f"\n{answer.query}")
+        if answer.unknown:
+            click.secho(f"unknown words: {', '.join(answer.unknown)}", fg="yellow", err=True)
+        click.echo(table(answer, shutil.get_terminal_size((100, 24)).columns))
+        click.echo(f"\npage: {written.absolute()}")
+    if refused:
+        _end("\nerror: ".join(map(str, refused)))
 
 
 @main.command()

@@ -1,9 +1,18 @@
 """What `selfalign index` and `selfalign search` take from `params.yaml` and from where artifacts lie."""
 
+import os
 import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+from eval.search.alike import search_regions
+from eval.search.answer import Answer, Kind, WordMatches
 from eval.search.index import Index, Source
+from eval.search.page import write_page
+from eval.search.search import Searcher
 from eval.search.words import RunWords
 from extract.settings import RegionSettings
 from extract.text.settings import MAX_WORDS, TokenSettings
@@ -11,6 +20,8 @@ from manifests.errors import InputError
 from pipeline import places
 from pipeline.params import Params
 from train.checkpoint import read_record
+
+LONGEST_NAME = 120  # bytes of a page's name that come from the query
 
 
 def source(params: Params, run: str, dataset: str) -> Source:
@@ -50,8 +61,8 @@ def region_settings(params: Params, dataset: str) -> RegionSettings | None:
     return settings if isinstance(settings, RegionSettings) else None
 
 
-def chosen_index(folder: Path | None) -> Index:
-    """The index in `folder`, or the only one there is."""
+def chosen_index(folder: Path | None) -> Path:
+    """`folder`, or that of the only index there is."""
     if folder is None:
         made = sorted(path.parent for path in places.INDEXES.glob("*/recipe.json"))
         if len(made) != 1:
@@ -59,10 +70,97 @@ def chosen_index(folder: Path | None) -> Index:
             fix = "choose one with --index" if made else "make one: `selfalign index RUN DATASET`"
             raise InputError(there, where=places.INDEXES, fix=fix)
         (folder,) = made
-    return Index.open(folder)
+    return folder
 
 
-def page_of(query: str) -> Path:
-    """Where the page of a query lies unless somebody says so."""
-    name = re.sub(r"[^a-z0-9]+", "-", Path(query).stem.lower() if Path(query).is_file() else query.lower()).strip("-")
-    return places.SEARCHES / f"{name[:60] or 'query'}.html"
+def searcher(params: Params, folder: Path, device: str) -> Searcher:
+    """What answers queries in the index at `folder`. Raises `InputError` where it isn't there or isn't current."""
+    index = Index.open(folder)
+    made = source(params, index.recipe["run"]["name"], index.recipe["data set"]["name"])
+    return Searcher(index, made, device=device, settings=region_settings(params, made.dataset))
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text, or a picture's file or id, and what is to be found for it."""
+
+    asked: str
+    kind: Kind
+
+
+def answers(
+    params: Params,
+    queries: Sequence[Query],
+    *,
+    folder: Path | None,
+    dataset: str | None,
+    count: int,
+    page: Path | None,
+    device: str,
+) -> Iterator[tuple[Answer, Path] | InputError]:
+    """Of each query its answer and the page that was written, or what is wrong with it.
+
+    Parameters
+    ----------
+    folder : of the index; None for the only one there is.
+    dataset : the data set that is searched by its regions, without an index.
+    count : hits of a query.
+    page : where the page of the only query goes; None for `page_of`.
+
+    Raises `InputError` where there is nothing to search.
+    """
+    if dataset is None:
+        folder = chosen_index(folder)
+        opened = searcher(params, folder, device)
+        root = params.image_roots[opened.source.dataset]
+    else:
+        if dataset not in params.image_roots:
+            params.dataset(dataset)  # says which names there are
+        root = params.image_roots[dataset]
+    for query in queries:
+        try:
+            if dataset is None:
+                answer, matches = _answer(opened, query, count)
+            else:
+                answer, matches = _alike(params, dataset, query.asked, count, device), None
+            out = page or page_of(query.asked, query.kind, folder or dataset)
+            write_page(answer, matches, root, out)
+            yield answer, out
+        except InputError as error:
+            yield error
+
+
+def _answer(opened: Searcher, query: Query, count: int) -> tuple[Answer, WordMatches | None]:
+    if query.kind == "images":
+        answer, picture = opened.images(query.asked, count), None
+    else:
+        picture = opened.picture(query.asked)
+        answer = (opened.captions if query.kind == "captions" else opened.alike)(picture, count)
+    return answer, opened.matches(answer, picture)
+
+
+def _alike(params: Params, dataset: str, picture: str, count: int, device: str) -> Answer:
+    return search_regions(
+        dataset=dataset,
+        manifest=places.manifest(dataset),
+        regions=places.regions(dataset),
+        picture=picture,
+        count=count,
+        device=device,
+        settings=region_settings(params, dataset),
+    )
+
+
+def page_of(query: str, kind: str, where: object) -> Path:
+    """Where the page of a query lies by default. Two pages have one name only if all three are the same.
+
+    Parameters
+    ----------
+    kind : of the answer (`eval.search.answer.Kind`).
+    where : the index or the data set that is searched.
+    """
+    path = Path(query) if kind != "images" and os.path.isfile(query) else None
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", path.stem if path else query).lower())
+    name = "-".join(words).encode()[:LONGEST_NAME].decode(errors="ignore") or "query"
+    digest = sha256(repr((str(path.resolve()) if path else query, kind, str(where))).encode()).hexdigest()
+    return places.SEARCHES / f"{name}-{digest[:8]}.html"

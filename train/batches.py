@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from extract.stores.regions import Regions
+from extract.text.pieces import Pieces
 
 
 class _Batch:
@@ -75,6 +76,42 @@ def region_batch(found: Sequence[Regions]) -> RegionBatch:
     boxes, _ = pad([r.boxes for r in found])
     sizes = torch.tensor([r.image_size for r in found], dtype=torch.float32)
     return RegionBatch(features=features, boxes=boxes, image_size=sizes, mask=mask)
+
+
+def word_batch(words: Sequence[np.ndarray], pos: Sequence[np.ndarray]) -> WordBatch:
+    """The words of B captions: for each, ids of the vocabulary i32 ``[T]`` and parts of speech u8 ``[T]``."""
+    ids, mask = pad(words)
+    word = torch.arange(ids.shape[1]).expand_as(ids)
+    return WordBatch(words=ids.long(), pos=pad(pos)[0], mask=mask, word=word)
+
+
+def piece_batch(pieces: Sequence[Pieces], pos: Sequence[np.ndarray]) -> WordBatch:
+    """The word pieces of B captions that belong to a word; `pos` has the parts of speech u8 ``[T]`` of the T words.
+
+    A caption of which no piece belongs to a word has an empty row of the mask.
+    """
+    ids, word = (np.concatenate(column).astype(np.int64) for column in zip(*pieces, strict=True))
+    caption, piece = _places([len(own.ids) for own in pieces])
+    whole = np.full((len(pieces), piece.max(initial=-1) + 1), -1)
+    whole[caption, piece] = ids
+    kept = word >= 0
+    counts = np.bincount(caption[kept], minlength=len(pieces))
+    first_tag = np.cumsum([0, *map(len, pos)])[caption[kept]]
+    at = _places(counts)
+    mask = torch.arange(int(counts.max())) < torch.from_numpy(counts)[:, None]
+    columns = {"words": ids[kept], "word": word[kept], "place": piece[kept]}
+    columns["pos"] = np.concatenate(pos)[first_tag + word[kept]]
+    padded = {name: np.zeros(mask.shape, column.dtype) for name, column in columns.items()}
+    for name, column in columns.items():
+        padded[name][at] = column
+    made = {name: torch.from_numpy(column) for name, column in padded.items()}
+    return WordBatch(mask=mask, pieces=torch.from_numpy(whole), **made)
+
+
+def _places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column ``[sum]`` of every item of a padded table whose rows hold so many items."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts)
 
 
 def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

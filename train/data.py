@@ -4,7 +4,7 @@ Which captions belong to which image comes from the manifest. Nothing is loaded 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from extract.text.vocabulary import MARKS
 from manifests.errors import InputError
 from manifests.schema import ImageRow
 from manifests.tables import Manifest
-from train.batches import RegionBatch, TeacherBatch, WordBatch, pad
+from train.batches import RegionBatch, TeacherBatch, WordBatch, pad, piece_batch, word_batch
 
 Memory = Callable[[int, np.dtype], np.ndarray]
 
@@ -177,10 +177,7 @@ class RetrievalData:
         rows = [self._caption_rows[caption] for caption in captions]
         if self.pieces:
             return self._piece_batch(rows, states)
-        words, mask = pad([self.token_store.words(row) for row in rows])
-        pos, _ = pad([self.token_store.pos(row) for row in rows])
-        word = torch.arange(words.shape[1]).expand_as(words)
-        return WordBatch(words=words.long(), pos=pos, mask=mask, word=word)
+        return word_batch([self.token_store.words(row) for row in rows], [self.token_store.pos(row) for row in rows])
 
     def teacher_batch(self, captions: Sequence[int]) -> TeacherBatch | None:
         """What uni-modal teachers make of some captions and of their images; None without a teacher store."""
@@ -209,27 +206,13 @@ class RetrievalData:
         return self.text_store.states(self._caption_rows[caption])
 
     def _piece_batch(self, rows: list[int], states: bool) -> WordBatch:
-        found = [self.token_store.pieces(row) for row in rows]
-        tags = [self.token_store.pos(row) for row in rows]
-        ids, word = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
-        caption, piece = _places([len(own.ids) for own in found])
-        whole = np.full((len(rows), piece.max(initial=-1) + 1), -1)
-        whole[caption, piece] = ids
-        kept = word >= 0
-        counts = np.bincount(caption[kept], minlength=len(rows))
-        for row in np.array(rows)[counts == 0].tolist():
-            self.token_store.word_pieces(row)  # says what is wrong
-        first_tag = np.cumsum([0, *map(len, tags)])[caption[kept]]
-        at = _places(counts)
-        mask = torch.arange(int(counts.max())) < torch.from_numpy(counts)[:, None]
-        columns = {"words": ids[kept], "word": word[kept], "place": piece[kept]}
-        columns["pos"] = np.concatenate(tags)[first_tag + word[kept]]
-        padded = {name: np.zeros(mask.shape, column.dtype) for name, column in columns.items()}
-        for name, column in columns.items():
-            padded[name][at] = column
-        words, word, place, pos = (torch.from_numpy(padded[name]) for name in ("words", "word", "place", "pos"))
+        batch = piece_batch([self.token_store.pieces(row) for row in rows], [self.token_store.pos(row) for row in rows])
+        counts = batch.mask.sum(dim=1).tolist()
+        for row, count in zip(rows, counts, strict=True):
+            if not count:
+                self.token_store.word_pieces(row)  # says what is wrong
         if self.text_store is None:
-            return WordBatch(words, pos, mask, word, pieces=torch.from_numpy(whole), place=place)
+            return batch
         found = [self.text_store.states(row) for row in rows]
         for row, count, own in zip(rows, counts, found, strict=True):
             if len(own) != count:
@@ -238,10 +221,4 @@ class RetrievalData:
                     where=self.text_store.folder,
                     fix="run the text_features stage of this data set again",
                 )
-        return WordBatch(words, pos, mask, word, pad(found)[0] if states else None)
-
-
-def _places(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column ``[sum]`` of every item of a padded table whose rows hold so many items."""
-    rows = np.repeat(np.arange(len(counts)), counts)
-    return rows, np.arange(len(rows)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts)
+        return replace(batch, features=pad(found)[0] if states else None, pieces=None, place=None)

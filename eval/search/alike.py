@@ -4,15 +4,16 @@ An image is the mean of its region features, less the mean of that over the trai
 (`extract.teachers.regions_mean`); a score is the cosine of two. The whole region store is read.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 
-from eval.search.search import Answer, Hit
+from eval.search.answer import Answer, Hit
 from extract.settings import RegionSettings
 from extract.teachers.regions_mean import RegionsMean, RegionsMeanSettings
 from extract.teachers.teacher import Inputs
-from extract.vision.one_picture import extract
+from extract.vision.one_picture import PictureReader
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.tables import Manifest
@@ -41,7 +42,7 @@ def search_regions(
     InputError : no such picture or id, one that can't be read, regions that can't be extracted here.
     """
     listed, path = Manifest.open(manifest), Path(picture)
-    digest = sha256(path) if path.is_file() else None
+    digest = sha256(path) if os.path.isfile(path) else None
     row = next((n for n, image in enumerate(listed.images) if image.sha256 == digest or image.id == picture), None)
     means = RegionsMean(RegionsMeanSettings(), Inputs(manifest=manifest, regions=regions, images=Path()))
     vectors = np.concatenate([found for _, found in means.embed(listed.images)])
@@ -54,14 +55,18 @@ def search_regions(
         told = f"the regions of {dataset} were imported: no detector for it is known"
         raise InputError(told, where=path, fix="search with a picture of the data set")
     else:
-        query = means.vector(extract(path, settings, means.store.recipe, device=device).features)
+        reader = PictureReader(settings, means.store.recipe, device=device)
+        query = means.vector(reader.read(path, str(path)).features)
     scores = _cosines(vectors, query)
     scores[list(means.failures)] = -np.inf
     best = np.argsort(-scores, kind="stable")[: min(count, len(listed) - len(means.failures))]
-    found = ((listed.captioned[number], scores[number]) for number in best.tolist())
-    hits = [Hit(image, float(score), image.captions[0] if image.captions else "") for image, score in found]
-    told = f"{len(listed):,} images of {dataset}, by the mean of their regions"
-    return Answer(picture, "alike", told, hits, [], None if row is None else listed.captioned[row])
+    images = [listed.captioned[number] for number in best.tolist()]
+    hits = [
+        Hit(number, image, float(scores[number]), image.captions[0] if image.captions else "")
+        for number, image in zip(best.tolist(), images, strict=True)
+    ]
+    searched = f"{len(listed):,} images of {dataset}, by the mean of their regions"
+    return Answer(picture, "alike", searched, hits, asked=None if row is None else listed.captioned[row])
 
 
 def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:

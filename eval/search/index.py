@@ -9,7 +9,6 @@ memory doesn't grow with the data set.
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ from eval.embeddings import open_parts
 from eval.search import approximate
 from eval.search.candidates import SHORTEST, Candidates, write_codes
 from eval.search.exact import nearest
-from eval.search.words import RunWords, captioned
+from eval.search.words import CaptionReader, RunWords
 from extract.stores.intact import INDEX, require_intact
 from extract.stores.intact import Index as StoreIndex
 from extract.stores.made import note_made
@@ -142,7 +141,7 @@ def run(
         recipe_hash = write_recipe(folder, recipe)
         told = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
         if kind != "exact":
-            told += "; " + _approximate(folder, rows, recipe, kind)
+            told += "; " + _approximate(folder, recipe, kind)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         listed = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
         write_json(folder / INDEX, {"shards": [], "files": listed})
@@ -176,13 +175,13 @@ class Index:
 
     Attributes
     ----------
-    rows : the N images, with their captions, in its order.
+    manifest : the N images, with their captions, in its order; read when they are asked for.
     pooled, context, captions : the embeddings, mapped: `[N, k, P]`, `[N, S]`, `[C, P + S]`.
     """
 
     folder: Path
     recipe: dict[str, Any]
-    rows: list[CaptionedImage]
+    manifest: Manifest
     pooled: np.ndarray
     context: np.ndarray
     captions: np.ndarray
@@ -197,12 +196,12 @@ class Index:
             raise InputError("no index that this program reads", where=folder, fix=_AGAIN)
         checked(recipe, _Recipe, where=folder / RECIPE, fix=_AGAIN)
         require_intact(folder, fix=_AGAIN)
-        rows, parts = list(Manifest.open(folder).captioned), open_parts(folder, fix=_AGAIN)
-        here, wanted = (len(parts[0]), len(parts[2])), (len(rows), sum(len(row.captions) for row in rows))
+        manifest, parts = Manifest.open(folder), open_parts(folder, fix=_AGAIN)
+        here, wanted = (len(parts[0]), len(parts[2])), (len(manifest), manifest.num_captions)
         if here != wanted:
             told = f"embeddings of {here[0]} images and {here[1]} captions, its manifest has {wanted}"
             raise InputError(told, where=folder, fix=_AGAIN)
-        return cls(folder, recipe, rows, *parts)
+        return cls(folder, recipe, manifest, *parts)
 
     def require_current(self, source: Source) -> None:
         """Raise `InputError` with what has changed of the run or the data set since; what isn't here hasn't."""
@@ -232,10 +231,15 @@ class Index:
         )
 
     @property
-    def told(self) -> str:
-        """Which images it has."""
+    def rows(self) -> Sequence[CaptionedImage]:
+        """The N images with their captions."""
+        return self.manifest.captioned
+
+    @property
+    def searched(self) -> str:
+        """How many images of which data set it has, and of which run."""
         run, dataset = self.recipe["run"]["name"], self.recipe["data set"]["name"]
-        return f"{len(self.rows):,} images of {dataset}, as {run} sees them"
+        return f"{len(self.manifest):,} images of {dataset}, as {run} sees them"
 
     @cached_property
     def images_to_search(self) -> Candidates:
@@ -250,11 +254,11 @@ class Index:
     @cached_property
     def caption_image(self) -> np.ndarray:
         """The image of every caption, int64 `[C]`."""
-        return np.repeat(np.arange(len(self.rows)), [len(row.captions) for row in self.rows])
+        return self.manifest.caption_rows
 
-    def row_of(self, *, digest: str | None = None, id: str | None = None) -> int | None:
-        """The first image whose picture has a sha256, or whose id is this; None if there is none."""
-        return next((n for n, row in enumerate(self.rows) if row.sha256 == digest or row.id == id), None)
+    def row_of_digest(self, digest: str) -> int | None:
+        """The first image whose picture has this sha256; None if there is none."""
+        return next((n for n, row in enumerate(self.manifest.images) if row.sha256 == digest), None)
 
     def images(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The `count` best images of captions `[Q, P + S]`: rows and scores `[Q, K]`."""
@@ -351,15 +355,16 @@ def _write_captions(
         save_array(folder / "captions.npy", np.empty((0, pooled.shape[2] + context.shape[1]), np.float32))
         return
     arrays = _Arrays(folder, ("captions",), texts, source.run)
+    reader = None if _has_the_words(source) else CaptionReader(source.words, device=device)
     start = 0
     for part in parts:
-        with _read_as_the_run_does(part, source, device, batch_size) as data:
 
-            def encode(items: list[int], data: RetrievalData = data) -> Encoding:
-                return network.encode_captions(data.word_batch(items).to(device))
+        def encode(items: list[int], part: RetrievalData = part) -> Encoding:
+            own = part.word_batch(items) if reader is None else reader.read(list(map(part.caption_text, items))).batch
+            return network.encode_captions(own.to(device))
 
-            arrays.fill(start, data.num_captions, encode, batch_size, "captions")
-            start += data.num_captions
+        arrays.fill(start, part.num_captions, encode, batch_size, "captions")
+        start += part.num_captions
     arrays.finish()
 
 
@@ -388,20 +393,12 @@ def _has_the_words(source: Source) -> bool:
     return all({**ours, but: None} == {**theirs, but: None} for ours, theirs, but in pairs)
 
 
-def _read_as_the_run_does(
-    part: RetrievalData, source: Source, device: str, batch_size: int
-) -> AbstractContextManager[RetrievalData]:
-    if _has_the_words(source):
-        return nullcontext(part)
-    return captioned(_captioned(part), source.words, part.region_store, device=device, batch_size=batch_size)
-
-
-def _approximate(folder: Path, rows: list[CaptionedImage], recipe: dict[str, Any], kind: Kind) -> str:
+def _approximate(folder: Path, recipe: dict[str, Any], kind: Kind) -> str:
     """Make FAISS's indexes; says how many of the ten best they find, for captions and images of the index itself."""
-    index = Index(folder, recipe, rows, *open_parts(folder, fix=_AGAIN))
+    index = Index(folder, recipe, Manifest.open(folder), *open_parts(folder, fix=_AGAIN))
     found = []
     random = np.random.default_rng(0)
-    pick = [random.permutation(count)[:SAMPLE] for count in (len(index.rows), len(index.captions))]
+    pick = [random.permutation(count)[:SAMPLE] for count in (len(index.manifest), len(index.captions))]
     sets = [("images", index.images_to_search, index.captions[pick[1]][:, None])]
     if len(index.captions):
         context = np.repeat(index.context[pick[0]][:, None], index.pooled.shape[1], axis=1)

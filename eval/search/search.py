@@ -1,25 +1,26 @@
-"""A search: images for a text, and captions or similar images for a picture, with what the words matched.
+"""A searcher: an index with the run that made it, loaded once, which answers texts and pictures.
 
 A text is read as the run reads captions. A picture of the index is its stored embedding; any other is extracted with
 the recipe of the index's regions and encoded.
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
-from io import StringIO
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from eval.matching.correspondence import match_words
-from eval.report.drawing import caption_html, draw, marks
+from eval.matching.correspondence import Matches, word_regions
+from eval.search.answer import Answer, Hit, WordMatches
 from eval.search.index import Index, Source
-from eval.search.words import RunWords, captioned, unknown_words
+from eval.search.words import CaptionReader, ReadCaptions
 from extract.settings import RegionSettings
-from extract.stores.regions import RegionStore
-from extract.vision.one_picture import extract
+from extract.stores.regions import Regions, RegionStore
+from extract.vision.one_picture import PictureReader
 from manifests.errors import InputError
 from manifests.files import sha256
 from manifests.schema import CaptionedImage
@@ -27,166 +28,180 @@ from train.batches import region_batch
 from train.checkpoint import load_model
 from train.model import RetrievalModel
 
-BATCH = 64
-
 
 @dataclass(frozen=True)
-class Hit:
-    """One answer: an image, its score, the caption that was found or the image's first, and, where the boxes are known,
-    the picture's shape and the regions that words matched, as SVG. `caption` is HTML there, with the words marked."""
+class Picture:
+    """A picture that is asked with.
 
-    image: CaptionedImage
-    score: float
-    text: str
-    caption: str | None = None
-    svg: str | None = None
-    aspect: float = 1.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The hits of a query, best first; `searched` says among which images; `unknown` are words of it that the run
-    doesn't know, `asked` the image among them that was asked with, or None; `kind` is "images", "captions" or
-    "alike"."""
-
-    query: str
-    kind: str
-    searched: str
-    hits: list[Hit]
-    unknown: list[str]
-    asked: CaptionedImage | None = None
-
-
-def search_text(index: Index, source: Source, text: str, *, count: int, device: str) -> Answer:
-    """The `count` best images for a text.
-
-    Raises InputError for a text of no word, or of none that the run knows, and for a stale index.
+    name : its file or id, for messages.
+    row : in the index; None where it isn't there.
+    regions : that were extracted of it; None where it is in the index.
     """
-    network = _ready(index, source, device)
-    words = replace(source.words, vocabulary=index.folder / "vocabulary.json")
-    try:
-        query = [replace(index.rows[0], captions=(text,))]
-        with captioned(query, words, RegionStore(source.regions), device=device) as data:
-            unknown = unknown_words(data)
-            if len(unknown) == len(data.caption_words(0)) and unknown:
-                raise InputError(
-                    f"the run knows none of its words: {', '.join(unknown)}",
-                    where=f"query {text!r}",
-                    fix=f"use words of the captions that it was trained on ({words.vocabulary} lists them)",
-                )
-            with torch.inference_mode():
-                found = network.encode_captions(data.word_batch([0]).to(device)).embedding.float().cpu().numpy()
-    except InputError as error:
-        if "no word left" in error.what or "must be text" in error.what:
-            raise InputError("it has no word", where=f"query {text!r}", fix="say what is to be seen") from error
-        raise
-    (rows,), (scores,) = index.images(found, count)
-    images = [index.rows[row] for row in rows]
-    drawn = _draw([replace(image, split="test", captions=(text,)) for image in images], network, source, words, device)
-    hits = [
-        Hit(image, float(score), image.captions[0] if image.captions else "", *drawing)
-        for image, score, drawing in zip(images, scores, drawn, strict=True)
-    ]
-    return Answer(text, "images", index.told, hits, unknown)
+
+    name: str
+    row: int | None
+    regions: Regions | None = None
 
 
-def search_image(
-    index: Index,
-    source: Source,
-    picture: str,
-    *,
-    alike: bool,
-    count: int,
-    device: str,
-    settings: RegionSettings | None,
-) -> Answer:
-    """The `count` best captions for a picture, or, `alike`, the images most like it.
+class Searcher:
+    """Answers queries in an index. What a kind of query needs is loaded at the first such query.
 
     Parameters
     ----------
-    picture : a file, or the id of an image of the index. A file with the bytes of an image of the index is that image.
+    device : torch device of the model and of the detector.
     settings : of the region stage that made the index's regions; None where they were imported.
 
     Raises
     ------
-    InputError : no such picture or id, one that can't be read, regions that can't be extracted here, a stale index.
+    InputError : the run or the data set has changed since the index was made.
     """
-    network = _ready(index, source, device)
-    path = Path(picture)
-    row = index.row_of(digest=sha256(path)) if path.is_file() else index.row_of(id=picture)
-    if row is not None:
-        pooled, context = index.pooled[row : row + 1], index.context[row : row + 1]
-    elif path.is_file():
-        pooled, context = _encode_picture(index, source, path, network, settings, device)
-    else:
-        raise InputError("neither a file nor the id of an image of the index", where=picture, fix="check its name")
-    asked = None if row is None else index.rows[row]
-    if alike:
-        (rows,), (scores,) = index.alike(pooled, context, count)
+
+    def __init__(
+        self, index: Index, source: Source, *, device: str = "cpu", settings: RegionSettings | None = None
+    ) -> None:
+        index.require_current(source)
+        self.index, self.source, self._device, self._settings = index, source, device, settings
+
+    @cached_property
+    def model(self) -> RetrievalModel:
+        return load_model(self.source.model, self._device)
+
+    @cached_property
+    def reader(self) -> CaptionReader:
+        words = replace(self.source.words, vocabulary=self.index.folder / "vocabulary.json")
+        return CaptionReader(words, device=self._device)
+
+    @cached_property
+    def regions(self) -> RegionStore:
+        return RegionStore(self.source.regions)
+
+    @cached_property
+    def _pictures(self) -> PictureReader:
+        return PictureReader(self._settings, self.index.recipe["features"], device=self._device)
+
+    def images(self, text: str, count: int = 10) -> Answer:
+        """The `count` best images for a text.
+
+        Raises InputError for a text without a word, and for one of which the run knows no word.
+        """
+        read = self.reader.read([text])
+        unknown = [word.text for word in read.unknown[0]]
+        if unknown and len(unknown) == len(read.words[0]):
+            raise InputError(
+                f"the run knows none of its words: {', '.join(unknown)}",
+                where=f"text {text!r}",
+                fix=f"use words of the captions that it was trained on ({self.reader.vocabulary} lists them)",
+            )
+        with torch.inference_mode():
+            found = self.model.encode_captions(read.batch.to(self._device)).embedding.float().cpu().numpy()
+        (rows,), (scores,) = self.index.images(found, count)
+        return Answer(text, "images", self.index.searched, self._image_hits(rows, scores), unknown)
+
+    def picture(self, picture: str | Path | bytes) -> Picture:
+        """The picture in a file or in bytes, or the image of the index with this id.
+
+        A picture with the bytes of an image of the index is that image; of any other the regions are extracted. Raises
+        InputError where there is no such picture, where it can't be read, or where its regions can't be extracted.
+        """
+        path = None if isinstance(picture, bytes) else Path(picture)
+        if path is not None and not os.path.isfile(path):
+            row = self.index.manifest.row_of(str(picture))
+            if row is None:
+                told = "neither a file nor the id of an image of the index"
+                raise InputError(told, where=picture, fix="check its name")
+            return Picture(str(picture), row)
+        name = "the picture" if path is None else str(path)
+        row = self.index.row_of_digest(hashlib.sha256(picture).hexdigest() if path is None else sha256(path))
+        if row is not None:
+            return Picture(name, row)
+        if self._settings is None:
+            raise InputError(
+                f"it is not in the index, and the regions of {self.source.dataset} were imported: no detector for it "
+                "is known",
+                where=name,
+                fix="search with a picture of the index",
+            )
+        return Picture(name, None, self._pictures.read(path or picture, name))
+
+    def captions(self, picture: Picture, count: int = 10) -> Answer:
+        """The `count` best captions for a picture."""
+        index = self.index
+        (rows,), (scores,) = index.texts(*self._embedding(picture), count)
+        owners = index.caption_image[rows]
+        texts = [index.manifest.texts(row, row + 1)[0] for row in rows.tolist()]
         hits = [
-            Hit(image, float(score), image.captions[0] if image.captions else "")
-            for image, score in zip((index.rows[row] for row in rows), scores, strict=True)
+            Hit(owner, index.rows[owner], score, text)
+            for owner, score, text in zip(owners.tolist(), scores.tolist(), texts, strict=True)
         ]
-        return Answer(picture, "alike", index.told, hits, [], asked)
-    (rows,), (scores,) = index.texts(pooled, context, count)
-    first = np.searchsorted(index.caption_image, index.caption_image[rows])
-    owners = [index.rows[image] for image in index.caption_image[rows]]
-    texts = [owner.captions[place] for owner, place in zip(owners, rows - first, strict=True)]
-    drawn: Sequence[tuple] = [()] * len(texts)
-    if asked is not None:
-        words = replace(source.words, vocabulary=index.folder / "vocabulary.json")
-        drawn = _draw([replace(asked, split="test", captions=tuple(texts))], network, source, words, device)
-    hits = [
-        Hit(owner, float(score), text, *drawing)
-        for owner, score, text, drawing in zip(owners, scores, texts, drawn, strict=True)
-    ]
-    return Answer(picture, "captions", index.told, hits, [], asked)
+        return Answer(picture.name, "captions", index.searched, hits, asked=self._asked(picture))
 
+    def alike(self, picture: Picture, count: int = 10) -> Answer:
+        """The `count` images most like a picture."""
+        (rows,), (scores,) = self.index.alike(*self._embedding(picture), count)
+        hits = self._image_hits(rows, scores)
+        return Answer(picture.name, "alike", self.index.searched, hits, asked=self._asked(picture))
 
-def table(answer: Answer, width: int = 100) -> str:
-    """The hits as text for a terminal of `width` columns: rank, image, score, caption."""
-    ids = [hit.image.id for hit in answer.hits]
-    column = max(len("image"), *map(len, ids)) if ids else 5
-    lines = [f"{'rank':>4}  {'image'.ljust(column)}  {'score':>7}  caption"]
-    for rank, hit in enumerate(answer.hits, 1):
-        line = f"{rank:>4}  {hit.image.id.ljust(column)}  {hit.score:7.4f}  {' '.join(hit.text.split())}"
-        lines.append(line if len(line) <= width else line[: width - 1] + "…")
-    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+    def match(self, texts: Sequence[str], pictures: Sequence[Picture]) -> WordMatches:
+        """Which regions the words match, of one text in every picture, or of every text in one picture.
 
+        Raises InputError for a text without a word, and for a picture whose regions aren't in the store.
+        """
+        read = self.reader.read(texts)
+        seen = [own.regions or self.regions.regions(self.regions.row(self._id(own.row))) for own in pictures]
+        pairs = max(len(texts), len(pictures))
+        caption = np.arange(pairs) if len(texts) > 1 else np.zeros(pairs, np.int64)
+        image = np.arange(pairs) if len(pictures) > 1 else np.zeros(pairs, np.int64)
+        matches = self._match(read, seen, torch.from_numpy(caption), torch.from_numpy(image))
+        return WordMatches(read, seen, caption.tolist(), image.tolist(), matches, self.regions.has_boxes)
 
-def _ready(index: Index, source: Source, device: str) -> RetrievalModel:
-    index.require_current(source)
-    return load_model(source.model, device)
-
-
-def _encode_picture(
-    index: Index, source: Source, path: Path, network: RetrievalModel, settings: RegionSettings | None, device: str
-) -> tuple[np.ndarray, np.ndarray]:
-    if settings is None:
-        raise InputError(
-            f"it is not in the index, and the regions of {source.dataset} were imported: no detector for it is known",
-            where=path,
-            fix="search with a picture of the index",
+    @torch.inference_mode()
+    def _match(
+        self, read: ReadCaptions, pictures: Sequence[Regions], caption: torch.Tensor, image: torch.Tensor
+    ) -> Matches:
+        batch = read.batch.to(self._device)
+        words = self.model.encode_captions(batch)
+        seen = self.model.encode_images(region_batch(pictures).to(self._device))
+        region, cosine = (
+            found.cpu().numpy()
+            for found in word_regions(
+                seen.locals[image], seen.mask[image], words.locals[caption], batch.mask[caption], batch.word[caption]
+            )
         )
-    regions = extract(path, settings, index.recipe["features"], device=device)
-    with torch.inference_mode():
-        seen = network.encode_images(region_batch([regions]).to(device))
-    return seen.pooled.float().cpu().numpy(), seen.context.float().cpu().numpy()
+        pair, number = np.nonzero(~np.isnan(cosine))
+        own = [read.words[caption[at]][word] for at, word in zip(pair.tolist(), number.tolist(), strict=True)]
+        start, end = (np.array([getattr(word, name) for word in own], np.int32) for name in ("start", "end"))
+        no_concept = np.full(len(pair), -1, np.int32)
+        return Matches(
+            pair.astype(np.int32), start, end, region[pair, number], cosine[pair, number].astype(np.float32), no_concept
+        )
 
+    def matches(self, answer: Answer, picture: Picture | None = None) -> WordMatches | None:
+        """Which regions the words of an answer's captions match: of a text in the images that were found, of captions
+        in the picture that was asked with. None for images like a picture, and where nothing was found."""
+        if answer.kind == "alike" or not answer.hits:
+            return None
+        if answer.kind == "images":
+            return self.match([answer.query], [Picture(hit.image.id, hit.row) for hit in answer.hits])
+        return self.match([hit.text for hit in answer.hits], [picture])
 
-def _draw(
-    rows: Sequence[CaptionedImage], network: RetrievalModel, source: Source, words: RunWords, device: str
-) -> list[tuple[str, str | None, float]]:
-    """Of every caption of `rows`, in order: itself with its words marked, the regions that they match, and the
-    picture's width over height; nothing to draw where the regions came without boxes."""
-    store = RegionStore(source.regions)
-    with captioned(rows, words, store, device=device) as data:
-        with redirect_stderr(StringIO()):
-            matches = match_words(network, data, BATCH)
-        found = []
-        for caption in range(data.num_captions):
-            marked = marks(data, caption, None)
-            html = caption_html(data.caption_text(caption), marked)
-            drawing = draw(data, caption, marked, matches, None) if store.has_boxes else None
-            found.append((html, drawing.svg, drawing.aspect) if drawing else (html, None, 1.0))
-        return found
+    def _embedding(self, picture: Picture) -> tuple[np.ndarray, np.ndarray]:
+        """``pooled [1, k, P]`` and ``context [1, S]``."""
+        if picture.row is not None:
+            own = slice(picture.row, picture.row + 1)
+            return self.index.pooled[own], self.index.context[own]
+        with torch.inference_mode():
+            seen = self.model.encode_images(region_batch([picture.regions]).to(self._device))
+        return seen.pooled.float().cpu().numpy(), seen.context.float().cpu().numpy()
+
+    def _image_hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
+        images = [self.index.rows[row] for row in rows.tolist()]
+        return [
+            Hit(row, image, score, image.captions[0] if image.captions else "")
+            for row, image, score in zip(rows.tolist(), images, scores.tolist(), strict=True)
+        ]
+
+    def _asked(self, picture: Picture) -> CaptionedImage | None:
+        return None if picture.row is None else self.index.rows[picture.row]
+
+    def _id(self, row: int) -> str:
+        return self.index.manifest.images[row].id

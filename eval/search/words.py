@@ -1,27 +1,26 @@
-"""Captions that are in no data set, read by the very stages that read those which a run was trained on.
+"""Captions of no data set, read in memory as a run reads those of its own: words, word pieces, an encoder's states."""
 
-They become the captions of a temporary data set: words, vocabulary, word pieces and an encoder's states are the run's.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from extract.stages import text_features, tokens
+import numpy as np
+import torch
+
 from extract.stores.recipe import require_same_recipe
-from extract.stores.regions import RegionStore
-from extract.stores.tokens import TokenStore
-from extract.text.settings import TextFeatureSettings, TokenSettings
-from extract.text.vocabulary import UNKNOWN
+from extract.text.encoder import PieceEncoder, encoder_recipe, load_encoder
+from extract.text.parts_of_speech import POS_NAMES
+from extract.text.pieces import PieceTokenizer
+from extract.text.settings import MAX_WORDS, TextFeatureSettings, TokenSettings
+from extract.text.vocabulary import UNKNOWN, read_vocabulary, word_numbers
+from extract.text.words import Words, load_language, split_words
 from manifests.errors import InputError
 from manifests.files import sha256
-from manifests.schema import CaptionedImage
-from manifests.tables import write_manifest
-from train.data import RetrievalData
+from train.batches import WordBatch, piece_batch, word_batch
+from train.data import Word
+from train.words import at_words
 
 
 @dataclass(frozen=True)
@@ -59,67 +58,108 @@ class RunWords:
             )
 
 
-@contextmanager
-def captioned(
-    rows: Sequence[CaptionedImage], words: RunWords, regions: RegionStore, *, device: str = "cpu", batch_size: int = 256
-) -> Iterator[RetrievalData]:
-    """A data set of `rows`, whose captions are read as the run reads them, for as long as the block lasts.
+@dataclass(frozen=True)
+class ReadCaptions:
+    """B captions as a model reads them.
+
+    words : of each caption all words, in the order of ``batch.word``.
+    unknown : of each caption those that the run's vocabulary lacks; a run of word pieces knows all words.
+    """
+
+    texts: Sequence[str]
+    words: list[list[Word]]
+    unknown: list[list[Word]]
+    batch: WordBatch
+
+
+class CaptionReader:
+    """Reads captions as a run does. Language, tokenizer and encoder are loaded once.
 
     Parameters
     ----------
-    rows : said to be of one split; their regions are in the stores `regions`.
-    device, batch_size : of a text encoder.
+    device : torch device of a text encoder.
 
     Raises
     ------
-    InputError : a caption without a word; a language, tokenizer or encoder that isn't there or isn't the run's.
+    InputError : a language, tokenizer, encoder or vocabulary that isn't there or isn't the run's.
     """
-    with TemporaryDirectory(prefix="selfalign-") as temporary:
-        folder = Path(temporary)
-        listed, states = folder / "manifest", folder / "text_features"
-        write_manifest(listed, rows)
-        settings = words.tokens.model_copy(update={"vocabulary": words.vocabulary})
-        with _quietly():
-            tokens.run(manifest=listed, settings=settings, out=folder / "tokens")
-        _require_same(TokenStore(folder / "tokens").recipe, words.recipe["tokens"], "min_count")
-        if words.encoder:
-            with _quietly():
-                text_features.run(
-                    dataset="captions",
-                    tokens=folder / "tokens",
-                    settings=words.encoder,
-                    out=states,
-                    cache=folder / "cache",
-                    device=device,
-                    batch_size=batch_size,
+
+    def __init__(self, words: RunWords, *, device: str = "cpu"):
+        words.require_vocabulary()
+        self.vocabulary = words.vocabulary
+        self._settings, self._device, self._pieces = words.tokens, device, words.pieces
+        self._numbers = word_numbers(read_vocabulary(words.vocabulary))
+        self._language, language = load_language(words.tokens.language)
+        ours: dict[str, Any] = {"language": language, "max_words": words.tokens.max_words}
+        if words.pieces:  # a tokenizer takes seconds to load
+            if words.tokens.tokenizer is None:
+                raise InputError(
+                    "the run reads word pieces, and its data set has no tokenizer",
+                    where="datasets.D.tokens.tokenizer",
+                    fix="name the tokenizer's folder",
                 )
-            made = RetrievalData(
-                listed, regions, folder / "tokens", rows[0].split, pieces=words.pieces, text_features=states
-            )
-            _require_same(made.text_store.recipe, words.recipe["text_features"], "tokens")
+            self._tokenizer = PieceTokenizer(words.tokens.tokenizer, words.tokens.max_pieces)
+            ours["tokenizer"] = self._tokenizer.recipe
+        theirs = {"max_words": MAX_WORDS} | words.recipe["tokens"]
+        _require_same(ours, {name: theirs.get(name) for name in ours})
+        self._encoder_settings = words.encoder
+        if words.encoder:
+            ours = {"encoder": encoder_recipe(words.encoder.model, words.encoder.revision)}
+            ours |= {"layer": words.encoder.layer}
+            _require_same(ours, {name: words.recipe["text_features"][name] for name in ours})
+
+    @cached_property
+    def _encoder(self) -> PieceEncoder | None:
+        chosen = self._encoder_settings
+        if chosen is None:
+            return None
+        encoder = PieceEncoder(load_encoder(chosen.model, chosen.revision), chosen.layer)
+        encoder.require_vocabulary(self._tokenizer.recipe["size"], f"encoder {chosen.model!r}")
+        return encoder.eval().requires_grad_(False).to(self._device)
+
+    def read(self, texts: Sequence[str]) -> ReadCaptions:
+        """Read captions. InputError names one without a word, and one that the encoder can't read."""
+        split = list(split_words(self._language, texts, self._settings.max_words))
+        for text, own in zip(texts, split, strict=True):
+            if not own.words:
+                raise InputError("it has no word", where=f"text {text!r}", fix="say what is to be seen")
+        words = [_words(own) for own in split]
+        if self._pieces:
+            batch, unknown = self._piece_batch(texts, split), [[] for _ in texts]
         else:
-            made = RetrievalData(listed, regions, folder / "tokens", rows[0].split, pieces=words.pieces)
-        yield made
+            numbers = [np.array([self._numbers.get(word, UNKNOWN) for word in own.words], np.int32) for own in split]
+            batch = word_batch(numbers, [own.pos for own in split])
+            unknown = [
+                [word for word, number in zip(own, ids.tolist(), strict=True) if number == UNKNOWN]
+                for own, ids in zip(words, numbers, strict=True)
+            ]
+        return ReadCaptions(texts, words, unknown, batch)
+
+    def _piece_batch(self, texts: Sequence[str], split: Sequence[Words]) -> WordBatch:
+        # A caption that is cut to so many words is cut there for the tokenizer too.
+        read = [text[: own.spans[-1, 1]] if own.cut else text for text, own in zip(texts, split, strict=True)]
+        pieces = self._tokenizer.split(read, [own.spans for own in split])
+        batch = piece_batch(pieces, [own.pos for own in split])
+        for text, there in zip(texts, batch.mask.any(dim=1).tolist(), strict=True):
+            if not there:
+                raise InputError("no word piece of it belongs to a word", where=f"text {text!r}", fix="use other words")
+        if self._encoder is None:
+            return batch
+        whole = batch.pieces.to(self._device)
+        with torch.inference_mode():
+            # As the stage keeps them: float16.
+            states = self._encoder(whole.clamp(min=0), whole >= 0).to(torch.float16).cpu()
+        if not torch.isfinite(states[batch.pieces >= 0]).all():
+            raise InputError("the encoder's states are NaN or beyond float16", where=f"{texts}", fix="use other words")
+        return replace(batch, features=at_words(states, batch), pieces=None, place=None)
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without bars and figures of what takes no time."""
-    with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
-        yield
+def _words(own: Words) -> list[Word]:
+    spans, tags = own.spans.tolist(), own.pos.tolist()
+    return [
+        Word(text, start, end, POS_NAMES[tag]) for text, (start, end), tag in zip(own.words, spans, tags, strict=True)
+    ]
 
 
-def unknown_words(data: RetrievalData) -> list[str]:
-    """The words of the first caption that the vocabulary doesn't have; word pieces have them all."""
-    if data.pieces:
-        return []
-    store = data.token_store
-    pairs = zip(store.word_texts(0), store.words(0).tolist(), strict=True)
-    return [text for text, number in pairs if number == UNKNOWN]
-
-
-def _require_same(ours: dict[str, Any], theirs: dict[str, Any], but: str) -> None:
-    """The recipes of a query and of the run's own captions; one key, on which no word depends, may differ."""
-    require_same_recipe(
-        {**ours, but: None}, "the captions at hand", {**theirs, but: None}, "the captions that the run was trained on"
-    )
+def _require_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    require_same_recipe(ours, "the captions at hand", theirs, "the captions that the run was trained on")

@@ -14,7 +14,7 @@ from extract.check import verify
 from extract.settings import RegionSettings
 from extract.stores.regions import RegionStore
 from extract.vision.loading import load_detector
-from extract.vision.one_picture import extract as extract_one
+from extract.vision.one_picture import PictureReader
 from extract.vision.reading import decode
 from manifests import manifest as manifest_stage
 from manifests.errors import InputError
@@ -239,5 +239,5 @@ def test_a_picture_of_no_data_set_has_no_given_boxes(tmp_path: Path) -> None:
     pictures, _ = write_data(tmp_path / "data")
     settings = grid_settings(tmp_path)
     recipe = RegionStore(pictures.extract(settings)).recipe
-    with pytest.raises(InputError, match="has no given boxes"):
-        extract_one(pictures.images / "a.png", settings, recipe)
+    with pytest.raises(InputError, match="boxes were given, and a picture of no data set has none"):
+        PictureReader(settings, recipe)

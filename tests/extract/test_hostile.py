@@ -71,7 +71,8 @@ def search_by(path: Path, settings: Any) -> None:
     from extract.vision.loading import load_detector
 
     recipe = {"detector": load_detector(settings.detector, settings.selection).recipe}
-    picture.extract(path, settings, recipe | {"selection": settings.selection.model_dump()})
+    reader = picture.PictureReader(settings, recipe | {"selection": settings.selection.model_dump()})
+    reader.read(path, path.name)
 
 
 @pytest.mark.parametrize("kind", KINDS)

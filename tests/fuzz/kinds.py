@@ -27,7 +27,7 @@ from eval.metrics.metric import MetricSettings
 from eval.report import report
 from eval.report.metrics_table import metrics_table
 from eval.search.index import Index
-from eval.search.search import search_image, search_text
+from eval.search.search import Searcher
 from eval.settings import ReportSettings
 from eval.study.settings import StudySettings
 from eval.validation import validate
@@ -623,13 +623,14 @@ def searched(kind: str) -> Use:
     def use(t: Try) -> None:
         source = examples.source(t.root)
         index = Index.open(t.root / "indexes" / kind)
-        index.require_current(source)
+        searcher = Searcher(index, source)
         queries = np.array(index.captions[:2])
         index.images(queries, 3)
         index.texts(np.array(index.pooled[:2]), np.array(index.context[:2]), 3)
         index.alike(np.array(index.pooled[:2]), np.array(index.context[:2]), 3)
-        search_text(index, source, "caption of image", count=3, device="cpu")
-        search_image(index, source, "1001", alike=False, count=3, device="cpu", settings=None)
+        searcher.matches(searcher.images("caption of image", 3))
+        picture = searcher.picture("1001")
+        searcher.matches(searcher.captions(picture, 3), picture)
 
     return use
 

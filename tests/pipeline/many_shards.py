@@ -12,7 +12,7 @@ import torch
 from eval.evaluate import run as evaluate
 from eval.search.index import Index, Source
 from eval.search.index import run as make_index
-from eval.search.search import search_text
+from eval.search.search import Searcher
 from eval.search.words import RunWords
 from eval.settings import EvaluationSettings
 from eval.validation import validate
@@ -135,8 +135,9 @@ def work(folder: Path) -> None:
     )
     source = Source(run="many", dataset="many", model=model, **stores, text_features=None, words=words)
     make_index(source=source, out=folder / "index", device="cpu", batch_size=128)
-    answer = search_text(Index.open(folder / "index"), source, "word3 a", count=5, device="cpu")
-    assert len(answer.hits) == 5
+    searcher = Searcher(Index.open(folder / "index"), source)
+    answer = searcher.images("word3 a", 5)
+    assert len(searcher.matches(answer)) == 5
 
 
 if __name__ == "__main__":

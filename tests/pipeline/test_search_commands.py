@@ -16,23 +16,25 @@ from PIL import Image
 
 from demo.scenes import stage as scenes
 from eval.embed import embed
+from eval.matching.correspondence import match_words
 from eval.search import index as indexing
+from eval.search.answer import Answer
 from eval.search.index import Index, Source
-from eval.search.search import search_image, search_text
+from eval.search.search import Searcher
 from eval.search.words import RunWords
 from eval.validation import validate
 from extract.cards import card
 from extract.stages import regions, text_features, tokens
 from extract.stores.regions import RegionStore
 from extract.text.settings import TextFeatureSettings
-from extract.vision.one_picture import extract
+from extract.vision.one_picture import PictureReader
 from manifests import manifest
 from manifests.errors import InputError
 from manifests.tables import Manifest
 from pipeline import places
 from pipeline.cli import main
 from pipeline.params import Params, read_params
-from pipeline.searching import region_settings, source
+from pipeline.searching import page_of, region_settings, source
 from tests.encoders import write_encoder
 from tests.eval.test_report import Page
 from tests.pipeline.project import CHECKOUT, shrink_demo
@@ -120,6 +122,10 @@ def opened(run: str) -> tuple[Index, Source]:
     return Index.open(places.index(run, "demo")), source(read_params(), run, "demo")
 
 
+def ask(index: Index, own: Source, text: str, count: int = 3) -> Answer:
+    return Searcher(index, own).images(text, count)
+
+
 def selfalign(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
@@ -134,10 +140,31 @@ def test_a_caption_of_the_set_finds_what_its_embedding_scores_highest(run: str):
     text = index.rows[image].captions[caption - int(np.searchsorted(index.caption_image, image))]
     query, length = index.captions[caption].astype(float), index.pooled.shape[2]
     scores = (index.pooled.astype(float) @ query[:length]).max(axis=1) + index.context @ query[length:]
-    answer = search_text(index, own, text, count=5, device="cpu")
+    searcher = Searcher(index, own)
+    answer = searcher.images(text, 5)
     assert not answer.unknown
     assert np.allclose([hit.score for hit in answer.hits], np.sort(scores)[::-1][:5], atol=1e-4)
-    assert all(hit.svg and "<rect" in hit.svg and "data-word" in hit.caption for hit in answer.hits)
+    found = searcher.matches(answer)
+    assert len(found) == 5
+    for place, hit in enumerate(answer.hits):
+        assert "<rect" in found.drawing(place).svg and "data-word" in found.html(place)
+        width, height = found.size(place)
+        assert (width, height) == (hit.image.width, hit.image.height)
+        for placed in found.placed(place):
+            assert (placed.box >= 0).all() and (placed.box <= [width, height, width, height]).all()
+
+
+@pytest.mark.parametrize("run", ["vsrn-selfalign", "encoded"])
+def test_words_match_the_regions_that_the_evaluation_matches(run: str):
+    index, own = opened(run)
+    stores = {"pieces": own.words.pieces, "text_features": own.text_features}
+    data = RetrievalData(own.manifest, own.regions, own.tokens, "test", **stores)
+    expected = match_words(load_model(own.model), data, 16, [7])
+    image = data.images[int(data.caption_image[7])]
+    searcher = Searcher(index, own)
+    found = searcher.match([data.caption_text(7)], [searcher.picture(image.id)]).matches
+    assert np.array_equal(found.region, expected.region) and np.array_equal(found.start, expected.start)
+    assert np.allclose(found.cosine, expected.cosine, atol=1e-4)
 
 
 @pytest.mark.parametrize("run", ["vsrn-selfalign", "camera"])
@@ -149,18 +176,22 @@ def test_a_picture_that_is_not_in_the_set_is_extracted_as_the_stage_did(run: str
     with Image.open(original) as picture:
         picture.convert("RGB").save(copied)
     settings = region_settings(read_params(), "demo")
-    found, store = extract(copied, settings, index.recipe["features"]), RegionStore(own.regions)
+    found = PictureReader(settings, index.recipe["features"]).read(copied.read_bytes(), "copy.bmp")
+    store = RegionStore(own.regions)
     stored = store.regions(store.row(index.rows[row].id))
     assert np.allclose(found.features.astype(float), stored.features.astype(float), rtol=2**-9, atol=2**-9)
     assert np.allclose(found.boxes, stored.boxes, atol=0.01) and found.image_size == stored.image_size
-    kinds = {"count": 10, "device": "cpu", "settings": settings}
-    alike = search_image(index, own, str(copied), alike=True, **kinds)
+    searcher = Searcher(index, own, settings=settings)
+    asked = searcher.picture(copied)
+    alike = searcher.alike(asked)
     assert alike.hits[0].image.id == index.rows[row].id and alike.hits[0].score == pytest.approx(1, abs=1e-4)
     assert alike.asked is None
-    mine, theirs = (search_image(index, own, each, alike=False, **kinds) for each in (str(copied), str(original)))
-    assert theirs.asked == index.rows[row] and all(hit.svg for hit in theirs.hits)
+    mine, theirs = searcher.captions(asked), searcher.captions(searcher.picture(original.read_bytes()))
+    assert theirs.asked == index.rows[row]
+    matches = searcher.matches(mine, asked)
+    assert all("<rect" in matches.drawing(place).svg for place in range(10))
     assert np.allclose([hit.score for hit in mine.hits], [hit.score for hit in theirs.hits], atol=1e-3)
-    by_id = search_image(index, own, index.rows[row].id, alike=False, **kinds)
+    by_id = searcher.captions(searcher.picture(index.rows[row].id))
     assert [hit.text for hit in by_id.hits] == [hit.text for hit in theirs.hits]
 
 
@@ -183,31 +214,33 @@ def test_captions_stored_with_other_words_are_read_again(tmp_path: Path):
 
 def test_unknown_words_are_named_and_none_known_is_an_error():
     index, own = opened("vsrn-selfalign")
-    answer = search_text(index, own, "a zebra left of a star", count=3, device="cpu")
+    searcher = Searcher(index, own)
+    answer = searcher.images("a zebra left of a star", 3)
     assert answer.unknown == ["zebra"] and len(answer.hits) == 3
+    assert "zebra" not in {mark.text for place in range(3) for mark in searcher.matches(answer).marks(place)}
     with pytest.raises(InputError, match="knows none of its words: zebra, quagga"):
-        search_text(index, own, "zebra quagga", count=3, device="cpu")
-    for nothing in ("?!", " "):
+        searcher.images("zebra quagga")
+    for nothing in ("?!", " ", ""):
         with pytest.raises(InputError, match="it has no word"):
-            search_text(index, own, nothing, count=3, device="cpu")
+            searcher.images(nothing)
 
 
 def test_an_encoder_that_is_gone_or_another_is_named(tmp_path: Path):
     index, own = opened("encoded")
     gone = replace(own.words, encoder=TextFeatureSettings(model=str(tmp_path / "nowhere")))
     with pytest.raises(InputError, match="encoder .*nowhere.*hf download"):
-        search_text(index, replace(own, words=gone), QUERY, count=3, device="cpu")
+        ask(index, replace(own, words=gone), QUERY)
     another = write_encoder(tmp_path / "encoder", seed=5)
     words: RunWords = replace(own.words, encoder=TextFeatureSettings(model=str(another)))
     with pytest.raises(InputError, match="weights_sha256"):
-        search_text(index, replace(own, words=words), QUERY, count=3, device="cpu")
+        ask(index, replace(own, words=words), QUERY)
 
 
 def test_what_has_changed_since_is_named_with_the_command(tmp_path: Path):
     index, own = opened("vsrn-selfalign")
     trained = replace(own, model=Path("runs/camera/model"))
     with pytest.raises(InputError, match=r"run\.weights_sha256 was .*`selfalign index vsrn-selfalign demo"):
-        search_text(index, trained, QUERY, count=3, device="cpu")
+        ask(index, trained, QUERY)
     shutil.copytree(own.regions, tmp_path / "regions")
     changed = tmp_path / "regions" / "test" / "index.json"
     card.run(changed.parent, licence="CC BY 4.0")  # no embedding depends on it
@@ -227,12 +260,62 @@ def test_the_command_prints_a_table_and_writes_a_page():
     head = next(number for number, line in enumerate(lines) if line.split()[:3] == ["rank", "image", "score"])
     assert [line.split()[0] for line in lines[head + 2 : head + 6]] == ["1", "2", "3", "4"]
     path = Path(re.search(r"page: (.*)", answer.stdout)[1])
-    assert path == Path.cwd() / "searches" / "a-striped-red-ring-left-of-a-star-zebra.html"
+    assert path.parent == Path.cwd() / "searches"
+    assert re.fullmatch(r"a-striped-red-ring-left-of-a-star-zebra-[0-9a-f]{8}\.html", path.name)
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     assert QUERY in page.text and not re.findall(r"https?://|url\((?!data:)|@import", html)
     assert html.count('<article class="example') == html.count('<svg class="regions"') == 4
     assert len(re.findall(r"<img src=\"data:", html)) == 4
+
+
+def test_several_queries_have_a_page_each_and_mistakes_are_named_together():
+    image = opened("camera")[0].rows[2].id
+    asked = (
+        "a red ring",
+        "a red star",
+        "quagga",
+        "--image",
+        image,
+        "--image",
+        "nobody",
+        "--index",
+        "indexes/camera-demo",
+    )
+    found = selfalign("search", *asked, "--count", "2")
+    assert found.exit_code == 1
+    pages = re.findall(r"page: (.*)", found.stdout)
+    assert len(set(pages)) == 3 and all(Path(page).is_file() for page in pages)
+    for query in ("a red ring", "a red star", image):
+        assert f"\n{query}\n" in found.stdout
+    assert "none of its words: quagga" in found.stderr and "nobody: neither a file" in found.stderr
+    assert selfalign("search", "a", "b", "--page", "x.html").exit_code == 2
+
+
+def test_no_two_pages_have_one_name(tmp_path: Path):
+    queries = [
+        "red ring",
+        "Red ring",
+        "red  ring",
+        "red-ring",
+        "красное кольцо",
+        "赤い輪",
+        "🔴",
+        "?",
+        "x" * 300,
+        "x" * 299,
+        "\0",
+    ]
+    for name in ("a/photo.jpg", "b/photo.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        queries.append(str(tmp_path / name))
+    pages = [page_of(query, kind, where) for query in queries for kind in ("captions", "alike") for where in ("i", "j")]
+    names = [page.name.lower() for page in pages]
+    assert len(set(names)) == len(names) and max(len(name.encode()) for name in names) < 140
+    assert {page.parent for page in pages} == {places.SEARCHES}
+    assert names[16].startswith("красное-кольцо-") and names[20].startswith("赤い輪-")
+    assert page_of("a", "images", "i") == page_of("a", "images", "i")
 
 
 def test_mistakes_are_one_line(tmp_path: Path):
@@ -283,7 +366,8 @@ def test_without_a_run_a_picture_finds_those_of_the_nearest_mean_of_regions(fold
     Image.open(path).resize((150, 170)).save(resized)
     done = selfalign("search", "--dataset", "demo", "--image", str(resized))
     assert re.search(rf"^ +1  {image.id} ", done.output, re.MULTILINE)
-    page = Page((folder / "searches" / "other.html").read_text(encoding="utf-8"))
+    (written,) = (folder / "searches").glob("other-*.html")
+    page = Page(written.read_text(encoding="utf-8"))
     assert "10 of 48 images of demo, by the mean of their regions" in page.text
 
 

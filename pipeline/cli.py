@@ -744,6 +744,20 @@ def search(
 
 
 @main.command()
+@click.argument("indexes", nargs=-1, type=click.Path(path_type=Path), metavar="[INDEX]...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at. 0.0.0.0: the network.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8017, show_default=True, help="0: any that is free.")
+def serve(indexes: tuple[Path, ...], host: str, port: int) -> None:
+    """Serve a search page of each INDEX: words and pictures, answered while one types.
+
+    An INDEX is a folder, or the name of one below indexes/. Default: all that are there. Ctrl-C ends it.
+    """
+    from pipeline.serving.serve import run
+
+    run(read_params(), indexes, host=host, port=port, device=Machine.from_environment().torch_device(), say=click.echo)
+
+
+@main.command()
 @click.argument("run")
 @click.argument("image")
 @click.option("--caption", type=int, help="Which of the image's captions, from 1. Default: all.")

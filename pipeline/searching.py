@@ -64,13 +64,22 @@ def region_settings(params: Params, dataset: str) -> RegionSettings | None:
 def chosen_index(folder: Path | None) -> Path:
     """`folder`, or that of the only index there is."""
     if folder is None:
-        made = sorted(path.parent for path in places.INDEXES.glob("*/recipe.json"))
-        if len(made) != 1:
-            there = f"there are several: {', '.join(map(str, made))}" if made else "there is no index yet"
-            fix = "choose one with --index" if made else "make one: `selfalign index RUN DATASET`"
-            raise InputError(there, where=places.INDEXES, fix=fix)
+        made = all_indexes()
+        if len(made) > 1:
+            raise InputError(
+                f"there are several: {', '.join(map(str, made))}", where=places.INDEXES, fix="choose one with --index"
+            )
         (folder,) = made
     return folder
+
+
+def all_indexes() -> list[Path]:
+    """The indexes below `indexes/`. Raises `InputError` where there is none."""
+    made = sorted(path.parent for path in places.INDEXES.glob("*/recipe.json"))
+    if not made:
+        fix = "make one: `selfalign index RUN DATASET`"
+        raise InputError("there is no index yet", where=places.INDEXES, fix=fix)
+    return made
 
 
 def searcher(params: Params, folder: Path, device: str) -> Searcher:

@@ -72,9 +72,16 @@ class WordMatches:
     def regions(self, image: int) -> Regions:
         return self.pictures[image]
 
+    def text(self, pair: int) -> str:
+        return self.read.texts[self.caption[pair]]
+
+    def unknown(self, pair: int) -> list[Word]:
+        """The words of a pair's caption that the run's vocabulary lacks."""
+        return self.read.unknown[self.caption[pair]]
+
     def marks(self, pair: int) -> list[Mark]:
         """The words of a pair's caption that are worth drawing. An unknown word is none: it would match anything."""
-        unknown = {word.start for word in self.read.unknown[self.caption[pair]]}
+        unknown = {word.start for word in self.unknown(pair)}
         return [mark for mark in marks(self, pair, None) if mark.start not in unknown]
 
     def placed(self, pair: int) -> list[Placed]:
@@ -87,7 +94,7 @@ class WordMatches:
 
     def html(self, pair: int) -> str:
         """The caption with these words as buttons."""
-        return caption_html(self.read.texts[self.caption[pair]], self.marks(pair))
+        return caption_html(self.text(pair), self.marks(pair))
 
     def size(self, pair: int) -> tuple[int, int]:
         """Width and height of the pair's picture, in pixels."""

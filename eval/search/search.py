@@ -43,6 +43,12 @@ class Picture:
     regions: Regions | None = None
 
 
+class UnknownWords(InputError):
+    """The run knows no word of a text; `words` has them all."""
+
+    words: Sequence[str] = ()
+
+
 class Searcher:
     """Answers queries in an index. What a kind of query needs is loaded at the first such query.
 
@@ -82,16 +88,18 @@ class Searcher:
     def images(self, text: str, count: int = 10) -> Answer:
         """The `count` best images for a text.
 
-        Raises InputError for a text without a word, and for one of which the run knows no word.
+        Raises InputError for a text without a word, and `UnknownWords` where the run knows none.
         """
         read = self.reader.read([text])
         unknown = [word.text for word in read.unknown[0]]
         if unknown and len(unknown) == len(read.words[0]):
-            raise InputError(
+            error = UnknownWords(
                 f"the run knows none of its words: {', '.join(unknown)}",
                 where=f"text {text!r}",
                 fix=f"use words of the captions that it was trained on ({self.reader.vocabulary} lists them)",
             )
+            error.words = unknown
+            raise error
         with torch.inference_mode():
             found = self.model.encode_captions(read.batch.to(self._device)).embedding.float().cpu().numpy()
         (rows,), (scores,) = self.index.images(found, count)

@@ -1,16 +1,25 @@
-"""Real servers on loopback, each started by a test and ended with it: sshd, nginx, and moto's S3."""
+"""Real servers on loopback, each started by a test and ended with it: sshd, nginx, moto's S3 and the search page's."""
 
 import getpass
+import http.client
+import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+
+from pipeline.serving import app
+from pipeline.serving.engine import ServedIndex
 
 SSHD, NGINX = Path("/usr/sbin/sshd"), Path("/usr/sbin/nginx")
 SECONDS = 20
@@ -106,3 +115,49 @@ def _running(command: list[str], listen: str, log: Path) -> Iterator[None]:
     finally:
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def search_server(indexes: Sequence[ServedIndex]) -> Iterator[str]:
+    """The search page's server, in a thread; gives its address."""
+    listening = app.listen("127.0.0.1", 0)
+    server = app.server(app.make_app(indexes))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield app.address(listening).rstrip("/")
+    finally:
+        server.should_exit = True
+        thread.join(SECONDS)
+        listening.close()
+
+
+class Server:
+    """Asks a server over HTTP."""
+
+    def __init__(self, address: str):
+        self._host = address.removeprefix("http://")
+
+    def raw(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Message, bytes]:
+        """Status, headers and body of an answer."""
+        connection = http.client.HTTPConnection(self._host, timeout=SECONDS)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+        finally:
+            connection.close()
+
+    def get(self, path: str, **parameters: object) -> Any:
+        """The JSON at a path. Fails unless it is answered."""
+        return self._json("GET", path, None, parameters)
+
+    def post(self, path: str, body: bytes, **parameters: object) -> Any:
+        return self._json("POST", path, body, parameters)
+
+    def _json(self, method: str, path: str, body: bytes | None, parameters: dict[str, object]) -> Any:
+        status, _, content = self.raw(method, f"{path}?{urlencode(parameters, doseq=True)}", body)
+        assert status == 200, content
+        return json.loads(content)

@@ -1,20 +1,20 @@
 """`selfalign index` and `selfalign search` on small trained runs over a small data set, all made by the real stages."""
 
-import copy
+import io
 import json
 import re
 import shutil
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from demo.scenes import stage as scenes
 from eval.embed import embed
 from eval.matching.correspondence import match_words
 from eval.search import index as indexing
@@ -22,23 +22,23 @@ from eval.search.answer import Answer
 from eval.search.index import Index, Source
 from eval.search.search import Searcher
 from eval.search.words import RunWords
-from eval.validation import validate
 from extract.cards import card
-from extract.stages import regions, text_features, tokens
+from extract.stages import tokens
 from extract.stores.regions import RegionStore
 from extract.text.settings import TextFeatureSettings
 from extract.vision.one_picture import PictureReader
-from manifests import manifest
 from manifests.errors import InputError
 from manifests.tables import Manifest
 from pipeline import places
 from pipeline.cli import main
-from pipeline.params import Params, read_params
+from pipeline.params import read_params
 from pipeline.searching import page_of, region_settings, source
+from pipeline.serving import schema
+from pipeline.serving.serve import open_indexes
 from tests.encoders import write_encoder
 from tests.eval.test_report import Page
-from tests.pipeline.project import CHECKOUT, shrink_demo
-from train import train
+from tests.pipeline.searched import make_searched
+from tests.pipeline.servers import Server, search_server
 from train.checkpoint import load_model
 from train.data import RetrievalData
 
@@ -47,69 +47,7 @@ QUERY = "a striped red ring left of a star"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project's folder with `demo`, a run `vsrn-selfalign`, `camera` with three views and `encoded` on text features,
-    and an index of each."""
-    root = tmp_path_factory.mktemp("project")
-    encoder = write_encoder(root / "encoder")
-    params = shrink_demo(yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8")))
-    params["scenes"] |= {"train": 32, "val": 6, "test": 10}
-    params["ensembles"] = {}
-    demo, run = params["datasets"]["demo"], params["runs"]["vsrn-selfalign"]
-    demo["regions"]["detector"]["weights"] = str(CHECKOUT / demo["regions"]["detector"]["weights"])
-    demo["tokens"] |= {"tokenizer": str(encoder), "min_count": 1}
-    run |= {"epochs": 1, "batch_size": 16}
-    base = {"name": "camera", "dim": 32, "heads": 2, "views": 3}
-    params["runs"] = {
-        "vsrn-selfalign": run,
-        "camera": copy.deepcopy(run) | {"base": base},
-        "encoded": copy.deepcopy(run) | {"text": {"reads": "text_features"}},
-    }
-    params["text_features"] = {"demo": {"model": str(encoder)}}
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        _make(read_params())
-    return root
-
-
-def _make(params: Params) -> None:
-    data = params.dataset("demo")
-    scenes.run(settings=params.scenes, out=places.SCENES)
-    manifest.run(**data.source.model_dump(exclude={"pictures", "missing", "watch"}), out=places.manifest("demo"))
-    listed = places.manifest("demo")
-    regions.run(
-        dataset="demo",
-        manifest=listed,
-        images=data.source.images,
-        settings=data.regions,
-        out=places.regions("demo"),
-        cache=Path(".staging"),
-    )
-    tokens.run(manifest=listed, settings=data.tokens, out=places.tokens("demo"))
-    text_features.run(
-        dataset="demo",
-        tokens=places.tokens("demo"),
-        settings=params.text_feature("demo"),
-        out=places.text_features("demo"),
-        cache=Path(".staging"),
-    )
-    for name, settings in params.runs.items():
-        cached = settings.text.reads == "text_features"
-        train.run(
-            name=name,
-            manifest=listed,
-            regions=places.regions("demo"),
-            tokens=places.tokens("demo"),
-            settings=settings,
-            validate=lambda model, data: validate(model, data, 64),
-            out=places.model(name),
-            curves=places.curves(name),
-            staging=Path(".staging"),
-            text_features=places.text_features("demo") if cached else None,
-        )
-        own = source(params, name, "demo")
-        indexing.run(source=own, out=places.index(name, "demo"), device="cpu", batch_size=16)
+    return make_searched(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(autouse=True)
@@ -377,3 +315,144 @@ def test_a_search_without_a_run_that_cannot_be(folder: Path) -> None:
     assert "datasets has no 'dem'" in selfalign("search", "--dataset", "dem", "--image", "000001").output
     assert selfalign(*asked, "a star").exit_code == 2
     assert selfalign(*asked, "--image", "000001", "--index", "indexes/encoded-demo").exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        served = open_indexes(read_params(), [Path("vsrn-selfalign-demo"), Path("indexes/camera-demo")], "cpu")
+        with search_server(served) as address:
+            yield Server(address)
+
+
+def test_the_server_answers_a_text_as_the_command_does(server: Server):
+    health = schema.Health.model_validate(server.get("/api/health"))
+    assert [one.name for one in health.indexes] == ["vsrn-selfalign-demo", "camera-demo"]
+    assert {one.images for one in health.indexes} == {48} and health.indexes[0].takes_pictures
+    for name in ("vsrn-selfalign", "camera"):
+        found = schema.SearchAnswer.model_validate(
+            server.get("/api/search", index=f"{name}-demo", text=QUERY + " zebra", count=5)
+        )
+        expected = ask(*opened(name), QUERY + " zebra", 5)
+        assert [hit.id for hit in found.hits] == [hit.image.id for hit in expected.hits]
+        assert [hit.score for hit in found.hits] == pytest.approx([hit.score for hit in expected.hits], abs=1e-6)
+        assert found.unknown == ["zebra"] and found.kind == "images" and found.row is None
+        rows = [hit.row for hit in found.hits]
+        answer = server.get("/api/regions", index=f"{name}-demo", text=QUERY + " zebra", row=rows)
+        matches = schema.Matches.model_validate(answer).matches
+        assert [match.row for match in matches] == rows
+        for match in matches:
+            words = [match.text[word.start : word.end] for word in match.words]
+            assert words == (QUERY + " zebra").split() and [word.known for word in match.words] == [True] * 8 + [False]
+            drawn = sorted(number for region in match.regions for number in region.words)
+            assert drawn == [place for place, word in enumerate(match.words) if word.colour is not None]
+            assert 8 not in drawn and len(drawn) > 3
+            for x1, y1, x2, y2 in (region.box for region in match.regions):
+                assert 0 <= x1 < x2 <= match.width and 0 <= y1 < y2 <= match.height
+
+
+def test_words_that_nobody_knows_find_nothing(server: Server):
+    found = server.get("/api/search", text="quagga zeb")
+    assert (found["hits"], found["unknown"]) == ([], ["quagga", "zeb"])
+
+
+def test_the_server_answers_a_picture(server: Server, tmp_path: Path):
+    index, _ = opened("vsrn-selfalign")
+    row = index.rows[40]
+    original = places.SCENES / "images" / row.path
+    alike = server.get("/api/picture", id=row.id, find="alike", count=3)
+    assert alike["row"] == 40 and alike["hits"][0]["id"] == row.id and alike["hits"][0]["score"] == pytest.approx(1)
+    assert server.post("/api/picture", original.read_bytes(), find="alike", count=3)["row"] == 40
+    with Image.open(original) as picture:
+        picture.convert("RGB").save(tmp_path / "copy.bmp")
+    found = server.post("/api/picture", (tmp_path / "copy.bmp").read_bytes(), count=4)
+    expected = server.get("/api/picture", id=row.id, count=4)
+    assert found["row"] is None and found["kind"] == "captions"
+    assert [hit["caption"] for hit in found["hits"]] == [hit["caption"] for hit in expected["hits"]]
+    assert len(found["matches"]) == 4 and all(match["regions"] for match in found["matches"])
+    assert [match["text"] for match in found["matches"]] == [hit["caption"] for hit in found["hits"]]
+
+
+def test_the_server_sends_pictures_and_the_page(server: Server):
+    hit = server.get("/api/search", text=QUERY, count=1)["hits"][0]
+    status, headers, content = server.raw("GET", hit["picture"] + "&side=100")
+    assert status == 200 and headers["Content-Type"] == "image/jpeg"
+    with Image.open(io.BytesIO(content)) as picture:
+        assert max(picture.size) == 160
+    assert server.raw("GET", hit["picture"] + "&side=100", headers={"If-None-Match": headers["ETag"]})[0] == 304
+    for path, kind in (("/", "text/html"), ("/serve.js", "text/javascript"), ("/serve.css", "text/css")):
+        status, headers, content = server.raw("GET", path)
+        assert status == 200 and headers["Content-Type"].startswith(kind)
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert not re.findall(rb"https?://(?!www\.w3\.org)", content)
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "told"),
+    [
+        (422, "/api/search?text=%3F!", "it has no word"),
+        (422, "/api/search", "text: Field required"),
+        (422, f"/api/search?text={'x' * 1001}", "text: String should have at most 1000 characters"),
+        (422, "/api/search?text=a&count=101", "count: Input should be less than or equal to 100"),
+        (404, "/api/search?text=star&index=nobody", "no index 'nobody' is served"),
+        (422, "/api/picture?id=nobody", "there is no image 'nobody'"),
+        (422, "/api/picture?id=/etc/passwd", "there is no image '/etc/passwd'"),
+        (422, "/api/regions?text=star&row=48", "there is no row 48"),
+        (422, "/api/regions?text=star&row=-1", "row.0: Input should be greater than or equal to 0"),
+        (422, "/api/regions?text=star", "row: Field required"),
+        (404, "/pictures/camera-demo/48", "there is no row 48"),
+        (404, "/pictures/camera-demo/-1", "there is no row -1"),
+        (422, "/pictures/camera-demo/1?side=641", "side: Input should be less than or equal to 640"),
+        (404, "/serve.py", "Not Found"),
+        (404, "/../params.yaml", "Not Found"),
+    ],
+)
+def test_the_server_says_what_is_wrong(server: Server, status: int, path: str, told: str):
+    found, headers, content = server.raw("GET", path)
+    refusal = schema.Refusal.model_validate_json(content)
+    assert (found, headers["X-Content-Type-Options"]) == (status, "nosniff")
+    assert told in refusal.error and refusal.where and refusal.fix
+
+
+def test_the_server_bounds_what_it_reads_and_whom_it_answers(server: Server):
+    for body, status, told in ((b"", 422, "there is no picture"), (b"no picture", 422, "the picture can't be read")):
+        found, _, content = server.raw("POST", "/api/picture", body)
+        assert found == status and told in json.loads(content)["error"]
+    # Only the header is sent: a body that is told to be too large is never read.
+    length = {"Content-Length": str(schema.MOST_BYTES + 1)}
+    found, _, content = server.raw("POST", "/api/picture", headers=length)
+    assert found == 413 and "more than 33,554,432 bytes" in json.loads(content)["error"]
+    found, _, content = server.raw("GET", "/api/health", headers={"Host": "elsewhere.example"})
+    assert found == 403 and "host 'elsewhere.example'" in json.loads(content)["error"]
+    stated = server.get("/api/openapi.json")["paths"]
+    assert {"/api/health", "/api/search", "/api/regions", "/api/picture"} <= set(stated)
+    assert stated["/api/search"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+
+
+def test_many_at_once_get_their_own_answers(server: Server):
+    texts = [
+        f"a {size} {colour} {shape}"
+        for size in ("big", "tiny")
+        for colour in ("red", "blue")
+        for shape in ("star", "ring")
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda text: server.get("/api/search", text=text, count=3), texts))
+    alone = [server.get("/api/search", text=text, count=3) for text in texts]
+    assert [found["query"] for found in together] == texts
+    assert [found["hits"] for found in together] == [found["hits"] for found in alone]
+
+
+def test_what_can_not_be_served_is_one_line(tmp_path: Path):
+    busy = socket.create_server(("127.0.0.1", 0))
+    with busy:
+        port = str(busy.getsockname()[1])
+        found = selfalign("serve", "camera-demo", "--port", port)
+    assert (
+        found.exit_code == 1 and f"127.0.0.1, port {port}: can't listen there (Address already in use)" in found.output
+    )
+    missing = selfalign("serve", "camera-dem", str(tmp_path / "i"), "--port", "0")
+    assert missing.exit_code == 1 and missing.output.count("there is no index") == 2
+    twice = selfalign("serve", "camera-demo", "indexes/camera-demo", "--port", "0")
+    assert "two indexes have the name camera-demo" in twice.output

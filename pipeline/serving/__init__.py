@@ -1,0 +1,1 @@
+"""The local search page of `selfalign serve` (docs/search.md)."""

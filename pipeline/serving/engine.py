@@ -1,0 +1,203 @@
+"""The indexes that are served. One thread answers: a search uses all cores by itself."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from PIL import Image
+
+from eval.search.answer import Answer, WordMatches
+from eval.search.search import Picture, Searcher, UnknownWords
+from extract.vision.decode import UnreadableImage, decode_file
+from manifests.errors import InputError
+from pipeline.serving.schema import HitFacts, IndexFacts, MatchedPicture, Region, SearchAnswer, Word
+
+T = TypeVar("T")
+EXAMPLES = 3
+MOST_WAITING = 32
+SIDES = (160, 320, 640)
+KEPT = 1024  # thumbnails, some 20 kB each
+
+
+class Busy(Exception):
+    """More requests wait than are answered in time."""
+
+
+class ServedIndex:
+    """An index with its pictures, by the name that requests use.
+
+    Parameters
+    ----------
+    image_root : the folder of the data set's pictures.
+    """
+
+    def __init__(self, name: str, searcher: Searcher, image_root: Path, *, takes_pictures: bool):
+        self.name, self.searcher = name, searcher
+        self._root, self._takes_pictures = image_root, takes_pictures
+        self.thumbnail = lru_cache(KEPT)(self._thumbnail)
+
+    def facts(self) -> IndexFacts:
+        index = self.searcher.index
+        return IndexFacts(
+            name=self.name,
+            run=index.recipe["run"]["name"],
+            dataset=index.recipe["data set"]["name"],
+            images=len(index.manifest),
+            captions=index.manifest.num_captions,
+            takes_pictures=self._takes_pictures,
+            examples=self._examples(),
+        )
+
+    def _examples(self) -> list[str]:
+        """Captions from all over the index."""
+        manifest = self.searcher.index.manifest
+        total = manifest.num_captions
+        rows = sorted({total * place // EXAMPLES for place in range(min(EXAMPLES, total))})
+        return [manifest.texts(row, row + 1)[0] for row in rows]
+
+    def warm(self) -> None:
+        """Load what a text needs, so that the first one who asks doesn't wait for it."""
+        for text in self._examples()[:1]:
+            answer = self.searcher.images(text, 1)
+            self.searcher.matches(answer)
+
+    def images(self, text: str, count: int) -> SearchAnswer:
+        """The best images for a text; none where the run knows no word of it, as of a word that is half typed."""
+
+        def answer() -> tuple[Answer, None]:
+            try:
+                return self.searcher.images(text, count), None
+            except UnknownWords as error:
+                return Answer(text, "images", self.searcher.index.searched, [], list(error.words)), None
+
+        return self._timed(answer)
+
+    def picture(self, asked: str | bytes, kind: str, count: int) -> SearchAnswer:
+        """Captions for a picture, or images like it; `asked` is an id or the bytes of a file."""
+
+        def answer() -> tuple[Answer, Picture]:
+            picture = self._of_id(asked) if isinstance(asked, str) else self.searcher.picture(asked)
+            search = self.searcher.captions if kind == "captions" else self.searcher.alike
+            return search(picture, count), picture
+
+        return self._timed(answer)
+
+    def matches(self, text: str, rows: Sequence[int]) -> list[MatchedPicture]:
+        """Which regions of some images the words of a text match."""
+        manifest = self.searcher.index.manifest
+        for row in rows:
+            if row >= len(manifest):
+                told = f"there is no row {row}: the index has {len(manifest):,} images"
+                raise InputError(told, where=self.name, fix="take the rows of an answer")
+        pictures = [Picture(manifest.images[row].id, row) for row in rows]
+        return _matched(self.searcher.match([text], pictures), rows)
+
+    def _of_id(self, id: str) -> Picture:
+        row = self.searcher.index.manifest.row_of(id)
+        if row is None:
+            raise InputError(f"there is no image {id!r}", where=self.name, fix="take the id of an answer")
+        return Picture(id, row)
+
+    def _timed(self, answer: Callable[[], tuple[Answer, Picture | None]]) -> SearchAnswer:
+        start = time.perf_counter()
+        found, picture = answer()
+        row = None if picture is None else picture.row
+        matched = []
+        if found.kind == "captions" and found.hits:
+            matched = _matched(self.searcher.matches(found, picture), [row] * len(found.hits))
+        return SearchAnswer(
+            index=self.name,
+            kind=found.kind,
+            query=found.query,
+            searched=found.searched,
+            unknown=found.unknown,
+            row=row,
+            hits=[
+                HitFacts(
+                    rank=rank,
+                    row=hit.row,
+                    id=hit.image.id,
+                    score=hit.score,
+                    caption=hit.text,
+                    # The hash lets a browser keep a picture as long as it is the same.
+                    picture=f"/pictures/{quote(self.name, safe='')}/{hit.row}?v={hit.image.sha256[:12]}",
+                )
+                for rank, hit in enumerate(found.hits, 1)
+            ],
+            matches=matched,
+            milliseconds=round((time.perf_counter() - start) * 1000, 2),
+        )
+
+    def _thumbnail(self, row: int, side: int) -> bytes:
+        """An image as JPEG, reduced to `side` pixels. Raises InputError where it isn't there or can't be read."""
+        manifest = self.searcher.index.manifest
+        if row >= len(manifest):
+            raise InputError(f"there is no row {row}", where=self.name, fix="take the rows of an answer")
+        path = self._root / manifest.images[row].path
+        try:
+            image = Image.fromarray(decode_file(path, truncated=True))
+        except (OSError, UnreadableImage) as error:
+            raise InputError(f"the picture can't be read: {error}", where=path, fix="restore it") from error
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = BytesIO()
+        image.save(buffer, "jpeg", quality=82)
+        return buffer.getvalue()
+
+
+class Engine:
+    """Served indexes by name, and the thread that asks them."""
+
+    def __init__(self, indexes: Sequence[ServedIndex]):
+        self.indexes = {index.name: index for index in indexes}
+        self._searching = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._waiting = 0
+
+    def index(self, name: str | None) -> ServedIndex | None:
+        """The index of a name; without a name the first. None where there is no such index."""
+        return self.indexes.get(next(iter(self.indexes)) if name is None else name)
+
+    async def ask(self, work: Callable[[], T]) -> T:
+        """What `work` gives in the searching thread. Raises `Busy` where too many wait for it."""
+        if self._waiting >= MOST_WAITING:
+            raise Busy
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._searching, work)
+        finally:
+            self._waiting -= 1
+
+
+def _matched(found: WordMatches, rows: Sequence[int | None]) -> list[MatchedPicture]:
+    pictures = []
+    for pair, row in enumerate(rows):
+        marks = {mark.start: mark for mark in found.marks(pair)}
+        words, unknown = found.caption_words(pair), {word.start for word in found.unknown(pair)}
+        place = {word.start: number for number, word in enumerate(words)}
+        width, height = found.size(pair)
+        regions = [
+            Region(
+                box=tuple(round(float(side), 1) for side in placed.box),
+                colour=placed.words[0].colour,
+                words=[place[mark.start] for mark in placed.words],
+            )
+            for placed in found.placed(pair)
+        ]
+        spans = [
+            Word(
+                start=word.start,
+                end=word.end,
+                colour=marks[word.start].colour if word.start in marks else None,
+                known=word.start not in unknown,
+            )
+            for word in words
+        ]
+        pictures.append(
+            MatchedPicture(row=row, width=width, height=height, text=found.text(pair), words=spans, regions=regions)
+        )
+    return pictures

@@ -29,9 +29,6 @@ def source(params: Params, run: str, dataset: str) -> Source:
     settings = params.run(run)
     if dataset not in params.image_roots:
         params.dataset(dataset)  # says which names there are
-    own = settings.dataset
-    recipe = read_record(places.model(run))["recipe"]
-    known = own in params.datasets
     cached = settings.text.reads == "text_features"
     return Source(
         run=run,
@@ -41,17 +38,26 @@ def source(params: Params, run: str, dataset: str) -> Source:
         regions=places.regions(dataset),
         tokens=places.tokens(dataset),
         text_features=places.text_features(dataset) if cached else None,
-        words=RunWords(
-            tokens=params.dataset(own).tokens
-            if known
-            else TokenSettings(
-                language=recipe["tokens"]["language"]["name"], max_words=recipe["tokens"].get("max_words", MAX_WORDS)
-            ),
-            pieces=settings.text.pieces,
-            encoder=params.text_feature(own) if cached else None,
-            vocabulary=places.tokens(own) / "vocabulary.json",
-            recipe=recipe,
-        ),
+        words=words_of_run(params, run),
+    )
+
+
+def words_of_run(params: Params, run: str) -> RunWords:
+    """How a trained run reads captions. `InputError` for an unknown run, and for one that isn't trained."""
+    settings = params.run(run)
+    own = settings.dataset
+    recipe = read_record(places.model(run))["recipe"]
+    if own in params.datasets:
+        tokens = params.dataset(own).tokens
+    else:
+        language, longest = recipe["tokens"]["language"]["name"], recipe["tokens"].get("max_words", MAX_WORDS)
+        tokens = TokenSettings(language=language, max_words=longest)
+    return RunWords(
+        tokens=tokens,
+        pieces=settings.text.pieces,
+        encoder=params.text_feature(own) if settings.text.reads == "text_features" else None,
+        vocabulary=places.tokens(own) / "vocabulary.json",
+        recipe=recipe,
     )
 
 
@@ -61,16 +67,22 @@ def region_settings(params: Params, dataset: str) -> RegionSettings | None:
     return settings if isinstance(settings, RegionSettings) else None
 
 
-def chosen_index(folder: Path | None) -> Path:
-    """`folder`, or that of the only index there is."""
-    if folder is None:
+def index_folder(index: Path) -> Path:
+    """The folder of an index that is given by its folder, or by its name below `indexes/`."""
+    named = places.INDEXES / index
+    return named if len(index.parts) == 1 and named.exists() else index
+
+
+def chosen_index(index: Path | None) -> Path:
+    """The folder of an index (`index_folder`), or that of the only one there is."""
+    if index is None:
         made = all_indexes()
         if len(made) > 1:
             raise InputError(
                 f"there are several: {', '.join(map(str, made))}", where=places.INDEXES, fix="choose one with --index"
             )
-        (folder,) = made
-    return folder
+        return made[0]
+    return index_folder(index)
 
 
 def all_indexes() -> list[Path]:

@@ -47,6 +47,9 @@ class Answer:
     unknown: list[str] = field(default_factory=list)
     asked: CaptionedImage | None = None
 
+    def __str__(self) -> str:
+        return table(self)
+
 
 @dataclass(frozen=True)
 class WordMatches:

@@ -9,7 +9,7 @@ damaged store holds raises: all of it becomes findings.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -91,17 +91,28 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
         beside = [folder / "manifest" for folder in store.absolute().parents[:2]]
         manifest = next((folder for folder in beside if is_manifest(folder)), None)
     found = Verification(store, manifest, limit)
-    if any(store.glob("*.tar")):
+    kind = kind_of_store(store)
+    if kind == "pack":
         verify_pack(found, _captioned(found))
-    elif (store / "tokens.h5").exists():
+    elif kind == "tokens":
         verify_tokens(found, _captioned(found))
-    elif _recipe_format(store) == TEXT_FEATURES:
+    elif kind == "text_features":
         verify_text_features(found)
-    elif _recipe_format(store) == TEACHERS:
+    elif kind == "teachers":
         verify_teachers(found, _captioned(found))
     else:
         _verify_regions(found, _images(found))
     return found
+
+
+def kind_of_store(store: Path) -> Literal["regions", "tokens", "text_features", "teachers", "pack"]:
+    """What a folder holds, as far as its files show; regions where nothing else shows."""
+    if any(store.glob("*.tar")):
+        return "pack"
+    if (store / "tokens.h5").exists():
+        return "tokens"
+    format = _recipe_format(store)
+    return "text_features" if format == TEXT_FEATURES else "teachers" if format == TEACHERS else "regions"
 
 
 def _recipe_format(store: Path) -> Any:

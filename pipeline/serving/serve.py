@@ -6,9 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from manifests.errors import InputError
-from pipeline import places
 from pipeline.params import Params
-from pipeline.searching import all_indexes, region_settings, searcher
+from pipeline.searching import all_indexes, index_folder, region_settings, searcher
 from pipeline.serving.engine import ServedIndex
 
 
@@ -51,10 +50,7 @@ def open_indexes(params: Params, indexes: Sequence[Path], device: str) -> list[S
 
     Raises `InputError` that names every one that can't be opened.
     """
-    folders = [
-        places.INDEXES / folder if not folder.exists() and len(folder.parts) == 1 else folder for folder in indexes
-    ]
-    folders = folders or all_indexes()
+    folders = [index_folder(index) for index in indexes] or all_indexes()
     names = [folder.resolve().name for folder in folders]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

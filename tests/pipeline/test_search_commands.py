@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import selfalign as selfalign_package
 from eval.embed import embed
 from eval.matching.correspondence import match_words
 from eval.search import index as indexing
@@ -37,6 +40,7 @@ from pipeline.serving import schema
 from pipeline.serving.serve import open_indexes
 from tests.encoders import write_encoder
 from tests.eval.test_report import Page
+from tests.pipeline.project import CHECKOUT
 from tests.pipeline.searched import make_searched
 from tests.pipeline.servers import Server, search_server
 from train.checkpoint import load_model
@@ -315,6 +319,66 @@ def test_a_search_without_a_run_that_cannot_be(folder: Path) -> None:
     assert "datasets has no 'dem'" in selfalign("search", "--dataset", "dem", "--image", "000001").output
     assert selfalign(*asked, "a star").exit_code == 2
     assert selfalign(*asked, "--image", "000001", "--index", "indexes/encoded-demo").exit_code == 2
+
+
+def test_the_examples_of_the_python_page_run(capsys: pytest.CaptureFixture[str]):
+    page = (CHECKOUT / "docs" / "python.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    scope: dict[str, Any] = {}
+    for example in examples:
+        exec(compile(example, "docs/python.md", "exec"), scope)
+    said = capsys.readouterr().out
+    assert len(examples) >= 9 and "none of its words: quagga" in said
+    assert said.count("rank  image") == 3 and "(2, 20)" in said
+    used = set(re.findall(r"selfalign\.(\w+)", "".join(examples)))
+    assert used == set(selfalign_package.__all__)
+
+
+def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]):
+    notebook = json.loads((CHECKOUT / "notebooks" / "first-steps.ipynb").read_text(encoding="utf-8"))
+    scope: dict[str, Any] = {}
+    with matplotlib.rc_context({"backend": "agg"}):
+        for number, cell in enumerate(notebook["cells"]):
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == [] and cell["execution_count"] is None
+                exec(compile("".join(cell["source"]), f"notebook, cell {number}", "exec"), scope)
+        drawn = [len(axes.patches) for axes in scope["figure"].axes]
+        scope["plt"].close("all")
+    assert len(drawn) == 4 and min(drawn) >= 3
+    assert capsys.readouterr().out.count("rank  image") == 3 and scope["scores"].shape == (3, 8)
+
+
+@pytest.mark.parametrize("run", ["vsrn-selfalign", "camera", "encoded"])
+def test_embeddings_in_python_are_those_of_the_index(run: str):
+    index, own = opened(run)
+    model, store = selfalign_package.load_model(run), selfalign_package.open_store(own.regions)
+    images = selfalign_package.embed_images(model, store)
+    expected = np.concatenate([index.pooled, np.repeat(index.context[:, None], index.pooled.shape[1], axis=1)], axis=2)
+    assert np.allclose(images, expected.squeeze(1) if run != "camera" else expected, atol=1e-5)
+    texts = index.manifest.texts(0, 70)
+    assert np.allclose(selfalign_package.embed_captions(model, texts), index.captions[:70], atol=1e-3)
+    assert model.dataset == "demo" and model.run == run
+
+
+def test_mistakes_in_python_say_what_to_do(tmp_path: Path):
+    index = selfalign_package.open_index("camera-demo")
+    model = selfalign_package.load_model("camera")
+    for mistake, told in (
+        (lambda: selfalign_package.load_model("camra"), "runs has no 'camra' (did you mean 'camera'?)"),
+        (lambda: selfalign_package.open_index("nobody"), "there is no index"),
+        (lambda: selfalign_package.open_store(tmp_path), "there is no such store"),
+        (lambda: selfalign_package.open_manifest("nobody"), "there is no manifest"),
+        (lambda: selfalign_package.search(index), "it takes a text or a picture"),
+        (lambda: selfalign_package.search(index, picture="nobody"), "neither a file nor the id"),
+        (lambda: selfalign_package.search(index, picture="000001", find="all"), "there is no 'all' to find"),
+        (lambda: selfalign_package.embed_captions(model, "a star"), "it is one text"),
+        (lambda: selfalign_package.embed_captions(model, ["a star", "?"]), "it has no word"),
+        (lambda: selfalign_package.extract_regions([tmp_path / "no.png"], "demo"), "the picture can't be read"),
+        (lambda: selfalign_package.extract_regions([], "dem"), "datasets has no 'dem'"),
+    ):
+        with pytest.raises(selfalign_package.InputError) as error:
+            mistake()
+        assert told in str(error.value)
 
 
 @pytest.fixture(scope="module")

@@ -177,6 +177,7 @@ class Index:
     ----------
     manifest : the N images, with their captions, in its order; read when they are asked for.
     pooled, context, captions : the embeddings, mapped: `[N, k, P]`, `[N, S]`, `[C, P + S]`.
+    device : that scans the codes, where it has room for them.
     """
 
     folder: Path
@@ -185,6 +186,7 @@ class Index:
     pooled: np.ndarray
     context: np.ndarray
     captions: np.ndarray
+    device: str = "cpu"
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -243,13 +245,15 @@ class Index:
 
     @cached_property
     def images_to_search(self) -> Candidates:
-        return Candidates.open(self.folder / "images", self.pooled, self.context)
+        return Candidates.open(self.folder / "images", self.pooled, self.context).on(self.device)
 
     @cached_property
     def captions_to_search(self) -> Candidates:
         if not len(self.captions):
             raise InputError("it has no captions", where=self.folder, fix="search for similar pictures: --images")
-        return Candidates.open(self.folder / "captions", self.captions[:, None], _nothing(self.captions))
+        return Candidates.open(self.folder / "captions", self.captions[:, None], _nothing(self.captions)).on(
+            self.device
+        )
 
     @cached_property
     def caption_image(self) -> np.ndarray:

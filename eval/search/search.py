@@ -66,7 +66,8 @@ class Searcher:
         self, index: Index, source: Source, *, device: str = "cpu", settings: RegionSettings | None = None
     ) -> None:
         index.require_current(source)
-        self.index, self.source, self._device, self._settings = index, source, device, settings
+        self.index = replace(index, device=device)
+        self.source, self._device, self._settings = source, device, settings
 
     @cached_property
     def model(self) -> RetrievalModel:

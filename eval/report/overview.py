@@ -1,4 +1,4 @@
-"""One wide figure of a comparison, for a README or a slide: R@sum, words on their object, and a matched picture."""
+"""One wide figure of a comparison, for a README or a slide: words on their object, R@sum, and a matched picture."""
 
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def draw_overview(source: DataSet, path: Path) -> None:
         metrics = source.runs[0].metrics
         under = f"{metrics['images']:,} {metrics['split']} images, {metrics['captions']:,} captions"
         figure.text(0.03, 0.87, under, color=SOFT, va="center")
-        _rsum(figure.add_axes((0.13, 0.47 if known else 0.12, 0.28, 0.28 if known else 0.6)), source.runs)
         if known:
-            _correspondence(figure.add_axes((0.13, 0.07, 0.28, 0.25)), source.runs)
+            _correspondence(figure.add_axes((0.13, 0.48, 0.28, 0.27)), source.runs)
+        _rsum(figure.add_axes((0.13, 0.08 if known else 0.12, 0.28, 0.27 if known else 0.6)), source.runs)
         if examples := choose(compared(source.runs), 1):
             _example(figure, source, examples[0])
         with atomic(path) as temporary:

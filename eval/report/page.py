@@ -16,7 +16,7 @@ from eval.report.recall_table import COLUMNS, ensemble_rows, metric_rows, mode_r
 from eval.report.results import RunResult
 from eval.report.speed import cost_tables, trade_off
 from eval.report.study_pages import study_panels
-from eval.report.verdict import verdict
+from eval.report.verdict import by_validation, verdict
 from eval.report.vocabulary_page import codebooks, speech_rows
 from eval.settings import ReportSettings
 from eval.study.settings import StudySettings
@@ -114,8 +114,8 @@ def section(
 
 
 def compared(runs: Sequence[RunResult]) -> list[RunResult]:
-    """The runs whose answers are shown side by side: the first, and of the others the one of the highest R@sum."""
-    return [runs[0], *sorted(runs[1:], key=lambda run: -run.metrics["rsum"])[:1]]
+    """The runs whose answers are shown side by side: the first, and the best of the others on the validation split."""
+    return [runs[0], *by_validation(runs[1:])[:1]]
 
 
 def _rsum_bars(runs: Sequence[RunResult]) -> dict:

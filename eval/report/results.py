@@ -58,6 +58,12 @@ class RunResult:
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     @property
+    def val_rsum(self) -> float:
+        """R@sum on the validation split, of the epoch that was kept."""
+        curve = [value for value in self.epochs.get("val_rsum", ()) if value is not None]
+        return max(curve) if curve else self.record["val_rsum"]
+
+    @property
     def losses(self) -> list[str]:
         """The columns of `epochs` that hold a loss, the total (`loss`) first."""
         names = [name for name in self.epochs if name not in NOT_LOSSES and not name.startswith("val_")]

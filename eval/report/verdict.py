@@ -22,9 +22,8 @@ def verdict(runs: Sequence[RunResult]) -> list[str]:
             "It is the only run on this data, so there is nothing to compare it with."
         ]
     else:
-        ordered = sorted(others, key=lambda run: -run.metrics["rsum"])
-        sentences = [_difference(run, base) for run in ordered]
-        best, second = sorted(runs, key=lambda run: -run.metrics["rsum"])[:2]
+        sentences = [_difference(run, base) for run in by_validation(others)]
+        best, second = by_validation(runs)[:2]
         if base not in (best, second):
             change, low, high = difference(best, second)
             shown = "" if low > 0 else ": no difference that these test images can show"
@@ -32,6 +31,12 @@ def verdict(runs: Sequence[RunResult]) -> list[str]:
                 1,
                 f"Against `{second.name}`, the next best, `{best.name}` has {signed(change)} "
                 f"({signed(low)} to {signed(high)}){shown}.",
+            )
+        count = len(others) + (base not in (best, second))
+        if count > 1:
+            sentences.append(
+                f"These are {count} comparisons, in the order of R@sum on the validation split. The chance that one "
+                f"interval or more misses its true difference is up to {0.05 * count:.0%}."
             )
     if (images := base.metrics["images"]) < FEW_IMAGES:
         counted = "1 test image" if images == 1 else f"{images} test images"
@@ -43,6 +48,11 @@ def verdict(runs: Sequence[RunResult]) -> list[str]:
             "training: a difference is evidence only once it holds over several seeds."
         )
     return sentences
+
+
+def by_validation(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Runs by their R@sum on the validation split, the best first."""
+    return sorted(runs, key=lambda run: -run.val_rsum)
 
 
 def difference(run: RunResult, base: RunResult) -> tuple[float, float, float]:

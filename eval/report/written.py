@@ -85,6 +85,7 @@ class Record(Written):
 
     parameters: Count
     best_epoch: Count | None
+    val_rsum: Figure = 0.0
 
 
 class _Used(Written):

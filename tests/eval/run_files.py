@@ -29,6 +29,7 @@ def write_run(
     correspondence: dict | None = None,
     modes: dict | None = None,
     settings: dict | None = None,
+    val_rsum: float = 100.0,
 ) -> RunResult:
     """Write everything that the report reads of a run; its figures follow from the embeddings."""
     embeddings = Embeddings(images[:, None], images[:, :0], captions)
@@ -51,10 +52,10 @@ def write_run(
     write_json(out / "figures.json", figures)
     write_json(
         folder / "model" / "run.json",
-        {"settings": settings or {}, "parameters": 1234, "best_epoch": 2, "val_rsum": 100.0, "seconds": 3.5},
+        {"settings": settings or {}, "parameters": 1234, "best_epoch": 2, "val_rsum": val_rsum, "seconds": 3.5},
     )
     header = ",".join(["epoch", "step", "seconds", "learning_rate", "loss", *losses, "val_rsum"])
     rows = [",".join(["1", "8", "1", "0.1", "5", *("3" for _ in losses), "90"])]
-    rows += [",".join(["2", "16", "2", "0.1", "4", *("2" for _ in losses), "100"])]
+    rows += [",".join(["2", "16", "2", "0.1", "4", *("2" for _ in losses), str(val_rsum)])]
     write_text(folder / "epochs.csv", "\n".join([header, *rows]) + "\n")
     return RunResult(folder.name, settings or {}, folder)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eval.report.examples import choose
+from eval.report.page import compared
 from eval.report.results import RunResult
 from eval.report.verdict import signed, verdict
 from manifests.errors import InputError
@@ -43,13 +44,16 @@ def test_a_small_difference_is_called_none(tmp_path: Path):
     assert "no difference that these test images can show" in verdict(runs)[0]
 
 
-def test_the_best_of_several_is_compared_with_the_next_best_too(tmp_path: Path):
-    runs = [make(tmp_path, "base", 1.6), make(tmp_path, "one", 0.9), make(tmp_path, "two", 0.9, seed=8)]
-    second, best = (run.name for run in sorted(runs[1:], key=lambda run: run.metrics["rsum"]))
-    told = verdict(runs)[1]
-    assert told.startswith(f"Against `{second}`, the next best, `{best}` has ")
-    assert told.endswith("no difference that these test images can show.")
-    assert not any("next best" in sentence for sentence in verdict(runs[:2]))
+def test_runs_are_compared_in_the_order_of_validation_and_comparisons_are_counted(tmp_path: Path):
+    better = make(tmp_path, "better on test", 0.8, val_rsum=150.0)
+    chosen = make(tmp_path, "chosen", 0.9, seed=8, val_rsum=160.0)
+    runs = [make(tmp_path, "base", 1.6), better, chosen]
+    assert better.metrics["rsum"] > chosen.metrics["rsum"]
+    told = verdict(runs)
+    assert told[0].startswith("`chosen` reaches ") and compared(runs) == [runs[0], chosen]
+    assert told[1].startswith("Against `better on test`, the next best, `chosen` has ")
+    assert any("These are 3 comparisons" in sentence and "up to 15%" in sentence for sentence in told)
+    assert not any("next best" in sentence or "comparisons" in sentence for sentence in verdict(runs[:2]))
 
 
 def test_few_images_show_nothing(tmp_path: Path):

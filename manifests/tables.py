@@ -18,6 +18,7 @@ from typing import IO, Any, Generic, NoReturn, Self, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.arrow import Table, numbers, present, table_writer, text_bytes
 from manifests.coco_ids import COCO_IDS, read_coco_ids
@@ -155,10 +156,17 @@ class Manifest:
 
     def row_of(self, id: str) -> int | None:
         """The number of the image with this id; None if there is none."""
+        return self._first("id", pa.scalar(id, pa.string()))
+
+    def row_of_digest(self, digest: str) -> int | None:
+        """The number of the first image whose picture has this sha256; None if there is none."""
+        return self._first("sha256", pa.scalar(bytes.fromhex(digest), pa.binary(32)))
+
+    def _first(self, column: str, value: pa.Scalar) -> int | None:
         first = 0
         for part in self._table.slices(0, len(self)):
-            if id in (ids := part.column("id").to_pylist()):
-                return first + ids.index(id)
+            if (found := pc.index(part.column(column), value).as_py()) >= 0:
+                return first + found
             first += part.num_rows
         return None
 

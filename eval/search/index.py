@@ -260,10 +260,6 @@ class Index:
         """The image of every caption, int64 `[C]`."""
         return self.manifest.caption_rows
 
-    def row_of_digest(self, digest: str) -> int | None:
-        """The first image whose picture has this sha256; None if there is none."""
-        return next((n for n, row in enumerate(self.manifest.images) if row.sha256 == digest), None)
-
     def images(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The `count` best images of captions `[Q, P + S]`: rows and scores `[Q, K]`."""
         return self._search("images", self.images_to_search, queries[:, None], count)

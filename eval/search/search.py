@@ -120,7 +120,7 @@ class Searcher:
                 raise InputError(told, where=picture, fix="check its name")
             return Picture(str(picture), row)
         name = "the picture" if path is None else str(path)
-        row = self.index.row_of_digest(hashlib.sha256(picture).hexdigest() if path is None else sha256(path))
+        row = self.index.manifest.row_of_digest(hashlib.sha256(picture).hexdigest() if path is None else sha256(path))
         if row is not None:
             return Picture(name, row)
         if self._settings is None:

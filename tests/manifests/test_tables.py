@@ -71,6 +71,9 @@ def test_rows_come_back_in_order(tmp_path):
     assert manifest.captions_of(0) == list(ROW.captions) and manifest.captions_of(1) == []
     assert manifest.caption_ids(0, 4) == [3, None, 5, None]
     assert (manifest.row_of("5"), manifest.row_of("6")) == (2, None)
+    digests = [manifest.row_of_digest(row.sha256) for row in manifest.images]
+    assert digests == [[row.sha256 for row in manifest.images].index(row.sha256) for row in manifest.images]
+    assert manifest.row_of_digest("0" * 64) is None
 
 
 @pytest.mark.parametrize(

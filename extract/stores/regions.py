@@ -386,24 +386,21 @@ class RegionStore:
             dtype = self.shard(int(numbers[0]))["features"].dtype
             features = into(len(wanted) * most * self.dim, dtype).reshape(len(wanted), most, self.dim)
         boxes = np.zeros((len(wanted), most, 4), np.float32)
-        there = np.arange(most) < counts[:, None]
         if features is not None:
             if counts.min() < most:
-                features[~there] = 0
+                features[np.arange(most) >= counts[:, None]] = 0
             flat, stride = memoryview(features.reshape(-1).view(np.uint8)), features[0].nbytes
-        for number in np.unique(numbers).tolist():  # one shard after the other: few are open at a time
-            places = np.flatnonzero(numbers == number)
-            shard = self.shard(number)
-            rows = (firsts[places, None] + np.arange(most))[there[places]]
-            own = boxes[places]
-            own[there[places]] = shard["boxes"].reshape(-1, 4)[rows]
-            boxes[places] = own
+        order, before = np.argsort(numbers, kind="stable"), None  # one shard after the other: few are open at a time
+        columns = order, numbers[order], firsts[order], counts[order]
+        for place, number, first, count in zip(*map(np.ndarray.tolist, columns), strict=True):
+            if number != before:
+                shard, before = self.shard(number), number
+                shard_boxes = shard["boxes"].reshape(-1, 4)
+                if features is not None:
+                    read, size = shard.byte_reader("features")
+            boxes[place, :count] = shard_boxes[first : first + count]
             if features is not None:
-                read, size = shard.byte_reader("features")
-                starts = places * stride
-                spans = firsts[places] * size, starts, starts + counts[places] * size
-                for first, start, end in zip(*map(np.ndarray.tolist, spans), strict=True):
-                    read(first, flat[start:end])
+                read(first * size, flat[place * stride : place * stride + count * size])
         return features, boxes, counts, all_sizes[wanted]
 
     def _number_of(self, rows: np.ndarray) -> np.ndarray:

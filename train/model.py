@@ -118,6 +118,10 @@ class RetrievalModel(nn.Module):
         """Encode B images."""
         return self._encoding("images", self.base.encode_images(batch.widened()))
 
+    def encode_locals(self, batch: RegionBatch) -> Tensor:
+        """The locals ``[B, R, D]`` of B images alone, which often cost a small part of their encoding."""
+        return self.base.encode_locals(batch.widened())
+
     def encode_captions(self, batch: WordBatch) -> Encoding:
         """Encode B captions."""
         return self._encoding("captions", self.base.encode_captions(batch))

@@ -123,30 +123,51 @@ def run(
         network = load_model(source.model, device)
         _write_images(folder, network, parts, source.run, batch_size)
         _write_captions(folder, network, parts, source, device, batch_size)
-        write_manifest(folder, rows)
-        shutil.copyfile(source.words.vocabulary, folder / "vocabulary.json")
-        pooled, context, captions = open_parts(folder, fix=_AGAIN)
-        write_codes(folder / "images", pooled, context, what="images")
-        if len(captions):
-            write_codes(folder / "captions", captions[:, None], _nothing(captions), what="captions")
-        recipe = source.facts(splits) | {
-            "format": FORMAT,
-            "schema": SCHEMA,
-            "splits": splits,
-            "kind": kind,
-            "boxes": BOXES,
-            "features": store.recipe,
-            "words": record["recipe"]["tokens"],
-        }
-        recipe_hash = write_recipe(folder, recipe)
-        told = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
-        if kind != "exact":
-            told += "; " + _approximate(folder, recipe, kind)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        listed = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-        write_json(folder / INDEX, {"shards": [], "files": listed})
+        words, features = record["recipe"]["tokens"], store.recipe
+        recipe_hash, told = finish(folder, source, rows, splits=splits, kind=kind, features=features, words=words)
     note_made(out, recipe_hash, "torch", "numpy", device=device)
     return f"{told}: {out}"
+
+
+def finish(
+    folder: Path,
+    source: Source,
+    rows: Sequence[CaptionedImage],
+    *,
+    splits: Sequence[str],
+    kind: Kind,
+    features: dict[str, Any],
+    words: dict[str, Any],
+) -> tuple[str, str]:
+    """Write to `folder`, which holds the embeddings of `rows`, all else that an index has.
+
+    features, words : recipes of the regions, and of the words that the run reads.
+
+    Returns the hash of its recipe, and a sentence on what it holds.
+    """
+    write_manifest(folder, rows)
+    shutil.copyfile(source.words.vocabulary, folder / "vocabulary.json")
+    pooled, context, captions = open_parts(folder, fix=_AGAIN)
+    write_codes(folder / "images", pooled, context, what="images")
+    if len(captions):
+        write_codes(folder / "captions", captions[:, None], _nothing(captions), what="captions")
+    recipe = source.facts(splits) | {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "splits": splits,
+        "kind": kind,
+        "boxes": BOXES,
+        "features": features,
+        "words": words,
+    }
+    recipe_hash = write_recipe(folder, recipe)
+    told = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
+    if kind != "exact":
+        told += "; " + _approximate(folder, recipe, kind)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    write_json(folder / INDEX, {"shards": [], "files": listed})
+    return recipe_hash, told
 
 
 class _Run(Written):

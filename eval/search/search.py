@@ -169,11 +169,12 @@ class Searcher:
     ) -> Matches:
         batch = read.batch.to(self._device)
         words = self.model.encode_captions(batch)
-        seen = self.model.encode_images(region_batch(pictures).to(self._device))
+        regions = region_batch(pictures).to(self._device)
+        seen = self.model.encode_locals(regions)
         region, cosine = (
             found.cpu().numpy()
             for found in word_regions(
-                seen.locals[image], seen.mask[image], words.locals[caption], batch.mask[caption], batch.word[caption]
+                seen[image], regions.mask[image], words.locals[caption], batch.mask[caption], batch.word[caption]
             )
         )
         pair, number = np.nonzero(~np.isnan(cosine))

@@ -35,18 +35,21 @@ def address(project: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0"]
     with open(project / "serve.log", "w") as log:
         process = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if found := re.match(r"(http://127\.0\.0\.1:\d+/)  \(Ctrl-C ends it\)", line):
-            break
-    else:
-        pytest.fail("".join(said) + (project / "serve.log").read_text())
-    assert [line.split(" images of demo, as ")[0] for line in said[:-1]] == ["48"] * 3
-    yield found[1]
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=SECONDS)
-    assert (process.returncode, rest) == (0, "stopped\n")
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if found := re.match(r"(http://127\.0\.0\.1:\d+/)  \(Ctrl-C ends it\)", line):
+                break
+        else:
+            pytest.fail("".join(said) + (project / "serve.log").read_text())
+        assert [line.split(" images of demo, as ")[0] for line in said[:-1]] == ["48"] * 3
+        yield found[1]
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=SECONDS)
+        assert (process.returncode, rest) == (0, "stopped\n")
+    finally:
+        process.kill()
 
 
 @pytest.fixture(params=SIZES)

@@ -84,6 +84,15 @@ def test_an_embedding_does_not_depend_on_its_batch(base, losses):
 
 
 @pytest.mark.parametrize("base", BASES)
+def test_locals_alone_are_those_of_the_encoding(base):
+    torch.manual_seed(0)
+    model = build_model(settings(base, EVERYTHING), feature_dim=12, vocabulary_size=20).eval()
+    batch = region_batch([5, 1, 9], 9)
+    expected = model.encode_images(batch)
+    torch.testing.assert_close(model.encode_locals(batch)[batch.mask], expected.locals[batch.mask])
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_losses_do_not_see_padding(base):
     torch.manual_seed(0)
     model = build_model(settings(base, EVERYTHING), feature_dim=12, vocabulary_size=20).eval()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from manifests.typed import Settings
 from train.batches import RegionBatch, WordBatch
@@ -69,6 +69,13 @@ class Base(nn.Module):
     def encode_captions(self, batch: WordBatch) -> Encoded:
         """Encode B captions."""
         return self.captions(self.words(batch), batch.mask)
+
+    def encode_locals(self, batch: RegionBatch) -> Tensor:
+        """The locals ``[B, R, D]`` of B images alone: their `Encoded.locals`.
+
+        A base overrides this where they cost less than the rest.
+        """
+        return self.encode_images(batch).locals
 
     def augmented(self, regions: RegionBatch, words: WordBatch) -> tuple[RegionBatch, WordBatch]:
         """What a training step reads in the place of a batch."""

@@ -146,6 +146,9 @@ class Camera(Base):
         self.images = CameraImages(settings, feature_dim)
         self.captions = CameraCaptions(settings, words.width, words.ordered)
 
+    def encode_locals(self, batch: RegionBatch) -> Tensor:
+        return unit(self.images.projection(batch.features))
+
     def published(self) -> Published:
         def attention(side: str) -> dict[str, str]:
             names = {"bns.0.": "norm.", "att_layers.0.fc_q.": "gate_query.", "att_layers.0.fc_k.": "gate_key."}

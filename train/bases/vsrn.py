@@ -92,6 +92,9 @@ class VSRN(Base):
         self.images = VSRNImages(settings, feature_dim)
         self.captions = VSRNCaptions(settings, words.width)
 
+    def encode_locals(self, batch: RegionBatch) -> Tensor:
+        return unit(self.images.projection(batch.features))
+
     def published(self) -> Published:
         images = {"fc.": "images.projection.", "img_rnn.": "images.gru.", "bn.": "images.norm."}
         for number in range(len(self.images.reasoning)):

@@ -707,9 +707,10 @@ def search(
     count: int,
     page: Path | None,
 ) -> None:
-    """Search an index for the images that each TEXT describes, or with pictures.
+    """Search an index with texts or pictures.
 
-    Every query gets a table here and a page of its own.
+    Finds the images that each TEXT describes, and captions for pictures, or images like them. Every query gets a table
+    here and a page of its own.
     """
     import shutil
 
@@ -748,7 +749,7 @@ def search(
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at. 0.0.0.0: the network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8017, show_default=True, help="0: any that is free.")
 def serve(indexes: tuple[Path, ...], host: str, port: int) -> None:
-    """Serve a search page of each INDEX: words and pictures, answered while one types.
+    """Serve a page that searches each INDEX while one types.
 
     An INDEX is a folder, or the name of one below indexes/. Default: all that are there. Ctrl-C ends it.
     """

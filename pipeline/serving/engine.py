@@ -23,6 +23,7 @@ EXAMPLES = 3
 MOST_WAITING = 32
 SIDES = (160, 320, 640)
 KEPT = 1024  # thumbnails, some 20 kB each
+_SEARCHING = ThreadPoolExecutor(1, thread_name_prefix="search")
 
 
 class Busy(Exception):
@@ -62,10 +63,12 @@ class ServedIndex:
         return [manifest.texts(row, row + 1)[0] for row in rows]
 
     def warm(self) -> None:
-        """Load what a text needs, so that the first one who asks doesn't wait for it."""
+        """Load what a text needs, so that the first one who asks doesn't wait for it. Raises InputError as a search."""
+        _SEARCHING.submit(self._search_once).result()
+
+    def _search_once(self) -> None:
         for text in self._examples()[:1]:
-            answer = self.searcher.images(text, 1)
-            self.searcher.matches(answer)
+            self.searcher.matches(self.searcher.images(text, 1))
 
     def images(self, text: str, count: int) -> SearchAnswer:
         """The best images for a text; none where the run knows no word of it, as of a word that is half typed."""
@@ -151,11 +154,10 @@ class ServedIndex:
 
 
 class Engine:
-    """Served indexes by name, and the thread that asks them."""
+    """Served indexes by name; one thread asks them all."""
 
     def __init__(self, indexes: Sequence[ServedIndex]):
         self.indexes = {index.name: index for index in indexes}
-        self._searching = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._waiting = 0
 
     def index(self, name: str | None) -> ServedIndex | None:
@@ -168,7 +170,7 @@ class Engine:
             raise Busy
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._searching, work)
+            return await asyncio.get_running_loop().run_in_executor(_SEARCHING, work)
         finally:
             self._waiting -= 1
 

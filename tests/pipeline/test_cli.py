@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from manifests.tables import write_manifest
 from pipeline.cli import main
 from tests.pipeline.project import CHECKOUT, Project
 
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 STAGES = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 ROW = CaptionedImage("1", "a.jpg", "0" * 64, 4, 3, "train", ("A dog.",))
 HEAVY = ("torch", "torchvision", "spacy", "transformers", "matplotlib", "h5py")
@@ -52,6 +54,20 @@ def test_every_command_says_what_it_does(folder: Project) -> None:
     listed = selfalign(folder, "--help").stdout.split("Commands:")[1].splitlines()[1:]
     assert len(listed) >= len(STAGES) + 2
     assert all(len(line.split(maxsplit=1)[1]) > 10 and not line.endswith("...") for line in listed)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_in_one_line(folder: Project, shell: str) -> None:
+    script = "from pipeline.cli import main; main(prog_name='selfalign')"
+    command = [sys.executable, "-c", script]
+    own = {"_SELFALIGN_COMPLETE": f"{shell}_complete", "COMP_WORDS": "selfalign se", "COMP_CWORD": "1"}
+    own |= {"COMP_WORDS": "selfalign\nse", "COMP_CWORD": "se"} if shell == "fish" else {}
+    made = subprocess.run(command, env=folder.environment | own, capture_output=True, text=True, check=True)
+    assert {"search", "serve"} <= set(re.split(r"[\s,]+", made.stdout))
+    own = {"_SELFALIGN_COMPLETE": f"{shell}_source"}
+    source = subprocess.run(command, env=folder.environment | own, capture_output=True, text=True)
+    assert "selfalign" in source.stdout and f"{shell}_complete" in source.stdout
+    assert f"_SELFALIGN_COMPLETE={shell}_source" in README or shell == "zsh"
 
 
 def test_help_loads_nothing_heavy(folder: Project) -> None:

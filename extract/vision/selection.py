@@ -6,13 +6,16 @@ Fixed 36 is ``min_boxes == max_boxes == 36``. `detections` is Faster R-CNN's own
 within the class.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remove_small_boxes
 
 _BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-_FEW = 1000  # pairs of proposal and class, up to which batched_nms settles all of them in one call
+_FEW = 1000  # pairs of proposal and class, up to which all of them are settled at once
+_SOME = 4096  # pairs that are settled where those above the threshold leave too few regions
 
 
 def bottom_up(
@@ -38,26 +41,40 @@ def bottom_up(
     -------
     int64 ``[R]`` with ``min(min_boxes, P) <= R <= max_boxes``. Ties keep the proposals' order.
     """
-    # Weaker pairs never suppress stronger ones, so the pairs above the threshold can be settled alone; the rest (with
-    # 1,600 classes nearly all of them) are looked at only where the threshold leaves too few.
-    strong = probabilities >= score_threshold
-    if probabilities.numel() <= _FEW:
-        confidence = _confidence(boxes, probabilities, torch.ones_like(strong), nms_threshold)
+    # Weaker pairs never suppress stronger ones, so the strongest can be settled alone: those above the threshold, and
+    # where these leave too few, some thousands more. All of them, half a million of 1,600 classes, are rarely needed.
+    confidence = boxes.new_zeros(len(boxes))
+    for considered in _strongest(probabilities, score_threshold):
+        confidence = _confidence(boxes, probabilities, considered, nms_threshold)
+        if (confidence > 0).sum() >= min_boxes:
+            break
     else:
-        confidence = _confidence(boxes, probabilities, strong, nms_threshold)
-        if (confidence > 0).sum() < min_boxes:
-            confidence = _confidence_in_all(boxes, probabilities, nms_threshold)
+        confidence = _confidence_in_all(boxes, probabilities, nms_threshold)
     wanted = int((confidence >= score_threshold).sum())
     order = confidence.sort(descending=True, stable=True).indices
     return order[: min(max(wanted, min_boxes), max_boxes)]
+
+
+def _strongest(probabilities: Tensor, score_threshold: float) -> Iterator[Tensor]:
+    """Masks ``[P, C]`` of the pairs of proposal and class to look at, the fewest first."""
+    if probabilities.numel() <= _FEW:
+        yield torch.ones_like(probabilities, dtype=torch.bool)
+        return
+    yield probabilities >= score_threshold
+    if probabilities.numel() > _SOME:
+        least = probabilities.flatten().topk(_SOME).values[-1].clamp(max=score_threshold)
+        if (considered := probabilities >= least).sum() <= 4 * _SOME:
+            yield considered
 
 
 def _confidence(boxes: Tensor, probabilities: Tensor, considered: Tensor, nms_threshold: float) -> Tensor:
     """Each proposal's best probability ``[P]`` among its `considered` classes that survive NMS; 0 where none does."""
     rows, classes = considered.nonzero(as_tuple=True)
     scores = probabilities[rows, classes]
-    # In double: batched_nms moves each class's boxes apart, by up to millions of pixels with 1,600 classes.
-    kept = batched_nms(boxes[rows].double(), scores.double(), classes, nms_threshold)
+    # One call for all classes, each class's boxes moved apart; in double, for that is millions of pixels.
+    apart = boxes.double()
+    apart = apart[rows] + (classes * (apart.max() - apart.min() + 1))[:, None] if len(rows) else apart[rows]
+    kept = nms(apart, scores.double(), nms_threshold)
     return boxes.new_zeros(len(boxes)).scatter_reduce(0, rows[kept], scores[kept].to(boxes.dtype), reduce="amax")
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from extract.vision.rcnn.proposals import propose
-from extract.vision.selection import bottom_up
+from extract.vision.selection import _confidence_in_all, bottom_up
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -63,6 +63,18 @@ def test_bottom_up_equals_the_plain_loop(seed: int, rule: dict, classes: int) ->
     boxes = random_boxes(generator, 40, 160)
     probabilities = (2 * torch.randn(40, classes, generator=generator)).softmax(1)
     assert bottom_up(boxes, probabilities, **rule).tolist() == slow_bottom_up(boxes, probabilities, **rule)
+
+
+@pytest.mark.parametrize("spread", [3.0, 0.0], ids=["spread", "all equal"])
+@pytest.mark.parametrize("least", [36, 150])
+def test_a_thousand_classes_are_settled_as_all_pairs_are(spread: float, least: int) -> None:
+    """Most regions come from the strongest pairs alone; where these are too few or all equal, from all of them."""
+    generator = torch.Generator().manual_seed(4)
+    boxes = random_boxes(generator, 160, 600)
+    probabilities = (spread * torch.randn(160, 1200, generator=generator)).softmax(1)
+    rule = {"min_boxes": least, "max_boxes": least, "nms_threshold": 0.3, "score_threshold": 0.2}
+    all_pairs = _confidence_in_all(boxes, probabilities, 0.3).sort(descending=True, stable=True).indices
+    assert bottom_up(boxes, probabilities, **rule).tolist() == all_pairs[:least].tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -912,6 +912,46 @@ def cache_prune(gb: float | None) -> None:
     click.echo(f"{sum(entry.own for entry in removed) / 1e6:,.1f} MB freed")
 
 
+@main.group(invoke_without_command=True)
+@click.pass_context
+def detectors(context: click.Context) -> None:
+    """List the detectors that are known by name; fetch one, or show all that is known of it."""
+    from pipeline.detectors import listing
+
+    if context.invoked_subcommand is None:
+        click.echo(listing())
+
+
+@detectors.command("show")
+@click.argument("name")
+def detectors_show(name: str) -> None:
+    """Show where a detector's weights are, what is published of them, and its settings."""
+    from pipeline.detectors import described
+
+    click.echo(described(name))
+
+
+@detectors.command("fetch")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Keep a file of which nothing is published to hold it against.")
+def detectors_fetch(name: str, yes: bool) -> None:
+    """Fetch a detector's weights by NAME or address, check them, and print the lines for params.yaml.
+
+    What breaks off is gone on with when the command is run again. Weights are kept in ~/.cache/selfalign/weights.
+    """
+    from extract.vision.fetching import Undecided
+    from pipeline.detectors import fetch
+
+    def confirm(question: str) -> bool:
+        try:
+            return yes or click.confirm(question)
+        except click.Abort:
+            fix = "run the same command again with --yes: nothing is fetched a second time"
+            raise Undecided("nobody has answered whether to keep it", where=name, fix=fix) from None
+
+    fetch(name, confirm, click.echo)
+
+
 @main.command()
 def migrate() -> None:
     """Bring a project of an older SelfAlign to today's form.

@@ -15,8 +15,9 @@ from manifests.locks import PYTHON_PARSER
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("manifests", "extract", "demo", "train", "eval", "pipeline")
 _ENGINE = ("build", "cache", "code", "device", "finished", "maker", "tolerance", "workers")
-# What no number depends on: how files are written and locked, messages, progress.
+# What no number depends on: how files are fetched, written and locked, messages, progress.
 _PLUMBING = {
+    "extract.vision.fetching",
     *("manifests.errors", "manifests.files", "manifests.locks", "manifests.progress", "manifests.jsonl"),
     *("manifests.typed", "manifests.registry"),
     *(f"extract.engine.{name}" for name in _ENGINE),

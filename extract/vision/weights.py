@@ -1,21 +1,20 @@
 """Weights by path or address, fetched once into a cache and always checked against their sha256."""
 
 import os
-import urllib.error
+import re
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from pydantic import Field
 
 from extract.packages import local_path
+from extract.vision.fetching import fetching
 from manifests.errors import InputError
-from manifests.files import atomic, sha256
-from manifests.opening import open_file
-from manifests.progress import progress
+from manifests.files import sha256
+from manifests.locks import sole_writer
 from manifests.typed import Digest, Settings
 
-_CHUNK = 1 << 20
+_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:")  # a scheme of one letter would be a disk
 
 
 class WeightsSettings(Settings):
@@ -31,6 +30,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfalign" / "weights"
 
 
+def unfinished() -> Path:
+    """Where lies what has come of files that aren't whole yet: on the disk of `cache_folder`."""
+    return cache_folder() / "unfinished"
+
+
 def weights_place(weights: str, digest: str) -> Path:
     """Where weights lie on this machine, or will lie once they are fetched.
 
@@ -40,7 +44,11 @@ def weights_place(weights: str, digest: str) -> Path:
     """
     if not is_address(weights):
         return local_path(weights)
-    return cache_folder() / digest / (Path(urllib.parse.urlsplit(weights).path).name or "weights")
+    try:
+        name = Path(urllib.parse.urlsplit(weights).path).name
+    except ValueError:  # an address that is none
+        name = ""
+    return cache_folder() / digest / (name[-200:] if name not in ("", "..") else "weights")
 
 
 def local_weights(weights: str, digest: str) -> Path:
@@ -60,34 +68,26 @@ def local_weights(weights: str, digest: str) -> Path:
         if not is_address(weights):
             fix = "correct `detector.weights`, or put the file there"
             raise InputError("no such weights file", where=path, fix=fix)
-        _fetch(weights, digest, path)
+        with sole_writer(path, f"fetch of {weights}"):
+            if not path.is_file():  # another process may have fetched it meanwhile
+                with fetching(weights, unfinished()) as fetched:
+                    _check(fetched.path, digest, weights)
+                    keep(fetched.path, weights, digest)
     _check(path, digest, weights)
     return path
 
 
 def is_address(weights: str) -> bool:
     """Whether weights are to be fetched."""
-    return len(scheme := urllib.parse.urlsplit(weights).scheme) > 1 and scheme != "package"
+    return bool(_ADDRESS.match(weights)) and not weights.startswith("package:")
 
 
-def _fetch(address: str, digest: str, path: Path) -> None:
-    try:
-        parts = urllib.parse.urlsplit(address)
-        if parts.scheme == "file":  # a pipe or a device there would never end
-            open_file(Path(urllib.request.url2pathname(parts.path))).close()
-        with urllib.request.urlopen(address, timeout=60) as answer, atomic(path) as temporary:
-            total = int(answer.headers.get("Content-Length", 0)) or None
-            with open(temporary, "wb") as file, progress(what="weights", unit="MB", total=total and total >> 20) as bar:
-                while chunk := answer.read(_CHUNK):
-                    file.write(chunk)
-                    bar.update(1)
-            _check(temporary, digest, address)
-    except (urllib.error.URLError, OSError) as error:
-        raise InputError(
-            f"the weights can't be fetched ({error})",
-            where=address,
-            fix="correct `detector.weights`, or fetch the file by hand and name its path",
-        ) from error
+def keep(fetched: Path, address: str, digest: str) -> Path:
+    """Move a fetched file to where `local_weights` looks for the weights of an address and a sha256; gives its path."""
+    path = weights_place(address, digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(fetched, path)
+    return path
 
 
 def _check(path: Path, digest: str, where: str) -> None:

@@ -16,6 +16,8 @@ from extract.settings import RegionSettings
 from extract.stages import tokens
 from extract.stores.regions import Regions
 from extract.text.settings import TokenSettings
+from extract.vision.catalogue import CATALOGUE, require_readable
+from extract.vision.detectors.rcnn import RCNNSettings
 from extract.vision.loading import load_detector
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -91,13 +93,13 @@ def real() -> Iterator[None]:
         yield
 
 
-def config_of(name: str, options: dict[str, Any]) -> Any:
+def config_of(name: str, options: dict[str, Any], small: bool = True) -> Any:
     from detectron2 import model_zoo
     from detectron2.config import get_cfg
 
     config = get_cfg()
     config.merge_from_file(model_zoo.get_config_file(name))
-    config.merge_from_list([part for pair in (SMALL | options).items() for part in pair])
+    config.merge_from_list([part for pair in ((SMALL if small else {}) | options).items() for part in pair])
     config.MODEL.DEVICE = "cpu"
     return config
 
@@ -290,6 +292,67 @@ def test_a_wrong_config_is_told_in_a_line(
     with pytest.raises(InputError, match=words) as error:
         load_detector(spec, DETECTIONS)
     assert "\n" not in str(error.value) and not Path("ran").exists()
+
+
+GENOME = {  # configs/d2 of bottom-up-attention.pytorch, on the zoo's base of C4
+    "MODEL.ROI_HEADS.NUM_CLASSES": 1600,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+    "INPUT.MIN_SIZE_TEST": 600,
+    "INPUT.MAX_SIZE_TEST": 1000,
+}
+X152 = {
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.RESNETS.NUM_GROUPS": 4,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 2,
+    "MODEL.RESNETS.DEPTH": 152,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+}
+ENTRIES = {
+    "coco-r50-c4": (C4, {}),
+    "coco-r50-fpn": (FPN, PYRAMID),
+    "coco-r101-fpn": ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml", PYRAMID),
+    "coco-x101-fpn": (
+        "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml",
+        PYRAMID | {"MODEL.RESNETS.NUM_GROUPS": 4, "MODEL.RESNETS.WIDTH_PER_GROUP": 2},
+    ),
+    "vg-d2-r50": (C4, GENOME),
+    "vg-d2-r101": (C4, GENOME | {"MODEL.RESNETS.DEPTH": 101}),
+    "vg-d2-x152": (C4, GENOME | X152),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_of_the_catalogue_says_what_its_config_does(name: str, tmp_path: Path) -> None:
+    """A narrow network by the config that the entry is from: its file is read, and gives detectron2's own regions."""
+    entry, (config, options) = CATALOGUE[name], ENTRIES[name]
+    whole = config_of(config, options, small=False)
+    asked = {
+        "shortest": whole.INPUT.MIN_SIZE_TEST,
+        "longest": whole.INPUT.MAX_SIZE_TEST,
+        "proposals_before": whole.MODEL.RPN.PRE_NMS_TOPK_TEST,
+        "proposals_after": whole.MODEL.RPN.POST_NMS_TOPK_TEST,
+    }
+    settings = RCNNSettings(**entry.detector, weights="", sha256="0" * 64)
+    assert settings.model_dump(include=asked.keys()) == asked
+    options = SMALL | options | {key: value for key, value in SMALL.items() if not key.startswith("MODEL.R")}
+    options |= {"MODEL.ROI_HEADS.NUM_CLASSES": entry.classes}
+    state = {key: value.numpy() for key, value in network(config_of(config, options)).state_dict().items()}
+    plain, file = tmp_path / "plain.pkl", tmp_path / "model_final.pkl"
+    plain.write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
+    if entry.attributes:
+        head, rng = "roi_heads.attribute_predictor.", np.random.default_rng(0)
+        shapes = {"obj_embed.weight": (1601, 32), "fc.0.weight": (16, 256 + 32), "fc.0.bias": (16,)}
+        shapes |= {"attr_score.weight": (400, 16), "attr_score.bias": (400,)}
+        state |= {head + key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    file.write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
+    require_readable(entry, file, sha256(file))
+    spec = {"name": "detectron2", "config": config, "options": options, "weights": str(plain), "sha256": sha256(plain)}
+    theirs = load_detector(spec, BOTTOM_UP)
+    ours = load_detector({**entry.detector, "weights": str(file), "sha256": sha256(file), **VIEW}, BOTTOM_UP)
+    rgb = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    a, b = regions(ours, rgb), regions(theirs, rgb)
+    for field in ("boxes", "objects_id", "objects_conf", "features"):
+        np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
 
 
 def test_stores_of_the_three_detectors_are_checked_compared_described_and_trained_on(

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d, roi_pool
 
+from extract.vision.catalogue import CATALOGUE, require_readable
 from extract.vision.loading import load_detector
 from extract.vision.rcnn.checkpoint import read_checkpoint
 from extract.vision.rcnn.network import FPN, Conventions, FrozenNorm, build, cell_anchors
@@ -347,6 +348,30 @@ def caffe_blocks(state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor, s
     return x
 
 
+def caffe_outputs(state: dict[str, torch.Tensor], picture: torch.Tensor, proposals: torch.Tensor) -> dict:
+    """The forward pass of bottom-up attention's network on a picture's proposals, from the names that its converted
+    files have: features, class and attribute logits, and the RPN's map of objectness."""
+    x = picture.flip(1).float() - torch.tensor(CAFFE_MEAN).view(3, 1, 1)
+    norm = [state[f"backbone.stem.conv1.norm.{end}"] for end in ("running_mean", "running_var", "weight", "bias")]
+    x = F.conv2d(x, state["backbone.stem.conv1.weight"], stride=2, padding=3)
+    x = F.max_pool2d(F.batch_norm(x, *norm, eps=1e-5).relu(), 3, 2, 0, ceil_mode=True)
+    for stage, stride in (("res2", 1), ("res3", 2), ("res4", 2)):
+        x = caffe_blocks(state, f"backbone.{stage}", x, stride, 1)
+    rois = torch.cat([torch.zeros(len(proposals), 1), proposals], 1)
+    features = caffe_blocks(state, "roi_heads.res5", roi_pool(x, rois, 14, 1 / 16), 1, 2).mean((2, 3))
+    head, rpn = "roi_heads.box_predictor.", "proposal_generator.rpn_head."
+    linear = lambda x, name: F.linear(x, state[f"{head}{name}.weight"], state[f"{head}{name}.bias"])  # noqa: E731
+    convolved = lambda x, name, **o: F.conv2d(x, state[f"{rpn}{name}.weight"], state[f"{rpn}{name}.bias"], **o)  # noqa: E731
+    classes = linear(features, "cls_score")
+    embedded = state[f"{head}cls_embed.weight"][classes.argmax(1)]
+    return {
+        "features": features,
+        "classes": classes,
+        "attributes": linear(linear(torch.cat([features, embedded], 1), "attr_linear1").relu(), "attr_linear2"),
+        "objectness": convolved(convolved(x, "conv", padding=1).relu(), "objectness_logits"),
+    }
+
+
 def test_a_caffe_checkpoint_is_computed_as_its_project_does(tmp_path):
     """Against the forward pass of bottom-up-attention.pytorch's `caffe` mode, from the file's own names and order."""
     state = caffe_state()
@@ -354,30 +379,72 @@ def test_a_caffe_checkpoint_is_computed_as_its_project_does(tmp_path):
     detector = load_detector(spec, DETECTIONS)
     picture = detector.prepare(GOLDEN["rgb"])[None]
     (found,), (candidates,) = detector.outputs(picture), detector.candidates(picture)
-
-    x = picture.flip(1).float() - torch.tensor(CAFFE_MEAN).view(3, 1, 1)
-    norm = [state[f"backbone.stem.conv1.norm.{end}"] for end in ("running_mean", "running_var", "weight", "bias")]
-    x = F.conv2d(x, state["backbone.stem.conv1.weight"], stride=2, padding=3)
-    x = F.max_pool2d(F.batch_norm(x, *norm, eps=1e-5).relu(), 3, 2, 0, ceil_mode=True)
-    for stage, stride in (("res2", 1), ("res3", 2), ("res4", 2)):
-        x = caffe_blocks(state, f"backbone.{stage}", x, stride, 1)
-    rois = torch.cat([torch.zeros(len(found.proposals), 1), found.proposals], 1)
-    regions = caffe_blocks(state, "roi_heads.res5", roi_pool(x, rois, 14, 1 / 16), 1, 2)
-    features = regions.mean((2, 3))
-    head = "roi_heads.box_predictor."
-    linear = lambda x, name: F.linear(x, state[f"{head}{name}.weight"], state[f"{head}{name}.bias"])  # noqa: E731
-    classes = linear(features, "cls_score")
-    embedded = state[f"{head}cls_embed.weight"][classes.argmax(1)]
-    attributes = linear(linear(torch.cat([features, embedded], 1), "attr_linear1").relu(), "attr_linear2")
-    torch.testing.assert_close(found.features, features, rtol=0, atol=1e-4)
-    torch.testing.assert_close(candidates.classes, classes.softmax(1)[:, 1:], rtol=0, atol=1e-5)
-    torch.testing.assert_close(candidates.attributes, attributes.softmax(1)[:, 1:], rtol=0, atol=1e-5)
-
-    rpn = "proposal_generator.rpn_head."
-    convolved = lambda x, name, **o: F.conv2d(x, state[f"{rpn}{name}.weight"], state[f"{rpn}{name}.bias"], **o)  # noqa: E731
-    scores = convolved(convolved(x, "conv", padding=1).relu(), "objectness_logits")
+    theirs = caffe_outputs(state, picture, found.proposals)
+    torch.testing.assert_close(found.features, theirs["features"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(candidates.classes, theirs["classes"].softmax(1)[:, 1:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(candidates.attributes, theirs["attributes"].softmax(1)[:, 1:], rtol=0, atol=1e-5)
+    scores = theirs["objectness"]
     best = scores.view(1, 2, -1, *scores.shape[-2:]).softmax(1)[:, 1].flatten().sort(descending=True).values
     torch.testing.assert_close(found.objectness[0].sigmoid(), best[0], rtol=0, atol=1e-5)
+
+
+HUB_NAMES = {"cls_embed.": "cls_embedding.", "attr_linear1.": "fc_attr.", "attr_linear2.": "attr_score."}
+
+
+def genome_state(converted: bool) -> dict[str, torch.Tensor]:
+    """A narrow network of 1,600 objects, 400 attributes and 12 anchors: Caffe's order and channels, or the hub's."""
+    torch.manual_seed(6)
+    state, head = caffe_named(original()), "roi_heads.box_predictor."
+    width = state[f"{head}attr_linear2.weight"].shape[1]
+    for name, count, inputs in (("cls_score", 1601, 256), ("bbox_pred", 6400, 256), ("attr_linear2", 401, width)):
+        state |= {f"{head}{name}.weight": torch.randn(count, inputs) / 8, f"{head}{name}.bias": torch.zeros(count)}
+    state[f"{head}cls_embed.weight"] = torch.randn(1601, state[f"{head}cls_embed.weight"].shape[1])
+    for name, count in (("objectness_logits", 24 if converted else 12), ("anchor_deltas", 48)):
+        rpn = f"proposal_generator.rpn_head.{name}."
+        inputs = state[f"{rpn}weight"].shape[1]
+        state |= {f"{rpn}weight": torch.randn(count, inputs, 1, 1) / 50, f"{rpn}bias": torch.zeros(count)}
+    return state
+
+
+def entry_of(name: str, path: Path) -> tuple[dict, dict]:
+    """An entry's spec, made quicker, and its selection, after the file was read as `selfalign detectors` does."""
+    entry = CATALOGUE[name]
+    require_readable(entry, path, sha256(path))
+    own = {"weights": str(path), "sha256": sha256(path), "shortest": 96, "longest": 200, "proposals_after": 60}
+    return {**entry.detector, **own}, entry.selection
+
+
+def test_the_hubs_detector_is_computed_as_its_project_does(tmp_path):
+    """transformers' modeling_frcnn.py: bottom-up attention's network in detectron2's order, with its own names."""
+    state = genome_state(converted=False)
+    hub = {}
+    for name, value in state.items():
+        for theirs, ours in HUB_NAMES.items():
+            name = name.replace(theirs, ours)
+        hub[name] = value
+    hub["proposal_generator.anchor_generator.cell_anchors.0"] = anchors = cell_anchors((64, 128, 256, 512), (0.5, 1, 2))
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(hub, path)
+    detector = load_detector(*entry_of("vg-hub", path))
+    assert torch.equal(detector.network.cell_anchors[0], anchors)
+    picture = detector.prepare(GOLDEN["rgb"])[None]
+    (found,) = detector.outputs(picture)
+    theirs = caffe_outputs(state, picture, found.proposals)
+    torch.testing.assert_close(found.features, theirs["features"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.logits, theirs["classes"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.attributes, theirs["attributes"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.objectness[0], theirs["objectness"].max(), rtol=0, atol=1e-4)
+    (regions,) = detector.detect(picture, [(310, 203)])
+    assert len(regions) == 36 and regions.attrs_id.max() < 400 and regions.objects_id.max() < 1600
+
+
+@pytest.mark.parametrize("name", ["vg-r101-k36", "vg-r101-k10-100"])
+def test_the_catalogues_caffe_checkpoints_are_read(tmp_path, name):
+    path = tmp_path / "bua-caffe.pth"
+    torch.save({"model": genome_state(converted=True)}, path)
+    detector = load_detector(*entry_of(name, path))
+    (regions,) = detector.detect(detector.prepare(GOLDEN["rgb"])[None], [(310, 203)])
+    assert len(regions) in range(detector.selection.min_boxes, detector.selection.max_boxes + 1)
 
 
 def test_what_a_caffe_checkpoint_wants_is_in_the_recipe_unless_it_is_told(tmp_path):

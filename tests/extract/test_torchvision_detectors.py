@@ -10,6 +10,7 @@ from torchvision.models import detection
 from torchvision.transforms.functional import to_tensor
 
 from extract.stores.regions import Regions
+from extract.vision.catalogue import CATALOGUE
 from extract.vision.loading import load_detector
 from manifests.errors import InputError
 from manifests.files import sha256
@@ -69,6 +70,8 @@ def test_a_published_model_gives_what_torchvisions_gives(
     theirs = getattr(detection, name)(weights=MODELS[name].DEFAULT, **own).eval()
     detector, total = load_detector(spec_of(tmp_path, name, state), DETECTIONS), 0
     assert detector.object_names == tuple(MODELS[name].DEFAULT.meta["categories"][1:]) and detector.dim == 1024
+    (entry,) = (own for own in CATALOGUE.values() if own.address == MODELS[name].DEFAULT.url)
+    assert entry.detector["model"] == name and (entry.classes, entry.dim) == (detector.num_classes, detector.dim)
     seen: dict[str, torch.Tensor] = {}
     theirs.roi_heads.box_predictor.register_forward_hook(lambda _, given, __: seen.update(features=given[0]))
     theirs.roi_heads.box_roi_pool.register_forward_hook(lambda _, given, __: seen.update(boxes=given[1][0]))

@@ -112,8 +112,9 @@ class RCNNDetector(Proposer):
                 fix="use a checkpoint whose parameters fit together, and the settings that it was trained with",
             ) from error
         self.dim = self.network.dim
-        self.object_names = read_names(settings.object_names, self.network.num_classes, "object_names")
-        attributes = self.network.num_attributes
+        self.num_classes, self.num_attributes = self.network.num_classes, self.network.num_attributes
+        self.object_names = read_names(settings.object_names, self.num_classes, "object_names")
+        attributes = self.num_attributes
         self.attribute_names = (
             read_names(settings.attribute_names, attributes, "attribute_names") if attributes else None
         )

@@ -81,7 +81,8 @@ class TorchvisionDetector(Proposer):
             "resize_filter": "torchvision bilinear",
         }
         classes, self.dim = self.model.roi_heads.box_predictor.cls_score.weight.shape
-        self.object_names = read_names(settings.object_names, classes - 1, "object_names")
+        self.num_classes, self.num_attributes = classes - 1, 0
+        self.object_names = read_names(settings.object_names, self.num_classes, "object_names")
         if self.object_names is None and classes == _COCO:
             self.object_names = _coco_names()
 

@@ -13,11 +13,11 @@ def reached_by(model: nn.Module, result: Callable[[Any], Tensor]) -> list[nn.Par
     model.eval()
     try:
         with torch.enable_grad():
-            graph = result(model(*model.example())).grad_fn
+            reached = result(model(*model.example()))  # kept: the graph of a function in Python lives as long as it
     finally:
         for module, mode in modes:
             module.training = mode
-    seen, waiting, found = set(), [graph], []
+    seen, waiting, found = set(), [reached.grad_fn], []
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

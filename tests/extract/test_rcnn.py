@@ -235,6 +235,20 @@ def test_half_precision_leaves_the_geometry_alone(outputs):
     assert torch.equal(detector.network.cell_anchors[0], cell_anchors((32, 64, 128, 256, 512), (0.5, 1, 2)))
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_half_precision_is_computed_with_channels_last_to_the_same_end(kind):
+    detector = load_detector({**SPEC, "precision": kind}, DETECTIONS)
+    picture = detector.prepare(GOLDEN["rgb"])[None]
+    (last,) = detector.detect(picture, [(310, 203)])
+    assert detector.network.layer2[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    detector._layout = torch.contiguous_format
+    detector.network.to(memory_format=torch.contiguous_format)
+    (first,) = detector.detect(picture, [(310, 203)])
+    np.testing.assert_array_equal(first.objects_id, last.objects_id)
+    np.testing.assert_allclose(first.boxes, last.boxes, atol=2)
+    np.testing.assert_allclose(first.features.astype(float), last.features.astype(float), atol=0.05)
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.pkl"

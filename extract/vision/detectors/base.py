@@ -195,6 +195,15 @@ class Proposer(Detector):
         return rows, found.boxes[rows], classes, confidence
 
 
+def precision(name: str) -> tuple[torch.dtype, torch.memory_format]:
+    """The dtype of that name, and the layout in which convolutions of it are fastest.
+
+    In half precision that is channels last (docs/extraction.md has figures); float32 keeps the layout, and so the bits,
+    of everybody's features.
+    """
+    return getattr(torch, name), torch.contiguous_format if name == "float32" else torch.channels_last
+
+
 def read_names(file: str | None, count: int, key: str) -> tuple[str, ...] | None:
     """The names of a text file, one a line; None without a file.
 

@@ -17,7 +17,7 @@ from extract.stores.regions import Regions
 from extract.vision.backbones import LIBRARIES, BackboneSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
-from extract.vision.detectors.base import Detector
+from extract.vision.detectors.base import Detector, precision
 from manifests.errors import InputError
 
 MOST = 100
@@ -80,8 +80,8 @@ class GridDetector(Detector):
         self.settings, self.device = settings, device
         self.backbone = LIBRARIES[settings.library](settings, settings.boxes == "pooled")
         self.size = settings.size or self.backbone.size
-        self._dtype = getattr(torch, settings.precision)
-        self.backbone.network.eval().requires_grad_(False).to(device, self._dtype)
+        self._dtype, self._layout = precision(settings.precision)
+        self.backbone.network.eval().requires_grad_(False).to(device, self._dtype, memory_format=self._layout)
         self._mean, self._std = (
             torch.tensor(values, device=device).view(3, 1, 1) for values in (self.backbone.mean, self.backbone.std)
         )
@@ -116,7 +116,7 @@ class GridDetector(Detector):
     def _map(self, pictures: Tensor) -> Tensor:
         """``[B, D, h, w]`` float32 of uint8 RGB pictures; ``[B, D, 1, 1]`` of the pooled vector."""
         x = self.moved(pictures).to(self.device, torch.float32) / 255
-        x = ((x - self._mean) / self._std).to(self._dtype)
+        x = ((x - self._mean) / self._std).to(self._dtype, memory_format=self._layout)
         if self.settings.boxes == "pooled":
             return self.backbone.pooled(x).float()[:, :, None, None]
         return self.backbone.feature_map(x).float()

@@ -10,7 +10,7 @@ from torch import Tensor
 from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
-from extract.vision.detectors.base import Candidates, Proposer, read_names
+from extract.vision.detectors.base import Candidates, Proposer, precision, read_names
 from extract.vision.rcnn.checkpoint import from_caffe, is_caffe, read_checkpoint
 from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
@@ -96,9 +96,7 @@ class RCNNDetector(Proposer):
             **settings.model_dump(include=_CONVENTIONS), rpn_nms=settings.proposals_nms, caffe=caffe
         )
         try:
-            self.network = build(from_caffe(state, self.box_weights) if converted else state, conventions).to(
-                device, getattr(torch, settings.precision)
-            )
+            network = build(from_caffe(state, self.box_weights) if converted else state, conventions)
         except KeyError as error:
             raise InputError(
                 f"the checkpoint has no parameter {error.args[0]!r}",
@@ -111,6 +109,8 @@ class RCNNDetector(Proposer):
                 where=weights,
                 fix="use a checkpoint whose parameters fit together, and the settings that it was trained with",
             ) from error
+        self._dtype, self._layout = precision(settings.precision)
+        self.network = network.to(device, self._dtype, memory_format=self._layout)
         self.dim = self.network.dim
         self.num_classes, self.num_attributes = self.network.num_classes, self.network.num_attributes
         self.object_names = read_names(settings.object_names, self.num_classes, "object_names")
@@ -135,7 +135,7 @@ class RCNNDetector(Proposer):
         x = pictures.to(self.device)
         if self.settings.pixel_order == "BGR":
             x = x.flip(1)
-        x = ((x.float() - self._mean) / self._std).to(next(self.network.parameters()).dtype)
+        x = ((x.float() - self._mean) / self._std).to(self._dtype, memory_format=self._layout)
         at_least = max(1, self.selection.min_boxes) if self.selection else 1
         return self.network(x, at_least=at_least, given=given)
 

@@ -35,7 +35,7 @@ def _figures(entry: Entry) -> str:
     classes = f"{entry.classes:,} classes" + (f", {entry.attributes} attributes" if entry.attributes else "")
     size = f"; {entry.megabytes} MB" if entry.megabytes else ""
     cost = f"; {entry.seconds:g} s a picture" if entry.seconds else ""
-    return f"{classes}; features of {entry.dim:,}{size}{cost}" + ("" if entry.detector else "; not read here")
+    return f"{classes}; features of {entry.dim:,}{size}{cost}"
 
 
 def described(name: str) -> str:
@@ -53,9 +53,8 @@ def described(name: str) -> str:
         "note": entry.note,
     }
     lines = [f"{key:<10} {value}" for key, value in facts.items() if value]
-    if entry.detector is not None:
-        lines += ["", _params(entry.detector, entry.address, "<what `selfalign detectors fetch` prints>", entry, {})]
-    return "\n".join(lines)
+    params = _params(entry.detector, entry.address, "<what `selfalign detectors fetch` prints>", entry, {})
+    return "\n".join([*lines, "", params])
 
 
 def fetch(name: str, confirm: Callable[[str], bool], say: Callable[[str], None]) -> None:
@@ -71,8 +70,6 @@ def fetch(name: str, confirm: Callable[[str], bool], say: Callable[[str], None])
     """
     entry = None if is_address(name) else _entry(name)
     address = entry.address if entry else name
-    if entry is not None and entry.detector is None:
-        raise InputError("its weights aren't read here", where=name, fix=entry.note)
     with fetching(address, unfinished()) as fetched:
         _require_checkpoint(fetched.path, address)
         digest = sha256(fetched.path)

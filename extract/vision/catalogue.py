@@ -34,9 +34,9 @@ class Entry:
     published : an algorithm and the start of the file's sum, as its name has it; None where nothing is published.
     licence : of the weights, as far as their project says.
     classes, attributes : how many it tells apart. dim : numbers of a feature.
-    detector : its keys in params.yaml, but for the weights; None where nothing here reads it: `note` says what then.
+    detector : its keys in params.yaml, but for the weights.
     names : the addresses of its lists of names, by the keys of `detector` that they are for; or `COCO`.
-    seconds : of one CPU core for a picture of 640 x 480.
+    seconds : of one CPU core for a picture of 640 x 480; None where nobody measured it.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Entry:
     licence: str
     classes: int
     dim: int
-    detector: Mapping[str, Any] | None
+    detector: Mapping[str, Any]
     seconds: float | None
     megabytes: int | None = None
     published: tuple[str, str] | None = None
@@ -167,10 +167,11 @@ CATALOGUE = {
         classes=1594,
         attributes=524,
         dim=2048,
-        detector=None,
+        detector={"name": "rcnn", "stride_in_1x1": False},
+        selection=_FROM_10_TO_100,
         seconds=None,
-        note="maskrcnn-benchmark's conventions are not computed here: extract with scene_graph_benchmark, then "
-        "`selfalign import vinvl`",
+        note="its names of classes are in VG-SGG-dicts-vgoi6-clipped.json beside it: write them a line each, without "
+        "the background",
     ),
     "coco-r50-c4": _zoo("R50-C4", "faster_rcnn_R_50_C4_3x", "137849393/model_final_f97cb7.pkl", dim=2048, seconds=35),
     "coco-r50-fpn": _zoo(

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms, remove_small_boxes
+from torchvision.ops import batched_nms, box_iou, nms, remove_small_boxes
+
+from extract.vision.rcnn.proposals import clipped, decoded
 
 _BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _FEW = 1000  # pairs of proposal and class, up to which all of them are settled at once
@@ -104,6 +106,7 @@ def detections(
     max_boxes: int,
     box_weights: tuple[float, float, float, float] = _BOX_WEIGHTS,
     least_side: float = 0.0,
+    inclusive: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Final detections, the most confident first.
 
@@ -113,6 +116,7 @@ def detections(
     probabilities : foreground class probabilities ``[P, C]``.
     deltas : box deltas of every class, ``[P, 4 C]``, times `box_weights`.
     least_side : pixels; a regressed box with a shorter side is dropped before NMS.
+    inclusive : whether boxes end with their last pixel.
 
     Returns
     -------
@@ -120,7 +124,7 @@ def detections(
     """
     rows, classes = (probabilities > score_threshold).nonzero(as_tuple=True)
     own = deltas.view(*probabilities.shape, 4)[rows, classes]
-    boxes = clip_boxes_to_image(BoxCoder(box_weights).decode_single(own, proposals[rows]), image_size)
+    boxes = clipped(decoded(BoxCoder(box_weights), own, proposals[rows], inclusive), image_size, inclusive)
     if least_side:
         large = remove_small_boxes(boxes, least_side)
         rows, classes, boxes = rows[large], classes[large], boxes[large]

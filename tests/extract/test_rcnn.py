@@ -498,7 +498,6 @@ def test_caffe_checkpoints_give_36_regions(tmp_path, state, attributes):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: {f"module.backbone.body.{n}": v for n, v in s.items()}, "maskrcnn-benchmark's names.*import vinvl"),
         (lambda s: s | {"backbone.stem.norm.weight": torch.ones(3)}, "normalises first.*R152.*import bua-npz"),
         (
             lambda s: s | {"proposal_generator.anchor_generator.cell_anchors.0": torch.ones(12, 4)},
@@ -510,11 +509,82 @@ def test_caffe_checkpoints_give_36_regions(tmp_path, state, attributes):
         (lambda s: s | {"roi_heads.box_predictor.cls_score.weight": torch.tensor(1.0)}, "parameters fit together"),
         (lambda s: s | {"roi_heads.box_predictor.bbox_pred.bias": torch.tensor(1.0)}, "parameters fit together"),
     ],
-    ids=["VinVL", "R152", "anchors", "no background", "no boxes", "shape", "a number", "a number of a box"],
+    ids=["R152", "anchors", "no background", "no boxes", "shape", "a number", "a number of a box"],
 )
 def test_caffe_checkpoints_of_another_network_are_told_in_a_line(tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         load_detector(saved(tmp_path, change(caffe_state())))
+
+
+# -- maskrcnn-benchmark's checkpoints, as VinVL's detector is one ------------------------------------------------------
+
+VINVL = DATA / "vinvl" / "tiny.pth"
+VINVL_SPEC = {
+    "name": "rcnn",
+    "weights": str(VINVL),
+    "sha256": sha256(VINVL),
+    "shortest": 180,
+    "longest": 300,
+    "stride_in_1x1": False,
+    "proposals_before": 600,
+    "proposals_after": 60,
+}
+
+
+def test_vinvls_detector_gives_what_its_own_project_gives():
+    """tests/data/vinvl/tiny.npz is what scene_graph_benchmark's AttrRCNN gave, without regressing boxes."""
+    theirs = dict(np.load(VINVL.with_suffix(".npz")))
+    detector = load_detector(VINVL_SPEC, {"rule": "bottom_up", "min_boxes": 10, "max_boxes": 100})
+    assert detector.recipe["maskrcnn_benchmark"] and detector.recipe["pooling"] == "unaligned"
+    picture = detector.prepare(theirs["rgb"])[None]
+    (found,) = detector.outputs(picture)
+    order = torch.cdist(torch.tensor(theirs["proposals"]), found.proposals, p=torch.inf).argmin(1)
+    assert sorted(order.tolist()) == list(range(60))
+    for name, ours in (("proposals", found.proposals), ("features", found.features)):
+        np.testing.assert_allclose(ours[order].numpy(), theirs[name], rtol=1e-4, atol=1e-3, err_msg=name)
+    logits = found.logits.roll(1, 1)  # background first
+    np.testing.assert_allclose(logits[order].numpy(), theirs["logits"], rtol=1e-4, atol=1e-3)
+    (regions,) = detector.detect(picture, [(240, 180)])
+    match = torch.cdist(torch.tensor(theirs["kept_boxes"]), torch.tensor(regions.boxes), p=torch.inf).min(1)
+    assert len(regions) == len(theirs["kept_boxes"]) and match.values.max() < 1e-3
+    rows = match.indices.numpy()
+    assert sorted(rows) == list(range(len(regions)))
+    np.testing.assert_array_equal(regions.objects_id[rows] + 1, theirs["kept_labels"])
+    np.testing.assert_allclose(regions.objects_conf[rows], theirs["kept_scores"], atol=1e-4)
+    np.testing.assert_allclose(regions.features[rows].astype(float), theirs["kept_features"], rtol=2e-3, atol=2e-2)
+    attributes = theirs["kept_attributes"][:, 1:]
+    np.testing.assert_array_equal(regions.attrs_id[rows], attributes.argmax(1))
+    np.testing.assert_allclose(regions.attrs_conf[rows], attributes.max(1), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [((640, 480), (800, 600)), ((333, 500), (600, 900)), ((500, 100), (1000, 200)), ((7, 700), (10, 1000))],
+)
+def test_vinvls_pictures_are_resized_as_its_project_does(size, seen):
+    detector = load_detector({**VINVL_SPEC, "shortest": 600, "longest": 1000})
+    assert detector.network_size(*size) == seen
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("module.rpn.head.conv.weight"), "no parameter 'rpn.conv.weight'"),
+        (lambda s: s.pop("module.backbone.body.layer2.1.conv2.weight"), r"layer2\.1\.conv2\.weight"),
+        (
+            lambda s: s["module.attribute.feature_extractor.head.layer4.0.bn1.bias"].add_(1),
+            "the attribute head has layers of its own, .*layer4.0.bn1.bias among them",
+        ),
+        (lambda s: s.update({"module.roi_heads.mask.predictor.weight": torch.ones(1)}), "no rule knows.*mask"),
+    ],
+    ids=["head", "block", "attribute head", "another head"],
+)
+def test_vinvls_checkpoints_of_another_network_are_told(tmp_path, change, words):
+    state = {name: value.clone() for name, value in torch.load(VINVL, weights_only=True)["model"].items()}
+    change(state)
+    spec = saved(tmp_path, state)
+    with pytest.raises(InputError, match=words):
+        load_detector(VINVL_SPEC | {key: spec[key] for key in ("weights", "sha256")})
 
 
 def test_another_hash_and_an_unknown_key_are_refused():

@@ -109,11 +109,13 @@ class Proposer(Detector):
     selection : the rule that chooses regions among its proposals; None where all boxes are given.
     box_weights : by what its box deltas are divided.
     least_side : pixels of the network's picture, under which a regressed box is dropped.
+    inclusive : whether its boxes end with their last pixel.
     """
 
     proposes = True
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
     least_side: float = 0.0
+    inclusive: bool = False
     selection: BottomUpSettings | DetectionSettings | None
 
     @abstractmethod
@@ -187,6 +189,7 @@ class Proposer(Detector):
                 (network[0], network[1]),
                 box_weights=self.box_weights,
                 least_side=self.least_side,
+                inclusive=self.inclusive,
                 **thresholds,
             )
             return rows, boxes, classes, found.classes[rows, classes]

@@ -11,7 +11,7 @@ from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import Candidates, Proposer, precision, read_names
-from extract.vision.rcnn.checkpoint import from_caffe, is_caffe, read_checkpoint
+from extract.vision.rcnn.checkpoint import from_benchmark, from_caffe, is_benchmark, is_caffe, read_checkpoint
 from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
 
@@ -25,6 +25,8 @@ _CONVENTIONS = {
 _NOT_IN_RECIPE = {"weights", "sha256", "object_names", "attribute_names"}
 _CAFFE = {"pooling": "pool", "pixel_mean": (102.9801, 115.9465, 122.7717)}
 """Of bottom-up attention's own network, where the settings don't name them."""
+_BENCHMARK = {"pooling": "unaligned"}
+"""Of maskrcnn-benchmark's."""
 
 
 class RCNNSettings(WeightsSettings):
@@ -82,21 +84,31 @@ class RCNNDetector(Proposer):
 
         weights = local_weights(settings.weights, settings.sha256)
         state = read_checkpoint(weights)
-        converted = is_caffe(state)
+        converted, self.inclusive = is_caffe(state), is_benchmark(state)
         caffe = converted or settings.network == "caffe"
-        if caffe:
-            own = {key: value for key, value in _CAFFE.items() if key not in settings.model_fields_set}
-            settings = settings.model_copy(update=own)
+        told = _CAFFE if caffe else _BENCHMARK if self.inclusive else {}
+        settings = settings.model_copy(
+            update={key: value for key, value in told.items() if key not in settings.model_fields_set}
+        )
         self.settings, self.selection, self.device = settings, selection, device
         self.recipe = _recipe(settings) | ({"caffe": True} if caffe else {})
+        self.recipe |= {"maskrcnn_benchmark": True} if self.inclusive else {}
         if settings.variance_includes_eps:
             state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
         self.box_weights = settings.box_weights
         conventions = Conventions(
-            **settings.model_dump(include=_CONVENTIONS), rpn_nms=settings.proposals_nms, caffe=caffe
+            **settings.model_dump(include=_CONVENTIONS),
+            rpn_nms=settings.proposals_nms,
+            caffe=caffe,
+            none_last=caffe or self.inclusive,
+            inclusive=self.inclusive,
         )
         try:
-            network = build(from_caffe(state, self.box_weights) if converted else state, conventions)
+            if converted:
+                state = from_caffe(state, self.box_weights)
+            elif self.inclusive:
+                state = from_benchmark(state)
+            network = build(state, conventions)
         except KeyError as error:
             raise InputError(
                 f"the checkpoint has no parameter {error.args[0]!r}",
@@ -122,7 +134,13 @@ class RCNNDetector(Proposer):
         self._std = torch.tensor(settings.pixel_std, device=device).view(3, 1, 1)
 
     def network_size(self, width: int, height: int) -> tuple[int, int]:
-        """Detectron2's ResizeShortestEdge, its order of rounding included."""
+        """Detectron2's ResizeShortestEdge, its order of rounding included, or maskrcnn-benchmark's Resize."""
+        if self.inclusive:
+            shortest, least, most = self.settings.shortest, min(width, height), max(width, height)
+            if most / least * shortest > self.settings.longest:
+                shortest = round(self.settings.longest * least / most)
+            sides = [shortest if side == least else int(shortest * side / least) for side in (width, height)]
+            return max(1, sides[0]), max(1, sides[1])
         scale = self.settings.shortest / min(width, height)
         sides = [self.settings.shortest if side == min(width, height) else scale * side for side in (width, height)]
         if max(sides) > self.settings.longest:

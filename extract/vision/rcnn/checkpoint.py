@@ -4,7 +4,8 @@ Files are ``{"model": state}`` or a bare state, of tensors (``.pth``, ``.safeten
 detectron2's ``.pkl``), read without unpickling anything else (`manifests.unpickle`).
 
 bottom-up-attention.pytorch's converted Caffe checkpoints have other names in the head, the background first, and two
-objectness channels an anchor: `from_caffe` brings them to detectron2's order.
+objectness channels an anchor: `from_caffe` brings them to detectron2's order. maskrcnn-benchmark's, VinVL's among them,
+have the background first too: `from_benchmark`.
 """
 
 import re
@@ -25,6 +26,15 @@ from manifests.opening import open_file
 # Each pattern is applied in turn to the whole name.
 _NAMES = (
     (r"^module\.", ""),
+    (r"^backbone\.body\.", ""),
+    (r"^roi_heads\.box\.feature_extractor\.head\.layer4\.", "layer4."),
+    (r"^roi_heads\.box\.predictor\.(cls_score|bbox_pred)\.", r"\1."),
+    (r"^rpn\.head\.cls_logits\.", "rpn.objectness_logits."),
+    (r"^rpn\.head\.bbox_pred\.", "rpn.anchor_deltas."),
+    (r"^rpn\.(head|anchor_generator)\.", "rpn."),
+    (r"^attribute\.predictor\.cls_embedding\.", "attributes.embedding."),
+    (r"^attribute\.predictor\.fc_attr\.", "attributes.hidden."),
+    (r"^attribute\.predictor\.attr_score\.", "attributes.score."),
     (r"^backbone\.(bottom_up\.)?stem\.", "stem."),
     (r"^backbone\.(bottom_up\.)?res([2-5])\.", lambda m: f"layer{int(m[2]) - 1}."),
     (r"^roi_heads\.res5\.", "layer4."),
@@ -46,12 +56,9 @@ _NAMES = (
 )
 # Kept in checkpoints by training or by torch, of no use to a forward pass.
 _IGNORED = re.compile(r"(num_batches_tracked|pixel_mean|pixel_std)$")
+NORM_EPS = 1e-5
+"""Of the networks' frozen norms."""
 _OTHERS = (  # names that only another project's networks have, and what these are
-    (
-        re.compile(r"^(module\.)?(backbone\.body|rpn\.head|roi_heads\.box\.feature_extractor)\."),
-        "maskrcnn-benchmark's names, as VinVL's detector has",
-        "extract with scene_graph_benchmark and import its files: `selfalign import vinvl`",
-    ),
     (
         re.compile(r"^(backbone\.stem\.norm|roi_heads\.res5_bn)\."),
         "those of a network that normalises first, as bottom-up-attention.pytorch's R152 does",
@@ -67,7 +74,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     ------
     InputError : not a checkpoint, or parameters whose names no rule knows, listed.
     """
-    state = read_state(Path(path))
+    state = _without_copies(read_state(Path(path)), path)
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, value in state.items():
@@ -93,6 +100,44 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             fix="use a Faster R-CNN of type C4 or FPN in detectron2's format",
         )
     return renamed
+
+
+def _without_copies(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Without maskrcnn-benchmark's second name of the box head's layers, which its attribute head shares."""
+    mark, box = "attribute.feature_extractor.", "roi_heads.box.feature_extractor."
+    copies = {name for name in state if name.removeprefix("module.").startswith(mark)}
+    own = [name for name in sorted(copies) if not _equal(state[name], state.get(name.replace(mark, box)))]
+    if own:
+        told = f"the attribute head has layers of its own, {own[0]} among them"
+        raise InputError(told, where=path, fix="use a network whose attribute head shares the box head's layers")
+    return {name: value for name, value in state.items() if name not in copies}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return b is not None and torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def is_benchmark(state: dict[str, Tensor]) -> bool:
+    """Whether parameters are maskrcnn-benchmark's: boxes are regressed for the background too, which is the first."""
+    classes, deltas = (state.get(f"{name}.bias") for name in ("cls_score", "bbox_pred"))
+    sound = classes is not None and deltas is not None
+    return sound and deltas.numel() == 4 * classes.numel() and not is_caffe(state)
+
+
+def from_benchmark(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of maskrcnn-benchmark's network in detectron2's order: background (and no attribute) last.
+
+    Its frozen norms have no eps, and its attributes are those of the best class, never of the background.
+    """
+    found = {name: value - NORM_EPS if name.endswith("running_var") else value for name, value in state.items()}
+    for name in ("cls_score.weight", "cls_score.bias", "attributes.score.weight", "attributes.score.bias"):
+        if name in state:
+            found[name] = state[name].roll(-1, 0)
+    for name in ("weight", "bias"):
+        found[f"bbox_pred.{name}"] = state[f"bbox_pred.{name}"][4:]
+    if "attributes.embedding.weight" in state:
+        found["attributes.embedding.weight"] = state["attributes.embedding.weight"][1:]
+    return found
 
 
 def is_caffe(state: dict[str, Tensor]) -> bool:

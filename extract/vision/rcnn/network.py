@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d, roi_align, roi_pool
 
+from extract.vision.rcnn.checkpoint import NORM_EPS
 from extract.vision.rcnn.proposals import propose
 
 
@@ -35,7 +36,9 @@ class Conventions:
     proposals_before, proposals_after : proposals kept before NMS (a level) and after it; `rpn_nms` is its threshold.
     proposals_min_size : pixels of the network's picture that both sides of a proposal must exceed.
     caffe : bottom-up attention's own network: the stem's pooling starts at the border, res5 is dilated and keeps its
-        14x14 cells, and the last attribute is none.
+        14x14 cells.
+    none_last : whether the last attribute is none.
+    inclusive : whether boxes end with their last pixel, so that one of x1 = x2 is a pixel wide.
     """
 
     anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
@@ -50,6 +53,8 @@ class Conventions:
     proposals_min_size: float = 0.0
     rpn_nms: float = 0.7
     caffe: bool = False
+    none_last: bool = False
+    inclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Outputs:
     """What the network says of one picture's P proposals.
 
     proposals ``[P, 4]``, objectness ``[P]`` (logits, best first), features ``[P, D]``, logits ``[P, C + 1]``
-    (background last), deltas ``[P, 4 C]``, attributes ``[P, A]`` (logits; caffe's end with none) or None.
+    (background last), deltas ``[P, 4 C]``, attributes ``[P, A]`` (logits; of none too, where there is one) or None.
     """
 
     proposals: Tensor
@@ -99,7 +104,7 @@ class FrozenNorm(FrozenBatchNorm2d):
     """Batch norm by the checkpoint's statistics, in one call of torch's, as detectron2 does: the same bits."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, eps=1e-5)
+        super().__init__(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -205,7 +210,7 @@ class FasterRCNN(nn.Module):
         self.bbox_pred = nn.Linear(self.dim, state["bbox_pred.weight"].shape[0])
         self.attributes = AttributeHead(state) if "attributes.embedding.weight" in state else None
         self.num_classes = classes - 1
-        self.num_attributes = self.attributes.score.out_features - conventions.caffe if self.attributes else 0
+        self.num_attributes = self.attributes.score.out_features - conventions.none_last if self.attributes else 0
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """The feature maps, ``[B, C, h, w]`` each."""
@@ -229,6 +234,7 @@ class FasterRCNN(nn.Module):
                 at_least=at_least,
                 nms_threshold=own.rpn_nms,
                 least_side=own.proposals_min_size,
+                inclusive=own.inclusive,
             )
             for i in range(len(maps[0]))
         ]

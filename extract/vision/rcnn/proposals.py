@@ -15,6 +15,17 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 _coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
 
+def decoded(coder: BoxCoder, deltas: Tensor, boxes: Tensor, inclusive: bool) -> Tensor:
+    """Boxes ``[N, 4]`` moved by deltas. Where they end with their last pixel, they are one wider than x2 - x1."""
+    last = boxes.new_tensor([0.0, 0.0, inclusive, inclusive])
+    return coder.decode_single(deltas, boxes + last) - last if inclusive else coder.decode_single(deltas, boxes)
+
+
+def clipped(boxes: Tensor, image_size: tuple[int, int], inclusive: bool) -> Tensor:
+    """Boxes ``[N, 4]`` within a picture of (height, width)."""
+    return clip_boxes_to_image(boxes, (image_size[0] - inclusive, image_size[1] - inclusive))
+
+
 def propose(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],
@@ -26,6 +37,7 @@ def propose(
     at_least: int,
     nms_threshold: float,
     least_side: float = 0.0,
+    inclusive: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Proposals of one picture, best first.
 
@@ -37,6 +49,7 @@ def propose(
     before, after : how many to keep of each level before NMS, and of all after it; levels don't suppress each other.
     at_least : how many proposals to return at the least.
     least_side : pixels that both sides of a proposal must exceed.
+    inclusive : whether boxes, anchors too, end with their last pixel.
 
     Returns
     -------
@@ -45,12 +58,12 @@ def propose(
     """
     best = [logits.topk(min(before, len(logits))) for logits in objectness]
     boxes = torch.cat(
-        [_coder.decode_single(d[b.indices], a[b.indices]) for b, d, a in zip(best, deltas, anchors, strict=True)]
+        [decoded(_coder, d[b.indices], a[b.indices], inclusive) for b, d, a in zip(best, deltas, anchors, strict=True)]
     )
     scores = torch.cat([b.values for b in best])
     levels = torch.cat([torch.full_like(b.indices, level) for level, b in enumerate(best)])
-    boxes = clip_boxes_to_image(boxes, image_size)
-    valid = (boxes[:, 2:] - boxes[:, :2] > least_side).all(1)
+    boxes = clipped(boxes, image_size, inclusive)
+    valid = (boxes[:, 2:] + inclusive - boxes[:, :2] > least_side).all(1)
     boxes, scores, levels = boxes[valid], scores[valid], levels[valid]
     kept = batched_nms(boxes, scores, levels, nms_threshold)[:after]
     if len(kept) < min(at_least, len(boxes)):

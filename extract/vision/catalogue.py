@@ -1,7 +1,7 @@
 """Detectors that people want: where their weights are, what is published of them, and how they are to be run.
 
-The conventions are read off each project's own configs, which `source` names. Nothing of it has been fetched where this
-was written, for want of a network: each reader is tested on a small checkpoint made with the names and shapes.
+The conventions are read off each project's own configs, which `source` names. Nothing of it was fetched where this was
+written, for want of a network. Each reader is tested on a small checkpoint made with the names and shapes.
 """
 
 import hashlib

@@ -158,8 +158,11 @@ def _receive(answer: Any, content: Path, about: Path, have: int) -> None:
 
 
 def _kept(content: Path, about: Path) -> tuple[int, dict[str, Any]]:
-    """How many bytes can be gone on from, and what is known of them: by what the server tells whether it has the same
-    file still (`validator`), or that they are `whole`, with the sum that it `said`."""
+    """How many bytes can be gone on from, and what is known of them.
+
+    That is by what the server tells a file from another (`validator`), or that all are there (`whole`), with the sum
+    that it `said`.
+    """
     try:
         kept, have = json.loads(about.read_text(encoding="utf-8")), content.stat().st_size
     except (OSError, ValueError):

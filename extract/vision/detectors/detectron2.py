@@ -48,8 +48,8 @@ class Detectron2Settings(WeightsSettings):
 class Detectron2Detector(Proposer):
     """A `GeneralizedRCNN` with C4 or standard RoI heads.
 
-    Raises `InputError` where detectron2 isn't installed, for a config that it can't read, that runs code or that says
-    what is not done here, and for weights that don't fit.
+    Raises `InputError` where detectron2 isn't installed, and for weights that don't fit. So it does for a config that
+    can't be read, that runs code, or that asks for what is not done here.
     """
 
     Settings = Detectron2Settings

@@ -3,9 +3,9 @@
 Files are ``{"model": state}`` or a bare state, of tensors (``.pth``, ``.safetensors``) or of NumPy arrays (``.pth``,
 detectron2's ``.pkl``), read without unpickling anything else (`manifests.unpickle`).
 
-bottom-up-attention.pytorch's converted Caffe checkpoints have other names in the head, the background first, and two
-objectness channels an anchor: `from_caffe` brings them to detectron2's order. maskrcnn-benchmark's, VinVL's among them,
-have the background first too: `from_benchmark`.
+`from_caffe` brings bottom-up-attention.pytorch's converted Caffe checkpoints to detectron2's order. They have other
+names in the head, the background first, and two objectness channels an anchor. `from_benchmark` does so with
+maskrcnn-benchmark's, VinVL's among them, which have the background first too.
 """
 
 import re

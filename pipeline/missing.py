@@ -111,7 +111,7 @@ def _is_made(path: str | Path, params: Params) -> bool:
 
 def _detector(key: str, detector: Settings, params: Params) -> Iterator[InputError]:
     if detector.name == "detectron2" and find_spec("detectron2") is None:
-        fix = "install it from its source, or use `name: rcnn` (docs/detectors.md)"
+        fix = "install it as docs/detectors.md says, or use `name: rcnn`"
         yield InputError("detectron2 isn't installed", where=key, fix=fix)
     elif detector.name == "detectron2":
         yield from _raised(partial(find_config, detector.config), f"{key}.config")

@@ -70,7 +70,7 @@ def _folder() -> Path:
         pip = [sys.executable, "-m", "pip", "--quiet", "--timeout", "20", "--retries", "1"]
         own = ["--no-deps", "--no-build-isolation", "--require-hashes"]
         _run([*pip, "download", *own, "--no-binary", ":all:", "-r", "archive.txt", "-d", "archive"], work)
-        _run([*pip, "install", *own, "--target", "new", "-r", str(_OTHERS)], work)
+        _run([*pip, "install", *own, "--use-pep517", "--target", "new", "-r", str(_OTHERS)], work)
         (archive,) = (work / "archive").iterdir()
         with tarfile.open(archive) as file:
             file.extractall(work / "sources", filter="data")

@@ -18,7 +18,7 @@ from extract.settings import BottomUpSettings, DetectionSettings
 from extract.vision.decode import DECODING
 from extract.vision.detectors import DETECTORS
 from extract.vision.detectors.base import Candidates, Proposer, read_names
-from extract.vision.rcnn.checkpoint import read_state
+from extract.vision.rcnn.checkpoint import as_tensor, read_state
 from extract.vision.weights import WeightsSettings, local_weights
 from manifests.errors import InputError
 
@@ -64,7 +64,7 @@ class TorchvisionDetector(Proposer):
     ):
         self.selection, self.device = selection, device
         weights = local_weights(settings.weights, settings.sha256)
-        state = {name: torch.as_tensor(value) for name, value in read_state(weights).items()}
+        state = {name: as_tensor(name, value, weights) for name, value in read_state(weights).items()}
         self.model, own = _built(settings, state)
         self.model.requires_grad_(False)
         _load(self.model, state, weights)
@@ -137,9 +137,8 @@ def _built(settings: TorchvisionSettings, state: Mapping[str, Tensor]) -> tuple[
         "rpn_score_thresh": settings.proposals_score,
     }
     own = {key: value for key, value in own.items() if value is not None}
-    model = getattr(detection, settings.model)(
-        weights=None, weights_backbone=None, num_classes=_COCO if classes is None else classes.numel(), **own
-    ).eval()
+    count = _COCO if classes is None else max(2, classes.numel())  # the background and something else
+    model = getattr(detection, settings.model)(weights=None, weights_backbone=None, num_classes=count, **own).eval()
     eps = settings.norm_eps
     if eps is None:
         eps = 0.0 if settings.model == "fasterrcnn_resnet50_fpn" else 1e-5

@@ -85,11 +85,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             ours = re.sub(pattern, replacement, ours)
         if ours.startswith(("backbone.", "roi_heads.", "proposal_generator.")):
             unknown.append(name)
-        try:
-            renamed[ours] = torch.as_tensor(value).float()
-        except (TypeError, ValueError, RuntimeError) as error:
-            fix = "convert it to a file of plain tensors"
-            raise InputError(f"{name} holds no numbers of torch's ({error})", where=path, fix=fix) from None
+        renamed[ours] = as_tensor(name, value, path).float()
     for pattern, told, fix in _OTHERS:
         if any(map(pattern.match, state)):
             raise InputError(f"the parameters' names are {told}", where=path, fix=fix)
@@ -114,7 +110,10 @@ def _without_copies(state: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return b is not None and torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    try:
+        return b is not None and torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    except (TypeError, ValueError, RuntimeError):  # arrays that torch has no numbers for
+        return False
 
 
 def is_benchmark(state: dict[str, Tensor]) -> bool:
@@ -168,6 +167,15 @@ def from_caffe(state: dict[str, Tensor], box_weights: Sequence[float]) -> dict[s
         if name in state:
             found[name] = state[name].roll(-1, 0)
     return found
+
+
+def as_tensor(name: str, value: Tensor | np.ndarray, path: Path) -> Tensor:
+    """A parameter as a tensor. Raises `InputError` for an array of what torch has no numbers for."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        fix = "convert it to a file of plain tensors"
+        raise InputError(f"{name} holds no numbers of torch's ({error})", where=path, fix=fix) from None
 
 
 def read_content(path: Path) -> dict[Any, Any]:

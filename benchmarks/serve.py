@@ -15,8 +15,11 @@ process of its own, and this one asks over HTTP, one request after the other:
 5. `picture`: captions for 40 images of the index.
 
 `MB` is the most memory that the process held, after 2 and at the end. Mapped files are part of it, which the system may
-take back: an index's codes and vectors. A machine that others use too makes all of it slower: `load` is its load
-average. `processor ms of each` hardly depends on that: the time of all cores that the server took for a request.
+take back: an index's codes and vectors.
+
+A machine that others use too makes all of it slower: `load` is its load average. On Linux a session gets the processors
+first after `echo -15 > /proc/self/autogroup`; `session's niceness` is that number. `processor ms of each` hardly
+depends on either: it is the time of all cores that the server took for a request.
 """
 
 import json
@@ -238,6 +241,12 @@ def measure() -> dict[str, Any]:
         process.wait()
 
 
+def niceness() -> int | None:
+    """The number that Linux schedules this session by; None where it schedules processes alone."""
+    path = Path("/proc/self/autogroup")
+    return int(path.read_text().split()[-1]) if path.exists() else None
+
+
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), required=True)
 @click.option("--rows", default=100_000)
@@ -258,6 +267,7 @@ def main(folder: Path, rows: int, out: Path | None) -> None:
         "cores": os.cpu_count(),
         "threads": threads,
         "load": load,
+        "session's niceness": niceness(),
         "images": rows,
     }
     told |= {"captions": rows * CAPTIONS, "dimensions": DIMS, **measure()}

@@ -51,7 +51,9 @@ def pictures(folder: Path, count: int, size: tuple[int, int] | None) -> list[Cap
     return rows
 
 
-def stage_seconds(folder: Path, settings: RegionSettings, batch_size: int) -> float:
+def stage_seconds(
+    folder: Path, settings: RegionSettings, batch_size: int, device: str = "cpu", readers: int = 2
+) -> float:
     """One run of the stage into an empty folder, loading the weights included."""
     places = {"out": folder / "regions", "cache": folder / "cache"}
     for place in places.values():
@@ -62,23 +64,29 @@ def stage_seconds(folder: Path, settings: RegionSettings, batch_size: int) -> fl
         manifest=folder / "manifest",
         images=folder,
         settings=settings,
+        device=device,
         batch_size=batch_size,
+        readers=readers,
         **places,
     )
     return time.perf_counter() - start
 
 
-def bare_forward(folder: Path, rows: list[CaptionedImage], settings: RegionSettings, batch_size: int):
-    """A function that runs the network alone on the pictures, batched, from memory."""
-    detector = load_detector(settings.detector, settings.selection)
+def bare_forward(
+    folder: Path, rows: list[CaptionedImage], settings: RegionSettings, batch_size: int, device: str = "cpu"
+):
+    """A function that runs the network alone on the pictures, batched, from the device's memory; gives its seconds."""
+    detector = load_detector(settings.detector, settings.selection, device)
     prepared = [detector.prepare(decode((folder / row.path).read_bytes())) for row in rows]
-    batches = [torch.stack(prepared[i : i + batch_size]) for i in range(0, len(prepared), batch_size)]
+    batches = [torch.stack(prepared[i : i + batch_size]).to(device) for i in range(0, len(prepared), batch_size)]
 
     @torch.inference_mode()
     def forward() -> float:
         start = time.perf_counter()
         for batch in batches:
             detector.candidates(batch)
+        if device != "cpu":
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     return forward
@@ -111,8 +119,15 @@ def fork_style(folder: Path, rows: list[CaptionedImage], settings: RegionSetting
     return loop
 
 
-def random_r50_c4(path: Path) -> dict[str, object]:
-    """A random R50-C4 checkpoint with 1,600 classes and 400 attributes in detectron2's format; its detector spec."""
+R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
+BOTTOM_UP = {"rule": "bottom_up", "min_boxes": 36, "max_boxes": 36}
+
+
+def random_c4(path: Path, depth: tuple[int, ...] = R50) -> dict[str, object]:
+    """A random C4 checkpoint with 1,600 classes and 400 attributes in detectron2's format; its detector spec.
+
+    `depth` says how many blocks each stage has.
+    """
     generator = torch.Generator().manual_seed(0)
     state: dict[str, torch.Tensor] = {}
 
@@ -127,7 +142,7 @@ def random_r50_c4(path: Path) -> dict[str, object]:
 
     conv("backbone.stem.conv1", 64, 3, 7)
     inside = 64
-    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), 2):
+    for stage, (blocks, width) in enumerate(zip(depth, (64, 128, 256, 512), strict=True), 2):
         prefix = f"backbone.res{stage}" if stage < 5 else "roi_heads.res5"
         for block in range(blocks):
             if block == 0:
@@ -197,9 +212,8 @@ def main(scenes: int, photos: int, repeats: int, threads: int, batch: int, out: 
                 )
             )
         if photos:
-            spec = random_r50_c4(folder / "r50.pth")
-            selection = {"rule": "bottom_up", "min_boxes": 36, "max_boxes": 36}
-            settings = TypeAdapter(RegionSettings).validate_python({"detector": spec, "selection": selection})
+            spec = random_c4(folder / "r50.pth")
+            settings = TypeAdapter(RegionSettings).validate_python({"detector": spec, "selection": BOTTOM_UP})
             (folder / "photos").mkdir()
             rows = pictures(folder / "photos", photos, (640, 480))
             results.append(

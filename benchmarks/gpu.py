@@ -5,13 +5,16 @@
 
 All data is made from a seed; nothing but this checkout is needed.
 
-- `parity`: losses, embeddings and ranks on the device against the processor's, both in float32.
+- `parity`: losses, embeddings, ranks, answers of a search and kept regions on the device against the processor's, all
+  in float32.
 - `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device: a step's
   milliseconds; its `floor`, the step's matrix products at the rate at which this card multiplies large matrices in that
   precision; `busy`, the time of all kernels as a share of the step; `read_backs`.
 - `feed`: VSRN's step in bfloat16, fed from a store by the thread that reads ahead, and from features on the device, as
   times of the step on a batch that lies there.
 - `evaluation`: seconds for the ranks of 5,000 images of 12 views and 25,000 captions, D 2,048.
+- `extraction`: pictures of 640 x 480 a second, R101-C4 with random weights at 600/1000, the whole stage and the bare
+  network on pictures that lie on the device, in float32 and bfloat16.
 - `search`: milliseconds a query, alone and among 256, for the ten best of 1 and 10 million vectors of 256 numbers.
 """
 
@@ -27,15 +30,20 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.extract import BOTTOM_UP, R101, bare_forward, pictures, random_c4, stage_seconds
 from benchmarks.feed import MadeData, MadeEpochs, write_store
 from benchmarks.search import BEST, made_candidates
 from benchmarks.step import FEATURES, PAIRS, TEXT, region_batch, run_settings, word_batch
 from eval.embeddings import Embeddings
 from eval.ranks import retrieval_ranks
 from eval.search.exact import nearest
+from extract.settings import RegionSettings
+from extract.vision.decode import decode
+from extract.vision.loading import load_detector
 from manifests.files import write_json
 from tests.train.readbacks import ReadBacks
 from train.batches import RegionBatch, WordBatch
@@ -177,6 +185,41 @@ def evaluation(device: str, images: int, views: int, dims: int) -> dict[str, flo
     return {"seconds": round(time.perf_counter() - start, 2)}
 
 
+def extraction(device: str, count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        spec, rows = random_c4(folder / "r101.pth", R101), pictures(folder, count, (640, 480))
+        for precision in ("float32", "bfloat16"):
+            settings = region_settings(spec | {"precision": precision})
+            forward = bare_forward(folder, rows, settings, 8, device)
+            forward()
+            bare, stage = forward(), stage_seconds(folder, settings, 8, device, readers=8)
+            rates = {"bare": round(count / bare, 2), "stage": round(count / stage, 2)}
+            found[precision] = rates | {"share": round(bare / stage, 3)}
+    return found
+
+
+def region_settings(spec: dict[str, Any]) -> RegionSettings:
+    return TypeAdapter(RegionSettings).validate_python({"detector": spec, "selection": BOTTOM_UP})
+
+
+def kept_regions_that_differ(device: str) -> int:
+    """Of 2 small pictures' 36 kept boxes by R50-C4, how many are another one on the device, by a pixel or more."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        settings = region_settings(random_c4(folder / "r50.pth") | {"shortest": 96, "longest": 160, "proposals_after": 64})
+        rows = pictures(folder, 2, None)
+        boxes = []
+        for where in ("cpu", device):
+            detector = load_detector(settings.detector, settings.selection, where)
+            read = [decode((folder / row.path).read_bytes()) for row in rows]
+            batch = torch.stack([detector.prepare(rgb) for rgb in read])
+            sizes = [(rgb.shape[1], rgb.shape[0]) for rgb in read]
+            boxes.append(np.stack([regions.boxes for regions in detector.detect(batch, sizes)]))
+    return int((np.abs(boxes[0] - boxes[1]).max(-1) >= 1).sum())
+
+
 def search(device: str, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         candidates, queries = made_candidates(Path(folder), count, 256)
@@ -216,7 +259,9 @@ def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         candidates, queries = made_candidates(Path(folder), 20_000, 64)
         here, there = (nearest(each, queries, BEST)[0] for each in (candidates, candidates.on(device)))
-    return {"bases": found, "ranks_that_differ": differ, "hits_that_differ": int((here != there).sum())}
+    return {"bases": found, "ranks_that_differ": differ, "hits_that_differ": int((here != there).sum())} | {
+        "regions_that_differ": kept_regions_that_differ(device)
+    }
 
 
 @click.command()
@@ -235,6 +280,7 @@ def main(device: str, small: bool, repeats: int, images: int, out: Path | None) 
                 "evaluation": lambda: evaluation(device, 5000, 12, 2048),
                 "feed": lambda: feed(device, images),
                 "steps": lambda: steps(device, repeats),
+                "extraction": lambda: extraction(device, 64),
                 "search, 1 million": lambda: search(device, 10**6),
                 "search, 10 million": lambda: search(device, 10**7),
             }

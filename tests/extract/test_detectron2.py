@@ -355,6 +355,7 @@ def test_an_entry_of_the_catalogue_says_what_its_config_does(name: str, tmp_path
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
 
 
+@pytest.mark.slow
 def test_stores_of_the_three_detectors_are_checked_compared_described_and_trained_on(
     plain: Case, tmp_path: Path
 ) -> None:

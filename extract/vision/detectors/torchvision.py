@@ -138,7 +138,8 @@ def _built(settings: TorchvisionSettings, state: Mapping[str, Tensor]) -> tuple[
     }
     own = {key: value for key, value in own.items() if value is not None}
     count = _COCO if classes is None else max(2, classes.numel())  # the background and something else
-    model = getattr(detection, settings.model)(weights=None, weights_backbone=None, num_classes=count, **own).eval()
+    with torch.device("meta"):  # the weights take the place of all that would be drawn
+        model = getattr(detection, settings.model)(weights=None, weights_backbone=None, num_classes=count, **own).eval()
     eps = settings.norm_eps
     if eps is None:
         eps = 0.0 if settings.model == "fasterrcnn_resnet50_fpn" else 1e-5
@@ -162,7 +163,7 @@ def _built(settings: TorchvisionSettings, state: Mapping[str, Tensor]) -> tuple[
 def _load(model: nn.Module, state: Mapping[str, Tensor], weights: Path) -> None:
     """Raises `InputError` that lists missing and unexpected parameters and wrong shapes."""
     try:
-        model.load_state_dict(state)
+        model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     except RuntimeError as error:
         told = " ".join(str(error).split())
         raise InputError(told, where=weights, fix="use the `model` that the weights are of") from None

@@ -49,11 +49,11 @@ def search_regions(
     if row is not None and row not in means.failures:
         query = vectors[row]
     elif digest is None:
-        told = "it has no regions" if row is not None else "neither a file nor the id of an image of the data set"
-        raise InputError(told, where=picture, fix="give a file")
+        reason = "it has no regions" if row is not None else "neither a file nor the id of an image of the data set"
+        raise InputError(reason, where=picture, fix="give a file")
     elif settings is None:
-        told = f"the regions of {dataset} were imported: no detector for it is known"
-        raise InputError(told, where=path, fix="search with a picture of the data set")
+        reason = f"the regions of {dataset} were imported: no detector for it is known"
+        raise InputError(reason, where=path, fix="search with a picture of the data set")
     else:
         reader = PictureReader(settings, means.store.recipe, device=device)
         query = means.vector(reader.read(path, str(path)).features)

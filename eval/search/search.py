@@ -116,8 +116,8 @@ class Searcher:
         if path is not None and not os.path.isfile(path):
             row = self.index.manifest.row_of(str(picture))
             if row is None:
-                told = "neither a file nor the id of an image of the index"
-                raise InputError(told, where=picture, fix="check its name")
+                reason = "neither a file nor the id of an image of the index"
+                raise InputError(reason, where=picture, fix="check its name")
             return Picture(str(picture), row)
         name = "the picture" if path is None else str(path)
         row = self.index.manifest.row_of_digest(hashlib.sha256(picture).hexdigest() if path is None else sha256(path))

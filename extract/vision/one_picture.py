@@ -30,8 +30,8 @@ class PictureReader:
     def __init__(self, settings: RegionSettings, recipe: dict[str, Any], *, device: str = "cpu"):
         if settings.boxes:
             fix = "search with words, or extract the data set's regions without `boxes: given`"
-            told = "the data set's boxes were given, and a picture of no data set has none"
-            raise InputError(told, where="datasets.D.regions.boxes", fix=fix)
+            reason = "the data set's boxes were given, and a picture of no data set has none"
+            raise InputError(reason, where="datasets.D.regions.boxes", fix=fix)
         self._settings, self._detector = settings, load_detector(settings.detector, settings.selection, device)
         ours = {"detector": self._detector.recipe, **settings.choice}
         theirs = {name: recipe.get(name) for name in ours}

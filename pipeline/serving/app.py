@@ -143,8 +143,8 @@ def _file(path: Path) -> Callable[[], Awaitable[FileResponse]]:
 async def _body(request: Request) -> bytes:
     """A request's body, of which no more is read than may be sent."""
     too_large = _Refused(413, f"the picture has more than {MOST_BYTES:,} bytes", "body", "send a smaller picture")
-    told = request.headers.get("content-length", "0")
-    if not told.isdecimal() or int(told) > MOST_BYTES:
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > MOST_BYTES:
         raise too_large
     parts, size = [], 0
     async for part in request.stream():
@@ -178,8 +178,8 @@ def _refusals(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         wrong = [(".".join(map(str, one["loc"][1:])) or "request", one["msg"]) for one in error.errors()]
-        told = "; ".join(f"{name}: {message}" for name, message in wrong)
-        return refuse(422, Refusal(error=told, where=wrong[0][0], fix="send what /api/openapi.json states"))
+        reason = "; ".join(f"{name}: {message}" for name, message in wrong)
+        return refuse(422, Refusal(error=reason, where=wrong[0][0], fix="send what /api/openapi.json states"))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

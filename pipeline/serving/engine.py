@@ -96,8 +96,8 @@ class ServedIndex:
         manifest = self.searcher.index.manifest
         for row in rows:
             if row >= len(manifest):
-                told = f"there is no row {row}: the index has {len(manifest):,} images"
-                raise InputError(told, where=self.name, fix="take the rows of an answer")
+                reason = f"there is no row {row}: the index has {len(manifest):,} images"
+                raise InputError(reason, where=self.name, fix="take the rows of an answer")
         pictures = [Picture(manifest.images[row].id, row) for row in rows]
         return _matched(self.searcher.match([text], pictures), rows)
 

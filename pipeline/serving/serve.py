@@ -70,6 +70,6 @@ def open_indexes(params: Params, indexes: Sequence[Path], device: str) -> list[S
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        told = " | ".join(f"{error.where}: {error.what}. Fix: {error.fix}" for error in refused)
-        raise InputError(told, where=f"{len(refused)} indexes", fix="mend each, or leave it out")
+        reason = " | ".join(f"{error.where}: {error.what}. Fix: {error.fix}" for error in refused)
+        raise InputError(reason, where=f"{len(refused)} indexes", fix="mend each, or leave it out")
     return served

@@ -3,6 +3,7 @@
 
 const TYPING = 80; // ms without a key before a text is searched
 const RESTING = 250; // ms without a key before its words' regions are asked for
+const SLOW = 600; // ms after which the page says that it waits
 const PAGE = 12; // hits at first
 const COLOURS = 8; // of serve.css
 
@@ -42,12 +43,14 @@ async function search(what, { keep = false } = {}) {
   running = new AbortController();
   const mine = running;
   document.body.classList.add("busy");
+  const slow = setTimeout(() => (at("status").textContent = "Searching …"), SLOW);
   try {
     if (typeof what === "string") await searchText(what);
     else await searchPicture(what);
   } catch (error) {
     if (error.name !== "AbortError" && mine === running) refuse(error);
   } finally {
+    clearTimeout(slow);
     if (mine === running) document.body.classList.remove("busy");
   }
 }

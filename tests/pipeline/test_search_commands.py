@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -508,6 +509,14 @@ def test_many_at_once_get_their_own_answers(server: Server):
     alone = [server.get("/api/search", text=text, count=3) for text in texts]
     assert [found["query"] for found in together] == texts
     assert [found["hits"] for found in together] == [found["hits"] for found in alone]
+
+
+def test_a_server_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "pipeline.serving.app", raising=False)
+    monkeypatch.delattr("pipeline.serving.app", raising=False)
+    found = selfalign("serve", "camera-demo", "--port", "0")
+    assert found.exit_code == 1 and "fastapi isn't installed" in found.output and "selfalign[serve]" in found.output
 
 
 def test_what_can_not_be_served_is_one_line(tmp_path: Path):

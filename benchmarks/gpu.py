@@ -208,7 +208,9 @@ def kept_regions_that_differ(device: str) -> int:
     """Of 2 small pictures' 36 kept boxes by R50-C4, how many are another one on the device, by a pixel or more."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        settings = region_settings(random_c4(folder / "r50.pth") | {"shortest": 96, "longest": 160, "proposals_after": 64})
+        settings = region_settings(
+            random_c4(folder / "r50.pth") | {"shortest": 96, "longest": 160, "proposals_after": 64}
+        )
         rows = pictures(folder, 2, None)
         boxes = []
         for where in ("cpu", device):

@@ -258,4 +258,5 @@ def _next(name: str, look: Look, run: str | None, lacking: str | None, evaluated
         lines += [f"  dvc repro train@{run}  # not evaluate@{run}: no image is in the split {evaluated}"]
     lines += [f"  selfalign index {run} {name}"]
     words = " ".join(look.captions[0].split()[:12])
-    return [*lines, f"  selfalign search --index {places.index(run, name)} {shlex.quote(words)}"]
+    lines += [f"  selfalign search --index {places.index(run, name)} {shlex.quote(words)}"]
+    return [*lines, f"  selfalign serve {run}-{name}  # a page that searches while one types"]

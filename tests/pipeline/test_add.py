@@ -102,6 +102,7 @@ def test_karpathys_json_with_its_splits(project: Path, pictures: Path) -> None:
         "36 an image of 1,280 numbers",
         "dvc repro evaluate@mine-vse-infinity",
         "selfalign index mine-vse-infinity mine",
+        "selfalign serve mine-vse-infinity-mine",
     ):
         assert told in output
 

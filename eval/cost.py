@@ -1,5 +1,5 @@
-"""What retrieval costs with one model on this machine: encoding an item, searching for a query, and what scoring every
-pair by cross-attention, or by ALADIN's teacher, would take. All are measured in one run, in turn.
+"""What retrieval costs with one model on this machine: the time of encoding an item, of searching for a query, and of
+scoring every pair. Pairs are scored by cross-attention, or by ALADIN's teacher. All are measured in one run, in turn.
 
 Timings change each time, so they are no metric of a DVC stage: `selfalign cost RUN` prints them and writes a file.
 Candidates are synthetic vectors of the model's size: what a product costs doesn't depend on what is multiplied.
@@ -47,16 +47,16 @@ def run(
 ) -> dict[str, Any]:
     """Measure the run `name`; gives the figures below, and writes them to `out`.
 
-    `rerank` candidates are scored by the teacher in mode `reranked`; `figures` is the run's `figures.json`, whose
-    R@sum stand beside the times; `pieces` and `text_features` are as in `eval.evaluate.run`.
+    In mode `reranked` the teacher scores `rerank` candidates. `figures` is the run's `figures.json`, whose R@sum stand
+    beside the times. `pieces` and `text_features` are as in `eval.evaluate.run`.
 
     Returns
     -------
-    `encode_ms` of an image and a caption in batches of 128, and of a caption alone; `search_ms` and
-    `cross_attention_ms` a query by number of candidates; `times` the second is the first; `pair_us`, what
-    cross-attention takes a pair; and the sizes: `dims`, `views`, `regions`, `words`. `made` says on which machine.
-    `modes`: for each way to search (`eval.modes`; for a run without ALADIN `student` alone) `query_ms`, what one
-    caption takes among the split's images, `times` the student's, and `rsum` from `figures`. Medians of `repeats`.
+    `encode_ms` of an image and a caption in batches of 128, and of a caption alone. `search_ms` and
+    `cross_attention_ms` a query by number of candidates, and how many `times` the first the second is. `pair_us` of
+    cross-attention. The sizes `dims`, `views`, `regions`, `words`. `made` says on which machine. `modes` has each way
+    to search (`eval.modes`; without ALADIN `student` alone): `query_ms` of one caption among the split's images,
+    `times` the student's, and `rsum` from `figures`. All are medians of `repeats`.
     """
     data = RetrievalData(manifest, regions, tokens, split, pieces=pieces, text_features=text_features)
     require_recipe(model, data)

@@ -14,8 +14,9 @@ TEMPERATURE = 9.0
 def cross_attention_scores(regions: Tensor, words: Tensor) -> Tensor:
     """The scores `[N]` of one caption's words `[T, D]` with the regions `[N, R, D]` of N images, all of unit length.
 
-    Section 3.1: attention over regions is the softmax of 9 times their similarities to a word, cut at zero (a leaky
-    cut of slope 0.1, as published) and normalised over words; a word's score is its cosine with the attended regions.
+    Section 3.1: attention over regions is the softmax of 9 times their similarities to a word. These are cut at zero (a
+    leaky cut of slope 0.1, as published) and normalised over words. A word's score is its cosine with the attended
+    regions.
     """
     similarity = F.normalize(F.leaky_relu(regions @ words.T, 0.1), dim=2)
     attended = torch.softmax(TEMPERATURE * similarity, dim=1).transpose(1, 2) @ regions

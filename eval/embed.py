@@ -25,8 +25,8 @@ def embed(model: nn.Module, data: RetrievalData, batch_size: int, *, run: str, q
 class EmbeddingCollector:
     """Collects the embeddings of a split.
 
-    What is the same, a picture's bytes or a caption's text, gets one embedding: the place in a batch moves an
-    embedding's last bits, and equals must tie.
+    Equal pictures, by their bytes, and equal captions get one embedding: the place in a batch moves last bits, and
+    equals must tie.
     """
 
     def __init__(self, data: RetrievalData):

@@ -79,7 +79,7 @@ class Embeddings:
         return self.block_there(images, captions, precision).cpu().numpy()
 
     def block_there(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> torch.Tensor:
-        """The same, left on the device."""
+        """The same embeddings, left on the device."""
         dims = self.pooled.shape[2]
         read, views, context = (
             tensor(array, precision).to(self.device)

@@ -1,5 +1,5 @@
-"""Three ways to search with one model: by its vectors, by the word-region scores that they were distilled from, and by
-the vectors first and the scores among their best (ALADIN, docs/methods-compared.md).
+"""Three ways to search with one model (ALADIN, docs/methods-compared.md): by its vectors, by the word-region scores
+that they were distilled from, and by these scores among the best of the vectors.
 
 N images, C captions; ranks as in `eval.ranks`.
 """

@@ -1,9 +1,9 @@
 """NDCG: how good a ranking is where relevance has degrees (Järvelin & Kekäläinen, 2002; ALADIN's second metric).
 
 Gains are `2^relevance - 1`, discounts `log2(place + 1)`, places from 1, cut off at K. Relevance is how alike captions
-are (Messina et al., ALADIN, 2022, section 4.2): of a caption c and an image i, ROUGE-L of c with i's own captions; of
-two images, the greatest of the one's captions with the other. So an image that would do as well as the right one counts
-nearly as much. N images, C captions, K results.
+are (Messina et al., ALADIN, 2022, section 4.2). Of a caption c and an image i it is ROUGE-L of c with i's own captions.
+Of two images it is the greatest of the one's captions with the other. So an image that would do as well as the right
+one counts nearly as much. N images, C captions, K results.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """The rank of the right answer, by counting (docs/evaluation.md, "Protocol").
 
-A rank is the number of candidates scored higher, plus those tied with a lower index: the lower index wins a tie, so
-that the rank of equal scores is the same on every machine. No row is sorted. `ranks` takes a matrix at hand,
-`retrieval_ranks` embeddings: both directions from one product, a block at a time. Q queries, N images, C captions.
+A rank is the number of candidates scored higher, plus those tied with a lower index. The lower index wins a tie, so
+ranks are the same on every machine. No row is sorted. `ranks` takes a matrix at hand, `retrieval_ranks` embeddings:
+both directions from one product, a block at a time. Q queries, N images, C captions.
 """
 
 from collections.abc import Callable, Sequence

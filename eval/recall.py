@@ -65,8 +65,8 @@ def fold_recalls(scores: Scores, image_of: np.ndarray, folds: int) -> dict[str, 
 
 
 def chance_recalls(captions_per_image: Sequence[int]) -> dict[str, float]:
-    """The expected recalls of a random order, exactly: a query with m of n candidates relevant finds one among the
-    first k with probability 1 − C(n−m, k)/C(n, k). Same keys as `recalls`, without the rank figures."""
+    """Compute the expected recalls of a random order exactly. A query with m of n candidates relevant finds one among
+    the first k with probability 1 − C(n−m, k)/C(n, k). Same keys as `recalls`, without the rank figures."""
     counts = np.asarray(captions_per_image)
     images, captions = len(counts), int(counts.sum())
     table = {}

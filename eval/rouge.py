@@ -1,8 +1,8 @@
 """How alike captions are: ROUGE-L, the F-measure of the longest common subsequence of words (Lin, 2004).
 
-As the COCO captions' evaluation and ALADIN have it: words are what white space divides, in lower case; recall weighs
-β = 1.2; a caption meets an image's captions together, and the largest precision and the largest recall may come from
-two of them. COCO's test captions have 625 million pairs: here a caption meets all C others at once by the bit-parallel
+As the COCO captions' evaluation and ALADIN have it: words are what white space divides, in lower case, and recall
+weighs β = 1.2. A caption meets an image's captions together: the largest precision and the largest recall may come from
+two of them. COCO's test captions have 625 million pairs. So a caption meets all C others at once, by the bit-parallel
 algorithm of Hyyrö (2004), one 64-bit word a caption.
 """
 

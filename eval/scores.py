@@ -1,10 +1,10 @@
 """What ranks are counted from: scores of images and captions, a block at a time, exactly where it matters.
 
-A matrix product rounds differently with every library, number of threads and block size, so two candidates that are
-equal, or nearly so, may change places from one machine to the next. So a score has two forms: `block`, fast and off by
-at most `tolerance`, and `exact`, in float64, for the few pairs that `block` can't tell apart. Exact scores within `tie`
-of each other count as equal. As what is found doesn't depend on it, a block may be as coarse as bfloat16, where the
-processor multiplies that faster. N images, C captions.
+A matrix product rounds differently with every library, number of threads and block size. Two candidates that are equal,
+or nearly so, may change places from one machine to the next. So a score has two forms: `block`, fast and off by at most
+`tolerance`, and `exact`, in float64, for the few pairs that `block` can't tell apart. Exact scores within `tie` of each
+other count as equal. As what is found doesn't depend on it, a block may be as coarse as bfloat16, where the processor
+multiplies that faster. N images, C captions.
 """
 
 import time

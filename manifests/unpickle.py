@@ -303,7 +303,7 @@ def _bytes(unpickler: Unpickler, *arguments: Any) -> bytes:
 
 
 def _dict(unpickler: Unpickler, pairs: Any = (), *_: Any) -> dict:
-    """An OrderedDict, or a defaultdict of whatever."""
+    """Build an OrderedDict, or a defaultdict of any factory, as a plain dictionary."""
     pairs = () if isinstance(pairs, Name) else pairs
     if not isinstance(pairs, list | tuple) or not all(isinstance(x, list | tuple) and len(x) == 2 for x in pairs):
         raise Refused("a dictionary of no pairs")

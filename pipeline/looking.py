@@ -41,7 +41,7 @@ _BOXES = 200  # images whose boxes must fit into their pictures
 
 @dataclass(frozen=True)
 class Look:
-    """What there is.
+    """The pictures and captions that were found.
 
     source, regions : the sections of the data set's entry.
     entries : its images, checked.

@@ -21,7 +21,7 @@ import click
 ROOT = Path(__file__).parents[1]
 MOST = 25
 NOUNS = """
-accuracy adam address affinity alignment anchor annotation argument array artifact attention attribute average axis
+accuracy adam address context dependency detection megabyte temperature affinity alignment anchor annotation argument array artifact attention attribute average axis
 backbone bag bar base batch benchmark bit block box bucket bundle byte cache caption card cell chance change chart
 checkpoint checksum chunk class client cluster code codebook colour column command comment commit concept
 correspondence cosine cost count croissant csv curve cusa data dataset default detector dictionary digest dimension
@@ -107,13 +107,14 @@ def _markdown(text: str) -> Iterator[tuple[int, str, bool]]:
 
 
 def _docstrings(text: str) -> Iterator[tuple[int, str, bool]]:
-    """Docstrings, a paragraph each, of which the first has the first line."""
+    """Docstrings, a paragraph or a parameter each, of which the first has the first line."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring:
                 line = node.body[0].lineno
-                for place, part in enumerate(docstring.split("\n\n")):
+                parts = re.split(r"\n\n|\n-+\n|\n(?=[a-z_][\w, ]* : )", docstring)
+                for place, part in enumerate(parts):
                     if not re.match(r"\s{4}", part):
                         yield line, part, place == 0 and not isinstance(node, ast.Module)
 

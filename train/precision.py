@@ -30,7 +30,7 @@ def multiplied_in(precision: Precision) -> Iterator[None]:
 
 
 def autocast_to(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """Autocast to bfloat16 where the precision is that."""
+    """The context in which operations run in bfloat16, where the precision says so."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 

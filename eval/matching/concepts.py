@@ -1,8 +1,8 @@
 """Which concept, an entry of a codebook, each word and each region is nearest to.
 
-The codebook is that of concept alignment (`train.losses.lca`) or, without it, of the concept bag. In training a
-region's assignment is spread by Sinkhorn-Knopp over the batch that it is in; here it is the entry of the highest
-cosine, which depends on nothing but the region.
+The codebook is that of concept alignment (`train.losses.lca`) or, without it, of the concept bag. In training
+Sinkhorn-Knopp spreads a region's assignment over its batch. Here it is the entry of the highest cosine, which depends
+on the region alone.
 """
 
 from collections.abc import Sequence

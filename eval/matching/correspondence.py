@@ -1,13 +1,13 @@
 """Which region each word of a caption matches, and how often that is the object which the word means.
 
-A word matches the region of its image with the highest cosine between the unit-length locals of the encoders (words
-and regions as projected, before they see their context): the correspondence that the concept-level loss is built on
-(docs/method.md). A word of several pieces has the mean of their cosines; one whose pieces were all cut off
-matches none. Where the data set says which object a word means (`manifests.grounding`), the match is
-right if, of all true objects, that one overlaps the region most and by an IoU of at least 0.5. Chance is the expected
-accuracy of picking a region of the image uniformly; the ceiling is the share of words with any right region.
-A colour shows in a part of an object as well as in all of it: the pointing game (Zhang et al., ECCV 2016) asks only
-that the region's centre lie in the box of an object that the word is true of.
+A word matches the region of its image with the highest cosine between unit-length locals of the encoders. Words and
+regions are as projected, before they see their context: the concept-level loss is built on that (docs/method.md). A
+word of several pieces has the mean of their cosines; one whose pieces were all cut off matches none. Where the data set
+says which object a word means (`manifests.grounding`), the match is right if, of all true objects, that one overlaps
+the region most and by an IoU of at least 0.5. Chance is the expected accuracy of picking a region of the image
+uniformly; the ceiling is the share of words with any right region. A colour shows in a part of an object as well as in
+all of it: the pointing game (Zhang et al., ECCV 2016) asks only that the region's centre lie in the box of an object
+that the word is true of.
 
 Where the model has a codebook, each word also has its concept (`eval.matching.concepts`), from its pieces likewise.
 """

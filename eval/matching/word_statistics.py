@@ -1,8 +1,8 @@
 """What a run's words match and which concepts are in use, as figures: `runs/R/correspondence.json`.
 
-A word and the region that it matches agree if both are nearest to the same entry of the codebook; chance is the share
-of its image's regions that are. Entropy is that of the entries' use, in bits; 2 to its power, `effective`, is how many
-entries used alike would have it.
+A word agrees with the region that it matches if both are nearest to one entry of the codebook. Chance is the share of
+its image's regions that are nearest to it. Entropy is that of the entries' use, in bits; 2 to its power, `effective`,
+is how many entries used alike would have it.
 """
 
 from collections import Counter
@@ -18,10 +18,10 @@ MOST_FREQUENT = 5
 def correspondence_figures(pairs: Pairs) -> dict:
     """`{parts_of_speech: {tag: ...}}` and, with a codebook, `concepts`.
 
-    Of a part of speech: `words`, `different` (word forms), mean `cosine` with the matched region; where the truth is
-    known `accuracy`, `chance` and so on of the `known` words; with a codebook `agreement`, `agreement_chance` and
-    `usage`. Of `concepts`: `size`, the same for all words, and for all regions, and `entries`, those in use by how
-    often, with their most frequent words and region labels, and the agreement of their words.
+    Of a part of speech: `words`, `different` (word forms) and mean `cosine` with the matched region. Where the truth is
+    known, `accuracy`, `chance` and so on of the `known` words. With a codebook, `agreement`, `agreement_chance` and
+    `usage`. Of `concepts`: `size`, the same figures for all words and all regions, and `entries`. Each entry in use has
+    its most frequent words and region labels, and the agreement of its words.
     """
     matches, judged, concepts = pairs.matches, pairs.judged, pairs.concepts
     agree, expected = _agreement(pairs) if concepts is not None else (None, None)

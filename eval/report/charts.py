@@ -22,8 +22,8 @@ def colour(index: int) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: points without a value are left out; `mark` is the x of a point to set a dot on, `ranges`
-    the ends of each point's interval, which all points then have."""
+    """One line of a chart, without the points that have no value. `mark` is the x of a point to set a dot on. `ranges`
+    are the ends of each point's interval; all points have one, or none."""
 
     name: str
     colour: str
@@ -82,7 +82,7 @@ def line_chart(
     lines: Sequence[Line], *, label: str, x_name: str = "epoch", log: bool = False, named: bool = False
 ) -> str:
     """An SVG of `lines` on shared axes, empty where no two points differ in x. `label` says what it shows to who can't
-    see it. With `log` the points are evenly apart by factors, and each has its own tick and dot; with `named` each line
+    see it. With `log` the points are evenly apart by factors, and each has its own tick and dot. With `named` each line
     has its name at its end."""
     points = {line.name: [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None] for line in lines}
     every = [point for line in points.values() for point in line]
@@ -118,8 +118,8 @@ def line_chart(
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
-    """Heights of names moved apart until no two are nearer than `LINE`, each as near to its own as the others let it;
-    all within the chart as far as they fit."""
+    """Move the heights of names apart until no two are nearer than `LINE`, each as near to its own as the others let
+    it. All stay within the chart as far as they fit."""
     order = sorted(range(len(heights)), key=lambda place: heights[place])
     blocks: list[list[float]] = []  # of names that touch: the middle that each wants for the block, and how many
     for place in order:

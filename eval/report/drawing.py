@@ -1,8 +1,8 @@
 """A caption's words and the regions they matched, as coloured text and as SVG over the picture.
 
-Words that mean the same object share a colour where the data set knows the objects; elsewhere each noun, adjective and
-verb has its own (each longer word, where parts of speech aren't known). Words that match one region share its box. It
-is drawn solid where the region is the object that one of them means, dashed where it isn't, thin where nobody knows.
+Words that mean the same object share a colour where the data set knows the objects. Elsewhere each noun, adjective and
+verb has its own, or each longer word without parts of speech. Words that match one region share its box. It is drawn
+solid where the region is the object that one of them means, dashed where it isn't, thin where nobody knows.
 """
 
 from collections.abc import Sequence
@@ -65,8 +65,8 @@ def caption_html(text: str, words: Sequence[Mark]) -> str:
 
 @dataclass(frozen=True)
 class Placed:
-    """The words that matched one region: its box in pixels (x1, y1, x2, y2), and of each word whether the region is
-    the object that it means (None where that isn't known)."""
+    """The words that matched one region, and its box in pixels (x1, y1, x2, y2). `right` says of each word whether the
+    region is the object that it means; None where that isn't known."""
 
     box: np.ndarray
     words: tuple[Mark, ...]
@@ -98,8 +98,8 @@ def place(
 
 @dataclass(frozen=True)
 class Drawing:
-    """Regions over one picture: the SVG, the picture's width over height, and how many of the words are right
-    (None where that isn't known) out of how many."""
+    """Regions over one picture: the SVG, the picture's width over height, and how many of the words are right; None
+    where that isn't known."""
 
     svg: str
     aspect: float

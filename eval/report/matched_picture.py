@@ -38,8 +38,8 @@ def draw_regions(axes: Axes, picture: np.ndarray, placed: Sequence[Placed]) -> N
 
 
 def write_caption(figure: Figure, text: str, words: Sequence[Mark], *, left: float, top: float) -> float:
-    """Write a caption with coloured words from (left, top), shares of the figure's sides, wrapped at its right end;
-    gives the height of its last line."""
+    """Write a caption with coloured words from (left, top), shares of the figure's sides, wrapped at its right end.
+    Gives the height of its last line."""
     colours = {}
     for mark in words:
         colours |= dict.fromkeys(range(mark.start, mark.end), WORD_COLOURS[mark.colour])

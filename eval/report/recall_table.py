@@ -25,7 +25,7 @@ _DRAWN = ("i2t", "i2t_images", "t2i", "caption_image")
 
 
 def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
-    """Every run's R@sum and recalls with their intervals, the difference to the first run, and correspondence; `best`
+    """Every run's R@sum and recalls with their intervals, the difference to the first run, and correspondence. `best`
     names the columns where a run's interval lies above what every other run reaches."""
     rows = []
     for place, run in enumerate(runs):

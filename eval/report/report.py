@@ -1,8 +1,8 @@
 """The report stage: a page for each comparison, that is each data set with its runs, and one figure for a README.
 
-`index.html` is the page of the first data set, `D.html` that of each other one; every page holds all it needs (style,
-script, photographs, charts) and asks no network for anything. `overview.png` shows R@sum and one matched picture of
-the first data set.
+`index.html` is the page of the first data set, `D.html` that of each other one. Every page holds all it needs (style,
+script, photographs, charts) and asks no network for anything. `overview.png` shows R@sum and one matched picture of the
+first data set.
 """
 
 import logging

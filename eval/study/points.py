@@ -27,8 +27,8 @@ _SHOWN = ("rsum", *RECALLS)
 class Point:
     """A run of a study.
 
-    `key` is the fingerprint of all that decides its figures, `chooses` the option that it stands for where it helps
-    to choose values: such a run is judged by the validation split alone.
+    `key` is the fingerprint of all that decides its figures. `chooses` is the option that it stands for where it helps
+    to choose values: the validation split alone judges such a run.
     """
 
     row: str

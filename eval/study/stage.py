@@ -2,7 +2,7 @@
 
 Writes `studies/S/points.jsonl`, a line a run, and `studies/S/table.csv`, a line a row (`eval.study.table`). First the
 validation split chooses the values that are to be chosen, row by row; then every row is trained with every seed. A run
-that is done stays done: a killed study goes on, one more seed trains one run more a row, and a run that another study
+that is done stays done: a killed study goes on, and one more seed trains one run more a row. A run that another study
 or `train@R` trained comes out of the cache of runs. Processes that are given the same study share its runs out.
 """
 

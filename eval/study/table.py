@@ -30,8 +30,8 @@ def table(settings: StudySettings, told: Mapping[str, Sequence[Figures]], chosen
     told : of every row the figures of its seeds, in the order of `settings.seeds`.
     chosen : of every row that has some, the values that the validation split chose.
 
-    `low` and `high` are the 95 % interval over the split's images where there is one seed, one deviation about the mean
-    where there are several. `gain` is the mean difference of R@sum to the row `against`, seed by seed.
+    With one seed `low` and `high` are the 95 % interval over the split's images, with several one deviation about the
+    mean. `gain` is the mean difference of R@sum to the row `against`, seed by seed.
     """
     rows = []
     for name, row in settings.table.items():

@@ -181,7 +181,7 @@ class Comparison:
         }
 
     def text(self) -> str:
-        """The comparison for a terminal."""
+        """The comparison as text for a terminal."""
         n = self.summary()
         order = "" if self.same_order else ", in another order"
         lines = [f"A        {self.a}", f"B        {self.b}"]

@@ -316,7 +316,7 @@ def damaged(root: Path) -> Iterator[Path]:
 
 
 def _spread(rows: dict[str, Place]) -> dict[str, Place]:
-    """Some of many, evenly."""
+    """Take some items of many, evenly spread."""
     digests = sorted(rows)
     step = max(1, len(digests) // _SAMPLE)
     return {digest: rows[digest] for digest in digests[::step][:_SAMPLE]}

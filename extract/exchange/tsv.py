@@ -177,7 +177,7 @@ class NumberType:
                 self.end(where)
 
     def end(self, where: str) -> None:
-        """Judge what was seen."""
+        """Decide the format by the rows that were read."""
         self._looks, seen = False, self._seen
         if seen and (other := other_type(np.concatenate(seen))):
             raise InputError(

@@ -53,8 +53,8 @@ class TableWriter:
 class Table:
     """A table of `table_writer`. Opening it reads its footer; `checked` reads all of it.
 
-    Pages that were read are given back to the system as soon as another record batch is asked for, so that reading a
-    whole table takes the memory of one batch.
+    Pages that were read go back to the system as soon as another record batch is asked for. So reading a whole table
+    takes the memory of one batch.
 
     Parameters
     ----------

@@ -19,8 +19,8 @@ def progress(
     scale: bool = False,
     quiet: bool = False,
 ) -> "tqdm[T]":
-    """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`;
-    no bar at all where it is to be `quiet`. `scale` writes large numbers short: 1.2G of unit B."""
+    """Wrap `items` (or count up to `total` by hand with ``.update(n)``) in a bar named `what`, counted in `unit`. There
+    is no bar where it is to be `quiet`. `scale` writes large numbers short: 1.2G of unit B."""
     live = sys.stderr.isatty()
     return tqdm(
         items,

@@ -3,7 +3,7 @@
 `images.arrow` has a row an image: id, split, path, sha256 (32 bytes), width, height. `captions.arrow` has a row a
 caption: the number of its image's row, its id (COCO's, else null), its text; images follow each other as in the first.
 What changes a caption so leaves the first table as it is, and with it all that is made of pictures. An image's number
-instead of its id takes a third of the room, and a caption's owner and an image's captions are found without an index.
+takes a third of its id's room. A caption's owner and an image's captions are found without an index.
 
 Both writing and reading check every row.
 """

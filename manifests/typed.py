@@ -102,8 +102,8 @@ class Written(BaseModel):
 def read_checked(path: Path, kind: type[T], *, fix: str) -> tuple[T, Any]:
     """The value of a JSON file as `kind` (a `Written`, or another type that pydantic knows), and as it stands there.
 
-    Raises InputError, with `fix`, for a file that can't be read, that isn't JSON, or that has a value of another type:
-    it names the file and the first such key.
+    Raises InputError, with `fix`, for a file that can't be read, that isn't JSON, or that has a value of another type.
+    The error names the file and the first such key.
     """
     value = parse_json(read_utf8(path), path=path, fix=fix)
     return checked(value, kind, where=path, fix=fix), value

@@ -24,8 +24,8 @@ _RUN = re.compile("train-(.+)-[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file or folder of unfinished work; what is locked while somebody works there; its bytes, the days since it was
-    last written to, the work it is of."""
+    """A file or folder of unfinished work. `of` is locked while somebody works there. Then come its bytes, the days
+    since it was last written to, and the work it is of."""
 
     path: Path
     of: Path

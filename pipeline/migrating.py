@@ -1,7 +1,7 @@
 """`selfalign migrate`: a project of an older main goes on with this one, and nothing is extracted again.
 
 What an older project extracted enters the cache, and today's stores are put together from there. First all of it is
-made beside the project; only when nothing is in the way do `params.yaml` and the data sets' folders change, and DVC is
+made beside the project. Only when nothing is in the way do `params.yaml` and the data sets' folders change, and DVC is
 told (`dvc commit`). Runs are another matter: their bases compute as published now, so that `dvc repro` trains them.
 """
 

@@ -21,21 +21,22 @@ import click
 ROOT = Path(__file__).parents[1]
 MOST = 25
 NOUNS = """
-accuracy adam address context dependency detection megabyte temperature affinity alignment anchor annotation argument array artifact attention attribute average axis
+accuracy adam address affinity alignment anchor annotation argument array artifact attention attribute average axis
 backbone bag bar base batch benchmark bit block box bucket bundle byte cache caption card cell chance change chart
-checkpoint checksum chunk class client cluster code codebook colour column command comment commit concept
-correspondence cosine cost count croissant csv curve cusa data dataset default detector dictionary digest dimension
-directory document download dtype embedding encoder encoding ensemble entry epoch error evaluation example exchange
-exit factor feature field figure file fingerprint fold folder form format forward fraction function gain gpu gradient
-graph group hash head header help hdf5 hit id image import index input instance interval item iou job json key kind
-label language layer length licence line link list location lock log loss machine manifest map mark markdown mask
-matrix mean measure memory message metadata metric mistake mode model module moment name ndcg negative network noise
-norm number object option order output package page pair parameter part path phrase picture piece pipeline pixel place
-plot pool position product progress project proposal query rank rate ratio recall recipe record region registry report
-repository request result roi row rule run sample scale scene schema score script search seed sentence server set
-setting shape shard share side size space spacy speech speed split stage state stem step store stream string study
-style sum table task tensor term test text thread threshold tick time token tokenizer tolerance training transformer
-tree triplet type unit url value vector verdict version view vocabulary weight width word worker
+checkpoint checksum chunk class client cluster code codebook colour column command comment commit concept context
+correspondence cosine cost count croissant csv curve cusa data dataset default dependency detection detector
+dictionary digest dimension directory document download dtype embedding encoder encoding ensemble entry epoch error
+evaluation example exchange exit factor feature field figure file fingerprint fold folder form format forward fraction
+function gain gpu gradient graph group hash hdf5 head header help hit id image import index input instance interval
+iou item job json key kind label language layer length licence line link list location lock log loss machine manifest
+map mark markdown mask matrix mean measure megabyte memory message metadata metric mistake mode model module moment
+name ndcg negative network noise norm number object option order output package page pair parameter part path phrase
+picture piece pipeline pixel place plot pool position product progress project proposal query rank rate ratio recall
+recipe record region registry report repository request result roi row rule run sample scale scene schema score script
+search seed sentence server set setting shape shard share side size space spacy speech speed split stage state stem
+step store stream string study style sum table task temperature tensor term test text thread threshold tick time token
+tokenizer tolerance training transformer tree triplet type unit url value vector verdict version view vocabulary
+weight width word worker
 """.split()  # noqa: SIM905
 VERBS = """
 accept add align answer apply ask average begin bind bring build call carry change check choose clean close collect

@@ -2,11 +2,11 @@
 
 ``MrSw``, the one that is used: ``A_ij`` = sum over the words of caption j of the largest cosine of the word with a
 region of image i. A word that no region resembles (no cosine above 0) adds 0. The published code gets that 0 from
-padded regions, where there are any; here it holds for every image, so that a score doesn't depend on the batch.
+padded regions, where there are any. Here it holds for every image, so a score doesn't depend on the batch.
 
-A backward of its own, since autograd keeps the cosines ``[C, T, I, R]``: 2.2 GB at 128 pairs of 36 regions and 32
-words in float32. Here they are made a few captions at a time and dropped. What is kept for the gradient is which region
-each word took, 1 MB of it: it then adds up those rows alone, R times fewer than the products of the plain form.
+A backward of its own, since autograd keeps the cosines ``[C, T, I, R]``: 2.2 GB at 128 pairs of 36 regions and 32 words
+in float32. Here they are made a few captions at a time and dropped. The gradient keeps which region each word took, 1
+MB. It adds up those rows alone, R times fewer than the products of the plain form.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """Concept bag: which entries of a codebook an image or a caption contains, as a part of its embedding.
 
-Not in the paper, whose codebook is used in training only. Regions and words are read by one codebook on their own, so
-encoders stay independent: an image has every concept that one of its regions has, a caption the mean of its words'.
+Not in the paper, whose codebook is used in training only. One codebook reads regions and words on their own, so
+encoders stay independent. An image has every concept that one of its regions has, a caption the mean of its words'.
 """
 
 import torch
@@ -25,8 +25,8 @@ class ConceptBagSettings(Settings):
 class ConceptBag(nn.Module):
     """Unit-length vectors of K numbers from unit-length locals of D.
 
-    Without a codebook the locals are read by a linear layer for each side in the place of a shared codebook with a
-    softmax: the control with equal dimensions.
+    Without a codebook, a linear layer a side reads the locals in the place of a shared codebook with a softmax: the
+    control with equal dimensions.
     """
 
     def __init__(self, dim: int, settings: ConceptBagSettings):

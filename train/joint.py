@@ -1,9 +1,9 @@
 """The gradients of one step: losses over a joint batch that no process, or no moment, needs to hold whole.
 
 Negatives come from the whole batch. Where several processes train, each encodes its share and all encodings are
-gathered. Where a share is too large for the memory, it is encoded in chunks, twice: first without a graph, for the loss
-and its slopes in the encodings; then each chunk again with a graph, to which its slopes are handed (gradient caching,
-Gao et al., RepL4NLP 2021). Dropout draws the same both times.
+gathered. Where a share is too large for the memory, it is encoded in chunks, twice (gradient caching, Gao et al.,
+RepL4NLP 2021). The first pass, without a graph, gives the loss and its gradients in the encodings. The second encodes
+each chunk with a graph, which these gradients go into. Dropout draws the same both times.
 
 Batch norm sees one chunk of all processes at a time: joint statistics would need a pass over all chunks for every
 layer. So several processes give the gradients of one, and chunks those of the same chunks encoded with a graph.

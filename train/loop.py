@@ -1,8 +1,7 @@
 """One epoch of training, from any of its steps on.
 
-What a step does follows from the weights, the optimizer's moments, the seed, the epoch and the step alone: the order of
-the captions, the learning rate and what dropout draws are computed, not carried along. So a run can stop anywhere and
-go on as if it hadn't.
+A step follows from weights, optimizer's moments, seed, epoch and number alone. The order of the captions, the learning
+rate and what dropout draws are computed, not carried along. So a run can stop anywhere and go on as if it hadn't.
 """
 
 import math
@@ -96,8 +95,8 @@ class Loop:
     def step(self, epoch: int, step: int, part: Fed) -> list[Reading]:
         """Train on this process's part of a batch; gives what was read back after it, of this step or of several.
 
-        Raises InputError for one that isn't finite: before it reaches the weights where every step is read, and in any
-        case before it can be saved.
+        Raises InputError for one that isn't finite, before it can be saved. Where every step is read, that is before it
+        reaches the weights.
         """
         settings, processes, model = self.settings, self.processes, self.model
         for group in self.optimizer.param_groups:

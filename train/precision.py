@@ -1,6 +1,6 @@
 """Which numbers are multiplied in which precision.
 
-`precision` of a run says it of matrix products and of cuDNN alike; vectors are brought to unit length and compared in
+`precision` of a run says it of matrix products and of cuDNN alike. Vectors are brought to unit length and compared in
 float32 whatever it is.
 """
 

@@ -38,7 +38,7 @@ class Processes:
         return self.rank == 0
 
     def alone(self) -> "Processes":
-        """This process as if there were no others."""
+        """A copy of this process that knows no others."""
         return Processes(0, 1, self.device)
 
     def told(self, value: T) -> T:
@@ -63,9 +63,9 @@ class Processes:
     def gathered(self, item: T) -> T:
         """The rows of all processes, by rank, of every tensor in a dataclass; padded to the widest of each dimension.
 
-        Every process is to compute the same loss of what it gets, and take the mean of its gradients
-        (`GradientMean`): a row's gradient is scaled by the number of processes on its way back, so that they are those
-        of one process with all rows.
+        Every process is to compute the same loss of what it gets, and take the mean of its gradients (`GradientMean`).
+        A row's gradient is scaled by the number of processes on its way back: the mean is then that of one process with
+        all rows.
         """
         if self.count == 1:
             return item
@@ -204,7 +204,7 @@ def together() -> int:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Every process works on its own for a while."""
+    """The context in which every process works on its own."""
     global _apart
     _apart = True
     try:

@@ -132,8 +132,8 @@ def _shards(name: str, folder: Path) -> str:
 
 
 def _trained_regions(folder: Path) -> dict[str, Any]:
-    """The sha256 of the shards of each split that is trained or validated on, as far as it is there; of all splits'
-    one store in older projects."""
+    """The sha256 of the shards of each split that is trained or validated on, as far as it is there. Of older projects,
+    that of all splits' one store."""
     there = {store.name: store for store in region_stores(folder)}
     return {split: _digests(there[split]) for split in ("train", "val") if split in there} or _digests(folder)
 

@@ -2,11 +2,11 @@
 
 A shard from elsewhere is fetched whole into a temporary file, held against the sha256 of the ``index.json`` beside it,
 and only then read; the next one is fetched meanwhile. Shards in folders are checked once, as stores are. Every epoch
-puts the shards into a new order and shuffles captions within a window, so that it shows every caption once, as the
-stores do, but mixes each with its neighbours only.
+puts the shards into a new order and shuffles captions within a window. It shows every caption once, as the stores do,
+but mixes each with its neighbours only.
 
-The captions of an epoch, laid end to end, are cut into equal parts, one a rank and worker: shards needn't be as many
-as those, or equally large. Up to one caption a part is left over, others in other epochs.
+The captions of an epoch, laid end to end, are cut into equal parts, one a rank and worker. Shards needn't be as many as
+those, or equally large. Up to one caption a part is left over, others in other epochs.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """VSE-infinity's size augmentation: regions and words are left out or changed at random in training.
 
-Chen et al., CVPR 2021, section 4.3, with the authors' shares: of the chosen words half are masked, a tenth are replaced
+Chen et al., CVPR 2021, section 4.3, with the authors' shares. Of the chosen words half are masked, a tenth are replaced
 by any word, the others are left out. A word is changed with all of its pieces.
 """
 

@@ -1,7 +1,7 @@
 """CAMERA: context-aware multi-view summarization (Qu et al., ACM Multimedia 2020).
 
-Regions and words are gated by self-attention (section 3.2); regions, weighted by where their boxes lie, are summarised
-into k views (section 3.3), words into their mean. Padding enters no attention, convolution, batch norm or mean.
+Self-attention gates regions and words (section 3.2). Regions, weighted by where their boxes lie, are summarised into k
+views (section 3.3), words into their mean. Padding enters no attention, convolution, batch norm or mean.
 """
 
 from typing import Self

@@ -1,10 +1,10 @@
 """One transformer encoder that reads words and, separately, regions: ALADIN's backbone (Messina et al., CBMI 2022).
 
-A region enters as a projection of its feature and its box with a LayerNorm of its own, without position or type; a word
-as the encoder's own embedding. The encoder's states are the locals that the alignment head compares (section 3.2). A
-matching head, shared as well, reads them and gives one vector a side (section 3.3). The encoder is a new one of the
-settings' size, over words, or the run's `text.encoder`, over word pieces. ALADIN's sees the labels of detected objects
-beside the regions; this one doesn't, since region stores need not have any.
+A region enters as a projection of its feature and its box with a LayerNorm of its own, without position or type. A word
+enters as the encoder's own embedding. The encoder's states are the locals that the alignment head compares (section
+3.2). A matching head, shared as well, reads them and gives one vector a side (section 3.3). The encoder is a new one of
+the settings' size, over words, or the run's `text.encoder`, over word pieces. ALADIN's sees the labels of detected
+objects beside the regions; this one doesn't, since region stores need not have any.
 """
 
 from typing import Literal, Self

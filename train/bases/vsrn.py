@@ -1,7 +1,7 @@
 """VSRN: visual semantic reasoning (Li et al., ICCV 2019), the base that SelfAlign is added to first.
 
-Regions are projected, reason over their affinity graph, and a GRU gathers them into one vector (sections 3.1 to 3.3);
-words are projected, and a GRU reads them. The caption generation of section 3.4 is the loss `generation`. Padding never
+Regions are projected, reason over their affinity graph, and a GRU gathers them into one vector (sections 3.1 to 3.3).
+Words are projected, and a GRU reads them. The caption generation of section 3.4 is the loss `generation`. Padding never
 enters: not the affinities, the batch norm or the last state.
 """
 

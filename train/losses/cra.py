@@ -1,7 +1,7 @@
 """Context alignment, L_CRA (arXiv 2308.14009, "context alignment"; docs/method.md).
 
 Each modality's guided global must find the other modality's contextualised locals among all locals of the batch. The
-context is a part of the final embedding: an image's is ``[mean(l) / 2; f / 2]``, a caption's ``[f; mean(l)]``, so that
+context is a part of the final embedding. An image's is ``[mean(l) / 2; f / 2]``, a caption's ``[f; mean(l)]``, so that
 one's context locals meet the other's fused context.
 """
 

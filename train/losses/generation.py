@@ -1,7 +1,7 @@
 """VSRN's caption generation (Li et al., ICCV 2019, section 3.4): write the caption from its image's regions.
 
-A GRU reads the contextual regions, a second one writes, attending to the first one's states at every word
-(sequence to sequence, video to text: Venugopalan et al., ICCV 2015). Used in training only.
+A GRU reads the contextual regions. A second one writes, attending to the first one's states at every word (sequence to
+sequence, video to text: Venugopalan et al., ICCV 2015). Used in training only.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """Concept alignment, L_LCA (arXiv 2308.14009, "local concept alignment"; docs/method.md).
 
 A codebook of K prototypes scores regions and words before any context. Each word takes its most similar region of its
-own picture; the word must predict that region's codebook assignment, which Sinkhorn-Knopp makes without gradient
-(as SwAV does, Caron et al., NeurIPS 2020, section 3.1).
+own picture, and must predict that region's codebook assignment. Sinkhorn-Knopp makes assignments without gradient (as
+SwAV does, Caron et al., NeurIPS 2020, section 3.1).
 """
 
 from collections.abc import Iterable, Mapping

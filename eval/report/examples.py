@@ -1,7 +1,7 @@
 """The captions that a report shows: the largest gains, the largest losses and some on which the runs agree.
 
-A rule chooses, not a taste. The first run of a data set is compared with the best of the others by validation. A change is
-the ratio of their ranks, and no image is shown twice. The extremes are extreme by construction, which the report says.
+A rule chooses, not a taste. The first run of a data set is compared with the best of the others by validation. A change
+is the ratio of their ranks, and no image is shown twice. The extremes are extreme by construction: the report says so.
 """
 
 from collections.abc import Iterator, Sequence

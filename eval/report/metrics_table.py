@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eval.figures import FIGURES
 from eval.recall import CUTOFFS, RECALLS
 from eval.report.recall_table import ensemble_rows, recall_rows
 from eval.report.report import results, unevaluated
@@ -21,7 +22,7 @@ def metrics_table(
 ) -> str:
     """One table a data set, for a terminal; the arguments are those of `eval.report.report.run`.
 
-    A run without an evaluation is no row: a line below says what makes one.
+    A run without an evaluation, or an ensemble without figures, is no row: a line below says what makes one.
     """
     groups = results(runs, runs_dir)
     tables = []
@@ -29,6 +30,11 @@ def metrics_table(
         names = [name for name, members in ensembles.items() if runs[members[0]]["dataset"] == data_set]
         tables.append(_table(data_set, group, ensemble_rows(names, ensembles_dir, group[0])))
     left_out = unevaluated(runs, runs_dir)
+    left_out += [
+        f"{name} is left out: it has no figures yet (dvc repro ensemble@{name})"
+        for name in ensembles
+        if not (ensembles_dir / name / FIGURES).exists()
+    ]
     return "\n\n".join([*tables, *(["\n".join(left_out)] if left_out else [])])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.figures import read_ranks
+from eval.figures import FIGURES, read_ranks
 from eval.interval import interval, rsum_draws
 from eval.recall import DIRECTIONS, RECALLS
 from eval.report.charts import colour
@@ -87,10 +87,10 @@ def ensemble_rows(names: Sequence[str], folder: Path, base: RunResult) -> list[d
     """A row for each ensemble that is made, with its difference to `base`; `folder` holds `E/`."""
     rows = []
     for name in names:
-        if not (folder / name / "figures.json").exists():
+        if not (folder / name / FIGURES).exists():
             continue
         again = f"dvc repro ensemble@{name}"
-        metrics = read_json(folder / name / "figures.json", EnsembleMetrics, fix=again)
+        metrics = read_json(folder / name / FIGURES, EnsembleMetrics, fix=again)
         ranks = read_ranks(folder / name / "ranks.npz", fix=again)
         draws = rsum_draws(*(ranks[key] for key in _DRAWN), num_images=len(ranks["image_ids"]))
         change = metrics["rsum"] - base.metrics["rsum"], *interval(draws - base.draws)

@@ -161,7 +161,7 @@ def test_the_page_is_whole_and_needs_no_network(html: str, page: Page):
 
 
 def printed(written: Path, runs: dict = RUNS) -> str:
-    both = {"both": ["base", "self&align"]}
+    both = {"both": ["base", "self&align"], "none": ["base", "self&align"]}
     return metrics_table(runs, written.parent / "runs", both, written.parent / "ensembles")
 
 
@@ -332,5 +332,6 @@ def test_a_run_without_an_evaluation_is_left_out_and_named(written: Path, tmp_pa
     assert table.splitlines()[:11] == printed(written).splitlines()[:11]
     assert table.endswith(
         "new is left out: it has no evaluation yet (dvc repro evaluate@new)\n"
-        "other is left out: it has no evaluation yet (dvc repro evaluate@other)"
+        "other is left out: it has no evaluation yet (dvc repro evaluate@other)\n"
+        "none is left out: it has no figures yet (dvc repro ensemble@none)"
     )

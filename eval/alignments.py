@@ -1,7 +1,7 @@
 """ALADIN's teacher as scores to rank by: the cosines of a caption's words and an image's regions, aggregated.
 
-The locals of a split are computed once, without padding; scores of all pairs are made from them, some MB at a time
-(`train.all_pairs.alignment_scores`), and never the cosines of all words with all regions.
+The locals of a split are computed once, without padding. Scores of all pairs are made from them, some MB at a time
+(`train.all_pairs.alignment_scores`): the cosines of all words with all regions are never whole.
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """The embeddings of a split: computed once, written once, reused by every later step through memory maps.
 
-The score of an image and a caption is the best of the image's views against the caption's first P numbers, plus the
-context parts' product, which the views share (docs/method.md):
+The score of an image and a caption is the best of the image's views against the caption's first P numbers. The context
+parts' product, which the views share, is added (docs/method.md):
 
     max over v of pooled[i, v] · captions[c, :P]  +  context[i] · captions[c, P:]
 

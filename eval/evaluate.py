@@ -1,11 +1,11 @@
 """The evaluation stage: how well one trained run finds images by caption and captions by image.
 
-Writes `runs/R/metrics.json` (the recalls, which DVC shows), `runs/R/correspondence.json` (words and concepts), and
-`runs/R/evaluation/`: all figures (`figures.json`, docs/evaluation.md), the embeddings (`pooled.npy`, `context.npy`,
-`captions.npy`), `ranks.npz` (every query's rank,
-with the ids of the split), `matches.npz` (the region that each word matches), `concepts.npz` (of every region, for a
-model with a codebook) and the matches as JSON, `correspondence.jsonl`, one caption a line. Which captions belong to an
-image comes from the manifest, never from an index divided by five.
+Writes `runs/R/metrics.json` (the recalls, which DVC shows), `runs/R/correspondence.json` (words and concepts), and the
+folder `runs/R/evaluation`. It has all figures (`figures.json`, docs/evaluation.md), the embeddings (`pooled.npy`,
+`context.npy`, `captions.npy`) and `ranks.npz`, every query's rank with the ids of the split. `matches.npz` has the
+region that each word matches, `correspondence.jsonl` the same as JSON, one caption a line. `concepts.npz` has the
+concept of every region, for a model with a codebook. Which captions belong to an image comes from the manifest, never
+from an index divided by five.
 """
 
 import logging

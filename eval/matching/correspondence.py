@@ -2,12 +2,12 @@
 
 A word matches the region of its image with the highest cosine between unit-length locals of the encoders. Words and
 regions are as projected, before they see their context: the concept-level loss is built on that (docs/method.md). A
-word of several pieces has the mean of their cosines; one whose pieces were all cut off matches none. Where the data set
-says which object a word means (`manifests.grounding`), the match is right if, of all true objects, that one overlaps
-the region most and by an IoU of at least 0.5. Chance is the expected accuracy of picking a region of the image
-uniformly; the ceiling is the share of words with any right region. A colour shows in a part of an object as well as in
-all of it: the pointing game (Zhang et al., ECCV 2016) asks only that the region's centre lie in the box of an object
-that the word is true of.
+word of several pieces has the mean of their cosines; one whose pieces were all cut off matches none. Some data sets say
+which object a word means (`manifests.grounding`). There a match is right if of all true objects that one overlaps the
+region most, and by an IoU of at least 0.5. Chance is the expected accuracy of picking a region of the image uniformly;
+the ceiling is the share of words with any right region. A colour shows in a part of an object as well as in all of it.
+So the pointing game (Zhang et al., ECCV 2016) asks only that the region's centre lie in an object that the word is true
+of.
 
 Where the model has a codebook, each word also has its concept (`eval.matching.concepts`), from its pieces likewise.
 """
@@ -37,8 +37,9 @@ RIGHT_IOU = 0.5
 class Matches:
     """Every word of every caption of a split that has a region, one row a word, captions in order.
 
-    `caption [W]` index in the split, `start [W]`, `end [W]` characters in the caption's text, `region [W]` row in the
-    image's regions, `cosine [W]` float32, `concept [W]` nearest entry of the codebook, −1 where there is none.
+    `caption [W]` is an index in the split, `start [W]` and `end [W]` are characters in the caption's text. `region [W]`
+    is a row in the image's regions, `cosine [W]` float32, `concept [W]` the nearest entry of the codebook, −1 where
+    there is none.
     """
 
     caption: np.ndarray
@@ -187,10 +188,10 @@ FIGURES = ("accuracy", "chance", "ceiling", "fitting", "fitting_chance", "pointi
 class Judged:
     """What the truth says of every row of some matches.
 
-    `kind [W]` the kind of phrase that the word belongs to, "" where none is known; `figures [W, 7]`, for those with a
-    kind, the columns of `FIGURES`: whether the region shows the object meant, the share of the image's regions that
-    do, whether any does; whether it shows any object that the word is true of, and the share of regions that do;
-    whether its centre lies in such an object, and the share of regions of which that holds.
+    `kind [W]` is the kind of phrase that the word belongs to, "" where none is known. `figures [W, 7]` has, for those
+    with a kind, the columns of `FIGURES`. Three are of the object meant: whether the region shows it, the share of the
+    image's regions that do, whether any does. Two are of any object that the word is true of: whether the region shows
+    one, the share of regions that do. Two say the same of a region whose centre lies in such an object.
     """
 
     kind: np.ndarray
@@ -244,8 +245,8 @@ def summary(judged: Judged) -> dict | None:
     """How often words match the object that they mean, over all and for each kind of phrase.
 
     Returns `{**FIGURES, words, kinds: {kind: {the same}}}`, shares rounded to four places; None if no word of the split
-    has a known object. `fitting` is the share of words whose region shows any object that the word is true of: of two
-    red objects a word without its context can't tell which one is meant; `pointing` lets parts of an object count.
+    has a known object. `fitting` is the share of words whose region shows any object that the word is true of. Of two
+    red objects a word without its context can't tell which one is meant. `pointing` lets parts of an object count.
     """
     if not judged.known.any():
         return None

@@ -31,9 +31,9 @@ class Pairs:
     def row(self, caption: int) -> dict:
         """One caption as plain values: `image`, `number` (of the image's captions, from 1), `text`, and `words`.
 
-        A word has `word`, `start`, `end`, `pos`, `cosine`, `region`, its `box` and the detector's `labels`; where the
-        truth is known `kind`, `right` (the object meant) and `fitting` (an object that the word is true of); with a
-        codebook `concept` and `region_concept`. The best match comes first.
+        A word has `word`, `start`, `end`, `pos`, `cosine`, `region`, its `box` and the detector's `labels`. Where the
+        truth is known it has `kind`, `right` (the object meant) and `fitting` (an object that the word is true of).
+        With a codebook it has `concept` and `region_concept`. The best match comes first.
         """
         image = int(self.data.caption_image[caption])
         boxes, labels = self.data.regions(image).boxes, region_labels(self.data, image)

@@ -15,7 +15,7 @@ MEASURED_IMAGES = 128  # one batch of eval.cost, whose regions it counts
 def cost_tables(runs: Sequence[RunResult], benchmarks: Path, data: RetrievalData) -> list[dict]:
     """What `selfalign cost` measured of these runs: in their folders, or of one in `benchmarks/search_cost.json`.
 
-    The benchmark is shown where its run has that name, as many numbers an image, and as many regions an image in
+    The benchmark is shown where its run has that name, and as many numbers and regions an image. Regions are counted in
     `data`, the split that was evaluated.
     """
     kept = benchmarks / "search_cost.json"

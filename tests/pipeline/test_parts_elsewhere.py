@@ -129,7 +129,7 @@ def test_its_base_and_loss_train_and_its_metric_is_told(made: tuple[Path, dict[s
     assert told["captions"] == 6 and told["mean_distance"] > 0
     pages = "".join(page.read_text(encoding="utf-8") for page in (made[0] / "report").glob("*.html"))
     assert "middle: mean distance" in pages and f"<td>{told['mean_distance']:.4g}</td>" in pages
-    assert "Loss: spread" in pages
+    assert "A curve needs two epochs" in pages and "losses.spread.weight" in pages  # it was trained for one
 
 
 def test_names_and_keys_of_its_parts_are_checked(made: tuple[Path, dict[str, str]]) -> None:

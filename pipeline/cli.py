@@ -556,7 +556,7 @@ def remove(name: str, yes: bool) -> None:
 @click.option("--info", is_flag=True, default=None, help="Read classes from bua-npz's pickled info, arrays alone.")
 @click.option("--dtype", help="Of base64 features: float32 (default), float16 or float64.")
 @click.option("--precision", help="Of the features in the store: float16 (default) or float32.")
-@click.option("--images-per-shard", type=click.IntRange(1), help="Images a shard of the store holds.")
+@click.option("--images-per-shard", type=int, help="Images a shard of the store holds.")
 @click.option("--missing", help="Captions of images without regions: refuse (default) or skip.")
 @click.option("--unreadable", help="Broken and repeated rows, captions without a word: refuse (default) or skip.")
 def import_(format: str, images: Path, out: Path, captions: Path | None, **options: Any) -> None:

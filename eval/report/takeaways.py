@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.report.results import RunResult
+from eval.report.verdict import listed
 
 AGREEING, MEANINGFUL = 0.1, 0.5  # above chance by less is mostly chance; from the second on concepts carry meaning
 MANY = 100_000  # candidates that a search is judged at
@@ -89,7 +90,7 @@ def training(runs: Sequence[RunResult]) -> str:
     best = {run.name: (run.record["best_epoch"] or 0) + 1 for run in runs}
     told = ", ".join(f"`{name}` {best[name]} of {count}" for name, count in epochs.items())
     rising = [f"`{name}`" for name, count in epochs.items() if count > 1 and best[name] == count]
-    more = f"; more epochs may help {' and '.join(rising)}" if rising else ""
+    more = f"; more epochs may help {listed(rising)}" if rising else ""
     return f"Best epoch on the validation split: {told}{more}."
 
 

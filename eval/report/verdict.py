@@ -117,7 +117,7 @@ def _by_kind(runs: Sequence[RunResult]) -> list[str]:
         elif not carrying:
             sentences.append(f"{names} {'has' if len(group) == 1 else 'have'} not learnt which region a word means.")
         elif near:
-            clear, rest = (_listed(kinds) for kinds in (carrying, near))
+            clear, rest = (listed(kinds) for kinds in (carrying, near))
             sentences.append(
                 f"With {names}, {clear} words are clearly above chance, by {NEAR_CHANCE:.0%} of the words or more; "
                 f"{rest} words are not."
@@ -128,8 +128,9 @@ def _by_kind(runs: Sequence[RunResult]) -> list[str]:
 
 
 def _names(runs: Sequence[RunResult]) -> str:
-    return _listed([f"`{run.name}`" for run in runs])
+    return listed([f"`{run.name}`" for run in runs])
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them: a, b and c."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -115,7 +115,7 @@ class RCNNDetector(Proposer):
                 where=weights,
                 fix="use a whole checkpoint of a C4 or FPN Faster R-CNN",
             ) from error
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:  # of shapes that no network has
+        except (RuntimeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:  # of impossible shapes
             raise InputError(
                 " ".join(str(error).split()),
                 where=weights,

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from manifests.files import sha256
 from manifests.schema import CaptionedImage
 from manifests.tables import write_manifest
@@ -43,6 +45,7 @@ def peak_megabytes(folder: Path, count: int, settings: str) -> int:
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.slow
 def test_5000_pictures_take_no_more_memory_than_500(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"{number:03d}.png").write_bytes(encoded(scene(number)[0]))

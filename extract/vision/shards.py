@@ -41,6 +41,7 @@ from manifests.typed import Count
 
 # A shape that few pictures share must not keep them waiting in memory for the whole shard.
 PENDING_BATCHES = 4
+PIXELS = 600 * 1000  # of one of a GPU's batch: smaller pictures fill it in larger numbers
 
 
 @cache
@@ -208,14 +209,21 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
                         continue
                 shape = tuple(picture.shape)
                 waiting.setdefault(shape, []).append((place, row, picture, size))
-                if len(waiting[shape]) == self.batch_size:
+                filled = {shape: len(same) / self.together(shape) for shape, same in waiting.items()}
+                if filled[shape] >= 1:
                     flush(shape)
-                elif sum(map(len, waiting.values())) >= PENDING_BATCHES * self.batch_size:
-                    flush(max(waiting, key=lambda shape: len(waiting[shape])))
+                elif round(sum(filled.values()), 6) >= PENDING_BATCHES:
+                    flush(max(filled, key=filled.__getitem__))
             for shape in list(waiting):
                 flush(shape)
             collect(0)
         return regions
+
+    def together(self, shape: tuple[int, ...]) -> int:
+        """How many prepared pictures ``[3, h, w]`` share a batch: `batch_size`, on a GPU of 600 x 1,000 pixels each."""
+        if self.device == "cpu":
+            return self.batch_size
+        return max(1, self.batch_size * PIXELS // (shape[-2] * shape[-1]))
 
     def _detect(
         self, batch: Sequence[tuple[int, ImageRow, Tensor, tuple[int, int]]]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from extract.settings import RegionSettings
 from extract.stores.regions import FAILURES, RegionStore
 from extract.vision.decode import decode
 from extract.vision.loading import load_detector
+from extract.vision.shards import RegionShards
 from manifests import manifest
 from manifests.errors import InputError
 from tests.extract.region_files import (
@@ -363,3 +365,16 @@ def test_truncated_pictures_are_taken_as_far_as_they_go_where_asked(tmp_path: Pa
     cut = decode((pictures.images / "cut.jpg").read_bytes(), truncated=True)
     assert (cut[-20:] == 128).mean() > 0.9 and np.abs(cut[:60].astype(int) - scene(3)[0][:60]).mean() < 4
     assert "truncated" not in strict.recipe
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "pictures"),
+    [
+        ("cpu", (3, 160, 160), 16),
+        ("cuda", (3, 600, 1000), 16),
+        ("cuda", (3, 300, 500), 64),
+        ("cuda", (3, 9000, 9000), 1),
+    ],
+)
+def test_a_gpus_batch_is_counted_in_pixels(device: str, shape: tuple[int, ...], pictures: int) -> None:
+    assert RegionShards.together(SimpleNamespace(device=device, batch_size=16), shape) == pictures

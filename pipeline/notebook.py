@@ -120,13 +120,18 @@ def extract_regions(
 def embed_images(model: Model, regions: RegionStore | Sequence[Regions]) -> np.ndarray:
     """Encode images, given by their regions: a store, or what `extract_regions` or ``store.regions(row)`` gives.
 
-    Returns float32 ``[N, E]``; ``[N, k, E]`` for a model of k views an image (CAMERA).
+    Returns float32 ``[N, E]``; ``[N, k, E]`` for a model of k views an image (CAMERA). Raises `InputError` for an image
+    without regions.
     """
     count = len(regions)
     each = regions.read if isinstance(regions, RegionStore) else regions.__getitem__
     found = []
     for start in range(0, count, BATCH):
-        batch = region_batch([each(row) for row in range(start, min(start + BATCH, count))])
+        own = [each(row) for row in range(start, min(start + BATCH, count))]
+        for row, image in enumerate(own, start):
+            if not len(image):
+                raise InputError("it has no regions", where=f"image {row}", fix="leave it out")
+        batch = region_batch(own)
         found.append(model.network.encode_images(batch.to(model.device)).embedding.float().cpu().numpy())
     return np.concatenate(found) if found else np.empty((0, 0), np.float32)
 

@@ -218,7 +218,7 @@ class Feed:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_pinned() else tensor.pin_memory()
+    return tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()  # an expanded one can't be written to
 
 
 def _rows(table: Table | None, shares: Sequence[np.ndarray]) -> list[Tensor | None]:

@@ -60,8 +60,9 @@ class RunResult:
     @property
     def val_rsum(self) -> float:
         """R@sum on the validation split, of the epoch that was kept."""
+        said = self.record.get("val_rsum") if (self.folder / "model" / "run.json").exists() else None
         curve = [value for value in self.epochs.get("val_rsum", ()) if value is not None]
-        return max(curve) if curve else self.record["val_rsum"]
+        return max(curve, default=0.0) if said is None else said
 
     @property
     def losses(self) -> list[str]:

@@ -26,7 +26,8 @@ def verdict(runs: Sequence[RunResult]) -> list[str]:
         best, second = by_validation(runs)[:2]
         if base not in (best, second):
             change, low, high = difference(best, second)
-            shown = "" if low > 0 else ": no difference that these test images can show"
+            lost = ": here it loses" if high < 0 else ": no difference that these test images can show"
+            shown = "" if low > 0 else lost
             sentences.insert(
                 1,
                 f"Against `{second.name}`, the next best, `{best.name}` has {signed(change)} "
@@ -36,7 +37,7 @@ def verdict(runs: Sequence[RunResult]) -> list[str]:
         if count > 1:
             sentences.append(
                 f"These are {count} comparisons, in the order of R@sum on the validation split. The chance that one "
-                f"interval or more misses its true difference is up to {0.05 * count:.0%}."
+                f"interval or more misses its true difference is up to {min(1, 0.05 * count):.0%}."
             )
     if (images := base.metrics["images"]) < FEW_IMAGES:
         counted = "1 test image" if images == 1 else f"{images} test images"

@@ -85,7 +85,7 @@ class Record(Written):
 
     parameters: Count
     best_epoch: Count | None
-    val_rsum: Figure = 0.0
+    val_rsum: Figure = None
 
 
 class _Used(Written):

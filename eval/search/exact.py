@@ -22,6 +22,7 @@ from manifests.errors import InputError
 BLOCK_SCORES = 1 << 21  # scores made at a time: they stay in the cache
 MOST_ROWS = 1 << 16
 DEVICE_SCORES, DEVICE_ROWS = 1 << 26, 1 << 22  # the same where the codes lie on a GPU
+DEVICE_NUMBERS = 1 << 29  # of full-precision vectors that are sent there, or multiplied there in float32, together
 FIRST_ROWS = 1 << 12  # the first block, which says from where on a score is worth keeping
 QUERIES = 256  # searched in one pass
 FEW = 1024  # candidates of a query that may be left for float64; of many more than 32 * FEW, a 32nd
@@ -117,6 +118,7 @@ class _Scan(ABC):
         flat = torch.from_numpy(scaled.astype(np.float32)).view(-1, queries.shape[2])
         parts = (candidates.views, flat[:, :length]), (candidates.context, flat[:, length:])
         self.device = candidates.device
+        self.numbers = candidates.views.codes[0].numel() + candidates.context.length
         self.parts = [(part, self.prepare(own).to(self.device)) for part, own in parts if part.length]
         off = sum(self.off(part, own) for part, own in parts if part.length).view(self.shape).amax(dim=1)
         self.norms = torch.from_numpy(candidates.norms).float().to(self.device) if cosine else None
@@ -143,6 +145,8 @@ class _Scan(ABC):
         given_up = np.zeros(queries, bool)
         on_cpu = self.device.type == "cpu"
         most, most_rows = (BLOCK_SCORES, MOST_ROWS) if on_cpu else (DEVICE_SCORES, DEVICE_ROWS)
+        if not on_cpu:
+            most_rows = min(most_rows, max(FIRST_ROWS, DEVICE_NUMBERS // self.numbers))
         height = most // (self.shape[0] * self.shape[1] * self.candidates.views.codes.shape[1])
         start, stop = 0, min(total, max(FIRST_ROWS, self.count))
         while start < total:

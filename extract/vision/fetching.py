@@ -146,6 +146,7 @@ def _receive(answer: Any, content: Path, about: Path, have: int) -> None:
     if not have:
         etag = answer.headers.get("ETag") or ""
         strong = etag if etag.startswith('"') else None
+        content.unlink(missing_ok=True)  # no bytes of another file stand beside this one's validator
         write_json(about, {"validator": strong or answer.headers.get("Last-Modified")})
     bar = progress(what="fetching", unit="B", total=total, initial=have, scale=True)
     with open(content, "ab" if have else "wb") as file, bar:

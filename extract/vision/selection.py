@@ -62,7 +62,8 @@ def _strongest(probabilities: Tensor, score_threshold: float) -> Iterator[Tensor
     if probabilities.numel() <= _FEW:
         yield torch.ones_like(probabilities, dtype=torch.bool)
         return
-    yield probabilities >= score_threshold
+    if (considered := probabilities >= score_threshold).sum() <= 4 * _SOME:
+        yield considered
     if probabilities.numel() > _SOME:
         least = probabilities.flatten().topk(_SOME).values[-1].clamp(max=score_threshold)
         if (considered := probabilities >= least).sum() <= 4 * _SOME:

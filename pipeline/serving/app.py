@@ -36,7 +36,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 Name = Annotated[str | None, Query(max_length=200, description="of the index; the first by default")]
 Text = Annotated[str, Query(min_length=1, max_length=MOST_CHARACTERS)]
@@ -181,6 +180,12 @@ def _refusals(app: FastAPI) -> None:
         reason = "; ".join(f"{name}: {message}" for name, message in wrong)
         return refuse(422, Refusal(error=reason, where=wrong[0][0], fix="send what /api/openapi.json states"))
 
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        where = f"{request.method} {request.url.path}"
+        told = f"the server failed ({type(error).__name__}: {error})"
+        return refuse(500, Refusal(error=told, where=where, fix="look at the terminal that `selfalign serve` runs in"))
+
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         where = f"{request.method} {request.url.path}"
@@ -196,7 +201,7 @@ def _guard(app: FastAPI, loopback: bool) -> None:
             name = urlsplit(f"//{request.headers.get('host', '')}").hostname
         except ValueError:
             name = None
-        if loopback and name not in LOOPBACK_NAMES:
+        if loopback and (name is None or not is_loopback(name)):
             body = Refusal(
                 error=f"this server doesn't answer for host {name!r}",
                 where="Host",

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from eval.search.answer import Answer, WordMatches
 from eval.search.search import Picture, Searcher, UnknownWords
 from extract.vision.decode import UnreadableImage, decode_file
 from manifests.errors import InputError
+from manifests.opening import PILLOWS_LIMIT
 from pipeline.serving.schema import HitFacts, IndexFacts, MatchedPicture, Region, SearchAnswer, Word
 
 T = TypeVar("T")
@@ -68,7 +70,8 @@ class ServedIndex:
 
     def _search_once(self) -> None:
         for text in self._examples()[:1]:
-            self.searcher.matches(self.searcher.images(text, 1))
+            with suppress(UnknownWords):
+                self.searcher.matches(self.searcher.images(text, 1))
 
     def images(self, text: str, count: int) -> SearchAnswer:
         """The best images for a text; none where the run knows no word of it, as of a word that is half typed."""
@@ -144,7 +147,7 @@ class ServedIndex:
             raise InputError(f"there is no row {row}", where=self.name, fix="take the rows of an answer")
         path = self._root / manifest.images[row].path
         try:
-            image = Image.fromarray(decode_file(path, truncated=True))
+            image = Image.fromarray(decode_file(path, PILLOWS_LIMIT, truncated=True))
         except (OSError, UnreadableImage) as error:
             raise InputError(f"the picture can't be read: {error}", where=path, fix="restore it") from error
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

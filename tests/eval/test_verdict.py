@@ -56,6 +56,19 @@ def test_runs_are_compared_in_the_order_of_validation_and_comparisons_are_counte
     assert not any("next best" in sentence or "comparisons" in sentence for sentence in verdict(runs[:2]))
 
 
+def test_the_validations_choice_that_loses_on_test_is_said_to_lose(tmp_path: Path):
+    chosen = make(tmp_path, "chosen", 1.5, val_rsum=160.0)
+    told = verdict([make(tmp_path, "base", 1.6), make(tmp_path, "far better", 0.5, seed=8, val_rsum=150.0), chosen])
+    assert told[1].startswith("Against `far better`, ") and told[1].endswith(": here it loses.")
+
+
+def test_the_kept_epoch_is_the_records_and_the_best_one_where_there_is_none(tmp_path: Path):
+    run = make(tmp_path, "distilled", 1.0, val_rsum=80.0)  # its curve has 90 once
+    assert run.val_rsum == 80.0
+    (tmp_path / "distilled" / "model" / "run.json").unlink()
+    assert RunResult(run.name, {}, run.folder).val_rsum == 90.0
+
+
 def test_few_images_show_nothing(tmp_path: Path):
     assert any("With 5 test images" in sentence for sentence in verdict([make(tmp_path, "tiny", 1, count=5)]))
 

@@ -28,7 +28,7 @@ from eval.search.search import Searcher
 from eval.search.words import RunWords
 from extract.cards import card
 from extract.stages import tokens
-from extract.stores.regions import RegionStore
+from extract.stores.regions import Regions, RegionStore
 from extract.text.settings import TextFeatureSettings
 from extract.vision.one_picture import PictureReader
 from manifests.errors import InputError
@@ -38,6 +38,7 @@ from pipeline.cli import main
 from pipeline.params import read_params
 from pipeline.searching import page_of, region_settings, source
 from pipeline.serving import schema
+from pipeline.serving.engine import ServedIndex
 from pipeline.serving.serve import open_indexes
 from tests.encoders import write_encoder
 from tests.eval.test_report import Page
@@ -366,6 +367,7 @@ def test_embeddings_in_python_are_those_of_the_index(run: str):
 def test_mistakes_in_python_say_what_to_do(tmp_path: Path):
     index = selfalign_package.open_index("camera-demo")
     model = selfalign_package.load_model("camera")
+    without = Regions(np.zeros((0, 8), np.float16), np.zeros((0, 4), np.float32), (9, 9))
     for mistake, told in (
         (lambda: selfalign_package.load_model("camra"), "runs has no 'camra' (did you mean 'camera'?)"),
         (lambda: selfalign_package.open_index("nobody"), "there is no index"),
@@ -376,6 +378,7 @@ def test_mistakes_in_python_say_what_to_do(tmp_path: Path):
         (lambda: selfalign_package.search(index, picture="000001", find="all"), "there is no 'all' to find"),
         (lambda: selfalign_package.embed_captions(model, "a star"), "it is one text"),
         (lambda: selfalign_package.embed_captions(model, ["a star", "?"]), "it has no word"),
+        (lambda: selfalign_package.embed_images(model, [without]), "image 0: it has no regions"),
         (lambda: selfalign_package.extract_regions([tmp_path / "no.png"], "demo"), "the picture can't be read"),
         (lambda: selfalign_package.extract_regions([], "dem"), "datasets has no 'dem'"),
     ):
@@ -482,6 +485,12 @@ def test_the_server_says_what_is_wrong(server: Server, status: int, path: str, t
     assert told in refusal.error and refusal.where and refusal.fix
 
 
+def test_an_index_whose_first_caption_has_no_known_word_is_served(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ServedIndex, "_examples", lambda index: ["zebra quagga"])
+    (served,) = open_indexes(read_params(), [Path("camera-demo")], "cpu")
+    assert served.images("zebra quagga", 3).hits == [] and len(served.images(QUERY, 3).hits) == 3
+
+
 def test_the_server_bounds_what_it_reads_and_whom_it_answers(server: Server):
     for body, status, told in ((b"", 422, "there is no picture"), (b"no picture", 422, "the picture can't be read")):
         found, _, content = server.raw("POST", "/api/picture", body)
@@ -492,6 +501,7 @@ def test_the_server_bounds_what_it_reads_and_whom_it_answers(server: Server):
     assert found == 413 and "more than 33,554,432 bytes" in json.loads(content)["error"]
     found, _, content = server.raw("GET", "/api/health", headers={"Host": "elsewhere.example"})
     assert found == 403 and "host 'elsewhere.example'" in json.loads(content)["error"]
+    assert server.raw("GET", "/api/health", headers={"Host": "127.0.0.2"})[0] == 200
     stated = server.get("/api/openapi.json")["paths"]
     assert {"/api/health", "/api/search", "/api/regions", "/api/picture"} <= set(stated)
     assert stated["/api/search"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]

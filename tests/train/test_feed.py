@@ -13,7 +13,7 @@ from tests.train.test_text import kinds, pieces  # noqa: F401 (a fixture)
 from tests.train.test_training import SETTINGS
 from train.data import RetrievalData
 from train.epochs import epochs_of
-from train.feed import AHEAD, Fed, Feed, _Buffer, read_part
+from train.feed import AHEAD, Fed, Feed, _Buffer, _pinned, read_part
 from train.processes import Processes, tensors_of
 from train.settings import RunSettings
 from train.train import run
@@ -146,3 +146,8 @@ def test_memory_that_was_outgrown_lives_until_the_buffer_is_used_again():
     assert (first == 1).all() and [len(kept) for kept in buffer._outgrown] == [0, 20]
     buffer.reuse()
     assert buffer._outgrown == [] and len(buffer.memory(1010, np.dtype(np.float16))) == 1010
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's memory is pinned")
+def test_tensors_that_repeat_a_row_are_pinned() -> None:
+    assert _pinned(torch.arange(5).expand(3, 5)).is_pinned()

@@ -330,6 +330,8 @@ class FPN(FasterRCNN):
             state.get(f"rpn.cell_anchors.{level}", cell_anchors([size], conventions.anchor_ratios))
             for level, size in enumerate(conventions.anchor_sizes)
         ]
+        if len(self.cell_anchors) != 5:
+            raise RuntimeError(f"a pyramid has 5 levels, and anchor_sizes has {len(self.cell_anchors)}")
         _require_anchors(self.rpn, self.cell_anchors)
 
     def maps(self, pictures: Tensor) -> list[Tensor]:

@@ -169,16 +169,18 @@ function askWith(hit) {
 // A text with its coloured words as buttons; one that is pressed shows its own regions alone, in `where`.
 function showWords(into, match, where) {
   const parts = [];
+  const letters = [...match.text]; // places count characters, and JavaScript's strings count halves of some
+  const slice = (from, to) => letters.slice(from, to).join("");
   let end = 0;
   match.words.forEach((word, number) => {
-    parts.push(match.text.slice(end, word.start));
-    const text = match.text.slice(word.start, word.end);
+    parts.push(slice(end, word.start));
+    const text = slice(word.start, word.end);
     end = word.end;
     if (!word.known) parts.push(make("span", { class: "unknown", title: "the model doesn't know this word" }, text));
     else if (word.colour === null) parts.push(text);
     else parts.push(wordButton(text, word.colour, number, into, where));
   });
-  into.replaceChildren(...parts, match.text.slice(end));
+  into.replaceChildren(...parts, slice(end));
 }
 
 function wordButton(text, colour, number, into, where) {

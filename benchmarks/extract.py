@@ -169,6 +169,11 @@ def random_c4(path: Path, depth: tuple[int, ...] = R50) -> dict[str, object]:
     return {"name": "rcnn", "weights": str(path), "sha256": sha256(path), "proposals_after": 300}
 
 
+def region_settings(spec: dict[str, object]) -> RegionSettings:
+    """A detector's settings with 36 regions a picture."""
+    return TypeAdapter(RegionSettings).validate_python({"detector": spec, "selection": BOTTOM_UP})
+
+
 def compare(what: str, ours, theirs, count: int, repeats: int) -> dict[str, object]:
     """Seconds of the two, in turn, `repeats` times; images/s and the median ratio of the rates."""
     theirs()
@@ -213,7 +218,7 @@ def main(scenes: int, photos: int, repeats: int, threads: int, batch: int, out: 
             )
         if photos:
             spec = random_c4(folder / "r50.pth")
-            settings = TypeAdapter(RegionSettings).validate_python({"detector": spec, "selection": BOTTOM_UP})
+            settings = region_settings(spec)
             (folder / "photos").mkdir()
             rows = pictures(folder / "photos", photos, (640, 480))
             results.append(

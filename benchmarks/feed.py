@@ -33,6 +33,7 @@ from extract.stores.recipe import write_recipe
 from extract.stores.regions import INDEX, Regions, RegionStore, region_index, write_shard
 from manifests.files import sha256, write_json
 from train.batches import RegionBatch, WordBatch
+from train.data import read_regions
 from train.epochs import Batch
 from train.feed import AHEAD, Feed
 from train.processes import Processes, combined
@@ -128,10 +129,7 @@ class MadeData:
         return self.region_store.read(image).features
 
     def region_batch(self, images: np.ndarray, into: Callable | None = np.empty) -> RegionBatch:
-        features, boxes, counts, sizes = self.region_store.padded(images, into)
-        mask = torch.arange(boxes.shape[1]) < torch.from_numpy(counts)[:, None]
-        features = None if features is None else torch.from_numpy(features)
-        return RegionBatch(features, torch.from_numpy(boxes), torch.from_numpy(sizes).float(), mask)
+        return read_regions(self.region_store, images, into)
 
     def word_batch(self, captions: np.ndarray, *, states: bool = True) -> WordBatch:
         return combined(lambda tensor: tensor[: len(captions)], self.words)

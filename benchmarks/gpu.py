@@ -30,18 +30,16 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.extract import BOTTOM_UP, R101, bare_forward, pictures, random_c4, stage_seconds
+from benchmarks.extract import R101, bare_forward, pictures, random_c4, region_settings, stage_seconds
 from benchmarks.feed import MadeData, MadeEpochs, write_store
 from benchmarks.search import BEST, made_candidates
 from benchmarks.step import FEATURES, PAIRS, TEXT, region_batch, run_settings, word_batch
 from eval.embeddings import Embeddings
 from eval.ranks import retrieval_ranks
 from eval.search.exact import nearest
-from extract.settings import RegionSettings
 from extract.vision.decode import decode
 from extract.vision.loading import load_detector
 from manifests.files import write_json
@@ -198,10 +196,6 @@ def extraction(device: str, count: int) -> dict[str, Any]:
             rates = {"bare": round(count / bare, 2), "stage": round(count / stage, 2)}
             found[precision] = rates | {"share": round(bare / stage, 3)}
     return found
-
-
-def region_settings(spec: dict[str, Any]) -> RegionSettings:
-    return TypeAdapter(RegionSettings).validate_python({"detector": spec, "selection": BOTTOM_UP})
 
 
 def kept_regions_that_differ(device: str) -> int:

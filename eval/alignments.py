@@ -20,7 +20,7 @@ from manifests.files import room_for
 from train.all_pairs import Aggregation, alignment_scores
 from train.batches import WordBatch
 from train.data import RetrievalData
-from train.device import free_bytes
+from train.device import fits_on_gpu
 from train.encoding import Encoding
 from train.losses.loss import Loss
 from train.masking import ragged_rows
@@ -188,6 +188,6 @@ class _Passing:
         """Those of all items; item n has those of item ``first[n]``. On a GPU where they take less than half of it."""
         self._file.flush()
         vectors = torch.from_numpy(np.memmap(self._file, np.float32, "r+", shape=(self._rows, self._dim)))
-        if self._device.type == "cuda" and vectors.nbytes < free_bytes(self._device) / 2:
+        if fits_on_gpu(self._device, vectors.nbytes):
             vectors = vectors.to(self._device)
         return Locals(vectors, self._first[first], self._count[first], self._device)

@@ -125,10 +125,9 @@ def _names(key: str, source: str, folder: Path, say: Callable[[str], None]) -> P
     """The file of an entry's names; None, which is said, where they can't be had."""
     file = folder / f"{key}.txt"
     if source == COCO:
-        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+        from extract.vision.detectors.torchvision import coco_names  # torch
 
-        named = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"][1:]
-        write_text(file, "".join(f"{name}\n" for name in named if name != "N/A"))
+        write_text(file, "".join(f"{name}\n" for name in coco_names() if name != "N/A"))
         return file
     try:
         with fetching(source, unfinished()) as fetched:

@@ -124,6 +124,11 @@ class Params(Settings):
         brought = {name: settings.images or places.images(name) for name, settings in self.shared.items()}
         return made | brought
 
+    def image_root(self, name: str) -> Path:
+        """The image root of the data set `name`; `InputError` with the nearest name otherwise."""
+        roots = self.image_roots
+        return roots[name] if name in roots else self.dataset(name).source.picture_root
+
     def pack(self, name: str) -> PackSettings:
         """The pack of the data set `name`; `InputError` with the nearest name otherwise."""
         return _named(self.packs, "packs", name)

@@ -27,8 +27,7 @@ LONGEST_NAME = 120  # bytes of a page's name that come from the query
 def source(params: Params, run: str, dataset: str) -> Source:
     """A run and a data set to search in. `InputError` for an unknown name."""
     settings = params.run(run)
-    if dataset not in params.image_roots:
-        params.dataset(dataset)  # says which names there are
+    params.image_root(dataset)  # says which names there are
     cached = settings.text.reads == "text_features"
     return Source(
         run=run,
@@ -133,11 +132,9 @@ def answers(
     if dataset is None:
         folder = chosen_index(folder)
         opened = searcher(params, folder, device)
-        root = params.image_roots[opened.source.dataset]
+        root = params.image_root(opened.source.dataset)
     else:
-        if dataset not in params.image_roots:
-            params.dataset(dataset)  # says which names there are
-        root = params.image_roots[dataset]
+        root = params.image_root(dataset)
     for query in queries:
         try:
             if dataset is None:

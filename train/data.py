@@ -160,14 +160,7 @@ class RetrievalData:
 
         `into` gives the memory for the features (`RegionStore.padded`); without it they are None.
         """
-        rows = [self._region_rows[image] for image in images]
-        features, boxes, counts, sizes = self.region_store.padded(rows, into)
-        return RegionBatch(
-            features=None if features is None else torch.from_numpy(features),
-            boxes=torch.from_numpy(boxes),
-            image_size=torch.from_numpy(sizes).float(),
-            mask=torch.arange(boxes.shape[1]) < torch.from_numpy(counts)[:, None],
-        )
+        return read_regions(self.region_store, [self._region_rows[image] for image in images], into)
 
     def word_batch(self, captions: Sequence[int], *, states: bool = True) -> WordBatch:
         """The words, or the word pieces of words, of some captions, padded to the longest.
@@ -222,3 +215,14 @@ class RetrievalData:
                     fix="run the text_features stage of this data set again",
                 )
         return replace(batch, features=pad(found)[0] if states else None, pieces=None, place=None)
+
+
+def read_regions(store: RegionStore, rows: Sequence[int], into: Memory | None = np.empty) -> RegionBatch:
+    """The regions in some rows of a store, padded to the most of them (`RegionStore.padded`)."""
+    features, boxes, counts, sizes = store.padded(rows, into)
+    return RegionBatch(
+        features=None if features is None else torch.from_numpy(features),
+        boxes=torch.from_numpy(boxes),
+        image_size=torch.from_numpy(sizes).float(),
+        mask=torch.arange(boxes.shape[1]) < torch.from_numpy(counts)[:, None],
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.data import RetrievalData
-from train.device import free_bytes
+from train.device import fits_on_gpu
 from train.epochs import Batch, Epochs
 from train.masking import ragged_rows
 from train.processes import Processes, combined
@@ -26,7 +26,6 @@ T = TypeVar("T", RegionBatch, WordBatch)
 Resident = Literal["auto", "on", "off"]
 AHEAD = 2  # steps that are read before they are needed
 READERS = 2  # threads
-_SHARE = 0.5  # of a GPU's free memory that features may take
 _BLOCK = 512  # items that are sent to the device together
 
 
@@ -227,9 +226,7 @@ def _rows(table: Table | None, shares: Sequence[np.ndarray]) -> list[Tensor | No
 
 
 def _fits(resident: Resident, device: torch.device, size: Callable[[], int]) -> bool:
-    if resident == "auto":
-        return device.type == "cuda" and size() < _SHARE * free_bytes(device)
-    return resident == "on"
+    return fits_on_gpu(device, size()) if resident == "auto" else resident == "on"
 
 
 class _Buffer:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from eval.matching.pairs import Pairs, match_pairs
 from eval.report.drawing import caption_html, draw, marks, place
 from eval.report.matched_picture import SOFT, draw_regions, write_caption
-from eval.report.pictures import data_uri
+from eval.report.pictures import data_uri, read_shown
 from eval.report.templates import render
-from extract.vision.decode import UnreadableImage, decode_file
+from extract.vision.decode import UnreadableImage
 from manifests.errors import InputError
 from manifests.files import atomic, write_text
 from manifests.grounding import Grounding, read_grounding
@@ -76,7 +76,7 @@ def run(
     truth = read_grounding(grounding) if grounding.exists() else {}
     pairs = match_pairs(load_model(model, device), data, 256, truth, captions)
     try:
-        picture = decode_file(image_root / row.path, truncated=True)
+        picture = read_shown(image_root / row.path)
     except (OSError, UnreadableImage):
         picture = None
     if out.suffix == ".png":

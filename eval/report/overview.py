@@ -12,9 +12,10 @@ from eval.report.drawing import marks, place
 from eval.report.examples import Example, choose
 from eval.report.matched_picture import INK, SOFT, draw_regions, write_caption
 from eval.report.page import DataSet, compared
+from eval.report.pictures import read_shown
 from eval.report.results import RunResult
 from eval.report.templates import palette
-from extract.vision.decode import UnreadableImage, decode_file
+from extract.vision.decode import UnreadableImage
 from manifests.files import atomic
 
 TRACK = "#e9edf1"
@@ -85,7 +86,7 @@ def _example(figure: Figure, source: DataSet, example: Example) -> None:
     truth = source.truth.get(row.id)
     words = marks(source.data, caption, truth)
     try:
-        picture = decode_file(source.image_root / row.path, truncated=True)
+        picture = read_shown(source.image_root / row.path)
     except (OSError, UnreadableImage):
         return
     below = write_caption(figure, source.data.caption_text(caption), words, left=0.5, top=0.93)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from extract.vision.decode import UnreadableImage, decode_file
+from manifests.opening import PILLOWS_LIMIT
 
 
 @dataclass
@@ -35,17 +36,30 @@ class Pictures:
     def _read(self, path: Path) -> np.ndarray | None:
         if path not in self._decoded:
             try:
-                self._decoded[path] = decode_file(path, truncated=True)
+                self._decoded[path] = read_shown(path)
             except (OSError, UnreadableImage):
                 self._decoded[path] = None
         return self._decoded[path]
 
 
-def data_uri(picture: np.ndarray, side: int) -> str:
-    """A picture `uint8 [H, W, 3]`, reduced to `side` pixels at most: a JPEG, or a PNG where that is smaller."""
+def read_shown(path: Path) -> np.ndarray:
+    """A picture to show, uint8 ``[H, W, 3]``, as large as Pillow takes: settings bound what is extracted, not this.
+
+    Raises OSError or `UnreadableImage` where it isn't there or can't be read.
+    """
+    return decode_file(path, PILLOWS_LIMIT, truncated=True)
+
+
+def reduced(picture: np.ndarray, side: int) -> Image.Image:
+    """A picture ``uint8 [H, W, 3]``, reduced to `side` pixels at most."""
     image = Image.fromarray(picture)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    best = None
+    return image
+
+
+def data_uri(picture: np.ndarray, side: int) -> str:
+    """A picture `uint8 [H, W, 3]`, reduced to `side` pixels at most: a JPEG, or a PNG where that is smaller."""
+    image, best = reduced(picture, side), None
     for kind, options in (("jpeg", {"quality": 82, "optimize": True}), ("png", {"optimize": True})):
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)

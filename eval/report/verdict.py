@@ -26,12 +26,10 @@ def verdict(runs: Sequence[RunResult]) -> list[str]:
         best, second = by_validation(runs)[:2]
         if base not in (best, second):
             change, low, high = difference(best, second)
-            lost = ": here it loses" if high < 0 else ": no difference that these test images can show"
-            shown = "" if low > 0 else lost
             sentences.insert(
                 1,
                 f"Against `{second.name}`, the next best, `{best.name}` has {signed(change)} "
-                f"({signed(low)} to {signed(high)}){shown}.",
+                f"({signed(low)} to {signed(high)}){_loss(high)}{_doubt(low, high)}.",
             )
         count = len(others) + (base not in (best, second))
         if count > 1:
@@ -72,11 +70,17 @@ def _difference(run: RunResult, base: RunResult) -> str:
     figures = f"`{run.name}` reaches R@sum {run.metrics['rsum']:.1f}, "
     against = f"{abs(change):.1f} {'more' if change >= 0 else 'less'} than `{base.name}` ({base.metrics['rsum']:.1f})"
     spread = f"Over test images, the 95 % interval of this is {signed(low)} to {signed(high)}"
-    if low > 0:
-        return f"{figures}{against}. {spread}."
-    if high < 0:
-        return f"{figures}{against}: here it loses. {spread}."
-    return f"{figures}{against}. {spread}: no difference that these test images can show."
+    return f"{figures}{against}{_loss(high)}. {spread}{_doubt(low, high)}."
+
+
+def _loss(high: float) -> str:
+    """Says that a difference is a loss, if its whole interval is below 0."""
+    return ": here it loses" if high < 0 else ""
+
+
+def _doubt(low: float, high: float) -> str:
+    """Says that a difference is none, if its interval holds 0."""
+    return ": no difference that these test images can show" if low <= 0 <= high else ""
 
 
 def _alignment(runs: Sequence[RunResult]) -> list[str]:

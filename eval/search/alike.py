@@ -43,7 +43,8 @@ def search_regions(
     """
     listed, path = Manifest.open(manifest), Path(picture)
     digest = sha256(path) if os.path.isfile(path) else None
-    row = next((n for n, image in enumerate(listed.images) if image.sha256 == digest or image.id == picture), None)
+    row = None if digest is None else listed.row_of_digest(digest)
+    row = listed.row_of(picture) if row is None else row
     means = RegionsMean(RegionsMeanSettings(), Inputs(manifest=manifest, regions=regions, images=Path()))
     vectors = np.concatenate([found for _, found in means.embed(listed.images)])
     if row is not None and row not in means.failures:

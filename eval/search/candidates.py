@@ -20,14 +20,13 @@ from manifests.errors import InputError
 from manifests.files import atomic, write_json
 from manifests.progress import progress
 from manifests.typed import read_checked
-from train.device import free_bytes
+from train.device import fits_on_gpu
 
 BLOCK_NUMBERS = 1 << 24  # converted at a time
 CODES = 127
 BOUNDS, NORMS = "bounds.json", "norms.npy"
 SHORTEST = 1e-30  # a vector without a length, which is like nothing
 SLACK = 1.001
-_SHARE = 0.5  # of a GPU's free memory that codes may take
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,16 @@ class Candidates:
         """Where the codes lie."""
         return self.views.codes.device
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers a candidate has: k P + S."""
+        return self.views.codes.shape[1] * self.views.length + self.context.length
+
     def on(self, device: str) -> Self:
         """The same candidates with their codes on a GPU, where half of its free memory holds them; else as they are."""
         where, parts = torch.device(device), (self.views, self.context)
         size = sum(part.codes.nbytes + part.scales.nbytes for part in parts)
-        if where.type != "cuda" or size > _SHARE * free_bytes(where):
+        if not fits_on_gpu(where, size):
             return self
         moved = (replace(part, codes=part.codes.to(where), scales=part.scales.to(where)) for part in parts)
         return type(self)(*moved, self.norms)

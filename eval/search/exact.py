@@ -58,7 +58,7 @@ def rank(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` best of the candidates in `rows [M]`, rising, for one query `[m, P + S]`: rows and float64 scores."""
     scores = np.empty(len(rows))
-    step = max(1, BLOCK_SCORES // max(1, candidates.views.codes[0].numel() + candidates.context.length))
+    step = max(1, BLOCK_SCORES // max(1, candidates.numbers))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         scores[part] = _exact(candidates, query, rows[part], cosine)
@@ -118,7 +118,6 @@ class _Scan(ABC):
         flat = torch.from_numpy(scaled.astype(np.float32)).view(-1, queries.shape[2])
         parts = (candidates.views, flat[:, :length]), (candidates.context, flat[:, length:])
         self.device = candidates.device
-        self.numbers = candidates.views.codes[0].numel() + candidates.context.length
         self.parts = [(part, self.prepare(own).to(self.device)) for part, own in parts if part.length]
         off = sum(self.off(part, own) for part, own in parts if part.length).view(self.shape).amax(dim=1)
         self.norms = torch.from_numpy(candidates.norms).float().to(self.device) if cosine else None
@@ -143,10 +142,9 @@ class _Scan(ABC):
         pool = _Pool(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         cut = torch.full((queries,), -torch.inf)
         given_up = np.zeros(queries, bool)
-        on_cpu = self.device.type == "cpu"
-        most, most_rows = (BLOCK_SCORES, MOST_ROWS) if on_cpu else (DEVICE_SCORES, DEVICE_ROWS)
-        if not on_cpu:
-            most_rows = min(most_rows, max(FIRST_ROWS, DEVICE_NUMBERS // self.numbers))
+        most, most_rows = BLOCK_SCORES, MOST_ROWS
+        if self.device.type != "cpu":
+            most, most_rows = DEVICE_SCORES, min(DEVICE_ROWS, DEVICE_NUMBERS // self.candidates.numbers)
         height = most // (self.shape[0] * self.shape[1] * self.candidates.views.codes.shape[1])
         start, stop = 0, min(total, max(FIRST_ROWS, self.count))
         while start < total:
@@ -157,7 +155,7 @@ class _Scan(ABC):
             if len(row):
                 new = _Pool(*(x.cpu().numpy() for x in (query, row + start, scores[row, query])))
                 pool, cut = self._merge(pool, new, cut, given_up)
-            start, stop = stop, min(total, stop + min(max(height, FIRST_ROWS), most_rows))
+            start, stop = stop, min(total, stop + min(max(height, FIRST_ROWS), max(most_rows, FIRST_ROWS)))
         found = np.split(pool.row, np.searchsorted(pool.query, np.arange(1, queries)))
         return [None if lost else np.sort(rows) for lost, rows in zip(given_up, found, strict=True)]
 

@@ -72,7 +72,7 @@ def local_weights(weights: str, digest: str) -> Path:
             if not path.is_file():  # another process may have fetched it meanwhile
                 with fetching(weights, unfinished()) as fetched:
                     _check(fetched.path, digest, weights)
-                    keep(fetched.path, weights, digest)
+                    return keep(fetched.path, weights, digest)
     _check(path, digest, weights)
     return path
 

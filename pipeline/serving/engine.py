@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from PIL import Image
-
+from eval.report.pictures import read_shown, reduced
 from eval.search.answer import Answer, WordMatches
 from eval.search.search import Picture, Searcher, UnknownWords
-from extract.vision.decode import UnreadableImage, decode_file
+from extract.vision.decode import UnreadableImage
 from manifests.errors import InputError
-from manifests.opening import PILLOWS_LIMIT
 from pipeline.serving.schema import HitFacts, IndexFacts, MatchedPicture, Region, SearchAnswer, Word
 
 T = TypeVar("T")
@@ -147,10 +145,9 @@ class ServedIndex:
             raise InputError(f"there is no row {row}", where=self.name, fix="take the rows of an answer")
         path = self._root / manifest.images[row].path
         try:
-            image = Image.fromarray(decode_file(path, PILLOWS_LIMIT, truncated=True))
+            image = reduced(read_shown(path), side)
         except (OSError, UnreadableImage) as error:
             raise InputError(f"the picture can't be read: {error}", where=path, fix="restore it") from error
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = BytesIO()
         image.save(buffer, "jpeg", quality=82)
         return buffer.getvalue()

@@ -62,7 +62,7 @@ def open_indexes(params: Params, indexes: Sequence[Path], device: str) -> list[S
             opened = searcher(params, folder, device)
             dataset = opened.source.dataset
             takes = region_settings(params, dataset) is not None
-            index = ServedIndex(name, opened, params.image_roots[dataset], takes_pictures=takes)
+            index = ServedIndex(name, opened, params.image_root(dataset), takes_pictures=takes)
             index.warm()
             served.append(index)
         except InputError as error:

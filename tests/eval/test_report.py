@@ -16,12 +16,14 @@ from eval.matching.correspondence import judge
 from eval.matching.pairs import match_pairs
 from eval.report import report
 from eval.report.metrics_table import metrics_table
+from eval.report.pictures import Pictures
 from eval.report.recall_table import recall_rows
 from eval.settings import EvaluationSettings, ReportSettings
 from eval.study.settings import StudySettings
 from eval.study.table import COLUMNS, write_table
 from manifests.errors import InputError
 from manifests.grounding import read_grounding
+from manifests.opening import MAX_PIXELS
 from tests.eval.data_files import AttributeModel, draw_data_set, give_codebook, retrieval_data
 from tests.eval.run_files import write_run
 
@@ -335,3 +337,9 @@ def test_a_run_without_an_evaluation_is_left_out_and_named(written: Path, tmp_pa
         "other is left out: it has no evaluation yet (dvc repro evaluate@other)\n"
         "none is left out: it has no figures yet (dvc repro ensemble@none)"
     )
+
+
+def test_a_picture_that_extraction_may_refuse_is_shown(tmp_path: Path):
+    path = tmp_path / "large.png"
+    Image.new("L", (MAX_PIXELS // 1000 + 1, 1000)).save(path)
+    assert Pictures().whole(path, 160).startswith("data:image/")

@@ -84,7 +84,7 @@ class TorchvisionDetector(Proposer):
         self.num_classes, self.num_attributes = classes - 1, 0
         self.object_names = read_names(settings.object_names, self.num_classes, "object_names")
         if self.object_names is None and classes == _COCO:
-            self.object_names = _coco_names()
+            self.object_names = coco_names()
 
     @torch.inference_mode()
     def _settle_strides(self) -> None:
@@ -169,7 +169,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], weights: Path) -> None:
         raise InputError(told, where=weights, fix="use the `model` that the weights are of") from None
 
 
-def _coco_names() -> tuple[str, ...]:
+def coco_names() -> tuple[str, ...]:
+    """The names behind torchvision's 90 classes of COCO; those of ids that COCO doesn't use are ``N/A``."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     return tuple(FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"][1:])

@@ -1,5 +1,6 @@
 """Arrays as files that are whole or absent, read so that whatever is wrong with one is told."""
 
+import mmap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,16 @@ def open_array(path: Path, dtype: str, dims: int, *, fix: str) -> np.ndarray:
     if not header.size:
         return np.empty(header.shape, header.dtype)
     return np.memmap(path, header.dtype, "c", header.offset, header.shape)
+
+
+def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A copy of some rows. Of a mapped file, no page stays in this process's resident memory: it has 16 of them mapped
+    around each that is read."""
+    found = array[rows]
+    mapped: mmap.mmap | None = getattr(array, "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return found
 
 
 def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]], *, fix: str) -> dict[str, np.ndarray]:

@@ -1,11 +1,13 @@
 """The exact search finds what a float64 product finds, whatever is searched; and how far off its first pass may be."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from eval.arrays import open_array, save_array
 from eval.search import approximate
 from eval.search.candidates import Candidates, write_codes
 from eval.search.exact import _CodeScan, _FloatScan, nearest, rank
@@ -151,3 +153,20 @@ def test_lengths_that_can_not_be_are_refused(tmp_path: Path, length: float):
     np.save(tmp_path / "norms.npy", norms)
     with pytest.raises(InputError, match=r"norms\.npy: a length is 0 or below"):
         Candidates.open(tmp_path, views, np.empty((6, 0), np.float32))
+
+
+def resident_kilobytes(file: Path) -> int:
+    """How much of a mapped file is this process's resident memory."""
+    mapping = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1]
+    return int(re.search(r"^Rss: *(\d+) kB$", mapping, re.MULTILINE)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_rows_that_were_read_do_not_stay_resident(tmp_path: Path):
+    made, rows = drawn(4096, 1, 1024), np.arange(0, 4096, 16)
+    save_array(tmp_path / "vectors.npy", made)
+    views = open_array(tmp_path / "vectors.npy", "<f4", 3, fix="")
+    found = candidates(tmp_path / "codes", views)
+    assert (found.views.rows(rows) == made[rows]).all()
+    assert resident_kilobytes(tmp_path / "vectors.npy") == 0
+    assert (views[rows] == made[rows]).all() and resident_kilobytes(tmp_path / "vectors.npy") > 0

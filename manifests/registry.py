@@ -50,14 +50,21 @@ class Registry(dict[str, T]):
         """Enter a class or a function under `name`.
 
         version : of what it computes; a higher one makes everybody's results of this part anew. Raises `InputError`
-        where another module has entered that name.
+        where another module has entered that name, or where a file of this project enters another name than its own.
         """
 
         def enter(part: T) -> T:
+            folder, _, file = part.__module__.rpartition(".")
+            if folder == self.folder and file != name.replace("-", "_"):
+                raise InputError(
+                    f"it enters the {self.kind} {name!r}",
+                    where=f"{part.__module__.replace('.', '/')}.py",
+                    fix=f"give the part its file's name, {file!r}",
+                )
             other = self.get(name)
             if other is not None and other.__module__ != part.__module__:
                 raise InputError(
-                    f"two {self.kind}s are called {name!r}: {other.__module__} and {part.__module__}",
+                    f"two parts are called {self.kind} {name!r}: {other.__module__} and {part.__module__}",
                     where=f"entry points {GROUP}",
                     fix="uninstall one of the two packages",
                 )
@@ -83,14 +90,24 @@ class Registry(dict[str, T]):
         """Whether `name` is entered already, or is that of a file of this project, which is entered then."""
         module = f"{self.folder}.{name.replace('-', '_')}"
         if name not in self and self.folder and name.replace("-", "_").isidentifier() and find_spec(module):
-            import_module(module)
+            self._enter(module)
         return name in self
 
     def own(self) -> "Registry[T]":
         """Enter this project's own parts: other packages may take long to import."""
         for module in iter_modules(find_spec(self.folder).submodule_search_locations) if self.folder else ():
-            import_module(f"{self.folder}.{module.name}")
+            self._enter(f"{self.folder}.{module.name}")
         return self
+
+    def _enter(self, module: str) -> None:
+        """Import a file of this project, whose decorators enter its parts."""
+        try:
+            import_module(module)
+        except (ImportError, SyntaxError) as error:
+            where = f"{module.replace('.', '/')}.py"
+            raise InputError(
+                f"the file of a {self.kind} doesn't load ({error})", where=where, fix="correct it"
+            ) from error
 
     def load(self) -> "Registry[T]":
         """Enter all parts: this project's own and those of installed packages."""

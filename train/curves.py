@@ -1,7 +1,7 @@
 """The curves of a run: `epochs.csv`, one row an epoch, lines for a terminal, and TensorBoard where it is asked for."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,20 @@ def write_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
         )
 
 
-def epoch_line(name: str, rows: Sequence[Mapping[str, float]], epochs: int, best_epoch: int) -> str:
-    """The last epoch of the run `name` as one line: mean loss, validation R@sum, and the best epoch so far.
+def epoch_line(
+    name: str, rows: Sequence[Mapping[str, float]], losses: Collection[str], epochs: int, best_epoch: int
+) -> str:
+    """The last epoch of the run `name` as one line: mean loss and its terms, validation R@sum, the best epoch so far.
 
-    rows : the curves of the epochs that are done; epochs : how many are planned; best_epoch : a row of `rows`.
+    rows : the curves of the epochs that are done; losses : the names of the terms, each told with its weight; epochs :
+    how many are planned; best_epoch : a row of `rows`.
     """
     row, best = rows[-1], rows[best_epoch]
+    terms = [f"{term} {row[term]:.4g}" for term in losses if term in row]
+    shares = f" ({', '.join(terms)})" if len(terms) > 1 else ""
     so_far = "the best so far" if best is row else f"best so far {best['val_rsum']:.1f} in epoch {best_epoch + 1}"
     return (
-        f"{name}: epoch {len(rows)} of {epochs}, mean loss {row['loss']:.4g}, "
+        f"{name}: epoch {len(rows)} of {epochs}, mean loss {row['loss']:.4g}{shares}, "
         f"validation R@sum {row['val_rsum']:.1f}, {so_far}"
     )
 

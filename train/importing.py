@@ -218,7 +218,7 @@ def _without_training_parts(settings: RunSettings) -> RunSettings:
     kept = {
         name: options
         for name, options in settings.losses.items()
-        if LOSSES.find(name).added_dims(options, 1) or not LOSSES.find(name).trains_alone
+        if LOSSES.find(name).added_dims(options, 1) or not LOSSES.find(name).training_only
     }
     return settings.model_copy(update={"losses": kept})
 

@@ -160,7 +160,7 @@ def run(
             progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
             save(progress)
             if processes.first:
-                tqdm.write(epoch_line(name, progress.rows, settings.epochs, progress.best_epoch or 0))
+                tqdm.write(epoch_line(name, progress.rows, settings.losses, settings.epochs, progress.best_epoch or 0))
         board.close()
         if processes.first:
             write_curves(curves, progress.rows)

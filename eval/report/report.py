@@ -5,6 +5,7 @@ script, photographs, charts) and asks no network for anything. `overview.png` sh
 first data set.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,5 +88,12 @@ def results(runs: Mapping[str, dict], runs_dir: Path) -> dict[str, list[RunResul
 
 def unevaluated(runs: Mapping[str, dict], runs_dir: Path) -> list[str]:
     """A sentence about each run that has no evaluation: what makes one."""
-    missing = [name for name in runs if not RunResult(name, {}, runs_dir / name).evaluated]
-    return [f"{name} is left out: it has no evaluation yet (dvc repro evaluate@{name})" for name in missing]
+    sentences = []
+    for name in runs:
+        if not RunResult(name, {}, runs_dir / name).evaluated:
+            figures = runs_dir / name / "metrics.json"
+            why = "it has no evaluation yet"
+            if figures.is_file():
+                why = f"of its evaluation only {figures} is here, R@sum {json.loads(figures.read_text())['rsum']:.1f}"
+            sentences.append(f"{name} is left out: {why} (dvc repro evaluate@{name})")
+    return sentences

@@ -5,6 +5,7 @@ Results are kept by what made them. An edited comment makes DVC run a stage; it 
 
 import ast
 import hashlib
+import sys
 from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,8 @@ _PLUMBING = {
 def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
     """SHA-256, in hex, of the meaning of `modules` and of all modules of this project that they import.
 
-    Files of a folder `templates` beside a module belong to it.
+    Files of a folder `templates` beside a module belong to it. Of a loaded module of another package, all files of its
+    folder count.
     `without` names modules that are not followed: parts that weren't asked for.
     """
     whole, left_out = hashlib.sha256(), _PLUMBING.union(without)
@@ -37,11 +39,13 @@ def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
         if name in seen or name in left_out or _file(name) is None:
             continue
         seen.add(name)
-        waiting += _imports(name)
+        waiting += _imports(_file(name))
     for name in sorted(seen):
-        whole.update(f"{name}\0{_meaning(name)}\0".encode())
+        whole.update(f"{name}\0{_meaning(_file(name))}\0".encode())
         for text in sorted(_file(name).parent.glob("templates/*")):
             whole.update(f"{text.name}\0".encode() + text.read_bytes())
+    for name, file in sorted({(file.name, file) for module in modules for file in _files_elsewhere(module)}):
+        whole.update(f"{name}\0{_meaning(file)}\0".encode())
     return whole.hexdigest()
 
 
@@ -54,16 +58,24 @@ def _file(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
+def _files_elsewhere(module: str) -> list[Path]:
+    """The Python files of the folder of a module of another package; a module that is no package's has one."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if path is None or module.partition(".")[0] in _PACKAGES:
+        return []
+    return sorted(Path(path).parent.rglob("*.py")) if "." in module else [Path(path)]
+
+
 @cache
-def _tree(module: str) -> ast.Module:
+def _tree(file: Path) -> ast.Module:
     with PYTHON_PARSER:
-        return ast.parse(_file(module).read_bytes())
+        return ast.parse(file.read_bytes())
 
 
 @cache
-def _meaning(module: str) -> str:
-    """The syntax tree of a module as text, without docstrings."""
-    tree = _tree(module)
+def _meaning(file: Path) -> str:
+    """The syntax tree of a file as text, without docstrings."""
+    tree = _tree(file)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
@@ -83,9 +95,9 @@ def _text(node: Any) -> str:
 
 
 @cache
-def _imports(module: str) -> list[str]:
-    """The modules that a module imports, in functions too."""
-    return list(_imported(_tree(module)))
+def _imports(file: Path) -> list[str]:
+    """The modules that a file imports, in functions too."""
+    return list(_imported(_tree(file)))
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:

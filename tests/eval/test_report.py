@@ -22,6 +22,7 @@ from eval.settings import EvaluationSettings, ReportSettings
 from eval.study.settings import StudySettings
 from eval.study.table import COLUMNS, write_table
 from manifests.errors import InputError
+from manifests.files import write_json
 from manifests.grounding import read_grounding
 from manifests.opening import MAX_PIXELS
 from tests.eval.data_files import AttributeModel, draw_data_set, give_codebook, retrieval_data
@@ -337,6 +338,12 @@ def test_a_run_without_an_evaluation_is_left_out_and_named(written: Path, tmp_pa
         "other is left out: it has no evaluation yet (dvc repro evaluate@other)\n"
         "none is left out: it has no figures yet (dvc repro ensemble@none)"
     )
+
+
+def test_committed_figures_of_a_run_without_an_evaluation_are_named(tmp_path: Path):
+    write_json(tmp_path / "new" / "metrics.json", {"rsum": 348.76})
+    here = f"of its evaluation only {tmp_path}/new/metrics.json is here, R@sum 348.8"
+    assert report.unevaluated({"new": {}}, tmp_path) == [f"new is left out: {here} (dvc repro evaluate@new)"]
 
 
 def test_a_picture_that_extraction_may_refuse_is_shown(tmp_path: Path):

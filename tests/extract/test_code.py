@@ -1,8 +1,10 @@
 """Code counts by what it means: comments, docstrings and blank lines change no fingerprint, numbers do."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import pytest
@@ -43,15 +45,15 @@ def fingerprints(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     monkeypatch.setattr(code, "_ROOT", copied)
     code._file.cache_clear()
 
-    def by_content(read: Callable[[str], T]) -> Callable[[str], T]:
-        """Reads a module again only where its bytes are others: parsing all of them takes a second."""
-        known: dict[tuple[str, bytes], T] = {}
+    def by_content(read: Callable[[Path], T]) -> Callable[[Path], T]:
+        """Reads a file again only where its bytes are others: parsing all of them takes a second."""
+        known: dict[tuple[Path, bytes], T] = {}
 
-        def kept(module: str) -> T:
-            key = module, code._file(module).read_bytes()
+        def kept(file: Path) -> T:
+            key = file, file.read_bytes()
             if key not in known:
                 code._tree.cache_clear()
-                known[key] = read.__wrapped__(module)
+                known[key] = read.__wrapped__(file)
             return known[key]
 
         return kept
@@ -117,3 +119,19 @@ def test_a_cards_template_counts(copied: Path, fingerprints: Callable[[], dict[s
     (copied / "extract" / "cards" / "templates").mkdir()
     (copied / "extract" / "cards" / "templates" / "regions.md.jinja").write_text("# {{ dataset }}")
     assert fingerprints() == before and code_fingerprint("extract.cards.render") != card
+
+
+def test_the_files_beside_another_packages_part_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fingerprint(part: str, helper: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "part.py").write_text(part)
+        (folder / "helper.py").write_text(helper)
+        module = ModuleType("theirs.part")
+        module.__file__ = str(folder / "part.py")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return code_fingerprint("extract.cards.render", module.__name__)
+
+    first = fingerprint("x = 1", "y = 2")
+    assert fingerprint("x = 1  # one", '"""Helps."""\ny = 2') == first != code_fingerprint("extract.cards.render")
+    assert len({first, fingerprint("x = 2", "y = 2"), fingerprint("x = 1", "y = 3")}) == 3

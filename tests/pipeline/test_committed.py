@@ -28,7 +28,8 @@ def test_committed_outputs_are_those_of_the_lock_file():
 def test_the_demo_finds_images_by_caption_far_better_than_chance(run):
     figures = json.loads((CHECKOUT / "runs" / run / "metrics.json").read_text())
     assert PARAMS["scenes"]["test"] >= 500
-    assert figures["t2i_r1"] >= 60 * 100 / PARAMS["scenes"]["test"]
+    least = 60 * 100 / PARAMS["scenes"]["test"]
+    assert figures["t2i_r1"] >= least, f"t2i R@1 below {least} %: train it longer, or take it out of params.yaml"
 
 
 @pytest.mark.parametrize("page", [name for name in TRACKED if name.endswith(".md")])

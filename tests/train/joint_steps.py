@@ -14,6 +14,7 @@ from tests.train.forked import run_together
 from train.batches import RegionBatch, TeacherBatch, WordBatch, pad
 from train.feed import read_part
 from train.joint import joint_gradients
+from train.losses import LOSSES as REGISTERED
 from train.masking import share_momentum
 from train.model import RetrievalModel, build_model
 from train.processes import GradientMean, Processes, join, leave
@@ -38,6 +39,11 @@ LOSSES = {"triplet": {}, "contrast": {}, "lca": {"num_concepts": 8, "frozen_epoc
 LOSSES |= {"alignment": {}, "distillation": {"mode": "mse"}, "cusa_contrast": {}, "csa": {}, "usa": {}}
 OWN = {"vsrn": {"generation": {"dim": 16, "dropout": 0.0}}, "camera": {"diversity": {}}}
 ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def own_losses() -> set[str]:
+    """The names of this project's losses; installed packages may have entered others."""
+    return {name for name, loss in REGISTERED.own().items() if loss.__module__.startswith("train.losses.")}
 
 
 class MadeData:

@@ -10,7 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.joint_steps import BASES, STEPS, MadeData, made_model, outcome, step, validated
+from tests.train.joint_steps import (
+    BASES,
+    LOSSES,
+    OWN,
+    STEPS,
+    MadeData,
+    made_model,
+    outcome,
+    own_losses,
+    step,
+    validated,
+)
 from train.feed import shares
 from train.masking import MaskedBatchNorm
 from train.processes import combined, padded_to
@@ -42,6 +53,10 @@ def three_processes(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
         )  # fmt: skip
     assert done.returncode == 0, (out / "log").read_text()[-3000:]
     return [load_file(out / f"{rank}.safetensors") for rank in range(3)]
+
+
+def test_every_loss_is_among_the_steps() -> None:
+    assert set(LOSSES).union(*OWN.values()) == own_losses(), "add the loss to LOSSES in joint_steps.py"
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)), ids=lambda n: f"{STEPS[n][0]}-{len(STEPS[n][1])}-{STEPS[n][2]}")

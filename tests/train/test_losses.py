@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from tests.train.concepts import concept_alignment
 from train.all_pairs import alignment_scores
+from train.encoding import Encoding
+from train.losses import LOSSES
 from train.losses.cra import context_alignment_loss
 from train.losses.diversity import diversity
 from train.losses.lca import ConceptAlignment, sinkhorn
+from train.losses.loss import Shape, Step
 from train.ranking import all_pairs_triplet, hardest_triplet
 
 DISTILLATION = dict(np.load(Path(__file__).parents[1] / "data" / "distillation.npz"))
@@ -39,6 +42,65 @@ def same_with_gradients(ours: Callable, plain: Callable, *inputs: Tensor) -> Non
             (value.detach(), *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)))
         )
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
+
+
+def encoding_of(vectors: Tensor, locals_: Tensor, contextual: Tensor, mask: Tensor) -> Encoding:
+    """B images or captions, of embeddings ``[B, D]`` and locals ``[B, N, D]``."""
+    return Encoding(mask, locals_, contextual, vectors[:, None], context=vectors[:, :0])
+
+
+def loss_of(name: str, images: Encoding, captions: Encoding, same: Tensor, **settings: object) -> Tensor:
+    """The value of a loss for matching pairs."""
+    part, dim = LOSSES.find(name), images.pooled.shape[-1]
+    loss = part(part.Settings(**settings), Shape(dim, dim, 99, 8, (None, None)), {})
+    return loss(Step(images, captions, same, captions.mask.byte(), {}, None, 0))
+
+
+def plain_info_nce(scores: Tensor, temperature: float, same: Tensor) -> Tensor:
+    """Pair by pair, both directions."""
+    total = 0
+    for i in range(len(scores)):
+        rivals = ~same[i] | (torch.arange(len(scores)) == i)
+        for row in (scores[i], scores[:, i]):
+            total = total + (row[rivals] / temperature).logsumexp(0) - row[i] / temperature
+    return total / (2 * len(scores))
+
+
+@pytest.mark.parametrize("image", [[0, 1, 2, 3], [0, 0, 1, 1], [0, 0, 0, 1]])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_contrast(image: list[int], temperature: float) -> None:
+    same = torch.tensor(image)[:, None] == torch.tensor(image)
+    locals_, mask = torch.zeros(4, 1, 6), torch.ones(4, 1).bool()
+
+    def ours(images: Tensor, captions: Tensor) -> Tensor:
+        sides = (encoding_of(x, locals_, locals_, mask) for x in (images, captions))
+        return loss_of("contrast", *sides, same, temperature=temperature)
+
+    def plain(images: Tensor, captions: Tensor) -> Tensor:
+        return plain_info_nce(images @ captions.T, temperature, same)
+
+    same_with_gradients(ours, plain, unit(4, 6), unit(4, 6, seed=1))
+
+
+@pytest.mark.parametrize("kind", ["projected", "contextual"])
+def test_word_region(kind: str) -> None:
+    same = torch.tensor([0, 0, 1])[:, None] == torch.tensor([0, 0, 1])
+    masks = up_to([4, 2, 3], 4), up_to([1, 5, 2], 5)
+    other = unit(3, 4, 6, seed=2), unit(3, 5, 6, seed=3)
+    length = 3.0 if kind == "contextual" else 1.0  # locals after context are of any length
+
+    def ours(*read: Tensor) -> Tensor:
+        sides = []
+        for own, unread, mask in zip(read, other, masks, strict=True):
+            both = (own, unread) if kind == "projected" else (unread, length * own)
+            sides.append(encoding_of(torch.zeros(3, 6), *both, mask))
+        return loss_of("word_region", *sides, same, temperature=0.1, locals=kind)
+
+    def plain(regions: Tensor, words: Tensor) -> Tensor:
+        scores = plain_alignment(regions, words, *masks) / masks[1].sum(1)
+        return plain_info_nce(scores, 0.1, same)
+
+    same_with_gradients(ours, plain, unit(3, 4, 6), unit(3, 5, 6, seed=1))
 
 
 def plain_alignment(regions: Tensor, words: Tensor, region_mask: Tensor, word_mask: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def test_every_base_and_loss_is_listed() -> None:
     for registry in (BASES, LOSSES):
         for name, part in registry.load().items():
             if part.__module__.startswith("train."):
-                assert f"`{name}`" in page and Path(part.__module__.replace(".", "/")).name in page, name
+                there = f"`{name}`" in page and Path(part.__module__.replace(".", "/")).name in page
+                assert there, f"add a row for `{name}` to docs/method.md"
 
 
 if __name__ == "__main__":

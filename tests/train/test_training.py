@@ -79,13 +79,15 @@ def test_a_checkpoint_gives_the_model_back(dataset, trained):
 
 
 def test_each_epoch_is_told_and_the_recalls_at_the_end(dataset, tmp_path, capsys):
-    curve = train(dataset, tmp_path, epochs=2, losses={"triplet": {}})
+    curve = train(dataset, tmp_path, epochs=2, losses={"triplet": {}, "contrast": {"weight": 3}})
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test: ")]
     assert len(told) == 3
     best = 0
     for number, (line, row) in enumerate(zip(told, curve, strict=False)):
         best = number if row["val_rsum"] > curve[best]["val_rsum"] else best
-        assert line.startswith(f"test: epoch {number + 1} of 2, mean loss {row['loss']:.4g}, ")
+        terms = f"contrast {row['contrast']:.4g}, triplet {row['triplet']:.4g}"
+        assert line.startswith(f"test: epoch {number + 1} of 2, mean loss {row['loss']:.4g} ({terms}), ")
+        assert row["contrast"] + row["triplet"] == pytest.approx(row["loss"])
         assert f"validation R@sum {row['val_rsum']:.1f}, " in line
         assert line.endswith("the best so far" if best == number else f"in epoch {best + 1}")
     assert told[2].startswith(f"test: keeps epoch {best + 1} of 2, validation R@sum {curve[best]['val_rsum']:.1f}; ")

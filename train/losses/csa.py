@@ -25,7 +25,7 @@ class CrossModalSettings(LearntTemperatureSettings):
 @LOSSES.add("csa")
 class CrossModal(Loss):
     Settings = CrossModalSettings
-    trains_alone = True
+    training_only = True
     needs = frozenset({"teachers"})
 
     def __init__(self, settings: CrossModalSettings, shape: Shape, others: Mapping[str, Loss]):

@@ -27,7 +27,7 @@ class CusaContrastSettings(LearntTemperatureSettings):
 @LOSSES.add("cusa_contrast")
 class CusaContrast(Loss):
     Settings = CusaContrastSettings
-    trains_alone = True
+    training_only = True
 
     def __init__(self, settings: CusaContrastSettings, shape: Shape, others: Mapping[str, Loss]):
         super().__init__(settings, shape, others)

@@ -32,7 +32,7 @@ class DistillationSettings(LossSettings):
 @LOSSES.add("distillation")
 class Distillation(Loss):
     Settings = DistillationSettings
-    trains_alone = True
+    training_only = True
 
     def __init__(self, settings: DistillationSettings, shape: Shape, others: Mapping[str, Loss]):
         super().__init__(settings, shape, others)

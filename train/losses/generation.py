@@ -29,7 +29,7 @@ class Generation(Loss):
     """The negative log-likelihood of the captions, summed over words and end, the mean over captions."""
 
     Settings = GenerationSettings
-    trains_alone = True
+    training_only = True
     published = {
         "encoder.vid2hid.": "projection.",
         "encoder.rnn.": "reader.",

@@ -87,7 +87,7 @@ class ConceptAlignment(Loss):
     """
 
     Settings = ConceptSettings
-    trains_alone = True
+    training_only = True
 
     def __init__(self, settings: ConceptSettings, shape: Shape, others: Mapping[str, Loss]):
         super().__init__(settings, shape, others)

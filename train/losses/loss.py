@@ -85,7 +85,7 @@ class Loss(nn.Module):
         that train together tell each other. By default all.
     needs : what it reads beside the encodings: ``teachers`` (soft labels), ``views`` (the weights of an image's views).
     judged_by : the figure of the validation that follows from this loss.
-    trains_alone : whether it has parameters that nothing but training reads.
+    training_only : whether it has parameters that nothing but training reads.
     published : beginnings of the published names of its parameters -> beginnings of ours; those with ``{side}`` are in
         both encoders.
     end_epoch : from then on the term isn't there; None: it stays.
@@ -95,7 +95,7 @@ class Loss(nn.Module):
     Settings: ClassVar[type[LossSettings]] = LossSettings
     needs: ClassVar[frozenset[str]] = frozenset()
     judged_by: ClassVar[str] = "rsum"
-    trains_alone: ClassVar[bool] = False
+    training_only: ClassVar[bool] = False
     published: ClassVar[Mapping[str, str]] = {}
     name: ClassVar[str]
     version: ClassVar[int]

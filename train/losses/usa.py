@@ -26,7 +26,7 @@ class UniModalSettings(LearntTemperatureSettings):
 @LOSSES.add("usa")
 class UniModal(Loss):
     Settings = UniModalSettings
-    trains_alone = True
+    training_only = True
     needs = frozenset({"teachers"})
 
     def __init__(self, settings: UniModalSettings, shape: Shape, others: Mapping[str, Loss]):

@@ -4,6 +4,7 @@ from pydantic import Field
 from torch import Tensor
 
 from train.all_pairs import alignment_scores
+from train.encoding import FIELD, Kind
 from train.losses import LOSSES
 from train.losses.loss import Loss, LossSettings, Step
 from train.ranking import info_nce
@@ -11,19 +12,20 @@ from train.ranking import info_nce
 
 class WordRegionSettings(LossSettings):
     temperature: float = Field(0.05, gt=0)
+    locals: Kind = Field("projected", description="before or after the base's context")
 
 
 @LOSSES.add("word_region")
 class WordRegion(Loss):
-    """The score of an image and a caption: the mean over words of the largest cosine with a region, before context."""
+    """The score of an image and a caption: the mean over words of the largest cosine with a region."""
 
     Settings = WordRegionSettings
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset({"locals"})
+        return frozenset({FIELD[self.options.locals]})
 
     def forward(self, step: Step) -> Tensor:
-        images, captions = step.images, step.captions
-        scores = alignment_scores(images.locals, captions.locals, images.mask, captions.mask, "MrAVGw")
+        vectors = (side.unit(self.options.locals) for side in (step.images, step.captions))
+        scores = alignment_scores(*vectors, step.images.mask, step.captions.mask, "MrAVGw")
         return info_nce(scores, self.options.temperature, step.same)

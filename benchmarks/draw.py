@@ -1,131 +1,80 @@
-"""Draws the pictures of docs/ from the figures beside this file: docs/comparison.png and docs/study.png.
+"""Draws docs/studies.png: what each row of the studies on photographs gains over its InfoNCE control, seed by seed.
 
 python -m benchmarks.draw
 """
 
 import json
+import statistics
 from pathlib import Path
 
 import click
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from eval.report.matched_picture import INK, SOFT
 from eval.report.templates import palette
 from manifests.files import atomic
 
 HERE = Path(__file__).parent
-WAYS = {
-    "student": ("one vector each", "o"),
-    "teacher": ("word-region teacher", "s"),
-    "reranked": ("best of one vector, in the teacher's order", "^"),
+STUDIES = {
+    "photographs-vse-infinity": "VSE-infinity over a sentence encoder's states",
+    "photographs-vsrn": "VSRN over learned words",
+    "photographs-camera": "CAMERA over a sentence encoder's states",
 }
-BASES = {"vsrn": "VSRN", "camera": "CAMERA", "vse_infinity": "VSE-infinity"}
-COMPARED = [
-    *("base", "InfoNCE (control)", "SelfAlign", "SelfAlign + InfoNCE (control)", "CUSA", "SelfAlign + CUSA", "ALADIN"),
-    *("ALADIN + CUSA", "SelfAlign + ALADIN", "all three"),
-]
-STUDIED = [
-    *("base", "+ InfoNCE (control)", "+ LCA", "+ CRA", "+ LCA + CRA", "+ InfoNCE + word-region"),
-    *("+ InfoNCE + equal dimensions (control)", "+ InfoNCE + bag", "+ InfoNCE + bag + CRA"),
-    "+ InfoNCE + equal dimensions + CRA (control)",
-    "+ InfoNCE + equal dimensions + CRA + word-region + LCA",
-    *("+ InfoNCE + bag + CRA + word-region", "+ InfoNCE + bag + CRA + word-region + LCA"),
-]
-CHANCE = 0.265  # of colour words 0.26, of shape words 0.27
+CONTROL = "+ InfoNCE (control)"
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=HERE.parent / "docs", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=HERE.parent / "docs" / "studies.png", show_default=True)
 def main(out: Path) -> None:
-    """Draw both pictures into the folder OUT."""
-    _save(
-        comparison(json.loads((HERE / "comparison.json").read_text(encoding="utf-8"))["rows"]), out / "comparison.png"
-    )
-    _save(study(json.loads((HERE / "study.json").read_text(encoding="utf-8"))["bases"]), out / "study.png")
+    """Draw the picture OUT from `benchmarks/studies`."""
+    studies = {title: HERE / "studies" / name / "points.jsonl" for name, title in STUDIES.items()}
+    figure = picture({title: gains(path) for title, path in studies.items() if path.is_file()})
+    with atomic(out) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    click.echo(f"drawn: {out}")
 
 
-def comparison(rows: dict) -> Figure:
-    """R@sum of every run and way to search, a line a run; the best way of each has its figure beside it."""
-    figure = Figure(figsize=(11, 5.4), dpi=110, facecolor="white")
-    axes = figure.add_axes((0.27, 0.12, 0.71, 0.74))
-    _rows(axes, COMPARED)
-    colours = dict(zip(WAYS, palette("run"), strict=False))
-    best = {}
-    for place, name in enumerate(COMPARED):
-        for way, told in rows[name]["modes"].items():
-            mean, sd = told["rsum"]["mean"], told["rsum"]["sd"]
-            axes.errorbar(mean, -place, xerr=sd, fmt=WAYS[way][1], color=colours[way], markersize=8, linewidth=1.6)
-            best[place] = max(best.get(place, (0.0, 0.0)), (mean, sd))
-    for place, (mean, sd) in best.items():
-        axes.text(mean + sd + 2, -place, f"{mean:.0f}", va="center", fontsize=10, color=INK)
-    for way, x in zip(WAYS, (0.27, 0.44, 0.66), strict=True):
-        name, marker = WAYS[way]
-        figure.add_artist(_marker(x, 0.93, marker, colours[way]))
-        figure.text(x + 0.012, 0.93, name, va="center", fontsize=10.5, color=INK)
-    axes.set_xlabel("R@sum on the test split; line: one standard deviation over three seeds", color=SOFT)
-    return figure
+def gains(points: Path) -> dict[str, list[float]]:
+    """Of each row the R@sum of each seed, less that of the control's same seed."""
+    found: dict[str, dict[int, float]] = {}
+    for line in map(json.loads, points.read_text(encoding="utf-8").splitlines()):
+        if line["chooses"] is None:
+            found.setdefault(line["row"], {})[line["seed"]] = line["figures"]["rsum"]
+    control = found[CONTROL]
+    return {row: [seeds[seed] - control[seed] for seed in sorted(seeds)] for row, seeds in found.items()}
 
 
-def study(bases: dict) -> Figure:
-    """R@sum, and the share of words on a fitting object, of every row on each base."""
-    names = STUDIED
-    figure = Figure(figsize=(15, 5.6), dpi=110, facecolor="white")
+def picture(studies: dict[str, dict[str, list[float]]]) -> Figure:
+    """A line a row, in groups: the mean gain, one standard deviation, and each seed's as a dot."""
+    lines = sum(len(rows) + 1.4 for rows in studies.values())
+    figure = Figure(figsize=(11, 0.34 * lines + 1.0), dpi=110, facecolor="white")
+    bottom = 0.62 / figure.get_figheight()
+    axes = figure.add_axes((0.36, bottom, 0.56, 0.985 - bottom))
     orange, blue = palette("run")[2], palette("run")[1]
-    for place, (key, title) in enumerate(BASES.items()):
-        rows, left = bases[key]["rows"], 0.3 + 0.235 * place
-        recalls = figure.add_axes((left, 0.13, 0.105, 0.72))
-        shares = figure.add_axes((left + 0.125, 0.13, 0.085, 0.72))
-        for axes in (recalls, shares):
-            _rows(axes, names if place == 0 and axes is recalls else [""] * len(names))
-        figure.text(left, 0.95, title, fontsize=14, fontweight="bold", color=INK, va="center")
-        base = rows["base"]["rsum"]["mean"]
-        recalls.axvline(base, color=SOFT, linewidth=1, linestyle=":")
-        recalls.text(base, 0.7, "base", ha="center", va="bottom", fontsize=9, color=SOFT)
-        for line, name in enumerate(names):
-            told = rows[name]["rsum"]
-            recalls.errorbar(told["mean"], -line, xerr=told["sd"], fmt="o", color=INK, markersize=6, linewidth=1.4)
-            for kind, colour, marker in (("shape", blue, "s"), ("colour", orange, "o")):
-                share = rows[name]["kinds"][kind]
-                shares.errorbar(
-                    share["mean"],
-                    -line + (0.13 if kind == "shape" else -0.13),
-                    xerr=share["sd"],
-                    fmt=marker,
-                    color=colour,
-                    markersize=5,
-                )
-        shares.axvline(CHANCE, color=SOFT, linewidth=1, linestyle=":")
-        shares.text(CHANCE, 0.7, "chance", ha="center", va="bottom", fontsize=9, color=SOFT)
-        for x, kind, colour, marker in ((0.005, "colour", orange, "o"), (0.052, "shape", blue, "s")):
-            figure.add_artist(_marker(left + 0.125 + x, 0.91, marker, colour))
-            figure.text(left + 0.132 + x, 0.91, kind, fontsize=9.5, color=INK, va="center")
-        shares.set(xlim=(0, 1.08), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
-        recalls.set_xlabel("R@sum", color=SOFT)
-        recalls.margins(x=0.12)
-        shares.set_xlabel("words on an object\nthat fits", color=SOFT, fontsize=9)
-    return figure
-
-
-def _rows(axes: Axes, names: list[str]) -> None:
-    """A horizontal line a row, its name at the left."""
-    axes.set(yticks=range(0, -len(names), -1), yticklabels=names, ylim=(-len(names) + 0.4, 0.6))
+    place, ticks, names = 0.0, [], []
+    for title, rows in studies.items():
+        axes.text(-0.64, place, title, transform=axes.get_yaxis_transform(), fontweight="bold", color=INK, va="center")
+        place -= 1
+        for name, values in rows.items():
+            ticks.append(place)
+            names.append(name)
+            mean = statistics.mean(values)
+            if name != CONTROL:
+                colour = blue if mean > 0 else orange
+                axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=5, linewidth=0)
+                axes.errorbar(mean, place, xerr=statistics.stdev(values), fmt="o", color=colour, markersize=7)
+                axes.text(1.01, place, f"{mean:+.1f}", transform=axes.get_yaxis_transform(), va="center", color=INK)
+            place -= 1
+        place -= 0.4
+    axes.axvline(0, color=SOFT, linewidth=1)
+    axes.set(yticks=ticks, yticklabels=names, ylim=(place + 0.6, 0.6))
+    axes.set_xlabel("R@sum above the InfoNCE control; dots: seeds, line: one standard deviation", color=SOFT)
     axes.grid(axis="y", color="#e9edf1")
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=INK, labelsize=10)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(SOFT)
-
-
-def _marker(x: float, y: float, marker: str, colour: str) -> Line2D:
-    return Line2D([x], [y], marker=marker, color=colour, markersize=7, linestyle="")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    click.echo(f"drawn: {path}")
+    return figure
 
 
 if __name__ == "__main__":

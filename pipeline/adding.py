@@ -32,7 +32,7 @@ from pipeline.params import FILE, Params, parse_params, read_text
 PRESET = Path(__file__).parents[1] / "presets" / "photographs.yaml"
 """Entries for photographs that need nothing but PyPI: detector, sentence encoder for English, and a run."""
 _SAMPLE = 2000  # captions that tell the language
-_FEW = 2000  # captions below which a run is as the preset has it
+_FEW = 2000  # captions below which a run has small batches
 _RATE = 250  # captions a second in training, on two cores
 
 
@@ -190,12 +190,13 @@ def _run(name: str, captions: int, preset: dict[str, Any], encoded: bool) -> dic
     """The preset's run on a data set with so many captions to train on: larger sets bear larger batches and vectors."""
     run = preset | {"dataset": name, "text": {"reads": "text_features" if encoded else "tokens"}}
     if captions < _FEW:
-        return run
-    epochs = 10 if captions < 10 * _FEW else 15
-    run |= {"batch_size": 128, "epochs": epochs, "decay_epochs": epochs * 2 // 3}
+        contrast = preset["losses"]["contrast"] | {"weight": 100.0}  # triplets are a sum over the batch
+        small = {"epochs": 15, "batch_size": 32, "learning_rate": 0.001, "decay_epochs": 10}
+        return run | small | {"losses": preset["losses"] | {"contrast": contrast}}
     if captions < 10 * _FEW:
         return run
-    return run | {"learning_rate": 0.0005, "base": preset["base"] | {"dim": 512 if captions < 100 * _FEW else 1024}}
+    dim = 512 if captions < 100 * _FEW else 1024
+    return run | {"epochs": 15, "decay_epochs": 10, "base": preset["base"] | {"dim": dim}}
 
 
 def _understood(name: str, look: Look, sample: Sample | None, entries: dict[str, dict[str, Any]]) -> list[str]:

@@ -94,7 +94,9 @@ class _AlignmentScores(torch.autograd.Function):
         taken = torch.empty(captions, words.shape[1], images, dtype=torch.int16, device=regions.device)
         for part in _parts(regions, words):
             some = (words[part] * word_scale[part][..., None]).to(dtype)
-            best, region = (some @ unit.T).unflatten(-1, (images, -1)).max(-1)
+            # One product: of words that aren't contiguous, batched ones would copy the regions once a caption.
+            cosines = (some.flatten(0, 1) @ unit.T).view(*some.shape[:2], images, -1)
+            best, region = cosines.max(-1)
             scores[part] = best.clamp(min=0).sum(1, dtype=scores.dtype)
             taken[part] = region.masked_fill_(best <= 0, -1)
         ctx.save_for_backward(regions, words, region_scale, word_scale, taken)

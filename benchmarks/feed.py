@@ -51,8 +51,8 @@ def write_store(folder: Path, images: int) -> None:
         ids = [f"{start + i:06d}" for i in range(count)]
         regions, path = [Regions(some, boxes, (640, 480)) for some in features], folder / f"{start // PER_SHARD:06d}.h5"
         write_shard(path, ids, regions, recipe_hash, dim=DIM, dense=REGIONS, id_bytes=6)
-        told = {"file": path.name, "count": count, "first": ids[0], "last": ids[-1], "sha256": sha256(path)}
-        shards.append(told)
+        shard = {"file": path.name, "count": count, "first": ids[0], "last": ids[-1], "sha256": sha256(path)}
+        shards.append(shard)
     index = region_index(shards, dim=DIM, dense=REGIONS, object_names=None, attribute_names=None)
     write_json(folder / INDEX, index)
 

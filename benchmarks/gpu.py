@@ -235,8 +235,8 @@ def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for where in ("cpu", device):
             model = model.to(where)
             pairs = model(regions.to(where), words.to(where))
-            told = model.terms(pairs, torch.arange(PAIRS, device=where), epoch=1)
-            terms[where] = {key: term.item() for key, term in told.items()}
+            found_terms = model.terms(pairs, torch.arange(PAIRS, device=where), epoch=1)
+            terms[where] = {key: term.item() for key, term in found_terms.items()}
             vectors[where] = pairs.images.embedding.detach().cpu(), pairs.captions.embedding.detach().cpu()
         here, there = (terms[where] for where in ("cpu", device))
         pairs = zip(vectors["cpu"], vectors[device], strict=True)

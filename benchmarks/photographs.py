@@ -17,18 +17,18 @@ HELD_OUT = 8
 ARRAYS = ("ims", "boxes", "img_sizes")
 
 
-def hold_out(source: Path, out: Path, told: str = "dev", regions: int | None = None) -> dict[str, int]:
+def hold_out(source: Path, out: Path, reported: str = "dev", regions: int | None = None) -> dict[str, int]:
     """Write OUT; gives the images of each split.
 
     Parameters
     ----------
-    told : FROM's split that becomes `test`.
+    reported : FROM's split that becomes `test`.
     regions : the first regions of each image that are kept; None keeps all.
     """
     rows = np.arange(len(np.load(source / "train_ims.npy", mmap_mode="r")))
     held = rows % HELD_OUT == HELD_OUT - 1
-    tests = np.arange(len(np.load(source / f"{told}_ims.npy", mmap_mode="r")))
-    parts = {"train": ("train", rows[~held]), "dev": ("train", rows[held]), "test": (told, tests)}
+    tests = np.arange(len(np.load(source / f"{reported}_ims.npy", mmap_mode="r")))
+    parts = {"train": ("train", rows[~held]), "dev": ("train", rows[held]), "test": (reported, tests)}
     with whole_folder(out) as folder:
         for split, (name, chosen) in parts.items():
             for array in ARRAYS:
@@ -45,11 +45,11 @@ def hold_out(source: Path, out: Path, told: str = "dev", regions: int | None = N
 @click.command()
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--told", default="dev", show_default=True, help="FROM's split that becomes test")
+@click.option("--told", "reported", default="dev", show_default=True, help="FROM's split that becomes test")
 @click.option("--regions", type=click.IntRange(min=1), help="the first regions of each image, which are kept")
-def main(source: Path, out: Path, told: str, regions: int | None) -> None:
+def main(source: Path, out: Path, reported: str, regions: int | None) -> None:
     """Hold a part of train out."""
-    click.echo(", ".join(f"{split} {count}" for split, count in hold_out(source, out, told, regions).items()))
+    click.echo(", ".join(f"{split} {count}" for split, count in hold_out(source, out, reported, regions).items()))
 
 
 if __name__ == "__main__":

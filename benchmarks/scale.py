@@ -159,13 +159,13 @@ def _tokens_by(workers: int, data: Path) -> dict[str, Any]:
     with open_workers(Machine(cluster=f"local:{workers}", threads=1, device="cpu")) as opened:
         before, start = time.process_time(), time.perf_counter()
         run(manifest=data / "manifest", settings=TOKENS, out=out, workers=opened)
-        told = {"seconds without the cluster's start": time.perf_counter() - start}
-        told["processor seconds of the stage itself"] = time.process_time() - before
-        told["processor seconds of each worker"] = sorted(opened.client.run(time.process_time).values())
-        told["MB of each worker"] = sorted(opened.client.run(peak).values())
+        times = {"seconds without the cluster's start": time.perf_counter() - start}
+        times["processor seconds of the stage itself"] = time.process_time() - before
+        times["processor seconds of each worker"] = sorted(opened.client.run(time.process_time).values())
+        times["MB of each worker"] = sorted(opened.client.run(peak).values())
     same = sha256(out / "tokens.h5") == sha256(data / "tokens" / "tokens.h5")
     shutil.rmtree(out)
-    return told | {"same bytes": same}
+    return times | {"same bytes": same}
 
 
 @measured
@@ -293,11 +293,11 @@ def dvc_status(data: Path) -> dict[str, Any]:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        told = dvc("status", *stages)
+        status = dvc("status", *stages)
         seconds.append(time.perf_counter() - start)
     shutil.rmtree(project)
-    clean = "up to date" in told
-    return {"seconds of each": seconds, "files of the data set": files, "nothing to do": clean or told[-500:]}
+    clean = "up to date" in status
+    return {"seconds of each": seconds, "files of the data set": files, "nothing to do": clean or status[-500:]}
 
 
 def peak() -> int:
@@ -329,10 +329,14 @@ def run(folder: Path, rows: int, only: tuple[str, ...]) -> None:
         _, status, used = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"{stage} ended with status {status}")
-        told = {"stage": stage, "rows": rows, "seconds": time.perf_counter() - start}
-        told |= {"processor seconds": used.ru_utime + used.ru_stime, "load": load, **json.loads(out.splitlines()[-1])}
-        write_json(result, told)
-        click.echo(json.dumps(told))
+        figures = {"stage": stage, "rows": rows, "seconds": time.perf_counter() - start}
+        figures |= {
+            "processor seconds": used.ru_utime + used.ru_stime,
+            "load": load,
+            **json.loads(out.splitlines()[-1]),
+        }
+        write_json(result, figures)
+        click.echo(json.dumps(figures))
 
 
 @main.command()
@@ -341,8 +345,8 @@ def run(folder: Path, rows: int, only: tuple[str, ...]) -> None:
 def one(stage: str, data: Path) -> None:
     """Run one stage on a data set's folder, and print what it held."""
     idle = peak()
-    told = MEASURED[stage](data) or {}
-    click.echo(json.dumps({"MB": peak(), "MB before": idle, **told}))
+    measured = MEASURED[stage](data) or {}
+    click.echo(json.dumps({"MB": peak(), "MB before": idle, **measured}))
 
 
 @main.command()

@@ -184,15 +184,15 @@ def timed(process: int, requests: Sequence[Callable[[], Any]]) -> dict[str, floa
         found.append((time.perf_counter() - start) * 1000)
     each = (processor(process) - before) / len(requests)
     middle, high = np.percentile(found, (50, 95))
-    told = {"median ms": middle, "95th percentile ms": high, "most ms": max(found), "processor ms of each": each}
-    return {name: round(float(value), 1) for name, value in told.items()}
+    times = {"median ms": middle, "95th percentile ms": high, "most ms": max(found), "processor ms of each": each}
+    return {name: round(float(value), 1) for name, value in times.items()}
 
 
 def memory(process: int) -> dict[str, int]:
     """Megabytes: the most that a process held, and of what it holds its own and that of mapped files."""
-    told = Path(f"/proc/{process}/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text()
     names = {"VmHWM": "MB", "RssAnon": "MB of its own now", "RssFile": "MB of mapped files now"}
-    return {name: int(re.search(rf"{key}:\s+(\d+)", told)[1]) // 1024 for key, name in names.items()}
+    return {name: int(re.search(rf"{key}:\s+(\d+)", status)[1]) // 1024 for key, name in names.items()}
 
 
 def measure() -> dict[str, Any]:
@@ -262,7 +262,7 @@ def main(folder: Path, rows: int, out: Path | None) -> None:
     os.chdir(project)
     threads = int(os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count())))
     load = os.getloadavg()[0]
-    told = {
+    results = {
         "command": COMMAND,
         "cores": os.cpu_count(),
         "threads": threads,
@@ -270,10 +270,10 @@ def main(folder: Path, rows: int, out: Path | None) -> None:
         "session's niceness": niceness(),
         "images": rows,
     }
-    told |= {"captions": rows * CAPTIONS, "dimensions": DIMS, **measure()}
-    click.echo(json.dumps(told, indent=1))
+    results |= {"captions": rows * CAPTIONS, "dimensions": DIMS, **measure()}
+    click.echo(json.dumps(results, indent=1))
     if out:
-        write_json(out, told)
+        write_json(out, results)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ def open_array(path: Path, dtype: str, dims: int, *, fix: str) -> np.ndarray:
     except OSError as error:
         raise InputError(f"it can't be read ({error.strerror})", where=path, fix=fix) from error
     if size != header.offset + header.size:
-        told = f"{size - header.offset} bytes of numbers, its shape {list(header.shape)} needs {header.size}"
-        raise InputError(told, where=path, fix=fix)
+        message = f"{size - header.offset} bytes of numbers, its shape {list(header.shape)} needs {header.size}"
+        raise InputError(message, where=path, fix=fix)
     if header.dtype != np.dtype(dtype) or len(header.shape) != dims:
-        told = f"{header.dtype} of shape {list(header.shape)}, not {dtype} of {dims} dimensions"
-        raise InputError(told, where=path, fix=fix)
+        message = f"{header.dtype} of shape {list(header.shape)}, not {dtype} of {dims} dimensions"
+        raise InputError(message, where=path, fix=fix)
     if not header.size:
         return np.empty(header.shape, header.dtype)
     return np.memmap(path, header.dtype, "c", header.offset, header.shape)
@@ -67,10 +67,10 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]], *, fix: str) 
     except InputError:
         raise
     except Exception as error:  # zipfile raises whatever a damaged file leads it to
-        told = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-        raise InputError(f"no arrays that can be read ({told})", where=path, fix=fix) from error
+        message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+        raise InputError(f"no arrays that can be read ({message})", where=path, fix=fix) from error
     for name, (kind, dims) in wanted.items():
         if found[name].dtype.kind != kind or not found[name].dtype.isnative or found[name].ndim != dims:
-            told = f"{name} is {found[name].dtype} {list(found[name].shape)}, not {dims} dimensions of kind {kind!r}"
-            raise InputError(told, where=path, fix=fix)
+            message = f"{name} is {found[name].dtype} {list(found[name].shape)}, not {dims} dimensions of kind {kind!r}"
+            raise InputError(message, where=path, fix=fix)
     return found

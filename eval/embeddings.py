@@ -128,8 +128,8 @@ class Embeddings:
         try:
             return cls(*open_parts(folder, fix=fix))
         except InputError as error:
-            told = f"no readable embeddings of run {run} ({error.what})"
-            raise InputError(told, where=error.where, fix=fix) from error
+            message = f"no readable embeddings of run {run} ({error.what})"
+            raise InputError(message, where=error.where, fix=fix) from error
 
 
 def open_parts(folder: Path, *, fix: str) -> list[np.ndarray]:
@@ -138,6 +138,6 @@ def open_parts(folder: Path, *, fix: str) -> list[np.ndarray]:
         open_array(folder / f"{name}.npy", "<f4", dims, fix=fix) for name, dims in zip(PARTS, (3, 2, 2), strict=True)
     )
     if not all(pooled.shape) or len(context) != len(pooled) or captions.shape[1] != pooled.shape[2] + context.shape[1]:
-        told = f"pooled {list(pooled.shape)}, context {list(context.shape)}, captions {list(captions.shape)}"
-        raise InputError(f"the parts don't fit together: {told}", where=folder, fix=fix)
+        message = f"pooled {list(pooled.shape)}, context {list(context.shape)}, captions {list(captions.shape)}"
+        raise InputError(f"the parts don't fit together: {message}", where=folder, fix=fix)
     return [pooled, context, captions]

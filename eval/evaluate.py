@@ -131,14 +131,14 @@ def _metric_figures(run: Evaluated, settings: EvaluationSettings) -> dict[str, A
     for name, own in settings.metrics.items():
         part = METRICS.find(name)
         metric = part(own)
-        told = metric.lacking() or metric.figures(run)
-        if isinstance(told, str):
-            log.warning("metric %s is left out: %s", name, told)
-            told = {"left_out": told}
-        if told is not None:
+        found = metric.lacking() or metric.figures(run)
+        if isinstance(found, str):
+            log.warning("metric %s is left out: %s", name, found)
+            found = {"left_out": found}
+        if found is not None:
             *above, last = part.place or ("others", name)
             below = figures
             for key in above:
                 below = below.setdefault(key, {})
-            below[last] = told
+            below[last] = found
     return figures

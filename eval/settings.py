@@ -7,7 +7,7 @@ from pydantic import Field
 from eval.metrics import METRICS
 from manifests.typed import Settings
 
-_TOLD = ("rouge_l", "unimodal", "eccv")
+_DEFAULT_METRICS = ("rouge_l", "unimodal", "eccv")
 
 
 class EvaluationSettings(Settings):
@@ -16,7 +16,7 @@ class EvaluationSettings(Settings):
     split: Literal["train", "val", "test"] = "test"
     folds: int = Field(default=1, ge=1, description="parts whose mean recalls are told too; COCO 1K: 5")
     rerank: int = Field(default=50, ge=1, description="candidates that ALADIN's teacher puts in order once more")
-    metrics: METRICS.settings_by_name(_TOLD) = Field(
+    metrics: METRICS.settings_by_name(_DEFAULT_METRICS) = Field(
         default={}, validate_default=True, description="beside the recalls: of each the keys; null turns one off"
     )
 

@@ -41,10 +41,10 @@ class Kind:
         named = f"`hf download {shlex.quote(model)} {self.fetch}{options}`"
         placed = f"`hf download {self.example} {self.fetch} --local-dir {shlex.quote(model)}`"
         if Path(model).is_dir() or not _HUB_NAME.fullmatch(model):
-            told = f"fetch it beforehand, for instance {placed}"
+            advice = f"fetch it beforehand, for instance {placed}"
         else:
-            told = f"fetch it beforehand: if that is a name of the hub, {named}; if a folder, for instance {placed}"
-        return f"{told}; or name a folder that save_pretrained wrote"
+            advice = f"fetch it beforehand: if that is a name of the hub, {named}; if a folder, for instance {placed}"
+        return f"{advice}; or name a folder that save_pretrained wrote"
 
 
 def find_model(

@@ -100,7 +100,7 @@ class ImportSettings(Settings):
     images_per_shard: int = Field(1024, ge=1)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """What is said of the files, where it is: the options of `extract.exchange.formats.open_source`."""
         return self.model_dump(include={"boxes", "sizes", "info", "dtype"}, exclude_unset=True)
 

@@ -133,8 +133,8 @@ class Table:
         try:
             yield
         except Exception as error:  # pyarrow raises whatever a damaged file leads it to
-            told = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(f"no whole Arrow file ({told})", where=self.path, fix=self._fix) from error
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(f"no whole Arrow file ({reason})", where=self.path, fix=self._fix) from error
 
 
 def present(column: pa.Array) -> np.ndarray:

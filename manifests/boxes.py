@@ -30,7 +30,7 @@ def with_boxes(entries: Sequence[SourceImage], file: Path, root: Path, sieve: Si
     where the captions file tells objects too.
     """
     names = {entry.id: entry.path for entry in entries} | {entry.path: entry.path for entry in entries}
-    told: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+    found: dict[str, tuple[str, list[dict[str, Any]]]] = {}
     for row, value in _rows(file):
         where = f"{file} {row}"
         try:
@@ -39,18 +39,18 @@ def with_boxes(entries: Sequence[SourceImage], file: Path, root: Path, sieve: Si
             if path is None:
                 fix = "name pictures as the captions file does, by path or id, or remove the row"
                 raise InputError(f"image {image!r} isn't in the captions file", where=where, fix=fix)
-            if objects is not None and told.setdefault(path, (row, objects))[1] != objects:
+            if objects is not None and found.setdefault(path, (row, objects))[1] != objects:
                 fix = "give the boxes of an image once"
-                raise InputError(f"image {image!r} has other boxes at {told[path][0]}", where=where, fix=fix)
+                raise InputError(f"image {image!r} has other boxes at {found[path][0]}", where=where, fix=fix)
         except InputError as error:
             sieve.add("conflict", error)
-    if not told:
+    if not found:
         sieve.refuse()
         raise InputError("it tells of no boxes", where=file, fix="set `source.boxes` to the file that has them")
     if twice := [entry.path for entry in entries if entry.objects is not None]:
         fix = "remove them from one of the two, or set `source.boxes` to the captions file"
         raise InputError(f"the captions file tells objects too, of {_listed(twice)}", where=file, fix=fix)
-    return [replace(entry, objects=told.get(entry.path, ("", []))[1]) for entry in entries]
+    return [replace(entry, objects=found.get(entry.path, ("", []))[1]) for entry in entries]
 
 
 def _from(root: Path, image: str) -> str:

@@ -24,6 +24,6 @@ def changed_pictures(manifest: Manifest, images: Path) -> Iterator[tuple[ImageRo
             return f"can't be read ({error.strerror})"
 
     looked_at = in_threads(wrong, manifest.images)
-    for row, told in progress(looked_at, what="check", unit="pictures", total=len(manifest)):
-        if told:
-            yield row, told
+    for row, problem in progress(looked_at, what="check", unit="pictures", total=len(manifest)):
+        if problem:
+            yield row, problem

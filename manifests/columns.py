@@ -77,8 +77,8 @@ def table_rows(
                 if fields:
                     yield number, fields
         except csv.Error as error:
-            told = f"not a valid table ({error})"
-            yield first + 1, InputError(told, where=f"{where} line {first + 1}", fix=fix)
+            message = f"not a valid table ({error})"
+            yield first + 1, InputError(message, where=f"{where} line {first + 1}", fix=fix)
             first += 1
 
 
@@ -109,13 +109,13 @@ def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] =
             continue
         lacking = [known for role in ROLES if role not in found for known in ROLES[role]]
         if close := difflib.get_close_matches(key, lacking, n=1, cutoff=0.75):
-            told = f"unknown column {name.strip()!r} (did you mean {close[0]!r}?)"
-            raise InputError(told, where=where, fix=fix)
-    told = ", ".join(repr(name.strip()) for name in list(spelt.values())[:12])
+            message = f"unknown column {name.strip()!r} (did you mean {close[0]!r}?)"
+            raise InputError(message, where=where, fix=fix)
+    listed = ", ".join(repr(name.strip()) for name in list(spelt.values())[:12])
     if "caption" not in found:
-        raise InputError(f"column 'caption' is missing among {told}", where=where, fix=fix)
+        raise InputError(f"column 'caption' is missing among {listed}", where=where, fix=fix)
     if "image" not in found and "id" not in found:
-        raise InputError(f"column 'image' is missing among {told}", where=where, fix=fix)
+        raise InputError(f"column 'image' is missing among {listed}", where=where, fix=fix)
     return found
 
 

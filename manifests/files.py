@@ -91,15 +91,15 @@ def _replace(folder: Path, out: Path, earlier: Path) -> None:
         os.replace(folder, out)
     except BaseException as error:
         if replaced:
-            with _told(out, earlier, "could not be replaced", error):
+            with _earlier_kept(out, earlier, "could not be replaced", error):
                 os.replace(earlier, out)
         raise
-    with _told(out, earlier, "may not be on the disk itself") if replaced else nullcontext():
+    with _earlier_kept(out, earlier, "may not be on the disk itself") if replaced else nullcontext():
         _sync(out.parent)
 
 
 @contextmanager
-def _told(out: Path, earlier: Path, what: str, cause: BaseException | None = None) -> Iterator[None]:
+def _earlier_kept(out: Path, earlier: Path, what: str, cause: BaseException | None = None) -> Iterator[None]:
     """Turn an OSError into an `InputError` that says where the earlier folder is."""
     try:
         yield

@@ -126,9 +126,9 @@ def _text(data: bytes, path: Path, line: int, offset: int, fix: str) -> str:
         place = error.start
     if place < 0:
         return text
-    told = "is of no text" if not data[place] else "is not UTF-8"
+    message = "is of no text" if not data[place] else "is not UTF-8"
     line += data.count(b"\n", 0, place)
-    raise InputError(f"byte {offset + place} (0x{data[place]:02x}) {told}", where=f"{path} line {line}", fix=fix)
+    raise InputError(f"byte {offset + place} (0x{data[place]:02x}) {message}", where=f"{path} line {line}", fix=fix)
 
 
 def _finite(digits: str) -> float:

@@ -73,7 +73,7 @@ class Sieve:
         """List what is left out in `folder`: an object a line, with kind, file, row, id and reason."""
         write_text(Path(folder) / FILE, _lines(self.items))
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """How many of which kind are left out; empty where nothing is."""
         return f"{len(self.items):,} left out ({_counted(self.items)}): see {FILE}" if self.items else ""
 

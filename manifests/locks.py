@@ -107,10 +107,10 @@ def _hold(held: ExitStack, place: Path, work: str, wait: bool) -> bool:
                 place.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=waited, poll_interval=_POLL)
         except Timeout:
-            told = f"another {work} is running{_holder(lock)}"
+            message = f"another {work} is running{_holder(lock)}"
             if not wait:
-                raise InputError(told, where=place, fix="wait until it has ended, or stop it") from None
-            tqdm.write(f"{told}: waiting until it has ended")
+                raise InputError(message, where=place, fix="wait until it has ended, or stop it") from None
+            tqdm.write(f"{message}: waiting until it has ended")
             waited = True
         except FileNotFoundError:  # another process has just removed the folder, which it had made in vain
             continue

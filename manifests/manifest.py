@@ -117,7 +117,7 @@ def finish(folder: Path, sieve: Sieve) -> None:
     sieve.refuse()
     if sieve.items:
         sieve.write(folder)
-        log.warning("manifest: %s", sieve.told())
+        log.warning("manifest: %s", sieve.summary())
 
 
 def checked_entries(
@@ -134,9 +134,9 @@ def checked_entries(
     found = list(_distinct(_with_ids(entries), file, sieve))
     if not found:
         sieve.refuse()
-        told = sieve.told()
+        summary = sieve.summary()
         raise InputError(
-            f"there are no images{f': {told}' if told else ''}",
+            f"there are no images{f': {summary}' if summary else ''}",
             where=file,
             fix="give a captions file with at least one image",
         )
@@ -228,11 +228,11 @@ def _caption_problem(caption: SourceCaption, file: Path) -> InputError | None:
     if not text.strip():
         return InputError("the caption is empty", where=where, fix="write it or remove it")
     if not has_word(text):
-        told = f"the caption {text[:60]!r} has no word: punctuation and white space are none"
-        return InputError(told, where=where, fix="write it or remove it")
+        message = f"the caption {text[:60]!r} has no word: punctuation and white space are none"
+        return InputError(message, where=where, fix="write it or remove it")
     if len(text) > LONGEST_CAPTION:
-        told = f"the caption has {len(text):,} characters, and may have {LONGEST_CAPTION:,}"
-        return InputError(told, where=where, fix="shorten it or remove it")
+        message = f"the caption has {len(text):,} characters, and may have {LONGEST_CAPTION:,}"
+        return InputError(message, where=where, fix="shorten it or remove it")
     try:
         _refuse_broken_text(text, where)
     except InputError as error:
@@ -359,12 +359,12 @@ def manifest_rows(
     """
     seen: dict[str, tuple[SourceImage, str]] = {}
     with progress(what="manifest", unit="images", total=len(entries)) as bar:
-        for entry, told in zip(entries, facts, strict=True):
+        for entry, fact in zip(entries, facts, strict=True):
             bar.update()
-            if isinstance(told, InputError):
-                sieve.add("missing", told, entry.id)
+            if isinstance(fact, InputError):
+                sieve.add("missing", fact, entry.id)
                 continue
-            digest, width, height = told
+            digest, width, height = fact
             split = entry.split or hashed_split(entry.id, val_fraction, test_fraction)
             other, other_split = seen.setdefault(digest, (entry, split))
             if duplicates == "refuse" and other_split != split and width is not None:
@@ -447,9 +447,9 @@ def _grounding(entry: SourceImage, file: Path) -> Grounding:
             raise InputError(f"what an object is must be told in texts, not {label!r}", where=where, fix=fix)
         boxes.append(tuple(float(x) for x in item["box"]))
         labels.append(label)
-    told = any(caption.phrases is not None for caption in entry.captions)
+    grounded = any(caption.phrases is not None for caption in entry.captions)
     for caption in entry.captions:
-        if not told:  # boxes alone
+        if not grounded:  # boxes alone
             phrases.append(())
             continue
         if not isinstance(caption.phrases, list):

@@ -37,8 +37,8 @@ def id_problem(id: str) -> str | None:
     HDF5 holds an id in bytes of one length, padded with NUL, and messages and files of others hold it in a line.
     """
     for place, character in enumerate(id):
-        if told := _REFUSED.get(unicodedata.category(character)):
-            return f"character {place} of the id {id!r} is {told}"
+        if category := _REFUSED.get(unicodedata.category(character)):
+            return f"character {place} of the id {id!r} is {category}"
     return None
 
 

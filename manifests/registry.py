@@ -160,14 +160,14 @@ def identity(part: Any) -> dict[str, Any]:
     Empty for the first version of this project's own parts.
     """
     top = part.__module__.partition(".")[0]
-    told = {"version": part.version} if part.version > 1 else {}
+    recipe = {"version": part.version} if part.version > 1 else {}
     own = Path(__file__).parents[1] / top  # what lies elsewhere in the checkout may be another package's
     if own not in Path(getattr(sys.modules[part.__module__], "__file__", "") or "/").parents:
         # All of Python's packages are read for this: half a second.
         names = packages_distributions().get(top, [])
         if theirs := [name for name in names if name != _OURS]:
-            told["package"] = f"{theirs[0]} {version(theirs[0])}"
-    return {"part": told} if told else {}
+            recipe["package"] = f"{theirs[0]} {version(theirs[0])}"
+    return {"part": recipe} if recipe else {}
 
 
 @cache

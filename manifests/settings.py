@@ -46,7 +46,7 @@ class DatasetSource(Settings):
             except InputError as error:
                 known = ", ".join([*READERS, *FORMATS])
                 raise PydanticCustomError(
-                    "format", "{told}: choose one of {known}", {"told": error.what, "known": known}
+                    "format", "{message}: choose one of {known}", {"message": error.what, "known": known}
                 ) from None
         return format
 
@@ -69,8 +69,8 @@ class DatasetSource(Settings):
         if self.boxes not in (None, self.captions):
             own = {"boxes": self.boxes}
         if self.watch is not None and self.watch not in own.values():
-            told = " or ".join(f"{path} (as `{key}`)" for key, path in own.items())
-            raise ValueError(f"`watch` must be {told}")
+            choices = " or ".join(f"{path} (as `{key}`)" for key, path in own.items())
+            raise ValueError(f"`watch` must be {choices}")
         return self
 
     @property

@@ -293,8 +293,8 @@ class Manifest:
             self._refuse(CAPTIONS, "'image' and 'caption' must not be null", first + place)
         wrong = np.flatnonzero((images < 0) | (images >= len(self)) | (np.diff(images, prepend=before) < 0))
         if len(wrong):
-            told = f"its image is row {images[wrong[0]]}, which is not there or before that of the caption above"
-            self._refuse(CAPTIONS, told, first + int(wrong[0]))
+            message = f"its image is row {images[wrong[0]]}, which is not there or before that of the caption above"
+            self._refuse(CAPTIONS, message, first + int(wrong[0]))
         for place in _doubtful_captions(*text_bytes(caption)).tolist():
             if not (text := caption[place].as_py()).strip():
                 self._refuse(CAPTIONS, f"'caption' must be text that isn't empty, not {text!r}", first + place)
@@ -386,8 +386,8 @@ def _old_rows(file: Path) -> Iterator[CaptionedImage]:
     for row in rows:
         own = tuple(ids.get(row.id, ()))
         if own and len(own) != len(row.captions):
-            told = f"{len(own)} ids of the {len(row.captions)} captions of image {row.id!r}"
-            raise InputError(told, where=coco_ids, fix=AGAIN)
+            message = f"{len(own)} ids of the {len(row.captions)} captions of image {row.id!r}"
+            raise InputError(message, where=coco_ids, fix=AGAIN)
         yield CaptionedImage(*(getattr(row, name) for name in ImageRow.__slots__), row.captions, own)
 
 

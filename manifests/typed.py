@@ -35,8 +35,8 @@ def schema(number: int) -> Any:
 
     def same(value: int) -> int:
         if value != number:
-            told = {"value": value, "number": number}
-            raise PydanticCustomError("schema", "{value}, this program reads {number}", told)
+            context = {"value": value, "number": number}
+            raise PydanticCustomError("schema", "{value}, this program reads {number}", context)
         return value
 
     return Annotated[int, AfterValidator(same)]
@@ -65,7 +65,9 @@ class Settings(BaseModel):
             found = error.errors(include_url=False)
             if not any(item["type"] == "extra_forbidden" for item in found):
                 raise
-            raise ValidationError.from_exception_data(cls.__name__, [_told(item, cls) for item in found]) from None
+            raise ValidationError.from_exception_data(
+                cls.__name__, [_with_nearest_key(item, cls) for item in found]
+            ) from None
 
 
 def one_of(key: str, *sections: type[Settings]) -> Any:
@@ -77,14 +79,14 @@ def one_of(key: str, *sections: type[Settings]) -> Any:
             return value
         name = value.get(key) if isinstance(value, Mapping) else None
         if name not in by_name:
-            told = f"{key} is {name!r}" if name is not None else f"a mapping with its `{key}` is missing"
-            raise PydanticCustomError("choice", f"{told}: choose one of {', '.join(by_name)}")
+            message = f"{key} is {name!r}" if name is not None else f"a mapping with its `{key}` is missing"
+            raise PydanticCustomError("choice", f"{message}: choose one of {', '.join(by_name)}")
         return by_name[name].model_validate(value)
 
     return Annotated[SerializeAsAny[Settings], PlainValidator(chosen)]
 
 
-def _told(item: Any, section: type[BaseModel]) -> InitErrorDetails:
+def _with_nearest_key(item: Any, section: type[BaseModel]) -> InitErrorDetails:
     """An error of pydantic's with the nearest known key, where it is about an unknown one of this section."""
     message = item["msg"]
     if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
@@ -119,7 +121,7 @@ def checked(value: Any, kind: type[T], *, where: object, fix: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the file"
-        told = f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise InputError(told, where=where, fix=fix) from None
+        message = f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise InputError(message, where=where, fix=fix) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"no JSON that can be written ({error})", where=where, fix=fix) from None

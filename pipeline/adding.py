@@ -74,9 +74,11 @@ def run(
             sample: Sample | None = sample_features(look)
             look.source.update({"pictures": images} if images else {})
         elif images is None or boxes or sizes:
-            told = "nothing says where the pictures are" if images is None else "boxes and sizes are those of features"
+            message = (
+                "nothing says where the pictures are" if images is None else "boxes and sizes are those of features"
+            )
             fix = "give --images, or --features with a format and a path"
-            raise InputError(told, where=f"data set {name}", fix=fix)
+            raise InputError(message, where=f"data set {name}", fix=fix)
         else:
             look = look_at_pictures(images, captions, dataset["regions"], skip=skip)
             sample = sample_pictures(look, device)

@@ -41,16 +41,16 @@ def run(staging: Path, *, days: float = 0, remove: bool = False) -> str:
         return "nothing to clean"
     lines, freed = [], 0
     for each in sorted(found, key=lambda each: -each.size):
-        told = ""
+        outcome = ""
         if remove:
             try:
                 with sole_writer(each.of, "work there", wait=False):
                     shutil.rmtree(each.path) if each.path.is_dir() else each.path.unlink(missing_ok=True)
                 freed += each.size
-                told = "  removed"
+                outcome = "  removed"
             except InputError as error:
-                told = f"  kept: {error.what}"
-        lines.append(f"{_megabytes(each.size)}  {each.days:6.1f} days  {each.path}  ({each.work}){told}")
+                outcome = f"  kept: {error.what}"
+        lines.append(f"{_megabytes(each.size)}  {each.days:6.1f} days  {each.path}  ({each.work}){outcome}")
     total = _megabytes(sum(each.size for each in found)).strip()
     lines.append(
         f"{_megabytes(freed).strip()} freed"

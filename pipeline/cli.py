@@ -52,8 +52,8 @@ class _Group(click.Group):
         """List the commands with the whole first sentence of each; click would cut it."""
         rows = []
         for name in self.list_commands(context):
-            told = " ".join((self.commands[name].help or "").split("\n\n")[0].split())
-            rows.append((name, told.removesuffix(".")))
+            summary = " ".join((self.commands[name].help or "").split("\n\n")[0].split())
+            rows.append((name, summary.removesuffix(".")))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -75,9 +75,9 @@ class _Group(click.Group):
             _end(str(InputError(str(error.strerror), where=path, fix="change who may read and write there")))
 
 
-def _end(told: str, code: int = 1) -> NoReturn:
+def _end(message: str, code: int = 1) -> NoReturn:
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(told, err=True)
+    click.echo(message, err=True)
     sys.exit(code)
 
 
@@ -106,8 +106,8 @@ def _of_stage(what: str) -> Callable[[F], F]:
     """The data set or run of a stage's command. DVC tells it in DVC_STAGE ("regions@demo"), and no shell reads it."""
 
     def key(context: click.Context, parameter: click.Parameter, value: str) -> str:
-        told = context.get_parameter_source(what) is ParameterSource.ENVIRONMENT
-        return value.rpartition("@")[2] if told else value
+        from_environment = context.get_parameter_source(what) is ParameterSource.ENVIRONMENT
+        return value.rpartition("@")[2] if from_environment else value
 
     return click.argument(what, envvar="DVC_STAGE", callback=key)
 
@@ -144,8 +144,8 @@ def manifest(dataset: str) -> None:
     language = settings.tokens.language
     nlp, _ = load_language(language)  # the stage of words would stop at it, after hours of regions
     if source.imported:
-        told = settings.regions.told | {"precision": settings.regions.precision}
-        run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch", "boxes"}), **told, out=out)
+        given = settings.regions.given | {"precision": settings.regions.precision}
+        run_imported(**source.model_dump(exclude={"pictures", "duplicates", "watch", "boxes"}), **given, out=out)
     else:
         run(**source.model_dump(exclude={"pictures", "watch"}), out=out)
     made = Manifest.open(out)
@@ -187,10 +187,10 @@ def check(dataset: str) -> None:
         wrong = list(changed_files(place, source.images, settings.regions))
         what = "files"
     else:
-        wrong = [(str(source.images / row.path), told) for row, told in changed_pictures(listed, source.images)]
+        wrong = [(str(source.images / row.path), problem) for row, problem in changed_pictures(listed, source.images)]
         what = "pictures"
-    for path, told in wrong:
-        click.echo(f"{path}: {told}")
+    for path, problem in wrong:
+        click.echo(f"{path}: {problem}")
     again = f"; restore them, or `dvc repro -f manifest@{dataset}`" if wrong else ""
     click.echo(f"{dataset}: {len(wrong) or 'no'} {what} changed, of {len(listed):,} images{again}")
     sys.exit(bool(wrong))
@@ -581,9 +581,9 @@ def import_(format: str, images: Path, out: Path, captions: Path | None, **optio
         if out.exists():
             raise InputError("it is there already", where=out, fix="name a new folder, or remove this one")
         with whole_folder(out) as folder:
-            told = source.model_dump(exclude={"pictures", "duplicates", "watch", "boxes"}) | settings.told
-            told |= {"precision": settings.precision}
-            manifest.run(**told, listing=out.with_name(f"{out.name}-refused.jsonl"), out=folder / "manifest")
+            facts = source.model_dump(exclude={"pictures", "duplicates", "watch", "boxes"}) | settings.given
+            facts |= {"precision": settings.precision}
+            manifest.run(**facts, listing=out.with_name(f"{out.name}-refused.jsonl"), out=folder / "manifest")
             regions.run(
                 dataset=out.name,
                 manifest=folder / "manifest",
@@ -679,7 +679,7 @@ def index(run: str, dataset: str, splits: tuple[str, ...], kind: str, out: Path 
     from pipeline.searching import source
 
     machine = Machine.from_environment()
-    told = make(
+    summary = make(
         source=source(read_params(), run, dataset),
         splits=splits or SPLITS,
         kind=kind,
@@ -687,7 +687,7 @@ def index(run: str, dataset: str, splits: tuple[str, ...], kind: str, out: Path 
         device=machine.torch_device(),
         batch_size=machine.encode_batch,
     )
-    click.echo(told)
+    click.echo(summary)
 
 
 @main.command()

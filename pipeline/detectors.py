@@ -117,8 +117,8 @@ def _require_checkpoint(file: Path, address: str) -> None:
     try:
         read_state(file)
     except InputError as error:
-        told = f"what came is {error.what}" if error.what.startswith("not ") else f"what came {error.what}"
-        raise InputError(told, where=address, fix="look at the address in a browser") from None
+        message = f"what came is {error.what}" if error.what.startswith("not ") else f"what came {error.what}"
+        raise InputError(message, where=address, fix="look at the address in a browser") from None
 
 
 def _names(key: str, source: str, folder: Path, say: Callable[[str], None]) -> Path | None:

@@ -27,10 +27,10 @@ class Examination:
     lines: list[str] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
 
-    def add(self, label: str, told: str, problems: Iterable[InputError] = ()) -> None:
-        """One thing that was looked at: what is `told` of it, or what is wrong with it."""
+    def add(self, label: str, state: str, problems: Iterable[InputError] = ()) -> None:
+        """One thing that was looked at: what is `state` of it, or what is wrong with it."""
         problems = list(dict.fromkeys(str(problem) for problem in problems))
-        self.lines.append(f"  {label:24} {_count(len(problems)) if problems else told}")
+        self.lines.append(f"  {label:24} {_count(len(problems)) if problems else state}")
         self.lines += [f"    {problem}" for problem in problems]
         self.wrong.update(problems)
 
@@ -70,8 +70,8 @@ def _machine(found: Examination, machine: Machine) -> None:
             )
             problems.append(InputError("nothing can be written there", where=f"{label} {path}", fix=fix))
         if free < _LEAST:
-            told = f"{free / 1e6:.0f} MB are free"
-            problems.append(InputError(told, where=f"{label} {path}", fix="make room on that disk"))
+            message = f"{free / 1e6:.0f} MB are free"
+            problems.append(InputError(message, where=f"{label} {path}", fix="make room on that disk"))
         found.add(label, f"{free / 1e9:.0f} GB free", problems)
     if machine.cluster.startswith("slurm") and find_spec("dask_jobqueue") is None:
         where, fix = f"{PREFIX}CLUSTER={machine.cluster}", 'run `pip install "dask-jobqueue>=0.9"`'
@@ -91,8 +91,8 @@ def _packages(found: Examination) -> None:
             if installed is None:
                 found.add(package.name, "", [InputError("not installed", where=f"package {package.name}", fix=again)])
             elif not package.specifier.contains(installed, prereleases=True):
-                told = f"version {installed}, where {package.specifier} is needed"
-                found.add(package.name, "", [InputError(told, where=f"package {package.name}", fix=again)])
+                message = f"version {installed}, where {package.specifier} is needed"
+                found.add(package.name, "", [InputError(message, where=f"package {package.name}", fix=again)])
             else:
                 found.add(package.name, installed)
     for name in _OPTIONAL:
@@ -116,11 +116,11 @@ def _params(found: Examination) -> None:
         return
     for name in params.datasets:
         yet = missing.made_by_stages(params, name)
-        told = f"not there yet: {', '.join(map(str, yet))} (`dvc repro` makes it)" if yet else "ready"
-        found.add(name, told + _pictures(missing.absent_pictures(params, name)), missing.of_dataset(params, name))
+        state = f"not there yet: {', '.join(map(str, yet))} (`dvc repro` makes it)" if yet else "ready"
+        found.add(name, state + _pictures(missing.absent_pictures(params, name)), missing.of_dataset(params, name))
     for name in params.shared:
-        told = "ready" + _pictures(missing.absent_pictures(params, name))
-        found.add(name, told, missing.of_shared(params, name))
+        state = "ready" + _pictures(missing.absent_pictures(params, name))
+        found.add(name, state, missing.of_shared(params, name))
     for name, run in params.runs.items():
         found.add(f"run {name}", "ready", missing.of_run(run, name))
     found.add("evaluation", "ready", missing.of_evaluation(params))

@@ -74,9 +74,9 @@ def respell(text: str, spelling: Callable[[tuple[str, ...], bool, str], str | No
             note(node, path, False)
 
     def note(node: yaml.ScalarNode, path: tuple[str, ...], is_key: bool) -> None:
-        told = spelling(path, is_key, node.value)
-        if told is not None:
-            written = _yaml({told: None} if is_key else {"x": told}, flow=True).strip()[1:-1]
+        spelt = spelling(path, is_key, node.value)
+        if spelt is not None:
+            written = _yaml({spelt: None} if is_key else {"x": spelt}, flow=True).strip()[1:-1]
             new = written.rpartition(":")[0] if is_key else written.partition(": ")[2]
             found.setdefault(node.start_mark.index, (node.end_mark.index, new))
 

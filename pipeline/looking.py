@@ -165,8 +165,8 @@ def sample_pictures(look: Look, device: str) -> Sample | None:
 def sample_features(look: Look) -> Sample | None:
     """The regions of the first images of the files; None where none of them can be read."""
     where = look.source
-    told = ImportSettings(**look.regions).told
-    source = open_source(where["format"], where["images"], where["captions"], **told)
+    given = ImportSettings(**look.regions).given
+    source = open_source(where["format"], where["images"], where["captions"], **given)
     found = [item.load().features for item in islice(_images(source), _TRIED)]
     return Sample(float(np.mean([len(each) for each in found])), found[0].shape[1]) if found else None
 
@@ -193,7 +193,7 @@ def _look(
     kinds = {item.kind for item in sieve.items}
     source |= {"missing": "skip"} if "missing" in kinds else {}
     source |= {"unreadable": "skip"} if kinds - {"missing"} else {}
-    remarks += [sieve.told().replace("see left_out.jsonl", "the manifest lists them")] if kinds else []
+    remarks += [sieve.summary().replace("see left_out.jsonl", "the manifest lists them")] if kinds else []
     bare = not any(entry.captions for entry in entries)
     for val, test in [(0.0, 0.0)] if bare else [(each, each) for each in _FRACTIONS]:
         split = [entry.split or hashed_split(entry.id, val, test) for entry in entries]
@@ -213,8 +213,8 @@ def _captions_in(images: Path) -> Path | None:
         return images
     found = [path for path in sorted(images.iterdir()) if path.suffix.lower() in _CAPTIONS and _names(images, path)]
     if len(found) > 1:
-        told = f"there are several captions files: {', '.join(path.name for path in found)}"
-        raise InputError(told, where=images, fix="choose one with --captions")
+        message = f"there are several captions files: {', '.join(path.name for path in found)}"
+        raise InputError(message, where=images, fix="choose one with --captions")
     return found[0] if found else None
 
 

@@ -51,8 +51,8 @@ class Machine(BaseModel):
     def _known_cluster(cls, value: str) -> str:
         if _CLUSTER.fullmatch(value):
             return value
-        told = "{value} is not none, local:N, slurm:N or an address like tcp://host:8786"
-        raise PydanticCustomError("cluster", told, {"value": repr(value)})
+        message = "{value} is not none, local:N, slurm:N or an address like tcp://host:8786"
+        raise PydanticCustomError("cluster", message, {"value": repr(value)})
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

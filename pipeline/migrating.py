@@ -70,12 +70,12 @@ def run(machine: Machine) -> str:
     with sole_writer(FILE, f"change of {FILE}", wait=False), ExitStack() as held:
         before = read_text()
         try:
-            text, told = rewritten(before)
+            text, changes = rewritten(before)
         except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"not YAML: {' '.join(str(error).split())}", where=FILE, fix="mend it") from error
         params, locked = parse_params(text), _locked()
         sets = [found for name in params.datasets if (found := _look(name, params, locked))]
-        if not told and not sets:
+        if not changes and not sets:
             return "nothing to migrate: params.yaml and the data sets' stores are in today's form"
         problems = [problem for each in sets for problem in _problems(each, locked)]
         if problems:
@@ -93,10 +93,10 @@ def run(machine: Machine) -> str:
         if text != before:
             write_text(FILE, text)
     if not sets:
-        return "\n".join([f"{FILE}: {line}" for line in told])
+        return "\n".join([f"{FILE}: {line}" for line in changes])
     stages, left = _stages(sets, params, locked)
     _dvc("commit", "--force", "--quiet", *stages)
-    lines = [f"{FILE}: {line}" for line in told]
+    lines = [f"{FILE}: {line}" for line in changes]
     lines += [f"{each.name}: {', '.join(each.again) or 'its stores'} in today's form" for each in sets]
     lines += [f"dvc commit: {', '.join(stages)}"]
     lines += [f"left to `dvc repro`: {', '.join(left)}"] if left else []
@@ -269,5 +269,5 @@ def _md5(path: Path) -> str:
 def _dvc(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True)
     if done.returncode:
-        told = " ".join(done.stderr.split())[-500:]
-        raise InputError(told, where=f"dvc {arguments[0]}", fix="mend that, and run `selfalign migrate` again")
+        message = " ".join(done.stderr.split())[-500:]
+        raise InputError(message, where=f"dvc {arguments[0]}", fix="mend that, and run `selfalign migrate` again")

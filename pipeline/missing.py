@@ -42,7 +42,7 @@ def of_dataset(params: Params, name: str) -> Iterator[InputError]:
     for what, path in (("images", source.images), ("captions", source.captions), ("boxes", source.boxes)):
         yield from _path(f"{key}.source.{what}", path, params)
     if source.imported and os.path.exists(source.images):
-        yield from _raised(partial(open_source, source.format, source.images, source.captions, **dataset.regions.told))
+        yield from _raised(partial(open_source, source.format, source.images, source.captions, **dataset.regions.given))
     if not source.imported:
         yield from _detector(f"{key}.regions.detector", dataset.regions.detector, params)
     yield from _tokens(f"{key}.tokens", dataset.tokens, params)

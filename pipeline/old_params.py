@@ -19,7 +19,7 @@ def rewritten(text: str) -> tuple[str, list[str]]:
 
     Raises `yaml.YAMLError` and `ValueError` for a text that isn't the YAML of a project.
     """
-    told: list[str] = []
+    changes: list[str] = []
     values = strict_yaml.load(text)
     for name, dataset in _items(values, "datasets"):
         source = dataset.get("source") if isinstance(dataset, dict) else None
@@ -27,19 +27,21 @@ def rewritten(text: str) -> tuple[str, list[str]]:
             imported = not READERS.has_own(str(source.get("format")))
             watched = source.get("images") if imported else source.get("boxes") or source["captions"]
             text = editing.insert(text, ("datasets", name, "source"), {"watch": watched})
-            told.append(f"datasets.{name}.source.watch: {watched}, which DVC looks at beside the captions")
-    text = _with_packs(text, values, told)
-    text = _with_losses(text, values, told)
-    text = _with_parts(text, values, told)
+            changes.append(f"datasets.{name}.source.watch: {watched}, which DVC looks at beside the captions")
+    text = _with_packs(text, values, changes)
+    text = _with_losses(text, values, changes)
+    text = _with_parts(text, values, changes)
     for name, study in _items(values, "studies"):
         if isinstance(study, dict) and study.get("values") == [] and "key" in study:
             text = editing.cut(text, ("studies", name))
-            told.append(f"studies.{name}: taken out; its values were left to DVC's queue (docs/evaluation.md, Studies)")
+            changes.append(
+                f"studies.{name}: taken out; its values were left to DVC's queue (docs/evaluation.md, Studies)"
+            )
         elif isinstance(study, dict) and {"key", "values"} <= study.keys():
             text = editing.insert(text, ("studies", name), {"vary": {_key(str(study["key"])): study["values"]}})
             for key in ("key", "values"):
                 text = editing.cut(text, ("studies", name, key))
-            told.append(f"studies.{name}: vary, in the place of key and values")
+            changes.append(f"studies.{name}: vary, in the place of key and values")
 
     def spelling(path: tuple[str, ...], is_key: bool, value: str) -> str | None:
         if path[:1] == ("datasets",) and not is_key and value == OLD_WEIGHTS:
@@ -49,13 +51,13 @@ def rewritten(text: str) -> tuple[str, list[str]]:
         else:
             return None
         if new != value:
-            told.append(f"{'.'.join(path)}: {new} (was {value})")
+            changes.append(f"{'.'.join(path)}: {new} (was {value})")
         return new if new != value else None
 
-    return editing.respell(text, spelling), list(dict.fromkeys(told))
+    return editing.respell(text, spelling), list(dict.fromkeys(changes))
 
 
-def _with_packs(text: str, values: Any, told: list[str]) -> str:
+def _with_packs(text: str, values: Any, changes: list[str]) -> str:
     """The text with a section of its own for packs."""
     if "packs" in values:
         return text
@@ -63,11 +65,11 @@ def _with_packs(text: str, values: Any, told: list[str]) -> str:
     text = editing.insert(text, "packs", packs)
     for name in packs:
         text = editing.cut(text, ("datasets", name, "pack"))
-    told.append(f"packs: {', '.join(packs) or 'none'}, in a section of its own")
+    changes.append(f"packs: {', '.join(packs) or 'none'}, in a section of its own")
     return text
 
 
-def _with_parts(text: str, values: Any, told: list[str]) -> str:
+def _with_parts(text: str, values: Any, changes: list[str]) -> str:
     """The text with the names of teachers, and SPICE among the metrics."""
     for name, teachers in _items(values, "teachers"):
         for side in SIDES:
@@ -77,16 +79,16 @@ def _with_parts(text: str, values: Any, told: list[str]) -> str:
                 text = editing.insert(text, place, {"name": new["name"]})
                 for key in was.keys() - new.keys():
                     text = editing.cut(text, (*place, key))
-                told.append(f"{'.'.join(place)}: name: {new['name']}")
+                changes.append(f"{'.'.join(place)}: name: {new['name']}")
     if "spice" in (evaluate := dict(_items(values, "evaluate"))):
         if jar := evaluate["spice"]:
             text = editing.insert(text, "evaluate", {"metrics": {"spice": {"jar": jar}}})
         text = editing.cut(text, ("evaluate", "spice"))
-        told.append("evaluate.metrics.spice.jar, in the place of evaluate.spice")
+        changes.append("evaluate.metrics.spice.jar, in the place of evaluate.spice")
     return text
 
 
-def _with_losses(text: str, values: Any, told: list[str]) -> str:
+def _with_losses(text: str, values: Any, changes: list[str]) -> str:
     """The text with the losses of each run in one map."""
     runs = [(("runs", name), run) for name, run in _items(values, "runs")]
     for section, own in _items(values, "optional"):
@@ -103,7 +105,7 @@ def _with_losses(text: str, values: Any, told: list[str]) -> str:
         if not old:  # all of them are merged from another run, and so will be what takes their place
             continue
         text = editing.insert(text, path, {key: new[key] for key in ("losses", "bag") if key in new})
-        told.append(f"{'.'.join(path)}: losses in one map, in the place of {', '.join(p[-1] for p in old)}")
+        changes.append(f"{'.'.join(path)}: losses in one map, in the place of {', '.join(p[-1] for p in old)}")
         gone += old
     # The last one first: what an alias names goes after the alias. What an alias repeats goes once, with its anchor.
     while places_left := [(at, path) for path in gone if (at := editing.find(text, path)) >= 0]:

@@ -25,8 +25,8 @@ def read_options(source: dict[str, Any], options: dict[str, Any]) -> tuple[Datas
             **{name: value for name, value in options.items() if name not in ours}
         )
     except ValidationError as error:
-        told = [[*(_option(str(key)) for key in item["loc"][:1]), item["msg"]] for item in error.errors()]
-        problems = "; ".join(": ".join(parts) for parts in told)
+        mistakes = [[*(_option(str(key)) for key in item["loc"][:1]), item["msg"]] for item in error.errors()]
+        problems = "; ".join(": ".join(parts) for parts in mistakes)
         raise InputError(problems, where="selfalign import", fix="see `selfalign import --help`") from None
 
 

@@ -69,8 +69,8 @@ class DatasetSettings(Settings):
     def _says_what_dvc_watches(self) -> Self:
         if self.source.watch is None:
             which = self.source.images if self.source.imported else self.source.boxes or self.source.captions
-            told = "`selfalign migrate` does so in an older project"
-            raise ValueError(f"source has no `watch`, which dvc.yaml reads: add `watch: {which}` ({told})")
+            hint = "`selfalign migrate` does so in an older project"
+            raise ValueError(f"source has no `watch`, which dvc.yaml reads: add `watch: {which}` ({hint})")
         return self
 
 
@@ -239,8 +239,8 @@ def _refuse_old(values: Any, path: Path) -> None:
     datasets = named.get("datasets")
     packed = [name for name, own in (datasets if isinstance(datasets, dict) else {}).items() if "pack" in (own or ())]
     if packed:
-        told = f"{', '.join(f'datasets.{name}.pack' for name in packed)}: packs are a section of their own"
-        raise InputError(told, where=path, fix=f"`selfalign migrate` moves them: `packs: {{{packed[0]}: ...}}`")
+        message = f"{', '.join(f'datasets.{name}.pack' for name in packed)}: packs are a section of their own"
+        raise InputError(message, where=path, fix=f"`selfalign migrate` moves them: `packs: {{{packed[0]}: ...}}`")
     sets = {f"optional.{name}": runs for name, runs in (named.get("optional") or {}).items()}
     new = {
         f"{section}.{name}": block
@@ -333,9 +333,9 @@ def _check_studies(params: Params, path: Path) -> None:
             "labels": {each.labels for each in possible} - {"manifest"} or {"manifest"},
         }
         if wrong := [key for key, values in needed.items() if values != {getattr(study, key)}]:
-            told = ", ".join(f"{key} {getattr(study, key)!r}" for key in wrong)
+            names = ", ".join(f"{key} {getattr(study, key)!r}" for key in wrong)
             right = ", ".join(f"{key}: {' or '.join(sorted(needed[key]))}" for key in wrong)
-            raise InputError(f"studies.{name} has {told}, and its rows need others", where=path, fix=f"write {right}")
+            raise InputError(f"studies.{name} has {names}, and its rows need others", where=path, fix=f"write {right}")
 
 
 def _named(items: dict[str, Any], section: str, name: str) -> Any:
@@ -343,10 +343,10 @@ def _named(items: dict[str, Any], section: str, name: str) -> Any:
     return items[name]
 
 
-def _require_known(name: str, known: Collection[str], told: str, where: Path) -> None:
-    """Raise `InputError` with what is `told` of a name, the nearest known one, and all of them, unless it is known."""
+def _require_known(name: str, known: Collection[str], message: str, where: Path) -> None:
+    """Raise `InputError` unless a name is known: `message`, then the nearest known name and all of them."""
     if name not in known:
-        raise InputError(f"{told}{_nearest(name, known)}", where=where, fix=f"choose one of {', '.join(known)}")
+        raise InputError(f"{message}{_nearest(name, known)}", where=where, fix=f"choose one of {', '.join(known)}")
 
 
 def _problem(place: tuple[int | str, ...], message: str) -> str:

@@ -35,7 +35,7 @@ class Removal:
     def __str__(self) -> str:
         lines = [f"  {FILE}: {'.'.join(key)}" for key in self.keys] + [f"  {path}" for path in self.paths]
         lines += [f"  {LOCK}: {', '.join(self.stages)}"] if self.stages else []
-        return "\n".join([*lines, *(f"  ({told})" for told in self.kept)])
+        return "\n".join([*lines, *(f"  ({note})" for note in self.kept)])
 
 
 def run(name: str, agreed: Callable[[Removal], bool]) -> bool:
@@ -92,7 +92,7 @@ def _removal(name: str, params: Params) -> Removal:
     paths = [path for path in paths if os.path.lexists(path)]
     needed = [Path(os.path.abspath(path)) for path in _read(params, name, runs)]
     kept = [path for path in paths if any(each.is_relative_to(path.absolute()) for each in needed)]
-    told = [f"{path} stays: a data set or a run that stays reads files in it" for path in kept]
+    notes = [f"{path} stays: a data set or a run that stays reads files in it" for path in kept]
     stages = [f"{stage}@{name}" for stage in _OF_DATASET]
     stages += [f"{stage}@{run}" for run in runs for stage in ("train", "evaluate")]
     stages += [f"ensemble@{each}" for each in ensembles] + [f"study@{each}" for each in studies]
@@ -100,10 +100,10 @@ def _removal(name: str, params: Params) -> Removal:
     folders += [places.ENSEMBLES / each for each in ensembles] + [places.STUDIES / each for each in studies]
     own = re.compile("|".join(rf"\b{re.escape(folder.as_posix())}(?![-\w])" for folder in folders))
     if lines := [str(number) for number, line in enumerate(_text(STAGES).splitlines(), 1) if own.search(line)]:
-        told.append(f"{STAGES} names them on the lines {', '.join(lines)}: take those out by hand")
+        notes.append(f"{STAGES} names them on the lines {', '.join(lines)}: take those out by hand")
     listed = _text(LOCK)
     there = [stage for stage in stages if listed and editing.find(listed, ("stages", stage)) >= 0]
-    return Removal(keys, [path for path in paths if path not in kept], there, told)
+    return Removal(keys, [path for path in paths if path not in kept], there, notes)
 
 
 def _without(text: str, keys: list[tuple[str, ...]]) -> str:
@@ -115,8 +115,8 @@ def _without(text: str, keys: list[tuple[str, ...]]) -> str:
             text = editing.cut(text, key)
         yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        told = f"what stays takes over what would go: {' '.join(str(error).split())}"
-        raise InputError(told, where=FILE, fix="write out what that alias stands for, then remove again") from error
+        message = f"what stays takes over what would go: {' '.join(str(error).split())}"
+        raise InputError(message, where=FILE, fix="write out what that alias stands for, then remove again") from error
     return text
 
 

@@ -23,10 +23,10 @@ class StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 merge = key.tag == "tag:yaml.org,2002:merge"
-                told = key.tag if merge else self.construct_object(key)
-                if told in first:
-                    self.twice.append(f"key {key.value!r} is on line {line(first[told])} and again on line {line(key)}")
-                first[told] = key
+                name = key.tag if merge else self.construct_object(key)
+                if name in first:
+                    self.twice.append(f"key {key.value!r} is on line {line(first[name])} and again on line {line(key)}")
+                first[name] = key
         return node
 
 

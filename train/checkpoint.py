@@ -72,8 +72,8 @@ def load_model(folder: Path, device: str = "cpu") -> RetrievalModel:
         raise
     except Exception as error:  # transformers and torch raise whatever a damaged record leads them to
         first, *_ = str(error).splitlines() or [type(error).__name__]  # torch goes on with a traceback
-        told = f"no model can be made of it ({first})"
-        raise InputError(told, where=Path(folder) / RECORD, fix=_AGAIN) from error
+        message = f"no model can be made of it ({first})"
+        raise InputError(message, where=Path(folder) / RECORD, fix=_AGAIN) from error
     require_shapes(weights, wanted, path, fix=_AGAIN)
     model = _model_of(record)
     load_into(model, weights, path, fix=_AGAIN)

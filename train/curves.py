@@ -43,8 +43,8 @@ def final_line(name: str, rows: Sequence[Mapping[str, float]], best_epoch: int) 
     best = rows[best_epoch]
     ways = {"i2t": "captions for an image", "t2i": "images for a caption"}
     recalls = [
-        f"{told} R@1 {best[f'val_{way}_r1']:.1f}, R@5 {best[f'val_{way}_r5']:.1f}, R@10 {best[f'val_{way}_r10']:.1f}"
-        for way, told in ways.items()
+        f"{task} R@1 {best[f'val_{way}_r1']:.1f}, R@5 {best[f'val_{way}_r5']:.1f}, R@10 {best[f'val_{way}_r10']:.1f}"
+        for way, task in ways.items()
         if f"val_{way}_r1" in best
     ]
     kept = f"{name}: keeps epoch {best_epoch + 1} of {len(rows)}, validation R@sum {best['val_rsum']:.1f}"

@@ -90,8 +90,8 @@ def run(
         words, captions = read_words(vocabulary, file), parts.get("captions", {})
         theirs = next(begin for begin, ours in model.base.published().captions.items() if ours == "words.embedding.")
         if (rows := captions.get(f"{theirs}weight")) is not None:
-            captions[f"{theirs}weight"], told = rows_of(rows, words, data.token_store.vocabulary, vocabulary)
-            notes.append(told)
+            captions[f"{theirs}weight"], note = rows_of(rows, words, data.token_store.vocabulary, vocabulary)
+            notes.append(note)
     found = matched(model, parts)
     _require_all(found, losses_of({side: list(own) for side, own in parts.items()}, model), file, name)
     if found.unexpected:
@@ -170,8 +170,10 @@ def rows_of(rows: Tensor, words: Mapping[str, int], own: list[str], where: objec
     """Their rows ``[V, W]`` in the order of our vocabulary; words that they don't have get the row of ``<unk>``."""
     lacking = [special for special in SPECIAL if special not in words]
     if lacking or max(words.values()) >= len(rows):
-        told = f"it has no {', '.join(lacking)}" if lacking else f"it has more words than the checkpoint, {len(rows)}"
-        raise InputError(told, where=where, fix="give the vocabulary that comes with the checkpoint")
+        message = (
+            f"it has no {', '.join(lacking)}" if lacking else f"it has more words than the checkpoint, {len(rows)}"
+        )
+        raise InputError(message, where=where, fix="give the vocabulary that comes with the checkpoint")
     unknown = words[SPECIAL[UNKNOWN]]
     found = rows[[words.get(word, unknown) for word in own]]
     new = sum(word not in words for word in own)
@@ -209,8 +211,10 @@ def _require_kind(kind: str, name: str, settings: RunSettings) -> None:
             fix=f"name a run with `base: {{name: {base}, ...}}` (presets/ has the published ones)",
         )
     if aligned != ("cra" in settings.losses):
-        told = "has no losses.cra, whose context is a part of the embedding" if aligned else "has losses.cra"
-        raise InputError(f"it {told}", where=f"run {name}", fix="add `cra: {}`" if aligned else f"use selfalign-{kind}")
+        message = "has no losses.cra, whose context is a part of the embedding" if aligned else "has losses.cra"
+        raise InputError(
+            f"it {message}", where=f"run {name}", fix="add `cra: {}`" if aligned else f"use selfalign-{kind}"
+        )
 
 
 def _without_training_parts(settings: RunSettings) -> RunSettings:
@@ -228,9 +232,9 @@ def _require_all(found: Matched, belonging: list[str], file: Path, name: str) ->
     kinds = {"missing": found.missing, "of another shape": found.misshapen}
     if found.homeless or belonging or any(kinds.values()):
         kinds["unexpected"] = found.homeless + found.unexpected
-        told = "; ".join(f"{what}: {_listed(names)}" for what, names in kinds.items() if names)
+        message = "; ".join(f"{what}: {_listed(names)}" for what, names in kinds.items() if names)
         fix = f"give the run losses {', '.join(belonging)}" if belonging else "set base to the sizes of the checkpoint"
-        raise InputError(f"it isn't the model of run {name}: {told}", where=file, fix=fix)
+        raise InputError(f"it isn't the model of run {name}: {message}", where=file, fix=fix)
 
 
 def _listed(names: list[str]) -> str:

@@ -41,7 +41,7 @@ class Processes:
         """A copy of this process that knows no others."""
         return Processes(0, 1, self.device)
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process passes here, in every process."""
         if self.count == 1:
             return value
@@ -54,7 +54,7 @@ class Processes:
         if self.count == 1:
             return tensors
         copies = {}
-        for name, (shape, dtype) in self.told({name: (x.shape, x.dtype) for name, x in tensors.items()}).items():
+        for name, (shape, dtype) in self.broadcast({name: (x.shape, x.dtype) for name, x in tensors.items()}).items():
             held = tensors[name].to(self.device) if self.first else torch.empty(shape, dtype=dtype, device=self.device)
             distributed.broadcast(held, src=0)
             copies[name] = held.cpu()
@@ -131,7 +131,7 @@ class GradientMean:
                 gradient.copy_(part.view_as(gradient))
         if {number for bucket in self._buckets for number in bucket} != set(there):
             came = [*self._made, *(number for number in there if number not in self._made)]
-            self._buckets = self._bucketed(self.processes.told(came))
+            self._buckets = self._bucketed(self.processes.broadcast(came))
         self._sent.clear()
         self._made.clear()
 
@@ -188,7 +188,7 @@ def summed_arrays(arrays: dict[str, np.ndarray], device: torch.device) -> dict[s
     known: list[Any] = [None] * together()
     distributed.all_gather_object(known, {name: (array.shape, array.dtype) for name, array in arrays.items()})
     whole = {}
-    for name, (shape, dtype) in sorted({name: told for each in known for name, told in each.items()}.items()):
+    for name, (shape, dtype) in sorted({name: kind for each in known for name, kind in each.items()}.items()):
         own = torch.from_numpy(arrays.get(name, np.zeros(shape, dtype))).to(device)
         distributed.all_reduce(own)
         whole[name] = own.cpu().numpy()

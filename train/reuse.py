@@ -56,7 +56,7 @@ def run_key(
     encoder = settings.text.encoder
     return {
         "settings": settings.model_dump(mode="json", exclude_defaults=True),
-        "parts": {name: told for name, part in _parts(settings).items() if (told := identity(part))},
+        "parts": {name: version for name, part in _parts(settings).items() if (version := identity(part))},
         "code": code,
         "manifest": manifest_sha256,
         "stores": {name: _shards(name, folder) for name, folder in stores.items() if folder},

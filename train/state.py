@@ -74,7 +74,7 @@ class StateFolder:
             work = f"training of {self._name}"
             locked = sole_writer(out, work, self._key, staging=self.folder, wait=processes.count == 1)
         with locked as made:
-            yield processes.told(made)
+            yield processes.broadcast(made)
 
     def save(self, model: RetrievalModel, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Replace the state; only then drop the weights of epochs that are no longer the best."""
@@ -91,7 +91,7 @@ class StateFolder:
     def restore(self, model: RetrievalModel, optimizer: torch.optim.Optimizer, processes: Processes) -> Progress:
         """Bring model and optimizer to where the run was, in every process; a new `Progress` where it is new."""
         found = self._read() if processes.first else None
-        facts = processes.told(found and found[0])
+        facts = processes.broadcast(found and found[0])
         if facts is None:
             return Progress()
         tensors = processes.copied(found[1] if found else {})
@@ -127,8 +127,8 @@ class StateFolder:
         """Copy the best checkpoint to `out`, which is whole or absent."""
         best = self._best(progress)
         if not best.is_dir():
-            told = f"the weights of epoch {progress.best_epoch}, which it says is the best one, aren't there"
-            raise InputError(told, where=self.folder / STATE, fix=_AFRESH)
+            message = f"the weights of epoch {progress.best_epoch}, which it says is the best one, aren't there"
+            raise InputError(message, where=self.folder / STATE, fix=_AFRESH)
         with whole_folder(out) as ready:
             shutil.copytree(best, ready, dirs_exist_ok=True)
 

@@ -151,9 +151,11 @@ class CaptionStream(IterableDataset[tuple[int, Regions]]):
     def _captions_of(self, sample: Sample, shard: Shard) -> Sequence[tuple[int, str]]:
         own = self.captions.get(sample.id)
         if own is None or [text for _, text in own] != sample.facts["captions"]:
-            told = "isn't in the manifest's train split" if own is None else "has other captions than in the manifest"
+            message = (
+                "isn't in the manifest's train split" if own is None else "has other captions than in the manifest"
+            )
             raise InputError(
-                f"image {sample.id!r} {told}",
+                f"image {sample.id!r} {message}",
                 where=shard.url,
                 fix="use the manifest and the tokens of the data set that was packed",
             )

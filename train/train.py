@@ -111,7 +111,7 @@ def run(
     # What a run streams isn't in its key.
     known = TrainedRun(cache, key) if cache and not streamed else None
     with state.alone(out, processes) as made:
-        if not made and processes.told(processes.first and known is not None and known.install(out, curves)):
+        if not made and processes.broadcast(processes.first and known is not None and known.install(out, curves)):
             made = True
             if processes.first:
                 tqdm.write(f"run {name}: trained before with this data, settings and code, and reused ({known.folder})")
@@ -232,4 +232,4 @@ def _recalls(
     validate: Validate, model: RetrievalModel, validation: RetrievalData, processes: Processes
 ) -> Mapping[str, float]:
     """The first process's recalls, in every process; all of them take part."""
-    return processes.told(dict(validate(model, validation)))
+    return processes.broadcast(dict(validate(model, validation)))

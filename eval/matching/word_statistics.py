@@ -33,8 +33,8 @@ def correspondence_figures(pairs: Pairs) -> dict:
         own: dict = {"words": int(rows.sum()), "different": len(set(forms[rows].tolist()))}
         own["cosine"] = _rounded(matches.cosine[rows].mean())
         if (known := rows & judged.known).any():
-            told = shares(judged, known)
-            own |= told | {"words": own["words"], "known": told["words"]}
+            accuracy = shares(judged, known)
+            own |= accuracy | {"words": own["words"], "known": accuracy["words"]}
         if concepts is not None:
             own |= {"agreement": _rounded(agree[rows].mean()), "agreement_chance": _rounded(expected[rows].mean())}
             own |= usage(matches.concept[rows])

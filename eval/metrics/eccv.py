@@ -34,8 +34,8 @@ class ECCVCaption(Metric):
         ends = listed.first_caption.tolist()
         for image in data.images:
             if not image.id.isdecimal():
-                told = f"its captions have COCO's ids, and image {image.id!r} has none"
-                raise InputError(told, where=listed.place, fix="run the manifest stage again")
+                message = f"its captions have COCO's ids, and image {image.id!r} has none"
+                raise InputError(message, where=listed.place, fix="run the manifest stage again")
         caption_ids = [id for row in data.image_rows.tolist() for id in ids[ends[row] : ends[row + 1]]]
         return eccv_recalls(run.embeddings, [int(image.id) for image in data.images], caption_ids)
 

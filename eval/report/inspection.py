@@ -139,7 +139,7 @@ def _draw(
             axes = figure.add_axes((0.02, top - 0.97 * share, 0.3, below - (top - 0.91 * share)))
             draw_regions(axes, picture, place(pairs.data, caption, words, pairs.matches, truth))
             title, *lines = table(pairs.row(caption)).split("\n")
-            told = "\n".join([f"{name}: {title.partition(':')[0]}", *lines])
-            figure.text(0.36, below - 0.07 * share, told, fontsize=8.5, family="monospace", va="top", color=SOFT)
+            text = "\n".join([f"{name}: {title.partition(':')[0]}", *lines])
+            figure.text(0.36, below - 0.07 * share, text, fontsize=8.5, family="monospace", va="top", color=SOFT)
         with atomic(out) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -67,5 +67,5 @@ def _table(data_set: str, runs: Sequence[RunResult], averaged: Sequence[dict]) -
     title = f"{data_set}: {metrics['images']:,} {metrics['split']} images, {metrics['captions']:,} captions"
     notes = ["* words whose best region is the object that they mean"] if share else []
     sentences = [*notes, *(sentence.replace("`", "") for sentence in verdict(runs))]
-    told = [textwrap.fill(sentence, max(WIDTH, len(rule))) for sentence in sentences]
-    return "\n".join([title, rule, heads, lines[0], rule, *lines[1:-1], rule, lines[-1], rule, *told])
+    filled = [textwrap.fill(sentence, max(WIDTH, len(rule))) for sentence in sentences]
+    return "\n".join([title, rule, heads, lines[0], rule, *lines[1:-1], rule, lines[-1], rule, *filled])

@@ -46,23 +46,23 @@ def recall_rows(runs: Sequence[RunResult]) -> list[dict]:
 
 def metric_rows(runs: Sequence[RunResult]) -> list[dict]:
     """A row for each figure that a metric beside the recalls gave: its name, and every run's value or None."""
-    told = [_metric_figures(run.metrics) for run in runs]
-    names = dict.fromkeys(name for figures in told for name in figures)
-    return [{"name": name, "values": [figures.get(name) for figures in told]} for name in names]
+    figures_of_runs = [_metric_figures(run.metrics) for run in runs]
+    names = dict.fromkeys(name for figures in figures_of_runs for name in figures)
+    return [{"name": name, "values": [figures.get(name) for figures in figures_of_runs]} for name in names]
 
 
 def _metric_figures(metrics: Mapping) -> dict[str, float]:
     """By metric and name, as they are read."""
-    below = {f"NDCG@25 by {_RELEVANCE.get(name, name)}": told for name, told in metrics.get("ndcg", {}).items()}
+    below = {f"NDCG@25 by {_RELEVANCE.get(name, name)}": own for name, own in metrics.get("ndcg", {}).items()}
     below |= {"Uni-modal": metrics.get("unimodal", {}), "ECCV Caption": metrics.get("eccv", {})}
     below |= metrics.get("others", {})
-    figures = ((f"{metric}: {_named(name)}", value) for metric, told in below.items() for name, value in _ordered(told))
+    figures = ((f"{metric}: {_named(name)}", value) for metric, own in below.items() for name, value in _ordered(own))
     return {name: value for name, value in figures if not isinstance(value, str)}
 
 
-def _ordered(told: Mapping) -> list[tuple]:
+def _ordered(figures: Mapping) -> list[tuple]:
     """Figures by name, R@5 before R@10."""
-    return sorted(told.items(), key=lambda item: (item[0].rstrip("0123456789"), len(item[0]), item[0]))
+    return sorted(figures.items(), key=lambda item: (item[0].rstrip("0123456789"), len(item[0]), item[0]))
 
 
 def _named(key: str) -> str:

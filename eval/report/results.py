@@ -146,8 +146,10 @@ class RunResult:
         }
         for name, wrong in problems.items():
             if wrong:
-                told = f"run {self.name} was evaluated on other images, captions or regions than the data set now has"
-                raise InputError(told, where=self.folder / "evaluation" / name, fix=self._again("evaluate"))
+                message = (
+                    f"run {self.name} was evaluated on other images, captions or regions than the data set now has"
+                )
+                raise InputError(message, where=self.folder / "evaluation" / name, fix=self._again("evaluate"))
 
     def _again(self, stage: str) -> str:
         return f"dvc repro {stage}@{self.name}"

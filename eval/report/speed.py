@@ -22,24 +22,24 @@ def cost_tables(runs: Sequence[RunResult], benchmarks: Path, data: RetrievalData
     benchmark = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     found = []
     for run in runs:
-        told = run.cost
-        if told is None and benchmark.get("run") == run.name:
-            told = benchmark if (benchmark["dims"], benchmark["regions"]) == _sizes(run, data) else None
-        if told is not None:
+        cost = run.cost
+        if cost is None and benchmark.get("run") == run.name:
+            cost = benchmark if (benchmark["dims"], benchmark["regions"]) == _sizes(run, data) else None
+        if cost is not None:
             counts = [
                 {
                     "candidates": int(count),
                     "search": searched,
-                    "attention": told["cross_attention_ms"][count],
-                    "reckoned": count in told["cross_attention_reckoned"],
-                    "times": told["times"][count],
+                    "attention": cost["cross_attention_ms"][count],
+                    "reckoned": count in cost["cross_attention_reckoned"],
+                    "times": cost["times"][count],
                 }
-                for count, searched in told["search_ms"].items()
-                if count in told["cross_attention_ms"] and count in told["times"]
+                for count, searched in cost["search_ms"].items()
+                if count in cost["cross_attention_ms"] and count in cost["times"]
             ]
-            where = measured_where(told.get("made") if told is run.cost else None)
+            where = measured_where(cost.get("made") if cost is run.cost else None)
             found.append(
-                told | {"name": run.name, "where": where, "rows": sorted(counts, key=lambda row: row["candidates"])}
+                cost | {"name": run.name, "where": where, "rows": sorted(counts, key=lambda row: row["candidates"])}
             )
     return found
 

@@ -38,21 +38,21 @@ def words(runs: Sequence[RunResult]) -> str:
         )
     best = max(known, key=lambda run: run.metrics["correspondence"]["accuracy"])
     found = best.metrics["correspondence"]
-    told = f"Words find the object that they mean most often with `{best.name}`: {found['accuracy']:.0%}"
-    told += f", where a random region is right in {found['chance']:.0%}"
+    sentence = f"Words find the object that they mean most often with `{best.name}`: {found['accuracy']:.0%}"
+    sentence += f", where a random region is right in {found['chance']:.0%}"
     kinds = sorted(found["kinds"].items(), key=lambda item: -item[1]["accuracy"])
     if len(kinds) > 1:
         (first, most), (last, least) = kinds[0], kinds[-1]
-        told += f"; {first} words do best ({most['accuracy']:.0%}), {last} words worst ({least['accuracy']:.0%})"
-    return f"{told}."
+        sentence += f"; {first} words do best ({most['accuracy']:.0%}), {last} words worst ({least['accuracy']:.0%})"
+    return f"{sentence}."
 
 
 def concepts(books: Sequence[dict]) -> str:
     """Whether the concepts of the codebooks mean anything: how often a word and its region share one."""
     sentences = []
     for book in books:
-        told = book["told"]
-        agree, chance = told["agreement"], told["agreement_chance"]
+        usage = book["usage"]
+        agree, chance = usage["agreement"], usage["agreement_chance"]
         shares = f"a word and its region share a concept in {agree:.1%} of all words, {chance:.1%} by chance"
         if agree - chance < AGREEING:
             sentences.append(f"Mostly chance with `{book['name']}`: {shares}.")
@@ -88,10 +88,10 @@ def training(runs: Sequence[RunResult]) -> str:
     """Each run's best epoch, and which runs were still rising in their last one."""
     epochs = {run.name: len(run.epochs.get("epoch", ())) for run in runs}
     best = {run.name: (run.record["best_epoch"] or 0) + 1 for run in runs}
-    told = ", ".join(f"`{name}` {best[name]} of {count}" for name, count in epochs.items())
+    epoch_list = ", ".join(f"`{name}` {best[name]} of {count}" for name, count in epochs.items())
     rising = [f"`{name}`" for name, count in epochs.items() if count > 1 and best[name] == count]
     more = f"; more epochs may help {listed(rising)}" if rising else ""
-    return f"Best epoch on the validation split: {told}{more}."
+    return f"Best epoch on the validation split: {epoch_list}{more}."
 
 
 def provenance(differing: Sequence[tuple], runs: int) -> str:

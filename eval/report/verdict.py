@@ -96,8 +96,8 @@ def _alignment(runs: Sequence[RunResult]) -> list[str]:
     if known:
         chance = known[0].metrics["correspondence"]["chance"]
         shares = ", ".join(f"{run.metrics['correspondence']['accuracy']:.0%} with `{run.name}`" for run in known)
-        told = f"Words find the object that they mean in {shares}; a random region would be right in {chance:.0%}."
-        sentences.append(" ".join([told, *_by_kind(known)]))
+        sentence = f"Words find the object that they mean in {shares}; a random region would be right in {chance:.0%}."
+        sentences.append(" ".join([sentence, *_by_kind(known)]))
     return sentences
 
 
@@ -110,7 +110,7 @@ def _by_kind(runs: Sequence[RunResult]) -> list[str]:
     for run in runs:
         found = run.metrics["correspondence"]
         kinds = found["kinds"] or {"": found}
-        above = {kind: told["accuracy"] - told["chance"] >= NEAR_CHANCE for kind, told in kinds.items()}
+        above = {kind: shares["accuracy"] - shares["chance"] >= NEAR_CHANCE for kind, shares in kinds.items()}
         carrying = tuple(kind for kind, clear in above.items() if clear)
         near = tuple(kind for kind, clear in above.items() if not clear)
         alike.setdefault((carrying, near), []).append(run)

@@ -33,10 +33,10 @@ def codebooks(
     """
     found = []
     for run, colour in zip(runs, colours, strict=True):
-        told = run.correspondence.get("concepts")
-        if told is None or run.concepts is None:
+        usage = run.correspondence.get("concepts")
+        if usage is None or run.concepts is None:
             continue
-        used = [entry for entry in told["entries"] if entry["words"] or entry["regions"]]
+        used = [entry for entry in usage["entries"] if entry["words"] or entry["regions"]]
         both = [entry for entry in used if entry["words"] and entry["regions"]]
         entries = sorted(both, key=_by_agreement)
         cards = [
@@ -46,7 +46,7 @@ def codebooks(
             {
                 "name": run.name,
                 "colour": colour,
-                "told": told,
+                "usage": usage,
                 "cards": cards,
                 "both": len(both),
                 "others": len(used) - len(both),

@@ -124,9 +124,9 @@ def run(
         _write_images(folder, network, parts, source.run, batch_size)
         _write_captions(folder, network, parts, source, device, batch_size)
         words, features = record["recipe"]["tokens"], store.recipe
-        recipe_hash, told = finish(folder, source, rows, splits=splits, kind=kind, features=features, words=words)
+        recipe_hash, summary = finish(folder, source, rows, splits=splits, kind=kind, features=features, words=words)
     note_made(out, recipe_hash, "torch", "numpy", device=device)
-    return f"{told}: {out}"
+    return f"{summary}: {out}"
 
 
 def finish(
@@ -161,13 +161,13 @@ def finish(
         "words": words,
     }
     recipe_hash = write_recipe(folder, recipe)
-    told = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
+    summary = f"{len(rows):,} images and {len(captions):,} captions of {source.dataset}, as {source.run} sees them"
     if kind != "exact":
-        told += "; " + _approximate(folder, recipe, kind)
+        summary += "; " + _approximate(folder, recipe, kind)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     write_json(folder / INDEX, {"shards": [], "files": listed})
-    return recipe_hash, told
+    return recipe_hash, summary
 
 
 class _Run(Written):
@@ -222,8 +222,8 @@ class Index:
         manifest, parts = Manifest.open(folder), open_parts(folder, fix=_AGAIN)
         here, wanted = (len(parts[0]), len(parts[2])), (len(manifest), manifest.num_captions)
         if here != wanted:
-            told = f"embeddings of {here[0]} images and {here[1]} captions, its manifest has {wanted}"
-            raise InputError(told, where=folder, fix=_AGAIN)
+            message = f"embeddings of {here[0]} images and {here[1]} captions, its manifest has {wanted}"
+            raise InputError(message, where=folder, fix=_AGAIN)
         return cls(folder, recipe, manifest, *parts)
 
     def require_current(self, source: Source) -> None:

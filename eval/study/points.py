@@ -112,7 +112,7 @@ def measure(
     figures |= {"interval": found["interval"]["rsum"], "chance": found["chance"]["rsum"]}
     if seen.teacher is not None:
         modes = mode_figures(seen.embeddings, seen.teacher, ranks, data.caption_image, rerank)
-        figures["modes"] = {mode: {key: told[key] for key in _SHOWN} for mode, told in modes.items()}
+        figures["modes"] = {mode: {key: own[key] for key in _SHOWN} for mode, own in modes.items()}
     if (known := summary(seen.pairs.judged)) is not None:
         figures["correspondence"] = known
     if (concepts := correspondence_figures(seen.pairs).get("concepts")) is not None:

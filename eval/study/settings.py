@@ -45,7 +45,7 @@ class StudySettings(Settings):
     rows: dict[str, RowSettings] = Field({}, description="rows by name, where `vary` doesn't say it")
 
     @model_validator(mode="after")
-    def _rows_are_told_once(self) -> Self:
+    def _rows_are_reported_once(self) -> Self:
         if bool(self.vary) == bool(self.rows):
             raise ValueError("give either vary or rows")
         choices = [*self.vary.items(), *(pair for row in self.rows.values() for pair in row.choose.items())]
@@ -66,8 +66,8 @@ class StudySettings(Settings):
             for key in ("extends", "against"):
                 named = getattr(row, key)
                 if named is not None and named not in earlier:
-                    told = ", ".join(map(repr, earlier)) or "none"
-                    raise ValueError(f"rows.{name}.{key} is {named!r}, which is no earlier row (earlier: {told})")
+                    names = ", ".join(map(repr, earlier)) or "none"
+                    raise ValueError(f"rows.{name}.{key} is {named!r}, which is no earlier row (earlier: {names})")
             earlier.append(name)
         return self
 
@@ -126,16 +126,16 @@ def varied(run: RunSettings, changes: Mapping[str, Any], seed: int | None = None
                 place[section] = {}
             place = place[section]
             if not isinstance(place, dict):
-                told = f"{key}: {section} is {place!r}, which has no keys"
-                raise InputError(told, where="its changes", fix="name a key of the run")
+                message = f"{key}: {section} is {place!r}, which has no keys"
+                raise InputError(message, where="its changes", fix="name a key of the run")
         place[last] = copy.deepcopy(wanted)
     if seed is not None:
         values["seed"] = seed
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors())
-        raise InputError(told, where="its changes", fix="correct the keys that the study changes") from None
+        message = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors())
+        raise InputError(message, where="its changes", fix="correct the keys that the study changes") from None
 
 
 def label(value: Any) -> str:

@@ -48,11 +48,11 @@ def run(*, out: Path, **study: Any) -> str:
     """
     work = Study(**study, points=Points(study["staging"] / f"study-{study['name']}", out / POINTS))
     chosen = work.choose()
-    told = work.told(chosen)
-    work.make(row[place] for place in range(len(work.settings.seeds)) for row in told.values())
-    found = {row: [work.points.figures(point) for point in points] for row, points in told.items()}
+    measured = work.measured(chosen)
+    work.make(row[place] for place in range(len(work.settings.seeds)) for row in measured.values())
+    found = {row: [work.points.figures(point) for point in points] for row, points in measured.items()}
     rows = table(work.settings, found, chosen)
-    every = [*work.choosing(chosen), *(point for points in told.values() for point in points)]
+    every = [*work.choosing(chosen), *(point for points in measured.values() for point in points)]
     with sole_writer(out / POINTS, f"study {work.name}"):
         work.points.write(every)
         write_table(out / TABLE, rows)
@@ -112,7 +112,7 @@ class Study:
             for points in self._options(name, chosen):
                 yield from points
 
-    def told(self, chosen: Choices) -> dict[str, list[Point]]:
+    def measured(self, chosen: Choices) -> dict[str, list[Point]]:
         """The points of every row's figures, in the order of the seeds."""
         return {
             name: [self._point(name, seed, self.settings.changes_of(name, chosen)) for seed in self.settings.seeds]

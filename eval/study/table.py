@@ -22,12 +22,12 @@ COLUMNS = (
 Figures = Mapping[str, Any]
 
 
-def table(settings: StudySettings, told: Mapping[str, Sequence[Figures]], chosen: Mapping[str, Any]) -> list[dict]:
+def table(settings: StudySettings, measured: Mapping[str, Sequence[Figures]], chosen: Mapping[str, Any]) -> list[dict]:
     """The rows of `COLUMNS`: means over seeds, and standard deviations (`_sd`) where there are several.
 
     Parameters
     ----------
-    told : of every row the figures of its seeds, in the order of `settings.seeds`.
+    measured : of every row the figures of its seeds, in the order of `settings.seeds`.
     chosen : of every row that has some, the values that the validation split chose.
 
     With one seed `low` and `high` are the 95 % interval over the split's images, with several one deviation about the
@@ -35,15 +35,15 @@ def table(settings: StudySettings, told: Mapping[str, Sequence[Figures]], chosen
     """
     rows = []
     for name, row in settings.table.items():
-        runs = [_flat(figures) for figures in told[name]]
+        runs = [_flat(figures) for figures in measured[name]]
         against = against_row(row)
         if against is not None:
-            for run, other in zip(runs, told[against], strict=True):
+            for run, other in zip(runs, measured[against], strict=True):
                 run["gain"] = run["rsum"] - other["rsum"]
         known = {key: [run[key] for run in runs if key in run] for key in (*SPREAD, *PLAIN)}
         mean = {key: statistics.mean(values) if values else None for key, values in known.items()}
         spread = {f"{key}_sd": statistics.stdev(known[key]) if len(known[key]) > 1 else None for key in SPREAD}
-        low, high = told[name][0]["interval"]
+        low, high = measured[name][0]["interval"]
         if spread["rsum_sd"] is not None:
             low, high = mean["rsum"] - spread["rsum_sd"], mean["rsum"] + spread["rsum_sd"]
         rows.append(

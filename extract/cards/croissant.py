@@ -47,12 +47,12 @@ def croissant(folder: Path, dataset: str, index: Mapping[str, Any], recipe_hash:
             "@type": "cr:FileSet",
             "@id": name,
             "name": name,
-            "description": told,
+            "description": description,
             "containedIn": [{"@id": file} for file in packed],
             "encodingFormat": encoding,
             "includes": pattern,
         }
-        for name, (pattern, encoding, told) in _MEMBERS.items()
+        for name, (pattern, encoding, description) in _MEMBERS.items()
         if packed
     ]
     fields = {"file": "sc:Text", "count": "sc:Integer", "sha256": "sc:Text"} | ({"split": "sc:Text"} if packed else {})

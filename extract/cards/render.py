@@ -143,8 +143,8 @@ def _origin(recipe: Mapping[str, Any]) -> str:
     model = detector.get("model")  # of a grid, whose name and weights are the model's
     named = f" of `{model.get('name')}`" if isinstance(model, Mapping) else ""
     weights = (model if isinstance(model, Mapping) else detector).get("weights_sha256", "unknown")
-    told = ", ".join(f"`{digest}`" for digest in (weights.values() if isinstance(weights, Mapping) else [weights]))
-    row = f"| detector | `{detector.get('name')}`{named}, weights sha256 {told} |"
+    digests = ", ".join(f"`{digest}`" for digest in (weights.values() if isinstance(weights, Mapping) else [weights]))
+    row = f"| detector | `{detector.get('name')}`{named}, weights sha256 {digests} |"
     if isinstance(selection, Mapping):
         rule = ", ".join(f"{key} {selection[key]}" for key in sorted(selection, key=lambda key: (key != "rule", key)))
         return f"{row}\n| selection | {rule} |"
@@ -159,8 +159,8 @@ def _precision(recipe: Mapping[str, Any]) -> str:
 
 def _boxes(recipe: Mapping[str, Any]) -> str:
     if "imported" in recipe:
-        told = recipe["imported"]["boxes"]
-        return "absolute (x1, y1, x2, y2) in pixels" if told else "unknown: all of a picture of one pixel"
+        known = recipe["imported"]["boxes"]
+        return "absolute (x1, y1, x2, y2) in pixels" if known else "unknown: all of a picture of one pixel"
     return "absolute (x1, y1, x2, y2) in pixels of the upright original picture"
 
 

@@ -86,8 +86,8 @@ class _Build:
             # What an earlier store has isn't asked of older code's results, of which some would be computed again.
             wanted = () if self.maker.earlier else _Digests(self.maker, lot.parts)
             again = partial(self.maker.again, lot.parts)
-            self.computed, told = cache.open(wanted, again, self.maker.keep, lot.unit)
-            for line in told:
+            self.computed, notes = cache.open(wanted, again, self.maker.keep, lot.unit)
+            for line in notes:
                 tqdm.write(f"{title}: {line}")
         self.found: dict[int, dict[str, Any]] = {}
         self.missing: dict[int, int] = {}
@@ -137,8 +137,8 @@ class _Build:
         failed: dict[int, Exception] = {}
         ready = self.items - sum(self.missing.values())
         if ready and isinstance(self.maker.finished, Staging):
-            told = f"{ready} of {self.items} {self.lot.unit} are staged in {self.maker.finished.folder}"
-            tqdm.write(f"continuing: {told}")
+            progress_note = f"{ready} of {self.items} {self.lot.unit} are staged in {self.maker.finished.folder}"
+            tqdm.write(f"continuing: {progress_note}")
         with progress(what=self.lot.what, unit=self.lot.unit, total=self.items, initial=ready) as bar:
             if workers is None or self.lot.load is None:
                 self._make_here(bar.update)
@@ -234,18 +234,18 @@ class _Digests(Collection[str]):
 @contextmanager
 def _kept_to_continue(staged: Sequence[Staging], workers: Workers | None) -> Iterator[None]:
     """What is staged stays, and is told of, if the same command can continue with it; else it goes with the error."""
-    told = f"finished shards wait in {staged[0].folder}, and the same command continues with them" if staged else ""
+    advice = f"finished shards wait in {staged[0].folder}, and the same command continues with them" if staged else ""
     try:
         yield
     except DiskFull as error:
-        raise DiskFull(error.what, where=error.where, fix=f"{error.fix}: {told}" if told else error.fix) from error
+        raise DiskFull(error.what, where=error.where, fix=f"{error.fix}: {advice}" if advice else error.fix) from error
     except InputError:  # other inputs or parameters will have another staging folder
         for folder in staged if workers is None else ():
             folder.discard()
         raise
     except KeyboardInterrupt:
-        if told:
-            tqdm.write(f"stopped: {told}")
+        if advice:
+            tqdm.write(f"stopped: {advice}")
         raise
 
 
@@ -271,8 +271,8 @@ def filled(folder: Path, shards: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
     for shard in shards:
         link_or_copy(Path(shard["path"]), folder / shard["file"])
         if (size := (folder / shard["file"]).stat().st_size) != shard["size"]:
-            told = f"it has {size} bytes, it was finished with {shard['size']}"
-            raise InputError(told, where=shard["path"], fix=_AGAIN)
+            message = f"it has {size} bytes, it was finished with {shard['size']}"
+            raise InputError(message, where=shard["path"], fix=_AGAIN)
     yield folder
     listed = {shard["file"] for shard in json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]}
     there = {path.name for path in folder.iterdir() if path.suffix in (".h5", ".tar")}

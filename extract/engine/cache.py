@@ -113,9 +113,9 @@ class Cache:
         keep : publishes new results that differ: nothing is computed twice, and a resumed run reads them too.
         unit : what an item is called, in the plural.
 
-        Returns how many items were computed for that, and what to tell.
+        Returns how many items were computed for that, and notes to print.
         """
-        path, told, computed, differing = self.folder / "versions.json", [], 0, []
+        path, notes, computed, differing = self.folder / "versions.json", [], 0, []
         with sole_writer(path, "look into the cache"):
             known = read_marker(path, dict[str, Versions]) or {}
             ours = Versions(**known.get(self.code, {"accepted": [], "refused": []}))
@@ -132,11 +132,11 @@ class Cache:
                 if difference is None:
                     ours.accepted.append(version)
                     missing.difference_update(there)
-                    told.append(f"new code, the same numbers in {len(sample)} {unit}: what is known is used")
+                    notes.append(f"new code, the same numbers in {len(sample)} {unit}: what is known is used")
                 else:
                     ours.refused.append(version)
                     differing.append(results)
-                    told.append(f"new code, other numbers ({difference}): what is known of older code isn't used")
+                    notes.append(f"new code, other numbers ({difference}): what is known of older code isn't used")
             if not ours.accepted:
                 ours.accepted.append(self.code[:16])
             self.versions = ours.accepted
@@ -145,7 +145,7 @@ class Cache:
             for results in differing:
                 keep(results)
             write_json(path, known | {self.code: ours.model_dump()})
-        return computed, told
+        return computed, notes
 
     def rows(self, wanted: Collection[str], but: Collection[Any] = ()) -> dict[str, Place]:
         """Where the results of some items lie, by their sha256, as far as there are any; shards of the contents `but`

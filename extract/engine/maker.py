@@ -175,8 +175,8 @@ class ItemMaker(Maker[P], Generic[P, R]):
                 known = self._known(left.pop(digest))
                 if known is None:  # damaged: it is made again
                     continue
-                told = self.difference(known, new[place]) if place in new else "it can no longer be read"
-                first = first or (told and f"{self.name(part, place)}: {told}")
+                difference = self.difference(known, new[place]) if place in new else "it can no longer be read"
+                first = first or (difference and f"{self.name(part, place)}: {difference}")
             if not left:
                 break
         return first, results

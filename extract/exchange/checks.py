@@ -109,8 +109,8 @@ class Checks:
     def kept_labels(self, record: Record, where: str) -> dict[str, np.ndarray]:
         """Classes as int32 (of the source's names, where it has some), confidences as float32, ``[R]`` each."""
         rows = len(record.features)
-        told = record.labels if rows else dict.fromkeys(self.labels, np.empty(0, np.int32))
-        return {name: self._label(values, name, rows, where) for name, values in told.items()}
+        labels = record.labels if rows else dict.fromkeys(self.labels, np.empty(0, np.int32))
+        return {name: self._label(values, name, rows, where) for name, values in labels.items()}
 
     def _label(self, values: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
         own, fix = LABELS[name], "fetch or export the file again"
@@ -121,10 +121,10 @@ class Checks:
             kept = values.astype(own.numpy)
         if own.numpy.kind == "i" and not (kept == values).all():
             raise InputError(f"{name} doesn't fit {own.numpy}", where=where, fix=fix)
-        wrong, told = own.outside(kept, names), "a class" if own.names else own.range(None)
+        wrong, allowed = own.outside(kept, names), "a class" if own.names else own.range(None)
         if wrong.any():
             region = int(np.flatnonzero(wrong)[0])
-            raise InputError(f"{name} of region {region} is {values[region]:g}, not {told}", where=where, fix=fix)
+            raise InputError(f"{name} of region {region} is {values[region]:g}, not {allowed}", where=where, fix=fix)
         return kept
 
 

@@ -35,8 +35,8 @@ class FilesSource(Source):
 
     pattern: ClassVar[str]
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         self.paths = [path for path in files_in(self.folder(), self.pattern) if self.takes(path)]
         if not self.paths:
             raise InputError(f"there is no {self.pattern}", where=root, fix="check `source.images`")
@@ -174,8 +174,8 @@ def labels_of(info: dict[str, Any], rows: int, where: str, fix: str) -> dict[str
     found = {name: numbers(info[name]) for name in LABELS if name in info}
     for name, values in found.items():
         if values.shape != (rows,) or values.dtype.kind not in "iuf":
-            told = f"{name} is {values.dtype} {list(values.shape)}, and num_bbox is {rows}"
-            raise InputError(told, where=where, fix=fix)
+            message = f"{name} is {values.dtype} {list(values.shape)}, and num_bbox is {rows}"
+            raise InputError(message, where=where, fix=fix)
     return found
 
 
@@ -194,9 +194,9 @@ def sizes_of(folder: Path) -> dict[int, tuple[int, int]]:
     for path in sorted(folder.glob("*.json")):
         value = parse_json(read_utf8(path), path=path, fix="move the file away: it isn't needed here")
         for image in value.get("images") or () if isinstance(value, dict) else ():
-            told = [image.get(key) for key in ("id", "width", "height")] if isinstance(image, dict) else []
-            if told and all(type(number) is int for number in told):
-                found[told[0]] = (told[1], told[2])
+            numbers = [image.get(key) for key in ("id", "width", "height")] if isinstance(image, dict) else []
+            if numbers and all(type(number) is int for number in numbers):
+                found[numbers[0]] = (numbers[1], numbers[2])
     return found
 
 

@@ -46,7 +46,7 @@ def run(
     precision: str = "float16",
     listing: Path | None = None,
     out: Path,
-    **told: Any,
+    **given: Any,
 ) -> None:
     """Write the folder `out`, whole or not at all: images.arrow, captions.arrow and source.json; left_out.jsonl where
     something is left out.
@@ -62,7 +62,7 @@ def run(
     unreadable : what rows do that are broken or repeated, and captions without a word.
     precision : of the features in the store.
     listing : the file that lists all that is refused, if that is much; by default beside `out`.
-    told : what the region stage will be told of the files (`extract.settings.ImportSettings`): what it would refuse of
+    given : what the region stage will be told of the files (`extract.settings.ImportSettings`): what it would refuse of
         that is refused here, and so before hours are spent on hashing.
 
     Raises
@@ -71,8 +71,8 @@ def run(
         format, an image given twice, regions that are missing or can't be, and all that `manifests.manifest.run`
         refuses.
     """
-    sizes = told.get("sizes") or "wh"
-    source = open_source(format, images, captions, **told)
+    sizes = given.get("sizes") or "wh"
+    source = open_source(format, images, captions, **given)
     sieve = sieve_of(Path(out), missing, unreadable, listing)
     own = source.entries()
     if own is None and Path(captions) == Path(images) and not READERS.find("splits").recognises(Look.at(captions)):
@@ -129,22 +129,22 @@ def _survey(source: Source, checks: Checks, sieve: Sieve) -> tuple[dict[str, Fou
                 found[item.key] = item
     if len(broken) > max(len(found), 1):
         first, rows = broken[0], len(broken) + len(found)
-        told = f"{first.what} (and so on: {len(broken):,} of {rows:,} images can't be taken)"
-        raise InputError(told, where=first.where, fix=first.fix)
+        message = f"{first.what} (and so on: {len(broken):,} of {rows:,} images can't be taken)"
+        raise InputError(message, where=first.where, fix=first.fix)
     return found, lost
 
 
 def _checked(item: Found, found: dict[str, Found], checks: Checks) -> Found | LeftOut:
     """An image whose regions can be imported, without them; or why it can't be."""
     if other := found.get(item.key):
-        told = f"image {item.key!r} was already given at {other.where}"
-        error = InputError(told, where=item.where, fix="give the regions of each image once")
+        message = f"image {item.key!r} was already given at {other.where}"
+        error = InputError(message, where=item.where, fix="give the regions of each image once")
         return LeftOut("repeated", error, item.key)
     try:
         record = item.load()
         if len(record.features) != item.boxes:
-            told = f"{len(record.features)} regions, its num_boxes says {item.boxes}"
-            raise InputError(told, where=item.where, fix="fetch the file again")
+            message = f"{len(record.features)} regions, its num_boxes says {item.boxes}"
+            raise InputError(message, where=item.where, fix="fetch the file again")
         checks.require_sound(record, f"{item.where} (image {item.key!r})")
     except InputError as error:
         return LeftOut("row", error, item.key)

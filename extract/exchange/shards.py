@@ -81,7 +81,7 @@ class ImportShards(Maker[list[Image]]):
         readers: int,
     ):
         self.settings, self.about, self.recipe_hash, self.readers = settings, about, recipe_hash, readers
-        self.source = open_source(about.format, images, **settings.told)
+        self.source = open_source(about.format, images, **settings.given)
         self.source.object_names, self.source.attribute_names = about.object_names, about.attribute_names
         self.checks = Checks(self.source, settings.sizes, settings.precision)
         self.checks.dim, self.checks.labels = about.dim, about.labels
@@ -160,8 +160,8 @@ class ImportShards(Maker[list[Image]]):
         where, record = self._where(image), self.source.read(image.place)
         self.checks.require_alike(record, where)
         if self.about.boxes not in (None, len(record.features)):
-            told = f"{len(record.features)} regions, its num_boxes says {self.about.boxes}"
-            raise InputError(told, where=where, fix="fetch the file again")
+            message = f"{len(record.features)} regions, its num_boxes says {self.about.boxes}"
+            raise InputError(message, where=where, fix="fetch the file again")
         boxes, size = self.checks.boxes(record, where)
         labels = self.checks.kept_labels(record, where)
         return Regions(features=self._features(record.features, out, where), boxes=boxes, image_size=size, **labels)

@@ -64,7 +64,7 @@ class Source(ABC):
     ----------
     root : a file, or a folder of them.
     captions : where the captions are; a survey of a format that has its own may look there.
-    told : what `extract.settings.ImportSettings` says of the files: keys of `options`.
+    given : what `extract.settings.ImportSettings` says of the files: keys of `options`.
 
     Attributes
     ----------
@@ -87,10 +87,10 @@ class Source(ABC):
     boxes: str | None = "xyxy"
     precision: str = "float16"
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
         self.root = Path(root)
         self.captions = Path(captions or root)
-        self.told = told
+        self.given = given
         self.files: dict[str, str] = {}
         self.notes: list[str] = []
         self.object_names: list[str] | None = None
@@ -166,6 +166,6 @@ def files_in(root: Path, *patterns: str) -> list[Path]:
     root = Path(root)
     found = sorted(path for pattern in patterns for path in root.glob(pattern)) if root.is_dir() else [root]
     if not found:
-        told = " or ".join(patterns)
-        raise InputError(f"there is no {told}", where=root, fix="check `source.images`, the path of the regions")
+        names = " or ".join(patterns)
+        raise InputError(f"there is no {names}", where=root, fix="check `source.images`, the path of the regions")
     return found

@@ -162,9 +162,9 @@ class NumberType:
     Raises InputError from `look`, or at last from `end`, unless the type is told (`regions.dtype`).
     """
 
-    def __init__(self, told: str | None):
-        self.dtype = {"float16": "<f2", "float64": "<f8"}.get(told or "", "<f4")
-        self._looks = told is None
+    def __init__(self, given: str | None):
+        self.dtype = {"float16": "<f2", "float64": "<f8"}.get(given or "", "<f4")
+        self._looks = given is None
         self._seen: list[np.ndarray] = []
         self._count = 0
 
@@ -224,11 +224,11 @@ class TsvSource(Source):
     options = frozenset({"dtype"})
     fields: ClassVar[int]
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         self.paths = sorted(files_in(root, *_TABLES), key=_by_number)
         self._files = [Bytes(path, FIX) for path in self.paths]
-        self._numbers = NumberType(told.get("dtype"))
+        self._numbers = NumberType(given.get("dtype"))
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

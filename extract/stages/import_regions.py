@@ -95,7 +95,7 @@ def prepare(
                 where=manifest,
                 fix="run the manifest stage again",
             )
-    source = open_source(imported.format, images, **settings.told)
+    source = open_source(imported.format, images, **settings.given)
     source.object_names = imported.object_names
     recipe = {
         "format": {"schema": SCHEMA, "features": settings.precision},
@@ -173,7 +173,7 @@ def _hashed_again(source: Source, imported: Imported, check: bool) -> Iterator[A
 def changed_files(manifest: Path, images: Path, settings: ImportSettings) -> Iterator[tuple[str, str]]:
     """The files of an imported data set that aren't those its manifest was made of, with what is wrong."""
     imported = read_source(manifest)
-    source = open_source(imported.format, images, **settings.told)
+    source = open_source(imported.format, images, **settings.given)
     with progress(what="check", unit="B", total=source.size, scale=True) as bar:
         now = source.hash_again(bar.update)
     for name, digest in imported.files.items():

@@ -82,7 +82,7 @@ def run(
                 where=manifest,
                 fix="lower min_count",
             )
-        told = f"{cut:,} caption{'s were' if cut > 1 else ' was'} cut to {settings.max_words} words" if cut else ""
+        note = f"{cut:,} caption{'s were' if cut > 1 else ' was'} cut to {settings.max_words} words" if cut else ""
         recipe = {
             **maker.recipe,
             "min_count": None if reused else settings.min_count,
@@ -92,21 +92,23 @@ def run(
         }
         with whole_folder(out) as folder:
             counts, recipe = write_tokens(folder, shards, listed, vocabulary, recipe, trained_on)
-            write_text(folder / "README.md", _card(listed, recipe, counts, told))
+            write_text(folder / "README.md", _card(listed, recipe, counts, note))
         note_made(out, fingerprint(recipe), *_LIBRARIES, *(_PIECE_LIBRARIES if settings.tokenizer else ()))
-        for line in [told] * bool(told) + ([] if reused else _doubts(counts)):
+        for line in [note] * bool(note) + ([] if reused else _doubts(counts)):
             tqdm.write(line)
 
 
 def _doubts(counts: Counts) -> list[str]:
     """What seems to be wrong with the words of captions; the vocabulary was made of some."""
     unknown, single = (part / max(all_, 1) for part, all_ in (counts.unknown_in_train, counts.single))
-    told = []
+    doubts = []
     if unknown > 0.2:
-        told.append(f"{unknown:.0%} of the train split's words are unknown: is `language` right, `min_count` too high?")
+        doubts.append(
+            f"{unknown:.0%} of the train split's words are unknown: is `language` right, `min_count` too high?"
+        )
     if single > 0.2:
-        told.append(f"{single:.0%} of the captions are one word: is `language` right?")
-    return [f"tokens: {line}" for line in told]
+        doubts.append(f"{single:.0%} of the captions are one word: is `language` right?")
+    return [f"tokens: {line}" for line in doubts]
 
 
 def _trained_on(listed: Manifest) -> Any:

@@ -211,8 +211,8 @@ def layout_problems(
         right = array.dtype.kind == "S" if dtype == "S" else array.dtype == np.dtype(dtype)
         alike = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
         if not (right and alike):
-            told = ", ".join("any" if length is None else str(length) for length in shape)
-            yield f"{name} is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} [{told}]"
+            dims = ", ".join("any" if length is None else str(length) for length in shape)
+            yield f"{name} is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} [{dims}]"
 
 
 def offsets_problem(shard: MappedHDF5, offsets: str, flat: str) -> str | None:

@@ -55,8 +55,8 @@ def listed_files(folder: Path) -> dict[str, str]:
     try:
         index, _ = read_checked(path, Index, fix=_again(folder))
     except InputError as error:
-        told = f"no list of files with their sha256 ({error.what})"
-        raise InputError(told, where=path, fix=error.fix) from error
+        message = f"no list of files with their sha256 ({error.what})"
+        raise InputError(message, where=path, fix=error.fix) from error
     return {entry.file: entry.sha256 for entry in index.shards} | index.files
 
 

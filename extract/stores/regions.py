@@ -238,8 +238,8 @@ class RegionStore:
         alike = ("dim", "layout", "object_names", "attribute_names")
         for store, index in zip(self.folders, indices, strict=True):
             if differing := [key for key in alike if index[key] != indices[0][key]]:
-                told = f"its {' and '.join(differing)} differ from those of {self.folders[0]}"
-                raise InputError(told, where=store / INDEX, fix=_FIX)
+                message = f"its {' and '.join(differing)} differ from those of {self.folders[0]}"
+                raise InputError(message, where=store / INDEX, fix=_FIX)
         listed = [
             shard | {"file": (store / shard["file"]).relative_to(self.folder).as_posix()}
             for store, index in zip(self.folders, indices, strict=True)
@@ -289,8 +289,8 @@ class RegionStore:
             rows = {image_id: row for row, image_id in enumerate(ids)}
             if len(rows) < len(ids):
                 twice = next(image_id for row, image_id in enumerate(ids) if rows[image_id] != row)
-                told = f"image {twice!r} is in it twice"
-                raise InputError(told, where=self.folder, fix="restore the store, or make it again")
+                message = f"image {twice!r} is in it twice"
+                raise InputError(message, where=self.folder, fix="restore the store, or make it again")
             self._rows = rows
         return self._rows
 
@@ -426,6 +426,6 @@ class RegionStore:
 def _read_index(store: Path) -> dict[str, Any]:
     index = read_index(store, RegionIndex, _FIX)
     if (counted := sum(shard["count"] for shard in index["shards"])) != index["images"]:
-        told = f"images is {index['images']}, its shards add up to {counted}"
-        raise InputError(told, where=store / INDEX, fix=_FIX)
+        message = f"images is {index['images']}, its shards add up to {counted}"
+        raise InputError(message, where=store / INDEX, fix=_FIX)
     return index

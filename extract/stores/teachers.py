@@ -96,8 +96,8 @@ class TeacherStore:
 
         for side in SIDES:
             if self.count(side) != self.index[side]:
-                told = f"{side} is {self.index[side]}, its shards add up to {self.count(side)}"
-                raise InputError(told, where=self.folder / INDEX, fix=_AGAIN)
+                message = f"{side} is {self.index[side]}, its shards add up to {self.count(side)}"
+                raise InputError(message, where=self.folder / INDEX, fix=_AGAIN)
 
     def require_manifest(self, manifest: Path) -> None:
         """Raise `InputError` unless the vectors are those of the images and captions of `manifest`."""

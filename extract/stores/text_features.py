@@ -75,8 +75,8 @@ class TextFeatureStore:
         self._shards = [MappedHDF5(self.folder / shard["file"]) for shard in self.index["shards"]]
         self._starts = np.cumsum([0, *(shard["count"] for shard in self.index["shards"])]).tolist()
         if self._starts[-1] != self.index["captions"]:
-            told = f"captions is {self.index['captions']}, its shards add up to {self._starts[-1]}"
-            raise InputError(told, where=self.folder / INDEX, fix=_AGAIN)
+            message = f"captions is {self.index['captions']}, its shards add up to {self._starts[-1]}"
+            raise InputError(message, where=self.folder / INDEX, fix=_AGAIN)
         self._checked: set[int] = set()
 
     def __len__(self) -> int:

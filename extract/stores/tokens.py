@@ -295,8 +295,8 @@ class TokenStore:
             raise InputError(f"no token store: it lacks {', '.join(missing)}", where=self.path, fix=again)
         older = "run the tokens stage of this data set again, or use the version of the program that wrote it"
         self.recipe, self.recipe_hash = read_recipe_of(self.path, FORMAT, SCHEMA, older)
-        told = checked(self.recipe, _Recipe, where=self.path / RECIPE, fix=again)
-        if sha256(self.path / "vocabulary.json") != told.vocabulary_sha256:
+        recipe = checked(self.recipe, _Recipe, where=self.path / RECIPE, fix=again)
+        if sha256(self.path / "vocabulary.json") != recipe.vocabulary_sha256:
             raise InputError(
                 "not the vocabulary that this store was made with: its sha256 differs from the recipe's",
                 where=self.path / "vocabulary.json",
@@ -308,9 +308,9 @@ class TokenStore:
                 "made with another recipe than the one beside it", where=self.path / "tokens.h5", fix=again
             )
         self.vocabulary: list[str] = read_vocabulary(self.path / "vocabulary.json")
-        self.pos_names: list[str] = told.pos_names
-        self.has_pieces: bool = told.tokenizer is not None
-        self._ends = len(self.vocabulary), len(self.pos_names), told.tokenizer.size if told.tokenizer else None
+        self.pos_names: list[str] = recipe.pos_names
+        self.has_pieces: bool = recipe.tokenizer is not None
+        self._ends = len(self.vocabulary), len(self.pos_names), recipe.tokenizer.size if recipe.tokenizer else None
         self._checked: set[int] = set()
         self._refuse(_layout_problem(self._arrays, self.has_pieces))
 

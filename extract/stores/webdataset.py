@@ -75,8 +75,8 @@ class _Recipe(Written):
 
 def require_pack_recipe(recipe: Any, where: object) -> None:
     """Raise `InputError` unless a recipe is that of such shards."""
-    told = checked(recipe, _Recipe, where=where, fix=FIX)
-    require_region_recipe(told.regions, where)
+    checked_recipe = checked(recipe, _Recipe, where=where, fix=FIX)
+    require_region_recipe(checked_recipe.regions, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +211,8 @@ def parse_facts(text: bytes, where: object) -> dict[str, Any]:
                 raise ValueError(f"{name} is {values!r:.60}, and num_boxes is {facts['num_boxes']}")
             np.array(values, own.numpy)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"not a sample's JSON ({told})", where=where, fix=FIX) from None
+        message = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"not a sample's JSON ({message})", where=where, fix=FIX) from None
     return facts
 
 

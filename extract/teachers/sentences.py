@@ -133,9 +133,9 @@ def read_modules(settings: SentenceSettings) -> Made:
         )
     pooling = "mean"
     if "Pooling" in modules:
-        told = _json(modules["Pooling"] / "config.json", where)
-        chosen = [key for key, value in told.items() if key.startswith("pooling_mode_") and value is True]
-        mode = told.get("pooling_mode") or (chosen[0] if len(chosen) == 1 else None)
+        config = _json(modules["Pooling"] / "config.json", where)
+        chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+        mode = config.get("pooling_mode") or (chosen[0] if len(chosen) == 1 else None)
         pooling = _POOLINGS.get(mode, mode)
         if pooling not in _POOLINGS.values() and settings.pooling is None:
             raise InputError(
@@ -143,9 +143,9 @@ def read_modules(settings: SentenceSettings) -> Made:
             )
     encoder = modules["Transformer"]
     facts = encoder / "sentence_bert_config.json"
-    told = _json(facts, where) if facts.is_file() else {}
+    config = _json(facts, where) if facts.is_file() else {}
     find_model(str(encoder), None, KIND)
-    return Made(encoder, pooling, told.get("max_seq_length"), bool(told.get("do_lower_case")))
+    return Made(encoder, pooling, config.get("max_seq_length"), bool(config.get("do_lower_case")))
 
 
 def _json(path: Path, where: str) -> Any:

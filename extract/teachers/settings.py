@@ -12,12 +12,12 @@ from manifests.typed import Settings
 _OF_MODELS = {"images": "vision", "captions": "sentences"}
 
 
-def named(side: Side, told: Any) -> dict[str, Any] | None:
+def named(side: Side, entry: Any) -> dict[str, Any] | None:
     """A teacher's entry as older projects wrote it, without a name, as it is written now; None of any other value."""
-    if not isinstance(told, dict) or "name" in told or not isinstance(model := told.get("model"), str):
+    if not isinstance(entry, dict) or "name" in entry or not isinstance(model := entry.get("model"), str):
         return None
     own = {"name": model} if TEACHERS.has_own(model) else {"name": _OF_MODELS[side], "model": model}
-    return own | {key: each for key, each in told.items() if key not in ("model", "reads")}
+    return own | {key: each for key, each in entry.items() if key not in ("model", "reads")}
 
 
 class TeacherSettings(Settings):

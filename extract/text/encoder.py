@@ -55,8 +55,8 @@ def encoder_of(config: Mapping[str, Any]) -> "PreTrainedModel":
     values = dict(config)
     made = AutoConfig.for_model(values.pop("model_type"), **values)
     if (layers := made.get_text_config().num_hidden_layers) > _MOST_LAYERS:
-        told = f"{layers} layers are more than any encoder has"
-        raise InputError(told, where="an encoder's configuration", fix="restore the file that it comes from")
+        message = f"{layers} layers are more than any encoder has"
+        raise InputError(message, where="an encoder's configuration", fix="restore the file that it comes from")
     return AutoModel.from_config(made).float()
 
 

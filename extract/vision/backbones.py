@@ -147,8 +147,8 @@ class TorchvisionBackbone(Backbone):
         except ValueError as error:
             names = ", ".join(name for name, _ in network.named_children())
             fix = f"name one of its modules ({names}), or one in them"
-            told = f"{settings.model} has no module {settings.layer!r}"
-            raise InputError(told, where="detector.layer", fix=fix) from error
+            message = f"{settings.model} has no module {settings.layer!r}"
+            raise InputError(message, where="detector.layer", fix=fix) from error
         prepared = get_model_weights(settings.model).DEFAULT.transforms()
         self.size, self.mean, self.std = prepared.crop_size[0], tuple(prepared.mean), tuple(prepared.std)
         self.recipe = {"name": settings.model, "weights_sha256": settings.sha256}

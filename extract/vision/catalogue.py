@@ -225,8 +225,8 @@ def require_published(entry: Entry | None, file: Path, address: str, said: str |
     with open(file, "rb") as content:
         found = digest if algorithm == "sha256" else hashlib.file_digest(content, algorithm).hexdigest()
     if not found.startswith(start):
-        told = f"its {algorithm} is {found}, and its name says that it begins with {start}"
-        raise InputError(told, where=address, fix="fetch it again; if it stays so, the file there is another one")
+        message = f"its {algorithm} is {found}, and its name says that it begins with {start}"
+        raise InputError(message, where=address, fix="fetch it again; if it stays so, the file there is another one")
     return f"the start of its {algorithm} ({start}), which its name has"
 
 
@@ -245,5 +245,5 @@ def require_readable(entry: Entry, weights: Path, digest: str) -> None:
         if found != asked
     ]
     if wrong:
-        told = f"the weights have {' and '.join(wrong)}"
-        raise InputError(told, where=weights, fix="use them under a name of their own: they are another detector's")
+        message = f"the weights have {' and '.join(wrong)}"
+        raise InputError(message, where=weights, fix="use them under a name of their own: they are another detector's")

@@ -93,8 +93,8 @@ def _as_far_as_it_goes(file: BinaryIO) -> np.ndarray:
 def _require_small(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        told = f"{width} x {height} are {width * height:,} pixels"
-        raise UnreadableImage(f"{told}, above max_pixels, which is {max_pixels:,}")
+        message = f"{width} x {height} are {width * height:,} pixels"
+        raise UnreadableImage(f"{message}, above max_pixels, which is {max_pixels:,}")
     if image.format == "TIFF" and all(side in image.tag_v2 for side in _TILE_SIDES):
         across, down = (int(image.tag_v2[side]) for side in _TILE_SIDES)
         if across * down > max(max_pixels, 2**20):

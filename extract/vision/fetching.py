@@ -81,17 +81,18 @@ def _whole(address: str, place: Path) -> str | None:
             return _once(address, place)
         except _BrokenOff as error:
             if number == TRIES:
-                told = f"it can't be fetched: {error}, the last of {TRIES} times"
-                raise InputError(told, where=address, fix="run the same command again: it goes on from there") from None
+                reason = f"it can't be fetched: {error}, the last of {TRIES} times"
+                fix = "run the same command again: it goes on from there"
+                raise InputError(reason, where=address, fix=fix) from None
             time.sleep(WAIT * 2 ** (number - 1))
         except urllib.error.HTTPError as error:
-            told = f"the server answers {error.code} {error.reason}"
-            raise InputError(f"it can't be fetched: {told}", where=address, fix=_FIX) from None
+            reason = f"the server answers {error.code} {error.reason}"
+            raise InputError(f"it can't be fetched: {reason}", where=address, fix=_FIX) from None
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an address that is none
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            told = getattr(error, "reason", None) or error
-            raise InputError(f"it can't be fetched ({told})", where=address, fix=_FIX) from error
+            reason = getattr(error, "reason", None) or error
+            raise InputError(f"it can't be fetched ({reason})", where=address, fix=_FIX) from error
     raise AssertionError
 
 

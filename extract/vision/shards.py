@@ -252,9 +252,9 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         few = isinstance(error, TooFewProposals)
         reason, fix = (error.what, error.fix) if few else (str(error), "replace the picture")
         if self.settings.unreadable == "stop":
-            told = "has too few regions" if few else "can't be read"
+            problem = "has too few regions" if few else "can't be read"
             raise InputError(
-                f"image {row.id!r} {told}: {reason}",
+                f"image {row.id!r} {problem}: {reason}",
                 where=self.images / row.path,
                 fix=f"{fix}, or set `regions.unreadable: skip` to list it in failures.jsonl and go on",
             ) from error

@@ -120,11 +120,11 @@ class Facts:
         least, most = self.captions_each
         each = f"{least}" if least == most else f"{least} to {most}"
         splits = ", ".join(f"{name} {count:,}" for name, count in (self.splits or {}).items())
-        told = f"{self.title}: {self.pictures:,} pictures with {each} captions"
-        told += f", splits {splits}" if splits else ", without splits"
+        description = f"{self.title}: {self.pictures:,} pictures with {each} captions"
+        description += f", splits {splits}" if splits else ", without splits"
         if self.columns:
-            told += f"; read as {', '.join(f'{role}: {name!r}' for role, name in self.columns.items())}"
-        return told + (f"; {len(self.left_out):,} rows can't be read" if self.left_out else "")
+            description += f"; read as {', '.join(f'{role}: {name!r}' for role, name in self.columns.items())}"
+        return description + (f"; {len(self.left_out):,} rows can't be read" if self.left_out else "")
 
 
 def kind_of(path: Path) -> type[Reader]:
@@ -216,13 +216,13 @@ def _first(readers: dict[str, type[Reader]], look: Look) -> type[Reader] | None:
 def _seen(look: Look) -> str:
     """What an unknown file looks like."""
     if look.is_folder:
-        told = ", ".join(look.names[:5]) + (" ..." if len(look.names) > 5 else "")
-        return f"a folder with {told}" if look.names else "an empty folder"
+        names = ", ".join(look.names[:5]) + (" ..." if len(look.names) > 5 else "")
+        return f"a folder with {names}" if look.names else "an empty folder"
     if not look.head:
         with open_file(look.path) as file:
             start = file.read(512)
         known = next(
-            (told for sign, at, told in _SIGNS if start[at:].startswith(sign)), "a file of other bytes than text's"
+            (kind for sign, at, kind in _SIGNS if start[at:].startswith(sign)), "a file of other bytes than text's"
         )
         return known if start else "an empty file"
     if look.head.startswith(("{", "[")):

@@ -52,8 +52,8 @@ class Coco(Reader):
             if not isinstance(text, str) or not isinstance(image, int | str):
                 keys = ", ".join(map(str, item))[:80] if isinstance(item, dict) else repr(item)[:80]
                 if number == 0:
-                    told = f"its annotations have {keys}, and no caption"
-                    raise InputError(told, where=f"{path} {row}", fix="give the file of captions: captions_*.json")
+                    message = f"its annotations have {keys}, and no caption"
+                    raise InputError(message, where=f"{path} {row}", fix="give the file of captions: captions_*.json")
                 yield _bad(f"not an image_id and a caption, but {keys}", path, row)
             elif str(image) not in known:
                 yield _bad(f"no image has the id {image!r}", path, row)

@@ -38,8 +38,8 @@ class Flickr(Reader):
                 continue
             row = f"line {number}"
             if not (parts := _LINE.fullmatch(line.rstrip("\r\n"))):
-                told = f"no image, number and caption in {line.strip()[:60]!r}"
-                yield LeftOut("row", InputError(told, where=f"{path} {row}", fix=f"write {Flickr.layout}"))
+                message = f"no image, number and caption in {line.strip()[:60]!r}"
+                yield LeftOut("row", InputError(message, where=f"{path} {row}", fix=f"write {Flickr.layout}"))
                 continue
             yield from found.add(row, parts["image"], [SourceCaption(row, parts["caption"])])
         yield from found.all()

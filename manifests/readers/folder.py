@@ -117,8 +117,8 @@ def _table(path: Path, found: Gathered) -> Iterator[LeftOut]:
         return
     separator, names = split_header(header.strip())
     if any(_PICTURE.search(name.strip()) for name in names):
-        told = f"the first line, {header.strip()[:60]!r}, is a row of an image, and no header"
-        raise InputError(told, where=f"{path} line {first}", fix="write the header image,caption above it")
+        message = f"the first line, {header.strip()[:60]!r}, is a row of an image, and no header"
+        raise InputError(message, where=f"{path} line {first}", fix="write the header image,caption above it")
     columns = {role: names.index(name) for role, name in roles(names, f"{path} line {first}", _TABLE).items()}
     for number, fields in table_rows(lines, first, separator, path, _TABLE):
         row = f"line {number}"

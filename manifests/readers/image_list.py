@@ -55,9 +55,9 @@ class ImageList(Reader):
             try:
                 if not isinstance(item, dict):
                     raise InputError("not an object of an image and a caption", where=f"{path} {row}", fix=_FIX)
-                told = of_object(item, path, row, _FIX, ids=_IDS)
-                own = told["id"] if told["image"] == told["id"] else None
-                yield from found.add(row, **{**told, "id": own})
+                fields = of_object(item, path, row, _FIX, ids=_IDS)
+                own = fields["id"] if fields["image"] == fields["id"] else None
+                yield from found.add(row, **{**fields, "id": own})
             except InputError as error:
                 yield LeftOut("row", error)
         yield from found.all()

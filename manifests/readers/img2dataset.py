@@ -78,19 +78,19 @@ def _shard(shard: Path) -> Items:
         except (tarfile.TarError, OSError) as error:
             raise InputError(f"not a whole tar archive ({error})", where=shard, fix=_FIX) from None
     if not _ends(shard):
-        told = "the archive is cut off: it doesn't end with zeros"
-        yield LeftOut("row", InputError(told, where=f"{shard} row {len(pictures)}", fix=_FIX))
+        message = "the archive is cut off: it doesn't end with zeros"
+        yield LeftOut("row", InputError(message, where=f"{shard} row {len(pictures)}", fix=_FIX))
         last = next(reversed(pictures), None)
         pictures = {key: name for key, name in pictures.items() if key != last}
     for key, name in pictures.items():
         row, own = f"{shard.name} {name}", texts.get(key, {})
         try:
-            told = {suffix: _text(content, f"{shard} {key}.{suffix}") for suffix, content in own.items()}
-            facts = parse_json(told["json"], path=shard / f"{key}.json", fix=_FIX) if "json" in told else {}
+            by_suffix = {suffix: _text(content, f"{shard} {key}.{suffix}") for suffix, content in own.items()}
+            facts = parse_json(by_suffix["json"], path=shard / f"{key}.json", fix=_FIX) if "json" in by_suffix else {}
         except InputError as error:
             yield LeftOut("row", error, key)
             continue
-        text = told.get("txt", facts.get("caption") if isinstance(facts, dict) else None)
+        text = by_suffix.get("txt", facts.get("caption") if isinstance(facts, dict) else None)
         captions = (SourceCaption(row, text.strip()),) if isinstance(text, str) and text.strip() else ()
         yield SourceImage(row, key, f"{shard.name}/{name}", None, captions)
 
@@ -99,8 +99,8 @@ def _text(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        told = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
-        raise InputError(told, where=where, fix="write the texts as UTF-8, or remove the sample") from None
+        message = f"byte {error.start} (0x{content[error.start]:02x}) is not UTF-8"
+        raise InputError(message, where=where, fix="write the texts as UTF-8, or remove the sample") from None
 
 
 def _ends(shard: Path) -> bool:

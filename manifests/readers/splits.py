@@ -60,8 +60,8 @@ def _files(look: Look) -> list[tuple[Path, str | None, str | None]]:
     found = list(_metadata_of_folders(look))
     if not found:
         names = [name for name in look.names if name.lower().endswith(_SUFFIXES)]
-        told = [name for name in names if "caption" in name.lower()]
-        for name in told or names:
+        captioned = [name for name in names if "caption" in name.lower()]
+        for name in captioned or names:
             if split := _split_of(name):
                 pictures = _COCO.fullmatch(name)
                 found.append((look.path / name, split, pictures[1] if pictures else None))

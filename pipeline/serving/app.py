@@ -183,8 +183,9 @@ def _refusals(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         where = f"{request.method} {request.url.path}"
-        told = f"the server failed ({type(error).__name__}: {error})"
-        return refuse(500, Refusal(error=told, where=where, fix="look at the terminal that `selfalign serve` runs in"))
+        reason = f"the server failed ({type(error).__name__}: {error})"
+        fix = "look at the terminal that `selfalign serve` runs in"
+        return refuse(500, Refusal(error=reason, where=where, fix=fix))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

@@ -39,7 +39,7 @@ def write_run(
     save_ranks(out / "ranks.npz", ranks, image_of, ids)
     figures |= {"split": "test", "left_out": 0}
     if modes:
-        figures["modes"] = {mode: {"rsum": told["rsum"]} for mode, told in modes.items()}
+        figures["modes"] = {mode: {"rsum": own["rsum"]} for mode, own in modes.items()}
         write_json(
             folder / "cost.json",
             json.loads(COST.read_text()) | {"run": folder.name, "modes": modes, "made": host_facts()},

@@ -41,7 +41,7 @@ def test_names_stand_at_the_ends_of_lines_and_do_not_meet():
     assert "name" not in line_chart(lines, label="x")
 
 
-def test_colours_are_told_apart_with_colour_blindness_too():
+def test_colours_are_distinct_with_colour_blindness_too():
     """Machado, Oliveira and Fernandes 2009: the full deficiencies of red and green, in linear RGB."""
     red = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     green = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]

@@ -73,16 +73,16 @@ def test_the_figures_are_those_of_the_rows(pairs: Pairs, data: RetrievalData, tr
             assert own["accuracy"] == pytest.approx(np.mean(known), abs=1e-4) and own["known"] == len(known)
     nouns = figures["parts_of_speech"]["NOUN"]
     assert nouns["accuracy"] > nouns["chance"] and figures["parts_of_speech"]["DET"].get("accuracy") is None
-    told = figures["concepts"]
-    assert told["size"] == len(ATTRIBUTES)
-    assert told["words"]["in_use"] == len({word["concept"] for word in words})
-    for entry in told["entries"]:
+    usage = figures["concepts"]
+    assert usage["size"] == len(ATTRIBUTES)
+    assert usage["words"]["in_use"] == len({word["concept"] for word in words})
+    for entry in usage["entries"]:
         meaning = ATTRIBUTES[entry["concept"]]
         # The first entry is also that of words that mean nothing.
         if entry["concept"] and entry["words"]:
             assert all(MEANING[word] == meaning for word, _ in entry["most_words"])
             assert entry["words"] == sum(word["concept"] == entry["concept"] for word in words)
-    assert sum(entry["regions"] for entry in told["entries"]) == len(pairs.concepts.concept)
+    assert sum(entry["regions"] for entry in usage["entries"]) == len(pairs.concepts.concept)
     assert accuracy(pairs.matches, data, truth)["words"] == sum("right" in word for word in words)
 
 

@@ -224,11 +224,13 @@ def test_the_stage_counts_what_was_left_out_and_writes_the_same_twice(trained: P
         *("captions.npy", "concepts.npz", "context.npy", "correspondence.jsonl", "figures.json"),
         *("matches.npz", "pooled.npy", "ranks.npz"),
     ]
-    told = json.loads((tmp_path / "a" / "correspondence.json").read_text())
-    assert told["concepts"]["size"] == 8 and told["parts_of_speech"]["NOUN"]["words"] > 30
+    correspondence = json.loads((tmp_path / "a" / "correspondence.json").read_text())
+    assert correspondence["concepts"]["size"] == 8 and correspondence["parts_of_speech"]["NOUN"]["words"] > 30
     pairs = [json.loads(line) for line in (tmp_path / "a" / "evaluation" / "correspondence.jsonl").open()]
     assert len(pairs) == 30 and {"word", "region", "box", "concept", "region_concept"} <= set(pairs[0]["words"][0])
-    assert sum(len(pair["words"]) for pair in pairs) == sum(own["words"] for own in told["parts_of_speech"].values())
+    assert sum(len(pair["words"]) for pair in pairs) == sum(
+        own["words"] for own in correspondence["parts_of_speech"].values()
+    )
     for path in [*written, tmp_path / "a" / "metrics.json", tmp_path / "a" / "correspondence.json"]:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
@@ -322,8 +324,8 @@ def look(trained: Path, out: Path, image: str, caption: int | None) -> str:
     )
 
 
-def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
-    told = evaluate(trained, tmp_path)["modes"]
+def test_the_cost_of_a_run_is_reported_in_whole(trained: Path, tmp_path: Path):
+    modes = evaluate(trained, tmp_path)["modes"]
     found = cost.run(
         name="tiny",
         manifest=trained / "demo" / "manifest",
@@ -343,5 +345,5 @@ def test_what_a_run_costs_is_told_in_whole(trained: Path, tmp_path: Path):
         assert all(value > 0 for value in figures.values())
     text = cost.table(found)
     assert "20,000" in text and "tiny" in text and "reranked: " in text
-    assert {mode: figures["rsum"] for mode, figures in found["modes"].items()} == {m: told[m]["rsum"] for m in told}
+    assert {mode: figures["rsum"] for mode, figures in found["modes"].items()} == {m: modes[m]["rsum"] for m in modes}
     assert all(figures["query_ms"] > 0 for figures in found["modes"].values())

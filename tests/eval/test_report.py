@@ -256,7 +256,7 @@ def test_concepts_are_shown_with_their_words_and_regions(html: str):
     assert sum('alt="A region of concept' in card for card in cards) >= 10
 
 
-def test_speed_and_provenance_are_told(html: str):
+def test_speed_and_provenance_are_reported(html: str):
     speed = html[html.index('id="speed"') : html.index('id="training"')]
     assert "1,000,000" in speed and "reckoned from a pair" in speed and "measured on this machine" in speed
     assert "A search among 100,000 images takes 27.1 ms with <code>vsrn-selfalign</code>" in speed
@@ -267,9 +267,9 @@ def test_speed_and_provenance_are_told(html: str):
 def test_every_section_begins_with_what_to_take_away(html: str):
     sections = [part.split('">', 1) for part in html.split('<section class="sheet" id="')[1:]]
     assert [name for name, _ in sections][:2] == ["result", "pictures"] and len(sections) == 8
-    told = {name: re.findall(r'class="(?:takeaway|lead)">(.+?)</p>', text) for name, text in sections}
-    assert all(told.values())
-    assert len(told["studies"]) == 3 and "its interval overlaps" in told["studies"][0]
+    takeaways = {name: re.findall(r'class="(?:takeaway|lead)">(.+?)</p>', text) for name, text in sections}
+    assert all(takeaways.values())
+    assert len(takeaways["studies"]) == 3 and "its interval overlaps" in takeaways["studies"][0]
     assert "NDCG@25" not in html  # these runs have none
 
 

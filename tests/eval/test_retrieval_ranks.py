@@ -52,12 +52,12 @@ def matrix(embeddings: Embeddings) -> np.ndarray:
 
 
 def expected(scores: np.ndarray, images: np.ndarray, captions: np.ndarray) -> Ranks:
-    asked, told = np.unique(images), np.unique(captions)
+    asked, described = np.unique(images), np.unique(captions)
     return Ranks(
         ranks(scores[asked], [captions[images == image] for image in asked]),
         asked,
-        ranks(scores.T[told], [images[captions == caption] for caption in told]),
-        told,
+        ranks(scores.T[described], [images[captions == caption] for caption in described]),
+        described,
     )
 
 

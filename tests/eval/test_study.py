@@ -104,17 +104,17 @@ def test_rows_seeds_choice_and_gain(data: Path, tmp_path: Path):
     wanted = {"losses.contrast": CONTRAST, "losses.cra": {"num_negatives": 8}, "losses.contrast.weight": weight}
     assert found[-1]["settings"] == settings_sha256(varied(base, wanted, 2))
 
-    told = rows(tmp_path)
-    assert [row["row"] for row in told] == list(settings.rows) and list(told[0]) == list(COLUMNS)
-    assert json.loads(told[1]["chosen"]) == {"losses.contrast.weight": weight} and told[0]["chosen"] == ""
+    table = rows(tmp_path)
+    assert [row["row"] for row in table] == list(settings.rows) and list(table[0]) == list(COLUMNS)
+    assert json.loads(table[1]["chosen"]) == {"losses.contrast.weight": weight} and table[0]["chosen"] == ""
     reached = {(p["row"], p["seed"]): p["figures"]["rsum"] for p in found if p["chooses"] is None}
-    for row in told:
+    for row in table:
         own = [reached[row["row"], seed] for seed in (1, 2)]
         assert float(row["rsum"]) == pytest.approx(sum(own) / 2, abs=1e-3)
         assert float(row["rsum_sd"]) == pytest.approx(abs(own[0] - own[1]) / 2**0.5, abs=1e-3)
     gains = [reached["+ CRA", seed] - reached["base", seed] for seed in (1, 2)]
-    assert told[2]["against"] == "base" and float(told[2]["gain"]) == pytest.approx(sum(gains) / 2, abs=1e-3)
-    assert told[1]["against"] == "base" and told[0]["gain"] == ""
+    assert table[2]["against"] == "base" and float(table[2]["gain"]) == pytest.approx(sum(gains) / 2, abs=1e-3)
+    assert table[1]["against"] == "base" and table[0]["gain"] == ""
     assert re.split(r"  +", text.splitlines()[0]) == [
         *("row", "seeds", "val R@sum", "R@sum", "gain", "over", "words fit", "chosen")
     ]
@@ -178,7 +178,7 @@ def test_modes_and_words_are_in_the_table():
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({}, "give either vary or rows"),
         ({"vary": {"epochs": [1]}, "rows": {"a": {}}}, "give either vary or rows"),
@@ -196,13 +196,13 @@ def test_modes_and_words_are_in_the_table():
         ({"vary": {"epochs": [1]}, "seeds": ()}, "at least 1 item"),
     ],
 )
-def test_a_study_that_says_too_much_or_too_little(keys: dict, told: str):
-    with pytest.raises(ValidationError, match=told):
+def test_a_study_that_says_too_much_or_too_little(keys: dict, message: str):
+    with pytest.raises(ValidationError, match=message):
         study(**keys)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"epochs.more": 1}, "epochs.more: epochs is 1, which has no keys"),
         ({"losses.contrasts": {}}, "losses"),
@@ -210,8 +210,8 @@ def test_a_study_that_says_too_much_or_too_little(keys: dict, told: str):
         ({"base.dim": 0}, "dim: Input should be greater than"),
     ],
 )
-def test_a_row_that_is_no_run_is_named(changes: dict, told: str):
-    with pytest.raises(InputError, match=f"row 'a': .*{told}"):
+def test_a_row_that_is_no_run_is_named(changes: dict, message: str):
+    with pytest.raises(InputError, match=f"row 'a': .*{message}"):
         list(study(rows={"a": {"changes": changes}}).possible(RunSettings(**BASE)))
 
 

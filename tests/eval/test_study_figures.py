@@ -87,9 +87,9 @@ def markdown(folder: Path) -> str:
     lines = [heads, ["---"] * len(heads)]
     for row in found:
         chosen = json.loads(row["chosen"]) if row["chosen"] else {}
-        told = ", ".join(f"{key.removeprefix('losses.')} {value}" for key, value in chosen.items())
+        choices = ", ".join(f"{key.removeprefix('losses.')} {value}" for key, value in chosen.items())
         figures = (cell(row, key, "+" if key == "gain" else "") for key in columns)
-        lines.append([row["row"], *figures, row["against"], told])
+        lines.append([row["row"], *figures, row["against"], choices])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

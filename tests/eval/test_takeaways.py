@@ -40,8 +40,8 @@ def test_captions_that_are_found_sooner_are_counted(tmp_path: Path):
     ],
 )
 def test_concepts_are_said_to_mean_something_or_not(agreement: float, chance: float, begins: str):
-    told = takeaways.concepts([{"name": "r", "told": {"agreement": agreement, "agreement_chance": chance}}])
-    assert told.startswith(begins) and f"in {agreement:.1%} of all words, {chance:.1%} by chance" in told
+    text = takeaways.concepts([{"name": "r", "usage": {"agreement": agreement, "agreement_chance": chance}}])
+    assert text.startswith(begins) and f"in {agreement:.1%} of all words, {chance:.1%} by chance" in text
 
 
 def test_a_study_says_whether_the_best_row_stands_clear():
@@ -55,9 +55,9 @@ def test_a_run_that_was_still_rising_is_named(tmp_path: Path):
     rising, done = run(tmp_path, "rising", 1), run(tmp_path, "done", 1)
     for each, best in ((rising, 1), (done, 0)):
         write_json(each.folder / "model" / "run.json", {"parameters": 1, "best_epoch": best})
-    told = takeaways.training([rising, done])
-    assert told.startswith("Best epoch on the validation split: `rising` 2 of 2, `done` 1 of 2; more epochs may help")
-    assert told.endswith("help `rising`.")
+    text = takeaways.training([rising, done])
+    assert text.startswith("Best epoch on the validation split: `rising` 2 of 2, `done` 1 of 2; more epochs may help")
+    assert text.endswith("help `rising`.")
 
 
 def test_words_without_truth_are_not_called_right(tmp_path: Path):

@@ -25,18 +25,18 @@ def make(folder: Path, name: str, noise: float, *, count: int = 150, seed: int =
 
 def test_a_gain_over_triplets_alone_is_reported_with_its_caveats(tmp_path: Path):
     runs = [make(tmp_path, "base", 1.6), make(tmp_path, "more", 0.8, losses=("triplet", "cra"))]
-    told = " ".join(verdict(runs))
+    text = " ".join(verdict(runs))
     gain = runs[1].metrics["rsum"] - runs[0].metrics["rsum"]
-    assert f"`more` reaches R@sum {runs[1].metrics['rsum']:.1f}, {gain:.1f} more than `base`" in told
-    assert "not yet evidence of fine-grained" in told
-    assert "one seed" in told
+    assert f"`more` reaches R@sum {runs[1].metrics['rsum']:.1f}, {gain:.1f} more than `base`" in text
+    assert "not yet evidence of fine-grained" in text
+    assert "one seed" in text
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path):
     runs = [make(tmp_path, "base", 0.8), make(tmp_path, "worse", 1.6, losses=("triplet", "cra"))]
-    told = " ".join(verdict(runs))
-    assert "less than `base`" in told and "here it loses" in told
-    assert "not yet evidence" not in told
+    text = " ".join(verdict(runs))
+    assert "less than `base`" in text and "here it loses" in text
+    assert "not yet evidence" not in text
 
 
 def test_a_small_difference_is_called_none(tmp_path: Path):
@@ -49,17 +49,19 @@ def test_runs_are_compared_in_the_order_of_validation_and_comparisons_are_counte
     chosen = make(tmp_path, "chosen", 0.9, seed=8, val_rsum=160.0)
     runs = [make(tmp_path, "base", 1.6), better, chosen]
     assert better.metrics["rsum"] > chosen.metrics["rsum"]
-    told = verdict(runs)
-    assert told[0].startswith("`chosen` reaches ") and compared(runs) == [runs[0], chosen]
-    assert told[1].startswith("Against `better on test`, the next best, `chosen` has ")
-    assert any("These are 3 comparisons" in sentence and "up to 15%" in sentence for sentence in told)
+    sentences = verdict(runs)
+    assert sentences[0].startswith("`chosen` reaches ") and compared(runs) == [runs[0], chosen]
+    assert sentences[1].startswith("Against `better on test`, the next best, `chosen` has ")
+    assert any("These are 3 comparisons" in sentence and "up to 15%" in sentence for sentence in sentences)
     assert not any("next best" in sentence or "comparisons" in sentence for sentence in verdict(runs[:2]))
 
 
 def test_the_validations_choice_that_loses_on_test_is_said_to_lose(tmp_path: Path):
     chosen = make(tmp_path, "chosen", 1.5, val_rsum=160.0)
-    told = verdict([make(tmp_path, "base", 1.6), make(tmp_path, "far better", 0.5, seed=8, val_rsum=150.0), chosen])
-    assert told[1].startswith("Against `far better`, ") and told[1].endswith(": here it loses.")
+    sentences = verdict(
+        [make(tmp_path, "base", 1.6), make(tmp_path, "far better", 0.5, seed=8, val_rsum=150.0), chosen]
+    )
+    assert sentences[1].startswith("Against `far better`, ") and sentences[1].endswith(": here it loses.")
 
 
 def test_the_kept_epoch_is_the_records_and_the_best_one_where_there_is_none(tmp_path: Path):
@@ -74,29 +76,29 @@ def test_few_images_show_nothing(tmp_path: Path):
 
 
 def test_one_run_has_nothing_to_be_compared_with(tmp_path: Path):
-    told = verdict([make(tmp_path, "alone", 1)])
-    assert "only run" in told[0] and not any("seed" in sentence for sentence in told)
+    sentences = verdict([make(tmp_path, "alone", 1)])
+    assert "only run" in sentences[0] and not any("seed" in sentence for sentence in sentences)
 
 
 def test_words_near_chance_are_called_so(tmp_path: Path):
     near = {"accuracy": 0.31, "chance": 0.3, "ceiling": 1.0, "words": 10, "kinds": {}}
     far = near | {"accuracy": 0.9}
     runs = [make(tmp_path, "base", 1, correspondence=near), make(tmp_path, "good", 1, correspondence=far)]
-    told = " ".join(verdict(runs))
-    assert "31% with `base`, 90% with `good`" in told
-    assert "`base` has not learnt which region a word means" in told
+    text = " ".join(verdict(runs))
+    assert "31% with `base`, 90% with `good`" in text
+    assert "`base` has not learnt which region a word means" in text
 
 
 def test_the_kinds_of_words_that_carry_a_share_are_named(tmp_path: Path):
-    def told(**kinds: float) -> dict:
+    def correspondence(**kinds: float) -> dict:
         shares = {kind: {"accuracy": share, "chance": 0.17, "words": 100} for kind, share in kinds.items()}
         return {"accuracy": 0.24, "chance": 0.17, "ceiling": 1.0, "words": 300, "kinds": shares}
 
     runs = [
-        make(tmp_path, "none", 1, correspondence=told(colour=0.2, shape=0.17, size=0.18)),
-        make(tmp_path, "some", 1, correspondence=told(colour=0.3, shape=0.17, size=0.18)),
-        make(tmp_path, "most", 1, correspondence=told(colour=0.3, shape=0.17, size=0.18)),
-        make(tmp_path, "all", 1, correspondence=told(colour=0.9, shape=0.9, size=0.9)),
+        make(tmp_path, "none", 1, correspondence=correspondence(colour=0.2, shape=0.17, size=0.18)),
+        make(tmp_path, "some", 1, correspondence=correspondence(colour=0.3, shape=0.17, size=0.18)),
+        make(tmp_path, "most", 1, correspondence=correspondence(colour=0.3, shape=0.17, size=0.18)),
+        make(tmp_path, "all", 1, correspondence=correspondence(colour=0.9, shape=0.9, size=0.9)),
     ]
     sentences = " ".join(verdict(runs))
     assert "`none` has not learnt which region a word means." in sentences

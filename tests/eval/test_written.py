@@ -20,7 +20,7 @@ ROW = (
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ('epoch,seconds\n1,2,"3', "unexpected end of data"),
         ('epoch,seconds\n1,2,"\n3,4\n', "unexpected end of data"),
@@ -35,9 +35,9 @@ ROW = (
         ("", "its columns are"),
     ],
 )
-def test_a_table_is_whole_or_refused(tmp_path: Path, rows: str, told: str):
+def test_a_table_is_whole_or_refused(tmp_path: Path, rows: str, message: str):
     write_text(tmp_path / "epochs.csv", rows)
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         read_table(tmp_path / "epochs.csv", ("epoch", "seconds"), fix="train again")
     assert "epochs.csv" in str(error.value) and "train again" in str(error.value)
 

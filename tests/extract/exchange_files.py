@@ -68,9 +68,9 @@ class Import:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def _told(self) -> dict[str, Any]:
+    def _given(self) -> dict[str, Any]:
         settings = ImportSettings(**self.settings)
-        return settings.told | {"precision": settings.precision}
+        return settings.given | {"precision": settings.precision}
 
     def manifest(self) -> None:
         manifest.run(
@@ -79,7 +79,7 @@ class Import:
             format=self.format,
             out=self.out / "manifest",
             **self.source,
-            **self._told,
+            **self._given,
         )
 
     def regions(self, **options: Any) -> None:
@@ -116,14 +116,14 @@ def write_data_set(
         width, height = 300 + 10 * number, 200 + number
         corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1).reshape(count, 4)
         boxes = (corners * [width, height, width, height]).astype(np.float32)
-        told = {
+        labelled = {
             "objects_id": rng.integers(0, len(NAMES), count).astype(np.int32),
             "objects_conf": rng.uniform(0, 1, count).astype(np.float32),
             "attrs_id": rng.integers(0, 4, count).astype(np.int32),
             "attrs_conf": rng.uniform(0, 1, count).astype(np.float32),
         }
         features = (scale * rng.standard_normal((count, dim))).astype(dtype)
-        found.append(Regions(features, boxes, (width, height), **(told if labels else {})))
+        found.append(Regions(features, boxes, (width, height), **(labelled if labels else {})))
         texts = tuple(f"Caption {k} of image {number}, “é”." for k in range(captions))
         path = f"a folder/{1000 + number}.jpg"
         rows.append(CaptionedImage(f"{1000 + number}", path, "0" * 64, width, height, split, texts))

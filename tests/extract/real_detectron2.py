@@ -39,8 +39,8 @@ def detectron2() -> Iterator[None]:
     try:
         folder = _folder()
     except subprocess.CalledProcessError as error:
-        told = f"detectron2 can't be had from the package index: {error.stderr.strip()[-500:]}"
-        pytest.fail(told) if os.environ.get("REQUIRE_DETECTRON2") else pytest.skip(told)
+        message = f"detectron2 can't be had from the package index: {error.stderr.strip()[-500:]}"
+        pytest.fail(message) if os.environ.get("REQUIRE_DETECTRON2") else pytest.skip(message)
     before = set(sys.modules)
     had = hasattr(Image, "LINEAR")
     Image.LINEAR = Image.Resampling.BILINEAR

@@ -43,7 +43,7 @@ def test_the_card_says_what_a_receiver_must_know(data_set: Path, store: str) -> 
     text = run(data_set / store).text
     recipe = read_recipe(data_set / "regions/train")[0]
     lengths = norms(data_set / "regions/train")
-    for told in (
+    for line in (
         "15 ",
         recipe["detector"]["weights_sha256"],
         "rule bottom_up, max_boxes 12, min_boxes 12",
@@ -53,7 +53,7 @@ def test_the_card_says_what_a_receiver_must_know(data_set: Path, store: str) -> 
         "| cite |",
         read_recipe(data_set / store)[1],
     ):
-        assert told in text, told
+        assert line in text, line
 
 
 @pytest.mark.parametrize("layout", ["dense", "ragged", "pack"])
@@ -114,25 +114,25 @@ def test_a_data_set_is_given_its_licence_and_compared_as_a_whole(data_set_copy: 
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         ({"images": 14}, "index.json says 14 images, the shards hold 15"),
         ({"norms": {"least": 1.0, "mean": 2.0, "most": 3.0}}, "index.json says norms"),
         ({"about": {"licence": "none"}}, "README.md isn't what index.json and recipe.json say"),
     ],
 )
-def test_a_card_that_no_longer_holds_is_told(
-    data_set_copy: Path, store: str, edit: dict[str, object], told: str
+def test_a_card_that_no_longer_holds_is_reported(
+    data_set_copy: Path, store: str, edit: dict[str, object], message: str
 ) -> None:
     index = data_set_copy / store / "index.json"
     write_json(index, json.loads(index.read_text()) | edit)
     said = CliRunner().invoke(main, ["card", str(data_set_copy / store)])
-    assert said.exit_code == 1 and told in said.stderr
+    assert said.exit_code == 1 and message in said.stderr
 
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
-def test_a_damaged_store_is_told_and_nothing_is_written(data_set_copy: Path, store: str, damage: str) -> None:
+def test_a_damaged_store_is_an_error_and_nothing_is_written(data_set_copy: Path, store: str, damage: str) -> None:
     folder = data_set_copy / store
     shard = sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".tar"))[1]
     if damage == "flipped":
@@ -147,7 +147,7 @@ def test_a_damaged_store_is_told_and_nothing_is_written(data_set_copy: Path, sto
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_an_edited_card_is_told(data_set_copy: Path) -> None:
+def test_an_edited_card_is_reported(data_set_copy: Path) -> None:
     card = data_set_copy / "regions/train" / "README.md"
     card.write_text(card.read_text().replace("12 regions", "36 regions"))
     (data_set_copy / "regions/train" / "croissant.json").unlink()

@@ -209,7 +209,7 @@ def test_another_image_size_is_different(dense: Pictures, tmp_path: Path) -> Non
     assert compared(dense.out, b).reasons == ["1 images have another size, the first id-001.png"]
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- what is reported -------------------------------------------------------------------------------------------------
 
 
 def test_numbers_equal_a_plain_computation(dense: Pictures, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_the_histogram_counts_every_image_once(dense: Pictures, tmp_path: Path) 
     assert sum(int(line.split()[-1]) for line in bars) == 15
 
 
-def test_the_first_differing_key_of_the_recipes_is_told(ragged: Pictures, tmp_path: Path) -> None:
+def test_the_first_differing_key_of_the_recipes_is_named(ragged: Pictures, tmp_path: Path) -> None:
     selection = RegionStore(ragged.out).recipe["selection"] | {"nms_threshold": 0.4}
     comparison = compared(ragged.out, rewritten(ragged.out, tmp_path / "b", selection=selection))
     assert comparison.recipe_difference == ("selection.nms_threshold", 0.3, 0.4)
@@ -272,11 +272,11 @@ def test_equal_numbers_of_other_names_are_not_identical(dense: Pictures, tmp_pat
 
 def test_json_lists_what_differs(dense: Pictures, tmp_path: Path) -> None:
     comparison = compared(dense.out, rewritten(dense.out, tmp_path / "b", only(3, noisy(0.5))))
-    write_json(tmp_path / "told.json", comparison.as_json())
-    told = json.loads((tmp_path / "told.json").read_text())
-    assert told["verdict"] == "different" and told["reasons"] and told["tolerances"]["cosine"] == 0.999
-    assert [picture["image_id"] for picture in told["pictures"]] == ["id-003.png"]
-    assert told["summary"]["centred_least_image"] == pytest.approx(told["pictures"][0]["centred"])
+    write_json(tmp_path / "comparison.json", comparison.as_json())
+    report = json.loads((tmp_path / "comparison.json").read_text())
+    assert report["verdict"] == "different" and report["reasons"] and report["tolerances"]["cosine"] == 0.999
+    assert [picture["image_id"] for picture in report["pictures"]] == ["id-003.png"]
+    assert report["summary"]["centred_least_image"] == pytest.approx(report["pictures"][0]["centred"])
 
 
 def test_a_broken_store_is_an_input_error(dense: Pictures, tmp_path: Path) -> None:

@@ -164,14 +164,14 @@ def test_a_shard_on_a_disk_with_little_room_is_whole_or_absent(
     assert finish(start(fill_and_write, disk.folder, free, sizes)) == status
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(many: Pictures, disk: Disk) -> None:
+def test_a_disk_that_is_too_small_is_an_error_before_anything_is_computed(many: Pictures, disk: Disk) -> None:
     disk.resize("500k")  # of 1.3 MB
     with pytest.raises(DiskFull, match=r"may need 0\.00 GB, 0\.00 GB are free.*SELFALIGN_CACHE"):
         many.extract(SETTINGS, out=disk.folder / "regions", cache=disk.folder / "cache")
     assert not list(disk.folder.rglob("*.h5"))
 
 
-def test_a_disk_that_fills_is_told_and_the_next_run_completes(
+def test_a_disk_that_fills_is_an_error_and_the_next_run_completes(
     many: Pictures, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("extract.engine.build._Build.require_room", lambda *_: None)  # somebody else fills it meanwhile

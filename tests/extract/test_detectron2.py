@@ -127,14 +127,14 @@ def network(config: Any) -> torch.nn.Module:
 class Case:
     """A random network of detectron2, its weights in a file, and pictures."""
 
-    def __init__(self, folder: Path, name: str, options: dict[str, Any], told: dict[str, Any]):
+    def __init__(self, folder: Path, name: str, options: dict[str, Any], keys: dict[str, Any]):
         self.config = config_of(name, options)
         self.model = network(self.config)
         weights = folder / "weights.pth"
         torch.save({"model": self.model.state_dict()}, weights)
         own = {"weights": str(weights), "sha256": sha256(weights)}
         self.spec = {"name": "detectron2", **own, "config": name, "options": SMALL | options}
-        self.rcnn = {"name": "rcnn", **own, **VIEW, **told}
+        self.rcnn = {"name": "rcnn", **own, **VIEW, **keys}
         rng = np.random.default_rng(0)
         self.pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
 
@@ -276,7 +276,7 @@ CODE = "MODEL: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:p
     ],
     ids=lambda value: None if isinstance(value, str) else "",
 )
-def test_a_wrong_config_is_told_in_a_line(
+def test_a_wrong_config_is_an_error_of_one_line(
     plain: Case,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -77,7 +77,7 @@ def swapped(field: bytes) -> bytes:
     ("format", "field"), [("butd-tsv", {"n": 3, "b": 4, "f": 5}), ("lxmert-tsv", {"n": 7, "b": 8, "f": 9})]
 )
 @pytest.mark.parametrize(
-    ("which", "change", "told"),
+    ("which", "change", "message"),
     [
         ("f", lambda field: field[:-3], r"row 3 .*features is not whole base64"),
         ("f", lambda field: field[:-4], r"row 3 .*num_boxes is 6, which doesn't divide"),
@@ -101,14 +101,14 @@ def test_tsv_fields(
     field: dict[str, int],
     which: str,
     change: Callable[[bytes], bytes],
-    told: str,
+    message: str,
 ) -> None:
     text = refused(data, tmp_path, format, change_field("regions.tsv", 3, field[which], change))
-    assert "regions.tsv" in text and re.search(told.replace(" .*", ".*"), text), text
+    assert "regions.tsv" in text and re.search(message.replace(" .*", ".*"), text), text
 
 
 @pytest.mark.parametrize(
-    ("field", "dtype", "value", "told"),
+    ("field", "dtype", "value", "message"),
     [
         (3, np.int64, -1, "objects_id of region 1 is -1, not a class"),
         (4, np.float32, 7.0, "objects_conf of region 1 is 7, not within 0 and 1"),
@@ -116,14 +116,14 @@ def test_tsv_fields(
     ],
 )
 def test_labels_that_cannot_be(
-    data: DataSet, tmp_path: Path, field: int, dtype: type[np.generic], value: float, told: str
+    data: DataSet, tmp_path: Path, field: int, dtype: type[np.generic], value: float, message: str
 ) -> None:
     def spoilt(content: bytes) -> bytes:
         values = np.frombuffer(base64.b64decode(content), dtype).copy()
         values[1] = value
         return base64.b64encode(values)
 
-    assert told in refused(data, tmp_path, "lxmert-tsv", change_field("regions.tsv", 3, field, spoilt))
+    assert message in refused(data, tmp_path, "lxmert-tsv", change_field("regions.tsv", 3, field, spoilt))
 
 
 @pytest.mark.parametrize("format", ["butd-tsv", "lxmert-tsv"])
@@ -195,7 +195,7 @@ def prediction(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda f: (f / "features.lineidx").write_text("0\n17\n"), "features.lineidx line 2: it says 17 for row 1"),
         (lambda f: (f / "features.lineidx").write_text("0\n"), "features.lineidx line 2: it says nothing for row 1"),
@@ -230,13 +230,13 @@ def prediction(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
         (change_field("features.tsv", 2, 2, poisoned), "NaN or infinite: region 1"),
     ],
 )
-def test_vinvl(data: DataSet, tmp_path: Path, spoil: Callable[[Path], object], told: str) -> None:
+def test_vinvl(data: DataSet, tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
     def without_index(folder: Path) -> None:
         spoil(folder)
-        if "features.tsv" in told or "NaN" in told:
+        if "features.tsv" in message or "NaN" in message:
             (folder / "features.lineidx").unlink()
 
-    assert told in refused(data, tmp_path, "vinvl", without_index)
+    assert message in refused(data, tmp_path, "vinvl", without_index)
 
 
 def test_an_image_without_objects_goes_with_any_others(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def repack(folder: Path, **arrays: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"num_bbox": 5}, "1002.npz: num_bbox is 5, and x is float32 [6, 8]"),
         ({"num_bbox": None}, "1002.npz: it has no 'num_bbox'"),
@@ -277,8 +277,8 @@ def repack(folder: Path, **arrays: object) -> None:
         ({"image_h": 0}, "image_h is"),
     ],
 )
-def test_npz_arrays(data: DataSet, tmp_path: Path, arrays: dict[str, object], told: str) -> None:
-    assert told in refused(data, tmp_path, "bua-npz", lambda folder: repack(folder, **arrays))
+def test_npz_arrays(data: DataSet, tmp_path: Path, arrays: dict[str, object], message: str) -> None:
+    assert message in refused(data, tmp_path, "bua-npz", lambda folder: repack(folder, **arrays))
 
 
 def test_npz_that_is_cut_off(data: DataSet, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def facts(**changes: object) -> Callable[[bytes], bytes]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (replaced("1001.json", lambda content: content[:-2]), "row 1: not a sample's JSON"),
         (replaced("1001.json", facts(id="1002")), "row 1: its key is '1001', its id '1002'"),
@@ -381,9 +381,9 @@ def facts(**changes: object) -> Callable[[bytes], bytes]:
         ),
     ],
 )
-def test_wds(data: DataSet, tmp_path: Path, spoil: Callable[[Path], None], told: str) -> None:
+def test_wds(data: DataSet, tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
     text = refused(data, tmp_path, "wds", spoil)
-    assert told in text and "train" in text
+    assert message in text and "train" in text
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -473,7 +473,7 @@ def test_a_link_in_a_tar_is_refused(data: DataSet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("c.json", '[{"image_id": 1}]', "c.json: it is no captions file that is known: JSON with the keys image_id"),
         ("c.json", "[1", "not valid JSON"),
@@ -482,13 +482,13 @@ def test_a_link_in_a_tar_is_refused(data: DataSet, tmp_path: Path) -> None:
         ("c.json", '[{"image_id": 77, "caption": "A cap."}]', "the captions name '77', the files '1009'"),
     ],
 )
-def test_captions(data: DataSet, tmp_path: Path, name: str, content: str, told: str) -> None:
+def test_captions(data: DataSet, tmp_path: Path, name: str, content: str, message: str) -> None:
     exported = data.export("butd-tsv", tmp_path / "exported")
     (tmp_path / name).write_text(content, encoding="utf-8")
     work = way_back("butd-tsv", exported, tmp_path / "back")
     with pytest.raises(InputError) as caught:
         type(work)(work.format, work.images, work.out, tmp_path / name).run()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_files_that_are_not_there(data: DataSet, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ NETWORK = np.random.default_rng(5).standard_normal(20_000)
         np.where(NETWORK > 1, NETWORK, 0),
     ],
 )
-def test_the_type_of_numbers_is_told_from_them(values: np.ndarray) -> None:
+def test_the_type_of_numbers_is_inferred_from_them(values: np.ndarray) -> None:
     for dtype in ("float16", "float64"):
         assert other_type(np.frombuffer(values.astype(dtype).tobytes(), np.float32)) == dtype
     for kept in ("float16", "float32"):  # of numbers that were rounded before too
@@ -260,7 +260,7 @@ def test_tables_as_other_programs_write_them(tmp_path: Path, content: str) -> No
     require_truth(imported(tmp_path, "butd-tsv", images, karpathy(tmp_path)))
 
 
-def test_a_packed_table_is_told_so(tmp_path: Path) -> None:
+def test_a_packed_table_is_named_so(tmp_path: Path) -> None:
     images = tmp_path / "regions.tsv"
     images.write_bytes(gzip.compress(TABLE.encode()))
     with pytest.raises(InputError, match=r"regions\.tsv: it is packed by gzip\. Fix: unpack it"):
@@ -414,7 +414,7 @@ def test_vinvl_as_its_extractor_writes_it(tmp_path: Path, features: bool, whole:
     assert {row.width for row in data.rows} == {100}
 
 
-def test_vinvl_without_sizes_is_told_to_give_them(tmp_path: Path) -> None:
+def test_vinvl_without_sizes_is_asked_for_them(tmp_path: Path) -> None:
     folder = write_vinvl(tmp_path / "x", features=True, sizes=False, whole=True)
     with pytest.raises(InputError, match=r"has no image_w and image_h.*4 of 4 images.*give hw\.tsv"):
         imported(tmp_path, "vinvl", folder, karpathy(tmp_path, cocoid=lambda n: IDS[n]))

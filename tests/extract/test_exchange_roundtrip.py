@@ -45,8 +45,8 @@ def with_tokens(data: DataSet) -> DataSet:
 
 def assert_equal(back: DataSet, data: DataSet, *, labels: tuple[str, ...] = ()) -> None:
     """Everything but sha256 and sizes of the manifest, which an import can't know."""
-    told = [(row.id, row.split, row.captions) for row in data.rows]
-    assert [(row.id, row.split, row.captions) for row in back.rows] == told
+    captioned = [(row.id, row.split, row.captions) for row in data.rows]
+    assert [(row.id, row.split, row.captions) for row in back.rows] == captioned
     assert back.store.ids == data.store.ids
     ours, theirs = data.regions(), back.regions()
     for image_id, expected in ours.items():
@@ -129,8 +129,8 @@ def test_an_imported_store_has_what_every_store_has(data: DataSet, tmp_path: Pat
     store = RegionStore(back.out / "regions", "train")
     own = [found.features for image_id, found in data.regions().items() if image_id in store]
     lengths = np.linalg.norm(np.concatenate(own).astype(float), axis=1)
-    told = {"least": lengths.min(), "mean": lengths.mean(), "most": lengths.max()}
-    assert store.index["norms"] == pytest.approx(told, abs=1e-4)
+    expected = {"least": lengths.min(), "mean": lengths.mean(), "most": lengths.max()}
+    assert store.index["norms"] == pytest.approx(expected, abs=1e-4)
     assert (store.index["dataset"], store.index["about"]) == (
         "imported",
         {"licence": "CC BY 4.0", "cite": "They, 2020"},
@@ -209,11 +209,11 @@ def test_lxmert_height_comes_first(tmp_path: Path) -> None:
 def test_karpathy_keeps_ids_splits_and_captions(data: DataSet, tmp_path: Path) -> None:
     exported = data.export("karpathy", tmp_path / "exported")
     entries = list(read_karpathy(exported / "dataset_data.json"))
-    told = [
+    read = [
         (entry.id or Path(entry.path).stem, entry.path, entry.split, tuple(c.text for c in entry.captions))
         for entry in entries
     ]
-    assert told == [(row.id, row.path, row.split, row.captions) for row in data.rows]
+    assert read == [(row.id, row.path, row.split, row.captions) for row in data.rows]
 
 
 def test_vinvl_keeps_box_terms_and_needs_no_index(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_line_ends_in_a_caption_become_spaces(tmp_path: Path) -> None:
     assert back.rows[0].captions[3].startswith("Caption 3 of")
 
 
-def test_captions_after_the_fifth_are_dropped_only_when_told(tmp_path: Path) -> None:
+def test_captions_after_the_fifth_are_dropped_only_with_the_option(tmp_path: Path) -> None:
     data = write_data_set(tmp_path / "data", captions=7)
     with pytest.raises(InputError, match=r"'1000'.*7 captions.*--drop-captions"):
         data.export("scan", tmp_path / "exported")
@@ -129,12 +129,12 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
 def test_boxes_of_every_convention_become_absolute_corners(
     tmp_path: Path, boxes: str, sizes: str, convention: str
 ) -> None:
-    told = BOXES.copy()
+    stored = BOXES.copy()
     if convention.startswith("relative"):
-        told /= np.tile(SIZES, 2)[:, None]
+        stored /= np.tile(SIZES, 2)[:, None]
     if convention.endswith("xywh"):
-        told[..., 2:] -= told[..., :2]
-    back = imported(write_scan(tmp_path / "scan", **{boxes: told, sizes: SIZES}), boxes=convention)
+        stored[..., 2:] -= stored[..., :2]
+    back = imported(write_scan(tmp_path / "scan", **{boxes: stored, sizes: SIZES}), boxes=convention)
     for row, expected in enumerate(BOXES):
         found = back.store.regions(row)
         np.testing.assert_allclose(found.boxes, expected, rtol=1e-6, atol=1e-5)
@@ -147,7 +147,7 @@ def test_sizes_may_be_height_first(tmp_path: Path) -> None:
     assert imported(folder, boxes="xyxy", sizes="hw").store.regions(0).image_size == (50, 100)
 
 
-def test_the_box_convention_must_be_told(tmp_path: Path) -> None:
+def test_the_box_convention_must_be_given(tmp_path: Path) -> None:
     folder = write_scan(tmp_path / "scan", boxes=BOXES, img_sizes=SIZES)
     with pytest.raises(InputError, match=r"doesn't say what its boxes mean.*regions\.boxes"):
         imported(folder)
@@ -171,7 +171,7 @@ def test_without_boxes_the_store_says_so_and_exports_none(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"caps": ["A cap."] * 9}, r"test_caps\.txt line 9: 9 captions for the 2 images"),
         ({"caps": ["A cap."]}, r"1 captions for the 2 images"),
@@ -195,14 +195,14 @@ def test_without_boxes_the_store_says_so_and_exports_none(tmp_path: Path) -> Non
         ({"ims": FEATURES * 1e5}, r"float16 ends at 65504.*precision: float32"),
     ],
 )
-def test_a_bad_file_is_named_with_its_row(tmp_path: Path, arrays: dict[str, Any], told: str) -> None:
+def test_a_bad_file_is_named_with_its_row(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     folder = write_scan(tmp_path / "scan", **arrays)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         imported(folder, boxes="xyxy" if "boxes" in arrays else None)
     assert not (tmp_path / "scan imported" / "regions").exists()
 
 
-def test_a_number_too_large_for_float32_is_not_told_to_use_float32(tmp_path: Path) -> None:
+def test_a_number_too_large_for_float32_is_not_advised_to_use_float32(tmp_path: Path) -> None:
     folder = write_scan(tmp_path / "scan", ims=FEATURES.astype(np.float64) * 1e300)
     with pytest.raises(InputError, match="float32 ends at 3.4") as caught:
         imported(folder, precision="float32")
@@ -237,7 +237,7 @@ def test_the_first_row_that_is_cut_off_is_named(tmp_path: Path) -> None:
         imported(folder)
 
 
-def test_only_scan_is_told_conventions(tmp_path: Path) -> None:
+def test_only_scan_takes_conventions(tmp_path: Path) -> None:
     data = write_data_set(tmp_path / "data")
     exported = data.export("butd-tsv", tmp_path / "exported")
     for settings in ({"boxes": "xyxy"}, {"sizes": "wh"}, {"info": True}):

@@ -113,7 +113,7 @@ def test_a_file_that_changed_since_the_manifest_is_noticed(tmp_path: Path, forma
 def test_hashing_again_can_be_given_up(tmp_path: Path, format: str) -> None:
     exported = with_tokens(write_data_set(tmp_path / "data")).export(format, tmp_path / "exported")
     work = way_back(format, exported, tmp_path / "back")
-    source = open_source(format, work.images, **ImportSettings(**work.settings).told)
+    source = open_source(format, work.images, **ImportSettings(**work.settings).given)
 
     def give_up(_: int) -> None:
         raise KeyboardInterrupt
@@ -219,7 +219,7 @@ def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
         monkeypatch.setattr(place, None)  # called, it would be a TypeError
     table, captions = butd / "regions.tsv", ("--captions", butd / "captions.json")
     (tmp_path / "empty.csv").write_text("image,caption\n", encoding="utf-8")
-    for arguments, told in (
+    for arguments, message in (
         (("scan", scan), "doesn't say what its boxes mean. Fix: set `--boxes` to xyxy, xywh, relative_xyxy or"),
         (("scan", scan, "--boxes", "relative-xyxy"), "--boxes: Input should be 'xyxy', 'xywh', 'relative_xyxy' or"),
         (("scan", scan, "--boxes", "xyxy", "--info"), "leave out `--info`"),
@@ -232,7 +232,7 @@ def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
         (("butd-tsv", table, *captions, "--missing", "maybe"), "--missing: Input should be 'refuse' or 'skip'"),
     ):
         text = run(tmp_path, "import", *arguments[:2], tmp_path / "back", *arguments[2:], ends_with=1)
-        assert told in text, text
+        assert message in text, text
         assert not re.search(r"`(source|regions)\.", text)
     text = run(tmp_path, "import", "scan", scan, data.folder, "--boxes", "xyxy", ends_with=1)
     assert "it is there already" in text
@@ -250,9 +250,9 @@ def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.Monke
     lines = [line.split("#")[0] for line in re.findall(r"^selfalign (?:import|export) .+", pages, re.M)]
     commands = dict.fromkeys(tuple(line.replace(" /data/", f" {tmp_path}/files/").split()[1:]) for line in lines)
     assert len(commands) == 4 and len(lines) == 5
-    told = [run(tmp_path, *words) for words in commands]
-    assert "files/demo_precomp: dev_boxes.npy, dev_caps.txt, " in told[0] and " and 8 more" in told[0]
-    assert "files/demo_again: 10 images, 60 regions of 8 numbers" in told[1]
+    outputs = [run(tmp_path, *words) for words in commands]
+    assert "files/demo_precomp: dev_boxes.npy, dev_caps.txt, " in outputs[0] and " and 8 more" in outputs[0]
+    assert "files/demo_again: 10 images, 60 regions of 8 numbers" in outputs[1]
     for name in ("f30k", "coco", "demo_again"):
         assert "sound" in run(tmp_path, "verify", tmp_path / "files" / name)
     assert (tmp_path / "files" / "demo_precomp" / "train_ims.npy").exists()
@@ -302,10 +302,10 @@ def test_a_damaged_import_is_to_be_imported_again(tmp_path: Path) -> None:
         require_intact(back)
 
 
-def test_images_that_the_captions_do_not_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_the_captions_do_not_name_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     exported = write_data_set(tmp_path / "data").export("butd-tsv", tmp_path / "exported")
-    told = json.loads((exported / "captions.json").read_text(encoding="utf-8"))
-    told["images"] = told["images"][:7]
-    (exported / "captions.json").write_text(json.dumps(told), encoding="utf-8")
+    annotations = json.loads((exported / "captions.json").read_text(encoding="utf-8"))
+    annotations["images"] = annotations["images"][:7]
+    (exported / "captions.json").write_text(json.dumps(annotations), encoding="utf-8")
     assert len(way_back("butd-tsv", exported, tmp_path / "back").run().store) == 7
     assert "3 images have regions but no captions and are left out: 1007 ..." in caplog.text

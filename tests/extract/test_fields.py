@@ -62,8 +62,8 @@ shard.unlink()
 shard.write_bytes(data)
 with h5py.File(shard, "r+") as file:
     file["depth"][2, 1] = 9
-told = [str(finding) for finding in verify.run(store=train).findings]
-assert any("depth are not within 0 and 8: region 1" in line for line in told), told
+messages = [str(finding) for finding in verify.run(store=train).findings]
+assert any("depth are not within 0 and 8: region 1" in line for line in messages), messages
 assert compare.run(a=train, b=again, tolerances=compare.Tolerances()).verdict != "identical"
 print("all of them know it")
 """

@@ -123,10 +123,10 @@ def test_a_changed_box_makes_its_own_picture_again(
     known = {name: (BOXES[name], LABELS[name]) for name in BOXES} | change
     rows = [{"image": name, "boxes": boxes, "labels": labels} for name, (boxes, labels) in known.items()]
     source["boxes"].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    images, told = pictures.manifest / "images.arrow", pictures.manifest / "source.json"
-    before = images.read_bytes(), told.read_bytes()
+    images, facts = pictures.manifest / "images.arrow", pictures.manifest / "source.json"
+    before = images.read_bytes(), facts.read_bytes()
     manifest_stage.run(**source, out=pictures.manifest)
-    assert images.read_bytes() == before[0] and (told.read_bytes() == before[1]) == (not change)
+    assert images.read_bytes() == before[0] and (facts.read_bytes() == before[1]) == (not change)
     store = RegionStore(pictures.extract(settings))
     assert f"3 pictures, {computed} computed, {3 - computed} reused" in capsys.readouterr().out
     for row, name in enumerate(SIZES):
@@ -178,7 +178,7 @@ def test_boxes_of_the_captions_file_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (
             [{"image": "d.png", "boxes": []}, {"image": "a.png", "boxes": 1}],
@@ -199,13 +199,13 @@ def test_boxes_of_the_captions_file_itself(tmp_path: Path) -> None:
     ],
     ids=range(10),
 )
-def test_boxes_that_cannot_be_are_refused_and_the_manifest_stays(tmp_path: Path, rows: list, told: str) -> None:
+def test_boxes_that_cannot_be_are_refused_and_the_manifest_stays(tmp_path: Path, rows: list, message: str) -> None:
     pictures, source = write_data(tmp_path / "data")
     before = {path.name: path.read_bytes() for path in pictures.manifest.iterdir()}
     for suffix, text in ((".jsonl", "\n".join(map(json.dumps, rows))), (".json", json.dumps(rows))):
         source["boxes"] = tmp_path / f"boxes{suffix}"
         source["boxes"].write_text(text)
-        with pytest.raises(InputError, match=told.replace("line 1", "line 1|\\[0\\]")) as error:
+        with pytest.raises(InputError, match=message.replace("line 1", "line 1|\\[0\\]")) as error:
             manifest_stage.run(**source, out=pictures.manifest)
         assert (error.value.fix and str(source["boxes"]) in error.value.where) or "captions" in error.value.where
     assert {path.name: path.read_bytes() for path in pictures.manifest.iterdir()} == before

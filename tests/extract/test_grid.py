@@ -280,7 +280,7 @@ def test_half_precision_is_near(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"boxes": "11x10"}, "more than 100"),
         ({"boxes": [[0, 0, 0, 1]]}, "x1 < x2"),
@@ -294,13 +294,13 @@ def test_half_precision_is_near(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_settings_that_cannot_be(keys: dict, told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_settings_that_cannot_be(keys: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         GridSettings(**{"name": "grid", **PACKAGE, **keys})
 
 
 @pytest.mark.parametrize(
-    ("keys", "told", "fix"),
+    ("keys", "message", "fix"),
     [
         ({"model": "tf_efficientnet_lite00"}, "timm has no model", "tf_efficientnet"),
         ({"model": "resnet18"}, "it has no|no use", "give weights of resnet18"),
@@ -320,8 +320,8 @@ def test_settings_that_cannot_be(keys: dict, told: str) -> None:
     ],
     ids=lambda value: "",
 )
-def test_what_is_wrong_with_a_model_is_told_with_a_way_out(keys: dict, told: str, fix: str) -> None:
-    with pytest.raises(InputError, match=told) as error:
+def test_an_unusable_model_is_an_error_with_advice(keys: dict, message: str, fix: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         grid(**{**PACKAGE, **keys})
     assert fix in error.value.fix
 

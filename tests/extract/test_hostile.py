@@ -143,11 +143,11 @@ def exported_of(data: DataSet, tmp_path: Path, format: str) -> Path:
 def test_a_picture_above_max_pixels_is_a_refusal_or_a_failure(tmp_path: Path) -> None:
     large = {"a.png": large_png(13300, 13300, rows=1), "b.png": large_png(13300, 13300, rows=1)}
     pictures = write_pictures(tmp_path / "p", scene_files(1) | large)
-    told = "13300 x 13300 are 176,890,000 pixels, above max_pixels, which is 64,000,000"
-    with pytest.raises(InputError, match=f"a.png: image 'id-a.png' can't be read: {told}"):
+    message = "13300 x 13300 are 176,890,000 pixels, above max_pixels, which is 64,000,000"
+    with pytest.raises(InputError, match=f"a.png: image 'id-a.png' can't be read: {message}"):
         pictures.extract(region_settings())
     pictures.extract(region_settings(unreadable="skip"))
-    assert (pictures.out / "failures.jsonl").read_text().count(told) == 2
+    assert (pictures.out / "failures.jsonl").read_text().count(message) == 2
     few = region_settings(unreadable="skip", max_pixels=160 * 160)
     assert pictures.extract(few, out=tmp_path / "few").joinpath("recipe.json").read_bytes() == (
         (pictures.out / "recipe.json").read_bytes()
@@ -191,7 +191,7 @@ print(peak())
 
 
 @pytest.mark.parametrize(
-    ("format", "name", "told"),
+    ("format", "name", "message"),
     [
         ("butd-tsv", "x.tsv", "x.tsv row 0: it is longer than 64 MB"),
         ("lxmert-tsv", "x.tsv", "x.tsv row 0: it is longer than 64 MB"),
@@ -201,12 +201,12 @@ print(peak())
         ("bua-npz", "x.npz", "x.npz: 629,145,600 bytes are no single image's"),
     ],
 )
-def test_600_megabytes_without_an_end_of_line(tmp_path: Path, format: str, name: str, told: str) -> None:
+def test_600_megabytes_without_an_end_of_line(tmp_path: Path, format: str, name: str, message: str) -> None:
     with open(tmp_path / name, "wb") as file:
         file.truncate(600 * 2**20)
     (tmp_path / "c.jsonl").write_text('{"image": "a", "captions": ["A cap."]}\n')
     *said, peak = run_alone(_IMPORT, tmp_path, name, format).splitlines()
-    assert told in said[0] and int(peak) < 1000
+    assert message in said[0] and int(peak) < 1000
 
 
 def test_a_text_that_is_larger_than_a_text_is_not_read(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_text_that_is_larger_than_a_text_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda header: header.replace(b"(6, 8), }", b"(16000000000,1),}"), "its shape [16000000000, 1] needs 64000"),
         (lambda header: header.replace(b"(6, 8), }", b"(-6, -8),}"), "not an array of numbers"),
@@ -226,12 +226,12 @@ def test_a_text_that_is_larger_than_a_text_is_not_read(tmp_path: Path) -> None:
         (lambda header: header.replace(b"(6, 8)", b"(" * 90), "not a .npy array"),
     ],
 )
-def test_an_npz_that_claims(data: DataSet, tmp_path: Path, change: Callable[[bytes], bytes], told: str) -> None:
+def test_an_npz_that_claims(data: DataSet, tmp_path: Path, change: Callable[[bytes], bytes], message: str) -> None:
     exported = data.export("bua-npz", tmp_path / "exported")
     rewritten(exported / "1002.npz", "x.npy", change)
     with pytest.raises(InputError) as caught:
         way_back("bua-npz", exported, tmp_path / "back").run()
-    assert "1002.npz x" in str(caught.value) and told in str(caught.value)
+    assert "1002.npz x" in str(caught.value) and message in str(caught.value)
 
 
 def rewritten(path: Path, member: str, change: Callable[[bytes], bytes], **how: Any) -> None:
@@ -270,10 +270,10 @@ class Call:
     """Pickled, it asks for a function to be called."""
 
     def __init__(self, function: Any, *arguments: Any, state: Any = None):
-        self.told = (function, arguments) if state is None else (function, arguments, state)
+        self.message = (function, arguments) if state is None else (function, arguments, state)
 
     def __reduce__(self) -> tuple:
-        return self.told
+        return self.message
 
 
 OBJECTS, NUMBERS = np.dtype(object), np.dtype("f8")

@@ -201,8 +201,8 @@ def test_bands_give_the_numbers_of_whole_pictures(orientation: int, monkeypatch:
     exif = Image.Exif()
     exif[0x0112] = orientation
     for name, (image, format, options) in kinds().items():
-        told = {"exif": exif} if format in ("PNG", "TIFF", "JPEG", "WEBP") else {}
-        data = encoded(image, format, **told, **options)
+        tags = {"exif": exif} if format in ("PNG", "TIFF", "JPEG", "WEBP") else {}
+        data = encoded(image, format, **tags, **options)
         assert np.array_equal(decode(data), before(data)), name
 
 

@@ -55,10 +55,12 @@ def test_some_words_of_another_script_are_no_reason(tmp_path: Path) -> None:
     )
 
 
-def test_unknown_words_and_captions_of_one_word_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_words_and_captions_of_one_word_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store(tmp_path, "blank_en", ["dog", "dog", "dog", "dog", "Aquamarine zeppelins hover."], min_count=4)
-    told = capsys.readouterr()
-    text = told.out + told.err
+    printed = capsys.readouterr()
+    text = printed.out + printed.err
     assert "43% of the train split's words are unknown" in text and "80% of the captions are one word" in text
 
 

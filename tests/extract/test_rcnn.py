@@ -175,7 +175,7 @@ def test_a_grouped_network_is_built_from_its_shapes():
     torch.testing.assert_close(a.features, b.features, rtol=0, atol=1e-4)
 
 
-def test_an_fpn_is_told_by_its_names():
+def test_an_fpn_is_recognised_by_its_names():
     torch.manual_seed(0)
     state = {k: v for k, v in read_checkpoint(CHECKPOINT).items() if not k.startswith(("rpn", "cls", "bbox", "attr"))}
     for i, channels in enumerate((32, 64, 128, 256)):
@@ -461,7 +461,7 @@ def test_the_catalogues_caffe_checkpoints_are_read(tmp_path, name):
     assert len(regions) in range(detector.selection.min_boxes, detector.selection.max_boxes + 1)
 
 
-def test_what_a_caffe_checkpoint_wants_is_in_the_recipe_unless_it_is_told(tmp_path):
+def test_the_recipe_has_the_defaults_of_a_caffe_checkpoint_unless_others_are_given(tmp_path):
     spec = saved(tmp_path, caffe_state())
     recipe = load_detector(spec).recipe
     assert recipe["caffe"] and recipe["pooling"] == "pool" and recipe["pixel_mean"] == list(CAFFE_MEAN)
@@ -511,7 +511,7 @@ def test_caffe_checkpoints_give_36_regions(tmp_path, state, attributes):
     ],
     ids=["R152", "anchors", "no background", "no boxes", "shape", "a number", "a number of a box"],
 )
-def test_caffe_checkpoints_of_another_network_are_told_in_a_line(tmp_path, change, words):
+def test_caffe_checkpoints_of_another_network_are_an_error_of_one_line(tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         load_detector(saved(tmp_path, change(caffe_state())))
 
@@ -579,7 +579,7 @@ def test_vinvls_pictures_are_resized_as_its_project_does(size, seen):
     ],
     ids=["head", "block", "attribute head", "another head"],
 )
-def test_vinvls_checkpoints_of_another_network_are_told(tmp_path, change, words):
+def test_vinvls_checkpoints_of_another_network_are_refused(tmp_path, change, words):
     state = {name: value.clone() for name, value in torch.load(VINVL, weights_only=True)["model"].items()}
     change(state)
     spec = saved(tmp_path, state)

@@ -145,7 +145,7 @@ with ThreadPoolExecutor(1) as other:
 
 def test_threads_read_headers_while_garbage_is_collected() -> None:
     """Before Python 3.11.8, Python's parser failed where garbage collection let another thread into it."""
-    told = """
+    script = """
 import gc, io, sys, threading, time
 import numpy as np
 from extract.stores import npy
@@ -182,7 +182,7 @@ for thread in readers:
 done = True
 assert not errors, errors
 """
-    subprocess.run([sys.executable, "-c", told], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"recipe": {}}', "[1]", '{"recipe": {"a": 2}, "recipe_hash": "0"}'])
@@ -537,7 +537,7 @@ def test_altered_recipe_with_a_new_hash_does_not_fit_the_shards(copy: Path) -> N
         RegionStore(copy).regions(0)
 
 
-def test_recipes_of_two_stores_are_told_apart(dense: Pictures, ragged: Pictures) -> None:
+def test_recipes_of_two_stores_are_distinguished(dense: Pictures, ragged: Pictures) -> None:
     one, other = RegionStore(dense.out), RegionStore(ragged.out)
     with pytest.raises(InputError, match=r"'selection.max_boxes': 12 here, 20 there") as error:
         require_same_recipe(one.recipe, one.folder, other.recipe, other.folder)

@@ -345,7 +345,7 @@ def test_other_weights_are_another_recipe_and_a_moved_folder_is_not(world, vit, 
 
 
 @pytest.mark.parametrize(
-    ("settings", "role", "told"),
+    ("settings", "role", "message"),
     [
         (
             {"images": {"name": "vision", "model": "google/none"}},
@@ -369,8 +369,8 @@ def test_other_weights_are_another_recipe_and_a_moved_folder_is_not(world, vit, 
         ),
     ],
 )
-def test_a_missing_teacher_says_where_it_was_looked_for_and_how_to_get_it(world, tmp_path, settings, role, told):
-    with pytest.raises(InputError, match=told) as error:
+def test_a_missing_teacher_says_where_it_was_looked_for_and_how_to_get_it(world, tmp_path, settings, role, message):
+    with pytest.raises(InputError, match=message) as error:
         make(world, tmp_path, **settings)
     model = next(iter(settings.values()))["model"]
     assert error.value.where.startswith(f"{role} {model!r}") and "Hugging Face cache /" in error.value.where
@@ -386,7 +386,7 @@ def test_a_hub_name_is_found_in_the_cache(world, vit, tmp_path, monkeypatch):
     assert make(world, tmp_path, **pictures("someone/vit")).recipe["images"]["name"] == "vit"
 
 
-def test_what_does_not_fit_is_told(world, vit, bert, tmp_path):
+def test_settings_that_do_not_fit_are_refused(world, vit, bert, tmp_path):
     plain = write_vit(tmp_path / "plain", pooler=False)
     with pytest.raises(InputError, match="its weights lack 2 tensors, the first 'pooler") as error:
         make(world, tmp_path, **pictures(plain))
@@ -433,11 +433,11 @@ def test_verify_names_what_is_wrong(store, world, tmp_path):
     (copy / "000000.h5").write_bytes(shard)
     (copy / "000004.h5").unlink()
     (copy / "failures.jsonl").write_text("")
-    told = findings(copy, world)
-    assert any("000000.h5: sha256 is" in line for line in told)
-    assert any("000000.h5 row 2 (p2): the vector's length is" in line for line in told)
-    assert any("000001.h5 row 0 (p3): the vector is all zeros" in line for line in told)
-    assert any("000004.h5: the file is missing" in line for line in told)
+    messages = findings(copy, world)
+    assert any("000000.h5: sha256 is" in line for line in messages)
+    assert any("000000.h5 row 2 (p2): the vector's length is" in line for line in messages)
+    assert any("000001.h5 row 0 (p3): the vector is all zeros" in line for line in messages)
+    assert any("000004.h5: the file is missing" in line for line in messages)
     rows = list(Manifest.open(world / "manifest").captioned)
     other = tmp_path / "manifest"
     write_manifest(other, [replace(row, captions=(*row.captions, "Zebras!")) for row in rows])
@@ -462,8 +462,8 @@ def test_a_folder_that_is_not_there_is_not_taken_for_a_name(model, tmp_path, mon
 
 def test_card_and_verify_say_what_the_store_holds(store, world, tmp_path):
     manifest = world / "manifest"
-    told = verify.run(store=store.folder, manifest=manifest).text()
-    assert "(5 images, 7 captions, 12 vectors, 5 shards; " in told
+    text = verify.run(store=store.folder, manifest=manifest).text()
+    assert "(5 images, 7 captions, 12 vectors, 5 shards; " in text
     copy = Path(shutil.copytree(store.folder, tmp_path / "copy"))
     card = run_card(copy)
     assert card.text == (store.folder / "README.md").read_text() and card.findings == []

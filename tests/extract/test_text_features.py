@@ -147,8 +147,8 @@ class Counter:
         self.capfd.readouterr()
         store = make(*arguments, **settings)
         self.said = self.capfd.readouterr().out
-        told = f": {len(store)} captions, {self.computed} computed, {len(store) - self.computed} reused\n"
-        assert self.said.endswith(told)
+        line = f": {len(store)} captions, {self.computed} computed, {len(store) - self.computed} reused\n"
+        assert self.said.endswith(line)
         return self.computed
 
 
@@ -259,14 +259,14 @@ def test_a_store_is_read_after_a_pickle_and_its_card_runs(store, capsys, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("google-bert/none", r"hf download google-bert/none config.json .* --revision v1"),
         ("/nowhere/my bert", r"hf download bert-base-uncased .*--local-dir '/nowhere/my bert'"),
     ],
 )
-def test_a_missing_encoder_says_where_it_was_looked_for_and_how_to_get_it(words, tmp_path, model, told):
-    with pytest.raises(InputError, match=told) as error:
+def test_a_missing_encoder_says_where_it_was_looked_for_and_how_to_get_it(words, tmp_path, model, message):
+    with pytest.raises(InputError, match=message) as error:
         make(words, model, tmp_path, revision="v1")
     assert model in error.value.where and "Hugging Face cache /" in error.value.where
     assert str(Path(model).absolute()) in error.value.where
@@ -283,7 +283,7 @@ def test_a_hub_name_is_found_in_the_cache(store, words, encoder, tmp_path, monke
     assert found.recipe["encoder"]["weights_sha256"] == store.recipe["encoder"]["weights_sha256"]
 
 
-def test_what_does_not_fit_is_told(words, encoder, tmp_path):
+def test_settings_that_do_not_fit_are_refused(words, encoder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match=r"lacks config.json and \*.safetensors"):

@@ -98,7 +98,7 @@ def test_a_folder_of_stores_is_verified_store_by_store(data_set_copy: Path) -> N
 
 
 @pytest.mark.parametrize("folder", ["manifest", "nowhere"])
-def test_what_is_no_store_is_told_what_to_name(data_set_copy: Path, folder: str) -> None:
+def test_a_path_that_is_no_store_says_what_to_name(data_set_copy: Path, folder: str) -> None:
     said = CliRunner().invoke(main, ["verify", str(data_set_copy / folder)])
     assert said.exit_code == 1 and "data/D/regions" in said.stderr and said.stdout == ""
 
@@ -205,7 +205,7 @@ def test_all_zero_features_are_named(ragged_copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "told"),
+    ("column", "value", "message"),
     [
         (0, -0.5, "not inside the picture"),
         (2, 1000, "not inside the picture"),
@@ -215,12 +215,12 @@ def test_all_zero_features_are_named(ragged_copy: Path) -> None:
         (2, np.inf, "NaN or infinite"),
     ],
 )
-def test_a_box_outside_its_picture_is_named(ragged_copy: Path, column: int, value: float, told: str) -> None:
+def test_a_box_outside_its_picture_is_named(ragged_copy: Path, column: int, value: float, message: str) -> None:
     with h5py.File(ragged_copy / "000001.h5") as file:
         start = int(file["offsets"][2])
     change(ragged_copy, "000001.h5", "boxes", lambda boxes: boxes.__setitem__((start + 1, column), value))
     (finding,) = found(ragged_copy)
-    assert finding.startswith("000001.h5 row 2 (id-006.png): boxes are ") and told in finding
+    assert finding.startswith("000001.h5 row 2 (id-006.png): boxes are ") and message in finding
     assert finding.endswith(": region 1")
 
 
@@ -297,7 +297,7 @@ def test_a_spoilt_recipe_is_one_finding(copy: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         ({"schema": 2}, "schema"),
         ({"dim": "256"}, "dim"),
@@ -307,10 +307,10 @@ def test_a_spoilt_recipe_is_one_finding(copy: Path, text: str) -> None:
         ({"object_names": [1]}, "object_names.0"),
     ],
 )
-def test_every_mistake_of_the_index_is_named(copy: Path, edit: dict[str, object], told: str) -> None:
+def test_every_mistake_of_the_index_is_named(copy: Path, edit: dict[str, object], message: str) -> None:
     write_json(copy / INDEX, json.loads((copy / INDEX).read_text()) | edit)
     (finding,) = found(copy)
-    assert finding.startswith(f"index.json: {told}: ")
+    assert finding.startswith(f"index.json: {message}: ")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[[" * 5000, "\0"])
@@ -340,14 +340,14 @@ def test_pictures_that_could_not_be_read_are_accounted_for(tmp_path: Path) -> No
     write_text(store / FAILURES, failures + failures + both + strange + "{}\n" + "nonsense")
     findings = [str(finding) for finding in run(store=store, manifest=pictures.manifest).findings]
     assert len(findings) == 5
-    for told in (
+    for message in (
         "(id-bad.png): line 2 names it again, after line 1",
         "line 5 has no id",
         "line 6 column 1: not valid JSON",
         "(id-a.png): failures.jsonl says it could not be read, line 3",
         "(strange): line 4: the manifest has no such image",
     ):
-        assert any(told in finding for finding in findings), told
+        assert any(message in finding for finding in findings), message
 
 
 def test_a_spoilt_manifest_is_a_finding(copy: Path) -> None:
@@ -385,9 +385,9 @@ def test_what_lies_beside_the_shards_is_checked_too(data_set_copy: Path) -> None
     (pack / "sizes.json").write_text("{}\n", encoding="utf-8")
     names = (pack / "classes.json").read_text(encoding="utf-8")
     (pack / "classes.json").write_text(names.replace("circle", "square"), encoding="utf-8")
-    told = found(pack)
-    assert [line.split(":")[0] for line in told] == ["classes.json", "sizes.json"]
-    assert all("the file has changed" in line for line in told)
+    messages = found(pack)
+    assert [line.split(":")[0] for line in messages] == ["classes.json", "sizes.json"]
+    assert all("the file has changed" in line for line in messages)
     with pytest.raises(InputError, match=r"classes\.json: the file has changed"):
         Import("wds", pack, data_set_copy / "imported").run()
     (pack / "classes.json").unlink()
@@ -397,7 +397,7 @@ def test_what_lies_beside_the_shards_is_checked_too(data_set_copy: Path) -> None
 
 
 @pytest.mark.parametrize("emptied", ["regions", "pack", "manifest"])
-def test_a_folder_that_should_hold_a_store_and_is_empty_is_told(data_set_copy: Path, emptied: str) -> None:
+def test_a_folder_that_should_hold_a_store_and_is_empty_is_reported(data_set_copy: Path, emptied: str) -> None:
     shutil.rmtree(data_set_copy / emptied)
     (data_set_copy / emptied).mkdir()
     with pytest.raises(InputError, match=rf"{emptied}: nothing of what should be .*`dvc pull {emptied}@"):

@@ -79,7 +79,7 @@ def test_a_truncated_shard_is_named_even_if_it_is_signed(data_set_copy: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: None, "holds 5 images and 5 captions, index.json says 6 and 6"),
         (lambda s: replace(s, facts=s.facts | {"split": "val"}), "its split is 'val', the shard's 'train'"),
@@ -92,10 +92,10 @@ def test_a_truncated_shard_is_named_even_if_it_is_signed(data_set_copy: Path) ->
         (lambda s: replace(s, regions=replace(s.regions, features=s.regions.features * np.float16(np.inf))), "NaN or"),
     ],
 )
-def test_every_damage_of_a_sample_is_named(data_set_copy: Path, change: Callable, told: str) -> None:
+def test_every_damage_of_a_sample_is_named(data_set_copy: Path, change: Callable, message: str) -> None:
     rewrite(data_set_copy / "pack", only(2, change))
     findings = found(data_set_copy / "pack")
-    assert told in findings[0] and findings[0].startswith(SHARD)
+    assert message in findings[0] and findings[0].startswith(SHARD)
 
 
 def test_images_that_are_nowhere_are_named(data_set_copy: Path) -> None:

@@ -19,8 +19,8 @@ def main(name: str | None = None, seed: str | None = None) -> None:
                 ends[outcome.end] += 1
                 if seed or not outcome.well:
                     damage = kind.damage(example, outcome.seed)
-                    print(f"{kind.name} {outcome.seed}: {damage.file}: {damage.told}; renewed: {damage.renewed}")
-                    print(f"{outcome.end}: {outcome.told}")
+                    print(f"{kind.name} {outcome.seed}: {damage.file}: {damage.description}; renewed: {damage.renewed}")
+                    print(f"{outcome.end}: {outcome.message}")
             print(f"{kind.name}: {dict(ends)} in {monotonic() - began:.0f} s", flush=True)
 
 

@@ -26,11 +26,11 @@ _LATE = b"Timeout"  # what faulthandler begins with
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a try ended: "success", "InputError", or what must not be; `told` is the error, or where it came from."""
+    """How a try ended: "success", "InputError", or what must not be; `message` is the error, or where it came from."""
 
     seed: int
     end: str
-    told: str
+    message: str
 
     @property
     def well(self) -> bool:
@@ -66,8 +66,8 @@ def _outcome(seed: int, child: int, answer: bytes, seconds: float) -> Outcome:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        told = f"after {seconds:.1f} s, killed by {signal.Signals(number).name}"
-        return Outcome(seed, "crash", told)
+        message = f"after {seconds:.1f} s, killed by {signal.Signals(number).name}"
+        return Outcome(seed, "crash", message)
     if answer.startswith(_LATE):
         return Outcome(seed, "hang", answer.decode(errors="replace"))
     if not answer:

@@ -156,8 +156,8 @@ def _pictures(folder: Path) -> None:
     given = [{"image": row["image"], "boxes": [[0, 0, 9, 5], [1, 1, 4, 8]], "labels": ["a", "b"]} for row in rows]
     write_text(folder / "boxes.jsonl", "".join(json.dumps(row) + "\n" for row in given))
     write_json(folder / "boxes.json", given)
-    told = [row | own for row, own in zip(rows, given, strict=True)]
-    write_text(folder / "captions.jsonl", "".join(json.dumps(row) + "\n" for row in told))
+    boxed_rows = [row | own for row, own in zip(rows, given, strict=True)]
+    write_text(folder / "captions.jsonl", "".join(json.dumps(row) + "\n" for row in boxed_rows))
     for suffix, delimiter in (("csv", ","), ("tsv", "\t")):
         with open(folder / f"captions.{suffix}", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, delimiter=delimiter)
@@ -165,7 +165,7 @@ def _pictures(folder: Path) -> None:
             table.writerow(["image", "caption", "split", *boxed])
             table.writerows(
                 [row["image"], text, row["split"], *(json.dumps(row[key]) for key in boxed)]
-                for row in told
+                for row in boxed_rows
                 for text in row["captions"]
             )
     objects = [{"box": [1, 2, 30, 20], "shape": "ring"}]
@@ -212,9 +212,9 @@ def _brought(folder: Path, data: DataSet, captions: Path) -> None:
             file[f"{id}_features"], file[f"{id}_boxes"] = features, boxes
             np.savez(folder / "cocobu" / "cocobu_att" / f"{id}.npz", feat=features)
             np.save(folder / "cocobu" / "cocobu_box" / f"{id}.npy", boxes)
-            told = {"bbox": boxes, "image_width": width, "image_height": height}
+            info = {"bbox": boxes, "image_width": width, "image_height": height}
             np.save(folder / "mmf-npy" / f"{id}.npy", features)
-            np.save(folder / "mmf-npy" / f"{id}_info.npy", told, allow_pickle=True)
+            np.save(folder / "mmf-npy" / f"{id}_info.npy", info, allow_pickle=True)
             facts = {"bbox": boxes, "num_bbox": len(boxes), "image_w": width, "image_h": height}
             np.savez(folder / "openvqa" / f"{id}.jpg.npz", x=features.T, **facts)
             objects = [
@@ -231,18 +231,20 @@ def _brought(folder: Path, data: DataSet, captions: Path) -> None:
 
 def _captions_of_others(folder: Path, rows: list[dict]) -> None:
     """The captions as COCO, Flickr, BLIP, Oscar, img2dataset and a folder of texts have them."""
-    told = [(number, row["image"], text) for number, row in enumerate(rows) for text in row["captions"]]
+    captioned = [(number, row["image"], text) for number, row in enumerate(rows) for text in row["captions"]]
     images = [{"id": number, "file_name": row["image"]} for number, row in enumerate(rows)]
-    annotations = [{"id": k, "image_id": number, "caption": text} for k, (number, _, text) in enumerate(told)]
+    annotations = [{"id": k, "image_id": number, "caption": text} for k, (number, _, text) in enumerate(captioned)]
     (folder / "shards").mkdir(parents=True)
     (folder / "beside").mkdir()
     write_json(folder / "coco.json", {"images": images, "annotations": annotations})
-    write_json(folder / "listed.json", [{"image_id": name, "caption": text} for _, name, text in told])
+    write_json(folder / "listed.json", [{"image_id": name, "caption": text} for _, name, text in captioned])
     write_json(folder / "mapping.json", captions := {row["image"]: row["captions"] for row in rows})
     with zipfile.ZipFile(folder / "train_captions.pt", "w") as archive:
         archive.writestr("train_captions/data.pkl", pickle.dumps(captions, 2))
-    write_text(folder / "flickr.token", "".join(f"{name}#{k}\t{text}\n" for k, (_, name, text) in enumerate(told)))
-    write_text(folder / "bars.csv", "image_name| comment\n" + "".join(f"{name}| {text}\n" for _, name, text in told))
+    write_text(folder / "flickr.token", "".join(f"{name}#{k}\t{text}\n" for k, (_, name, text) in enumerate(captioned)))
+    write_text(
+        folder / "bars.csv", "image_name| comment\n" + "".join(f"{name}| {text}\n" for _, name, text in captioned)
+    )
     with tarfile.open(folder / "shards" / "00000.tar", "w") as shard:
         for number, row in enumerate(rows[:3]):
             write_text(folder / "beside" / f"{number}.txt", "\n".join(row["captions"]))
@@ -265,11 +267,11 @@ def _exchanged(root: Path) -> None:
     _brought(root / "brought", data, captions)
 
     imported, images = root / "imported", root / "exchange" / "butd-tsv" / "regions.tsv"
-    listed, told = imported / "manifest", ImportSettings(images_per_shard=4)
+    listed, settings = imported / "manifest", ImportSettings(images_per_shard=4)
     imported_manifest.run(
-        images=images, captions=images.with_name("captions.json"), format="butd-tsv", out=listed, **told.told
+        images=images, captions=images.with_name("captions.json"), format="butd-tsv", out=listed, **settings.given
     )
-    lot, _ = prepare(manifest=listed, images=images, settings=told, staging=imported / "staging", readers=2)
+    lot, _ = prepare(manifest=listed, images=images, settings=settings, staging=imported / "staging", readers=2)
     lot.maker.finished.prepare()
     for part in lot.parts:
         lot.maker.make(part, {})  # and killed here

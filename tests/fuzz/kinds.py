@@ -77,7 +77,7 @@ class Damage:
 
     file: Path
     data: bytes
-    told: str
+    description: str
     renewed: bool
 
 
@@ -124,8 +124,8 @@ class Kind:
         random = Random(f"{self.name} {seed}")
         files = sorted(path for pattern in self.files for path in example.glob(pattern) if path.is_file())
         file = random.choice(files)
-        data, told = damaged(file.read_bytes(), self.form or form_of(file), random)
-        return Damage(file.relative_to(example), data, told, bool(self.renew) and random.random() < 0.75)
+        data, description = damaged(file.read_bytes(), self.form or form_of(file), random)
+        return Damage(file.relative_to(example), data, description, bool(self.renew) and random.random() < 0.75)
 
     def run(self, example: Path, seed: int) -> str:
         """Try `seed`: raises `InputError` where one of the uses did, and whatever else happens."""
@@ -483,20 +483,20 @@ def imported(format: str, folder: str, listed: str | None = "captions.json", **s
         images = t.root / folder
         if format in ("butd-tsv", "lxmert-tsv"):
             images /= "regions.tsv"
-        told = ImportSettings(**settings, images_per_shard=4)
+        options = ImportSettings(**settings, images_per_shard=4)
         out = t.out
         imported_manifest.run(
             images=images,
             captions=t.root / folder / listed if listed else images,
             format=format,
             out=out / "manifest",
-            **told.told,
+            **options.given,
         )
         imported_regions.run(
             dataset="tiny",
             manifest=out / "manifest",
             images=images,
-            settings=told,
+            settings=options,
             out=out / "regions",
             staging=out / "staging",
             readers=2,

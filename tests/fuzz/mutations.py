@@ -44,13 +44,13 @@ def damaged(data: bytes, form: str, random: Random) -> Damaged:
         way = inside if inside and random.random() < 0.7 else _bytes
         for _ in range(20):  # some ways change nothing, or don't know what is damaged already
             try:
-                changed, told = way(data, random)
+                changed, description = way(data, random)
             except Exception as error:
-                changed, told = _bytes(data, random)
-                told = f"{told} (not {form} any more: {type(error).__name__})"
+                changed, description = _bytes(data, random)
+                description = f"{description} (not {form} any more: {type(error).__name__})"
             if changed != data:
                 data = changed
-                done.append(told)
+                done.append(description)
                 break
     return data, ", then ".join(done)
 
@@ -82,8 +82,8 @@ def _bytes(data: bytes, random: Random) -> Damaged:
         first, second = sorted((start, other))
         size = min(length, second - first, len(data) - second)
         a, b = data[first : first + size], data[second : second + size]
-        told = f"{size} bytes at {first} and {second} swapped"
-        return data[:first] + b + data[first + size : second] + a + data[second + size :], told
+        description = f"{size} bytes at {first} and {second} swapped"
+        return data[:first] + b + data[first + size : second] + a + data[second + size :], description
     if way == 6:
         more = random.choice((b"\0", b"\xff", b"\n", random.randbytes(16))) * random.choice((1, 10, 4000))
         return data + more, f"{len(more)} bytes more at the end"
@@ -95,8 +95,8 @@ def _bytes(data: bytes, random: Random) -> Damaged:
         if not numbers:
             return data, ""
         found, other = random.choice(numbers), random.choice(_NUMBERS)
-        told = f"{other.decode()} for {found[0][:20].decode()} at byte {found.start()}"
-        return data[: found.start()] + other + data[found.end() :], told
+        description = f"{other.decode()} for {found[0][:20].decode()} at byte {found.start()}"
+        return data[: found.start()] + other + data[found.end() :], description
     return data[:start] + random.randbytes(length) + data[end:], f"{here} at random"
 
 
@@ -117,12 +117,12 @@ def _lines(data: bytes, random: Random) -> Damaged:
     column = random.randrange(0, len(fields), 2)
     if way == 3:
         del fields[column : column + 2]
-        told = f"line {place + 1}: field {column // 2} left out"
+        description = f"line {place + 1}: field {column // 2} left out"
     else:
         fields[column] = random.choice((*_NUMBERS, b"", b"\0", b'"', b"A", b"\xff\xfe", fields[0], "é".encode()))
-        told = f"line {place + 1}: field {column // 2} is {fields[column][:20]!r}"
+        description = f"line {place + 1}: field {column // 2} is {fields[column][:20]!r}"
     lines[place] = b"".join(fields) + b"\n"
-    return b"".join(lines), told
+    return b"".join(lines), description
 
 
 def _json(data: bytes, random: Random) -> Damaged:
@@ -136,22 +136,22 @@ def _json(data: bytes, random: Random) -> Damaged:
     way = random.randrange(6)
     raw = None
     if way == 0 and holder is not holders[0][0]:
-        told = f"{key!r} left out"
+        description = f"{key!r} left out"
         del holder[key]
     elif way == 1 and isinstance(holder[key], list):
-        told = f"{key!r}: an item twice"
+        description = f"{key!r}: an item twice"
         holder[key] += holder[key][:1]
     elif way == 2 and isinstance(holder[key], dict):
-        told = f"{key!r}: an unknown key"
+        description = f"{key!r}: an unknown key"
         holder[key]["unknown"] = random.choice(VALUES)
     elif way == 3:
         raw = random.choice(RAW)
-        told, holder[key] = f"{key!r} is {raw[:12]}", "@raw@"
+        description, holder[key] = f"{key!r} is {raw[:12]}", "@raw@"
     else:
         holder[key] = random.choice(VALUES)
-        told = f"{key!r} is {holder[key]!r:.30}"
+        description = f"{key!r} is {holder[key]!r:.30}"
     text = json.dumps(value if holder is not holders[0][0] else holder[0], indent=2)
-    return (text.replace('"@raw@"', raw) if raw else text).encode(), told
+    return (text.replace('"@raw@"', raw) if raw else text).encode(), description
 
 
 def _jsonl(data: bytes, random: Random) -> Damaged:
@@ -159,9 +159,9 @@ def _jsonl(data: bytes, random: Random) -> Damaged:
         return _lines(data, random)
     lines = data.split(b"\n")
     place = random.randrange(len(lines) - 1)
-    changed, told = _json(lines[place], random)
+    changed, description = _json(lines[place], random)
     lines[place] = changed.replace(b"\n", b" ")
-    return b"\n".join(lines), f"line {place + 1}: {told}"
+    return b"\n".join(lines), f"line {place + 1}: {description}"
 
 
 def _yaml(data: bytes, random: Random) -> Damaged:
@@ -208,12 +208,12 @@ def other_array(array: np.ndarray, random: Random) -> tuple[np.ndarray, str]:
 
 def _npy(data: bytes, random: Random) -> Damaged:
     if random.random() < 0.4:
-        header, told = _bytes(data[:128], random)
-        return header + data[128:], told
-    array, told = other_array(np.load(io.BytesIO(data)), random)
+        header, description = _bytes(data[:128], random)
+        return header + data[128:], description
+    array, description = other_array(np.load(io.BytesIO(data)), random)
     file = io.BytesIO()
     np.save(file, array)
-    return file.getvalue(), told
+    return file.getvalue(), description
 
 
 def _zip(data: bytes, random: Random) -> Damaged:
@@ -223,14 +223,14 @@ def _zip(data: bytes, random: Random) -> Damaged:
     way = random.randrange(6)
     if way == 0:
         del members[name]
-        told = "left out"
+        description = "left out"
     else:
-        members[name], told = damaged(members[name], _form(name), random)
+        members[name], description = damaged(members[name], _form(name), random)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
         for member, content in members.items():
             archive.writestr(member, content)
-    return file.getvalue(), f"{name}: {told}"
+    return file.getvalue(), f"{name}: {description}"
 
 
 def _tar(data: bytes, random: Random) -> Damaged:
@@ -241,36 +241,36 @@ def _tar(data: bytes, random: Random) -> Damaged:
     name, way = member.name, random.randrange(8)
     if way == 0:
         del members[place]
-        told = "left out"
+        description = "left out"
     elif way == 1:
         members.append(members[place])
-        told = "again at the end"
+        description = "again at the end"
     elif way == 2:
         member.name = random.choice(("../up.json", "a/b.npy", ".json", name.upper(), "x" * 200 + ".json"))
-        told = f"called {member.name[:20]}"
+        description = f"called {member.name[:20]}"
     elif way == 3:
         member.type = random.choice((tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE))
-        told = f"of type {member.type!r}"
+        description = f"of type {member.type!r}"
     else:
-        content, told = damaged(content, _form(name), random)
+        content, description = damaged(content, _form(name), random)
         members[place] = member, content
         member.size = len(content)
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for each, inside in members:
             archive.addfile(each, io.BytesIO(inside))
-    return file.getvalue(), f"{name}: {told}"
+    return file.getvalue(), f"{name}: {description}"
 
 
 def _safetensors(data: bytes, random: Random) -> Damaged:
     (length,) = struct.unpack("<Q", data[:8])
-    header, told = _json(data[8 : 8 + length], random)
+    header, description = _json(data[8 : 8 + length], random)
     if '"progress"' in header.decode() and random.random() < 0.5:  # JSON within JSON
         whole = json.loads(data[8 : 8 + length])
-        inside, told = _json(whole["__metadata__"]["progress"].encode(), random)
+        inside, description = _json(whole["__metadata__"]["progress"].encode(), random)
         whole["__metadata__"]["progress"] = inside.decode()
         header = json.dumps(whole).encode()
-    return struct.pack("<Q", len(header)) + header + data[8 + length :], f"header: {told}"
+    return struct.pack("<Q", len(header)) + header + data[8 + length :], f"header: {description}"
 
 
 def _png(data: bytes, random: Random) -> Damaged:
@@ -281,14 +281,14 @@ def _png(data: bytes, random: Random) -> Damaged:
         at += 12 + length
     place = random.randrange(len(chunks))
     name, content = chunks[place]
-    content, told = _bytes(content, random)
+    content, description = _bytes(content, random)
     chunks[place] = name, content
     if random.random() < 0.3:
         more = random.choice(((b"iCCP", b"x\0\0" + zlib.compress(bytes(3 << 20))), (b"eXIf", b"II*\0\xff\xff\xff\xff")))
         chunks.insert(1, more)
-        told += f", chunk {more[0].decode()}"
+        description += f", chunk {more[0].decode()}"
     whole = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
-    return data[:8] + b"".join(whole), f"chunk {name.decode()}: {told}"
+    return data[:8] + b"".join(whole), f"chunk {name.decode()}: {description}"
 
 
 def _hdf5(data: bytes, random: Random) -> Damaged:
@@ -301,24 +301,24 @@ def _hdf5(data: bytes, random: Random) -> Damaged:
         way = random.randrange(10)
         if way == 0:
             del arrays[name]
-            told = "left out"
+            description = "left out"
         elif way == 1:
-            options, told = {"chunks": True}, "chunked"
+            options, description = {"chunks": True}, "chunked"
         elif way == 2:
             attribute = random.choice(list(attributes))
             attributes[attribute] = random.choice((-1, 2**40, b"x", np.bytes_(b"\xff\xfe"), [1, 2], 0.5))
-            name, told = attribute, f"is {attributes[attribute]!r}"
+            name, description = attribute, f"is {attributes[attribute]!r}"
         elif way == 3:
             arrays[name] = random.choice(("text", b"\0\1", [b"a", b"bc"], np.zeros(2, "i4,f8"), h5py.Empty("f4")))
-            told = f"is {arrays[name]!r:.20}"
+            description = f"is {arrays[name]!r:.20}"
         else:
-            arrays[name], told = other_array(np.asarray(arrays[name]), random)
+            arrays[name], description = other_array(np.asarray(arrays[name]), random)
         with h5py.File(temporary.name, "w", libver="earliest") as file:
             file.attrs.update(attributes)
             for each, value in arrays.items():
                 chunked = options if each == name and np.ndim(value) and np.size(value) else {}
                 file.create_dataset(each, data=value, track_times=False, **chunked)
-        return Path(temporary.name).read_bytes(), f"{name}: {told}"
+        return Path(temporary.name).read_bytes(), f"{name}: {description}"
 
 
 def _form(name: str) -> str:

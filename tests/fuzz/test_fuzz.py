@@ -39,7 +39,7 @@ def few(kind: Kind, example: Path) -> str:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_sound_example_and_a_few_damaged_ones(example: Path, name: str):
     (outcome,) = outcomes([0], lambda _: few(KINDS[name], example))
-    assert (outcome.end, outcome.told) == ("success", "")
+    assert (outcome.end, outcome.message) == ("success", "")
 
 
 @pytest.mark.slow
@@ -47,5 +47,5 @@ def test_the_sound_example_and_a_few_damaged_ones(example: Path, name: str):
 def test_damaged_files(example: Path, name: str):
     kind = KINDS[name]
     bad = [each for each in outcomes(range(TRIES), lambda seed: kind.run(example, seed)) if not each.well]
-    told = {each.seed: kind.damage(example, each.seed).told for each in bad}
-    assert [f"{name} {each.seed} ({told[each.seed]}): {each.end}: {each.told}" for each in bad] == []
+    descriptions = {each.seed: kind.damage(example, each.seed).description for each in bad}
+    assert [f"{name} {each.seed} ({descriptions[each.seed]}): {each.end}: {each.message}" for each in bad] == []

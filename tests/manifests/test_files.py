@@ -18,10 +18,10 @@ def test_a_fingerprint_is_of_all_blocks_of_a_file_in_order(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_BLOCK", 10)
-    data, path, told = os.urandom(size), tmp_path / "file", []
+    data, path, advanced = os.urandom(size), tmp_path / "file", []
     path.write_bytes(data)
-    assert files.sha256(path, told.append) == hashlib.sha256(data).hexdigest()
-    assert sum(told) == size
+    assert files.sha256(path, advanced.append) == hashlib.sha256(data).hexdigest()
+    assert sum(advanced) == size
 
 
 @pytest.mark.parametrize("size", [4, 35])
@@ -94,7 +94,7 @@ def count_steps(tmp_path: Path) -> int:
 def test_whatever_step_of_replacing_a_folder_fails_the_earlier_one_is_there(tmp_path: Path, more: int) -> None:
     steps = count_steps(tmp_path)
     assert steps >= 10
-    told = 0
+    warned = 0
     for number in range(1, steps + 1):
         out = tmp_path / f"{number}" / "out"
         store(out, "earlier")
@@ -110,10 +110,10 @@ def test_whatever_step_of_replacing_a_folder_fails_the_earlier_one_is_there(tmp_
         elif not (out.exists() and held(out) == {"earlier"}):
             (kept,) = out.parent.glob(".out.*.old")
             assert held(kept) == {"earlier"} and f"whole, in {kept}" in str(error)
-            told += 1
+            warned += 1
         store(out, "after")
         assert held(out) == {"after"} and [path.name for path in out.parent.iterdir()] == ["out"]
-    assert told >= (2 if more else 1)
+    assert warned >= (2 if more else 1)
 
 
 def test_a_kill_at_any_step_of_replacing_a_folder_loses_nothing(tmp_path: Path) -> None:

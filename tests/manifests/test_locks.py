@@ -116,11 +116,11 @@ def test_who_waited_for_what_was_cut_since_writes_itself(environment: dict[str, 
     assert (out / "text").read_text() == "ours"
 
 
-def test_who_does_not_wait_is_told_who_writes(tmp_path: Path) -> None:
+def test_a_writer_that_does_not_wait_names_the_other(tmp_path: Path) -> None:
     first = Writer(dict(os.environ), tmp_path / "out")
     assert first.says() == "alone"
-    told = rf"another training is running: process {first.process.pid} on .*wait until it has ended"
-    with pytest.raises(InputError, match=told), sole_writer(tmp_path / "out", "training", wait=False):
+    message = rf"another training is running: process {first.process.pid} on .*wait until it has ended"
+    with pytest.raises(InputError, match=message), sole_writer(tmp_path / "out", "training", wait=False):
         pass
     assert first.ends() == 0
 

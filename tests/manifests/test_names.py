@@ -27,9 +27,9 @@ def test_words_of_yaml_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("character", CONTROLS, ids=ascii)
-def test_an_id_has_no_control_character_and_it_is_told_escaped(character: str) -> None:
-    told = id_problem(f"a{character}b")
-    assert told and "character 1 of" in told and told.isprintable()
+def test_an_id_has_no_control_character_and_it_is_quoted_escaped(character: str) -> None:
+    problem = id_problem(f"a{character}b")
+    assert problem and "character 1 of" in problem and problem.isprintable()
 
 
 @pytest.mark.parametrize("id", ["000000391895", "COCO val/1 (2).x", "Häuschen", "犬", "می\u200cخواهم", "👩\u200d🚒"])
@@ -37,5 +37,5 @@ def test_ids_in_any_language_are_fine(id: str) -> None:
     assert id_problem(id) is None
 
 
-def test_what_is_refused_could_not_be_told_apart_in_a_store() -> None:
+def test_refused_ids_would_be_ambiguous_in_a_store() -> None:
     assert len(set(np.array([b"a", b"a\0"], "S2").tolist())) == 1

@@ -83,7 +83,7 @@ def test_captions_as_they_are_published(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "told"),
+    ("name", "row", "message"),
     [
         ("captions.csv", b'b.jpg,"A 5" cat.', "not a valid table (',' expected after '\"')"),
         ("captions.csv", b'b.jpg,"A cat.', "not a valid table (unexpected end of data)"),
@@ -98,18 +98,18 @@ def test_captions_as_they_are_published(root: Path, name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("last", [True, False])
-def test_one_row_that_cannot_be_read_is_one_row(root: Path, name: str, row: bytes, told: str, last: bool) -> None:
+def test_one_row_that_cannot_be_read_is_one_row(root: Path, name: str, row: bytes, message: str, last: bool) -> None:
     """Wherever it stands, and whatever follows it."""
     lines = TEXTS[name].encode().splitlines(keepends=True)
     lines.insert(len(lines) if last else 2, row + b"\n")
     path, number = write(root, name, b"".join(lines)), len(lines) if last else 3
     with pytest.raises(InputError) as caught:
         read(root, path)
-    assert told in caught.value.what and caught.value.where.startswith(f"{path} line {number}")
+    assert message in caught.value.what and caught.value.where.startswith(f"{path} line {number}")
     assert "`source.unreadable: skip`" in caught.value.fix
     assert [(path, captions) for path, _, captions in read(root, path, unreadable="skip")] == EXPECTED
     (listed,) = [json.loads(line) for line in (root.parent / "out" / FILE).read_text().splitlines()]
-    assert told in listed["reason"] and listed["row"].startswith(f"line {number}")
+    assert message in listed["reason"] and listed["row"].startswith(f"line {number}")
 
 
 @pytest.mark.parametrize("kind", [int, str])
@@ -278,7 +278,7 @@ def test_hugging_faces_folder(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("notes.md", "# Notes", "text that begins with '# Notes'"),
         ("x.json", '{"data": [{"url": "a", "tags": 1}]}', "JSON with the keys data, url, tags"),
@@ -292,14 +292,14 @@ def test_hugging_faces_folder(root: Path) -> None:
         ("x.txt", b"", "an empty file"),
     ],
 )
-def test_an_unknown_file_is_told_what_it_looks_like(root: Path, name: str, content: str | bytes, told: str) -> None:
+def test_an_unknown_file_is_described(root: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(InputError) as caught:
         recognise(write(root, name, content))
-    assert told in str(caught.value)
-    assert "not valid JSON" in told or "a CSV file with the header image,caption" in caught.value.fix
+    assert message in str(caught.value)
+    assert "not valid JSON" in message or "a CSV file with the header image,caption" in caught.value.fix
 
 
-def test_a_file_of_another_kind_than_told_is_named(root: Path) -> None:
+def test_a_file_of_another_kind_than_given_is_named(root: Path) -> None:
     path = write(root, "results.token", TEXTS["results.token"])
     with pytest.raises(
         InputError, match=r"Flickr's token file, not Karpathy's JSON\. Fix: set `source\.format: flickr`"
@@ -341,7 +341,7 @@ def test_an_image_root_one_level_too_deep(root: Path) -> None:
         read(root.parent, write(root, "c.csv", TEXTS["captions.csv"]))
 
 
-def test_paths_without_a_suffix_are_told_so(root: Path) -> None:
+def test_paths_without_a_suffix_are_named_so(root: Path) -> None:
     content = json.dumps({name.rpartition(".")[0]: ["A dog."] for name in NAMES})
     with pytest.raises(InputError, match=r"none of 3 pictures.*write the paths with their suffix, as in a 1\.jpg"):
         read(root, write(root, "mapping.json", content))
@@ -361,13 +361,13 @@ def spoilt(root: Path) -> Path:
     )
 
 
-def test_all_mistakes_are_told_at_once(root: Path) -> None:
+def test_all_mistakes_are_listed_at_once(root: Path) -> None:
     with pytest.raises(InputError) as caught:
         read(root, spoilt(root))
-    told = caught.value.what
-    assert told.startswith("6 mistakes (2 broken rows, 2 captions without a word, 1 repeated row, 1 missing): ")
+    message = caught.value.what
+    assert message.startswith("6 mistakes (2 broken rows, 2 captions without a word, 1 repeated row, 1 missing): ")
     for part in ("line 3 the caption '@@' has no word", "line 4 image 'none.jpg' can't be read", "line 6 4 fields"):
-        assert part in told
+        assert part in message
     assert "`source.missing: skip` and `source.unreadable: skip`" in caught.value.fix
     assert not (root.parent / "out").exists()
 

@@ -133,7 +133,7 @@ def test_images_are_read_without_the_captions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([ROW, ROW], "row 1: id '7' was already given in row 0"),
         ([replace(ROW, split="dev")], "row 0: 'split' must be one of"),
@@ -142,10 +142,10 @@ def test_images_are_read_without_the_captions(tmp_path):
         ([replace(ROW, width=2**31)], "row 0: 'width' must be a whole number"),
     ],
 )
-def test_writing_checks_and_leaves_the_old_files(tmp_path, rows, told):
+def test_writing_checks_and_leaves_the_old_files(tmp_path, rows, message):
     write_manifest(tmp_path, [ROW])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match=rf"{IMAGES} {told}"):
+    with pytest.raises(InputError, match=rf"{IMAGES} {message}"):
         write_manifest(tmp_path, rows)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -286,7 +286,7 @@ def test_what_is_no_table_is_refused(tmp_path, content):
         Manifest.open(tmp_path)
 
 
-def test_a_folder_without_a_manifest_is_told(tmp_path):
+def test_a_folder_without_a_manifest_is_reported(tmp_path):
     with pytest.raises(InputError, match=r"there is no manifest \(images.arrow\).*dvc repro manifest@"):
         Manifest.open(tmp_path / "nothing")
 

@@ -10,14 +10,14 @@ from manifests.errors import InputError
 from manifests.typed import Count, Written, read_checked, schema
 
 
-class Told(Written):
+class Record(Written):
     schema_: schema(1) = Field(alias="schema")
     count: Count
     names: dict[str, list[str]] = {}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"schema": 2, "count": 1}', "schema: 2, this program reads 1"),
         ('{"schema": 1, "count": -1}', "count: input should be greater than or equal to 0"),
@@ -33,22 +33,22 @@ class Told(Written):
         ("[]", "the file: "),
     ],
 )
-def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, text: str, told: str):
-    path = tmp_path / "told.json"
+def test_an_error_names_the_first_wrong_key(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "record.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=told) as caught:
-        read_checked(path, Told, fix="write it again")
+    with pytest.raises(InputError, match=message) as caught:
+        read_checked(path, Record, fix="write it again")
     assert str(path) in str(caught.value) and caught.value.fix == "write it again"
 
 
 def test_what_is_right_is_given_as_type_and_as_it_stands(tmp_path: Path):
     value = {"schema": 1, "count": 2, "names": {"a": ["b"]}, "more": None}
-    (tmp_path / "told.json").write_text(json.dumps(value), encoding="utf-8")
-    told, stands = read_checked(tmp_path / "told.json", Told, fix="")
-    assert (told.count, told.names, stands) == (2, {"a": ["b"]}, value)
+    (tmp_path / "record.json").write_text(json.dumps(value), encoding="utf-8")
+    typed, stored = read_checked(tmp_path / "record.json", Record, fix="")
+    assert (typed.count, typed.names, stored) == (2, {"a": ["b"]}, value)
 
 
 def test_an_error_is_one_line_however_much_a_file_quotes_of_itself():
-    told = str(InputError("a\n  b " + "x" * 10**6, where="here", fix="mend it"))
-    assert told.startswith("here: a b x") and len(told) < 2000 and "\n" not in told
+    message = str(InputError("a\n  b " + "x" * 10**6, where="here", fix="mend it"))
+    assert message.startswith("here: a b x") and len(message) < 2000 and "\n" not in message
     assert str(InputError("short", where="here", fix="mend it")) == "here: short. Fix: mend it."

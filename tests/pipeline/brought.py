@@ -62,8 +62,8 @@ def _karpathy(rows: Rows, pictures: Path, out: Path) -> Brought:
 
 def _coco(rows: Rows, pictures: Path, out: Path) -> Brought:
     images = [{"id": number, "file_name": name} for number, (name, _, _) in enumerate(rows)]
-    told = [(number, text) for number, (_, _, texts) in enumerate(rows) for text in texts]
-    annotations = [{"id": 7 * k, "image_id": number, "caption": text} for k, (number, text) in enumerate(told)]
+    captions = [(number, text) for number, (_, _, texts) in enumerate(rows) for text in texts]
+    annotations = [{"id": 7 * k, "image_id": number, "caption": text} for k, (number, text) in enumerate(captions)]
     return Brought(pictures, _json(out / "captions.json", {"annotations": annotations, "images": images}), "coco")
 
 

@@ -28,8 +28,8 @@ SECONDS = 20
 def need(there: bool, what: str) -> None:
     """Skip the test where a server isn't installed, unless REQUIRE_SERVERS says that it must be (.ci/run does)."""
     if not there:
-        told = f"{what} isn't installed (.ci/run installs it from Debian's packages)"
-        pytest.fail(told) if os.environ.get("REQUIRE_SERVERS") else pytest.skip(told)
+        message = f"{what} isn't installed (.ci/run installs it from Debian's packages)"
+        pytest.fail(message) if os.environ.get("REQUIRE_SERVERS") else pytest.skip(message)
 
 
 def free_port() -> int:

@@ -95,7 +95,7 @@ def test_karpathys_json_with_its_splits(project: Path, pictures: Path) -> None:
         params.dataset("mine").regions.detector.name == "grid" and params.dataset("mine").regions.unreadable == "skip"
     )
     assert params.dataset("mine").tokens.language == "blank_en" and run.dataset == "mine"
-    for told in (
+    for text in (
         "11 pictures",
         "39 captions, 2 to 5 an image",
         "6 train, 2 val, 3 test, as the file says",
@@ -104,7 +104,7 @@ def test_karpathys_json_with_its_splits(project: Path, pictures: Path) -> None:
         "selfalign index mine-vse-infinity mine",
         "selfalign serve mine-vse-infinity-mine",
     ):
-        assert told in output
+        assert text in output
 
 
 def test_a_table_in_another_language_whose_splits_are_made(project: Path, pictures: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_table_in_another_language_whose_splits_are_made(project: Path, pictur
     assert "33 captions, 3 an image" in output and "by a hash of their ids" in output and "learned words" in output
 
 
-def test_a_language_that_is_told(project: Path, pictures: Path) -> None:
+def test_a_language_that_is_given(project: Path, pictures: Path) -> None:
     output = add("--images", pictures, "--captions", pictures / "captions.json", "--language", "blank:fr")
     assert added(output).dataset("mine").tokens.language == "blank:fr"
     assert "no spaCy pipeline of this name" in refused("--images", pictures, "--language", "fr_no", name="other")
@@ -148,11 +148,11 @@ def test_a_root_one_level_off_is_found(project: Path, pictures: Path) -> None:
     assert "that is the image root" in output
 
 
-def test_what_cannot_be_used_is_told_and_left_out_where_that_is_asked_for(project: Path, pictures: Path) -> None:
+def test_unusable_rows_are_listed_and_left_out_on_request(project: Path, pictures: Path) -> None:
     table = write_table(project / "t.csv", ["a dog in the grass"], [f"photo {n}.jpg" for n in (*range(11), 97, 98)])
     table.write_text(table.read_text(encoding="utf-8") + "photo 0.jpg,...\n", encoding="utf-8")
-    told = refused("--images", pictures, "--captions", table)
-    assert "3 mistakes (1 caption without a word, 2 missing)" in told and "give --skip to leave them out" in told
+    message = refused("--images", pictures, "--captions", table)
+    assert "3 mistakes (1 caption without a word, 2 missing)" in message and "give --skip to leave them out" in message
     output = add("--images", pictures, "--captions", table, "--skip")
     source = added(output).dataset("mine").source
     assert (source.missing, source.unreadable) == ("skip", "skip")
@@ -203,7 +203,7 @@ def test_scan_features_and_what_their_boxes_are(project: Path, boxes: list | Non
     assert (f"no other convention of boxes than {convention}" in output) == (convention is not None)
 
 
-def test_boxes_that_could_be_two_conventions_are_to_be_told(project: Path) -> None:
+def test_boxes_that_could_be_two_conventions_need_the_option(project: Path) -> None:
     folder = write_scan(project / "scan", np.array([[0, 0, 50, 30], [0, 0, 20, 20]]))
     assert "set `--boxes` to xyxy" in refused("--features", "scan", folder)
     assert added(add("--features", "scan", folder, "--boxes", "xywh")).dataset("mine").regions.boxes == "xywh"
@@ -223,8 +223,8 @@ def test_a_name_that_is_taken_or_none(project: Path, pictures: Path, name: str) 
 
 def test_twice_is_an_error_that_says_so(project: Path, pictures: Path) -> None:
     add("--images", pictures)
-    assert "there is a data set 'mine' already" in (told := refused("--images", pictures))
-    assert "selfalign remove mine" in told
+    assert "there is a data set 'mine' already" in (message := refused("--images", pictures))
+    assert "selfalign remove mine" in message
 
 
 def test_paths_that_are_not_there_or_hold_something_else(project: Path, pictures: Path) -> None:
@@ -232,7 +232,7 @@ def test_paths_that_are_not_there_or_hold_something_else(project: Path, pictures
     write_scan(project / "scan", None)
     (project / "captions.json").write_text(json.dumps({"images": [1]}))
     table = write_table(project / "t.csv", ["a dog"], ["photo 0.jpg", "gone.jpg"])
-    for options, told in (
+    for options, message in (
         ((), "nothing says where the pictures are"),
         (("--images", "nowhere"), "nowhere: the image root is not a folder"),
         (("--images", "params.yaml"), "params.yaml: the image root is not a folder"),
@@ -249,7 +249,7 @@ def test_paths_that_are_not_there_or_hold_something_else(project: Path, pictures
         (("--features", "scan", "empty"), "there is none of train_ims.npy"),
         (("--images", pictures, "--boxes", "xyxy"), "boxes and sizes are those of features"),
     ):
-        assert told in refused(*options), options
+        assert message in refused(*options), options
 
 
 @pytest.mark.parametrize(
@@ -258,8 +258,8 @@ def test_paths_that_are_not_there_or_hold_something_else(project: Path, pictures
 def test_a_section_that_is_shared_by_an_anchor_stays(project: Path, pictures: Path, shared: str) -> None:
     before, _, after = TEXT.partition("text_features: {} # data set: {model: ...}; docs/text.md\n")
     Path("params.yaml").write_text(f"{before}{shared}{after}", encoding="utf-8")
-    told = refused("--images", pictures, "--captions", pictures / "captions.json")
-    assert "text_features is shared with other places" in told and "without & and *" in told
+    message = refused("--images", pictures, "--captions", pictures / "captions.json")
+    assert "text_features is shared with other places" in message and "without & and *" in message
 
 
 def test_a_params_file_that_is_wrong_or_being_changed_stays(project: Path, pictures: Path) -> None:

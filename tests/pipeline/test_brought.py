@@ -38,10 +38,10 @@ def test_every_captions_file_becomes_a_manifest(
     monkeypatch.chdir(tmp_path)
     shutil.copy(CHECKOUT / "params.yaml", tmp_path)
     brought, rows = bring(kind, pictures, tmp_path), rows_of(pictures)
-    told = command("add", "mine", *brought.options)
+    output = command("add", "mine", *brought.options)
     source = read_params().dataset("mine").source
-    assert source.format == brought.reader and f"read as {brought.reader}" in told
-    assert "11 pictures" in told and read_params().run("mine-vse-infinity").dataset == "mine"
+    assert source.format == brought.reader and f"read as {brought.reader}" in output
+    assert "11 pictures" in output and read_params().run("mine-vse-infinity").dataset == "mine"
     command("manifest", "mine")
     found = list(Manifest.open(Path("data/mine/manifest")).captioned)
     if kind == "tar shards":
@@ -60,7 +60,7 @@ def test_every_captions_file_becomes_a_manifest(
 
 
 @pytest.mark.slow
-def test_fifty_broken_rows_are_told_at_once_or_listed_and_the_rest_trains(tmp_path: Path) -> None:
+def test_fifty_broken_rows_are_one_error_or_listed_and_the_rest_trains(tmp_path: Path) -> None:
     """As among 100,000: here fewer, since a row costs what it costs."""
     project = Project(tmp_path / "project")
     project.root.mkdir()
@@ -68,12 +68,12 @@ def test_fifty_broken_rows_are_told_at_once_or_listed_and_the_rest_trains(tmp_pa
     images, captions, sound = write_fifty_broken(tmp_path, 1000)
     brought = ("--features", "butd-tsv", str(images), "--captions", str(captions), "--language", "blank:en")
     assert f"{captions}, read as folder" in project.command("selfalign", "add", "many", *brought).text
-    told = project.command("dvc", "repro", "manifest@many", ends_with=255).text
-    error = next(line for line in told.splitlines() if line.startswith("error: "))
+    output = project.command("dvc", "repro", "manifest@many", ends_with=255).text
+    error = next(line for line in output.splitlines() if line.startswith("error: "))
     assert "50 mistakes (40 broken rows, 10 repeated rows)" in error and error.count("; row ") == 9
     listing = Path("data/many/manifest-refused.jsonl")
     assert f"all of them are listed in {listing}" in error and "`source.unreadable: skip`" in error
-    assert len((project.root / listing).read_text().splitlines()) == 50 and "Traceback" not in told
+    assert len((project.root / listing).read_text().splitlines()) == 50 and "Traceback" not in output
 
     project.command("selfalign", "remove", "many", "--yes")
     project.command("selfalign", "add", "many", *brought, "--skip")

@@ -53,7 +53,7 @@ def unfinished(name: str, size: int) -> Path:
     return lot.maker.finished.folder
 
 
-def test_unfinished_work_is_listed_and_freed_when_told_to() -> None:
+def test_unfinished_work_is_listed_and_freed_on_request() -> None:
     assert clean() == "nothing to clean\n"
     coco, flickr = unfinished("coco", 3_000_000), unfinished("flickr", 1_000_000)
     run = Path(".staging/train-vsrn-a-0123456789abcdef")
@@ -90,9 +90,9 @@ def test_what_is_in_use_stays() -> None:
     thread.start()
     assert entered.wait(60)
     try:
-        told = clean("--yes")
+        output = clean("--yes")
         assert staged.folder.exists()
     finally:
         end.set()
         thread.join()
-    assert f"kept: another work there is running: process {os.getpid()} on" in told and "0.0 MB freed" in told
+    assert f"kept: another work there is running: process {os.getpid()} on" in output and "0.0 MB freed" in output

@@ -79,31 +79,31 @@ def test_help_loads_nothing_heavy(folder: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("manifest", "demos"), "datasets has no 'demos' (did you mean 'demo'?)"),
         (("manifest", "demo"), "data/scenes"),
     ],
 )
-def test_a_mistake_is_one_line_without_traceback(folder: Project, arguments: tuple[str, ...], told: str) -> None:
+def test_a_mistake_is_one_line_without_traceback(folder: Project, arguments: tuple[str, ...], message: str) -> None:
     answer = selfalign(folder, *arguments)
     assert answer.returncode == 1
     (line,) = answer.stderr.splitlines()
-    assert line.startswith("error: ") and told in line and "Fix: " in line
+    assert line.startswith("error: ") and message in line and "Fix: " in line
     assert answer.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("cost", "vsrn", "--repeats", "0"), "0 is not in the range x>=1"),
         (("clean", "--days", "-1"), "-1.0 is not in the range x>=0"),
         (("verify", "data", "--limit", "-1"), "-1 is not in the range x>=0"),
     ],
 )
-def test_numbers_out_of_range_are_refused(arguments: tuple[str, ...], told: str) -> None:
+def test_numbers_out_of_range_are_refused(arguments: tuple[str, ...], message: str) -> None:
     answer = CliRunner().invoke(main, arguments)
-    assert answer.exit_code == 2 and told in answer.output
+    assert answer.exit_code == 2 and message in answer.output
 
 
 def test_a_wrong_machine_setting_is_one_line(folder: Project) -> None:
@@ -153,9 +153,9 @@ def test_an_interrupted_command_says_so_and_leaves_nothing(folder: Project) -> N
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, message = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "error: interrupted; start the same command again"
+    assert message.splitlines()[-1] == "error: interrupted; start the same command again"
     assert sorted(path.name for path in folder.root.rglob("*") if path.is_file()) == ["params.yaml"]
 
 
@@ -178,18 +178,18 @@ def test_nobody_reading_is_one_line(folder: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/data/a"), "/data/a: Permission denied"),
         (OSError(errno.EROFS, "Read-only file system", b"/data/a"), "/data/a: Read-only file system"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "nobody reads this command's output any more"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(error: OSError, told: str) -> None:
+def test_what_a_user_can_mend_is_one_line(error: OSError, message: str) -> None:
     answer = CliRunner().invoke(raising(error), [])
     assert answer.exit_code == 1
     (line,) = answer.stderr.splitlines()
-    assert line.startswith(f"error: {told}")
+    assert line.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(

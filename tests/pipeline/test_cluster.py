@@ -149,20 +149,20 @@ def test_one_setting_names_the_cluster_and_its_threads() -> None:
     assert worker_threads(Machine(cluster="tcp://node:8786", threads=8)) == 8
 
 
-def test_a_scheduler_that_is_not_there_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_is_not_there_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     start = time.monotonic()
-    told = "SELFALIGN_CLUSTER=tcp://127.0.0.1:9: no Dask scheduler answers.*dask scheduler"
-    with pytest.raises(InputError, match=told), open_workers(Machine(cluster="tcp://127.0.0.1:9")):
+    message = "SELFALIGN_CLUSTER=tcp://127.0.0.1:9: no Dask scheduler answers.*dask scheduler"
+    with pytest.raises(InputError, match=message), open_workers(Machine(cluster="tcp://127.0.0.1:9")):
         pass
     assert time.monotonic() - start < 10
 
 
-def test_slurm_without_its_package_is_told_what_to_install() -> None:
+def test_slurm_without_its_package_says_what_to_install() -> None:
     if importlib.util.find_spec("dask_jobqueue"):
         pytest.skip("dask-jobqueue is installed")
-    told = "dask-jobqueue isn't installed.*pip install"
-    with pytest.raises(InputError, match=told), open_workers(Machine(cluster="slurm")):
+    message = "dask-jobqueue isn't installed.*pip install"
+    with pytest.raises(InputError, match=message), open_workers(Machine(cluster="slurm")):
         pass
 
 
@@ -229,7 +229,7 @@ def test_failed_shards_are_listed_and_all_others_staged(
     assert {each["threads"] for each in made["shards"]} == {1, 2}
 
 
-def test_a_full_disk_is_told_and_the_next_run_completes(
+def test_a_full_disk_is_an_error_and_the_next_run_completes(
     client: Client, pictures: Pictures, serial: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("extract.engine.build._Build.require_room", lambda *_: None)  # somebody else fills it meanwhile

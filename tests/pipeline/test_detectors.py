@@ -126,9 +126,9 @@ def test_the_catalogue_is_listed_and_shown() -> None:
     text = selfalign().stdout
     assert all(name in text for name in CATALOGUE)
     for name, own in CATALOGUE.items():
-        told = selfalign("show", name).stdout
-        assert own.address in told and own.licence in told and own.source in told
-        assert "sha256:" in told and own.note in told
+        output = selfalign("show", name).stdout
+        assert own.address in output and own.licence in output and own.source in output
+        assert "sha256:" in output and own.note in output
     assert "did you mean 'coco-r50-c4'?" in selfalign("show", "coco-r50-c5").stderr
     page = (CHECKOUT / "docs/detectors.md").read_text(encoding="utf-8")
     assert [name for name in CATALOGUE if f"| `{name}` |" not in page] == []
@@ -162,8 +162,8 @@ def test_a_fetch_that_breaks_goes_on_from_there(server: Server) -> None:
 def test_a_later_command_goes_on_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "TRIES", 1)
     server.answers = [served(stop=1000), served()]
-    told = f"ends after 1,000 of {len(BYTES):,} bytes.*run the same command again"
-    with pytest.raises(InputError, match=told):
+    message = f"ends after 1,000 of {len(BYTES):,} bytes.*run the same command again"
+    with pytest.raises(InputError, match=message):
         local_weights(server.address(), DIGEST)
     assert local_weights(server.address(), DIGEST).read_bytes() == BYTES
     assert server.asked[1][1] == "bytes=1000-"
@@ -190,7 +190,7 @@ def test_without_anything_to_tell_a_file_by_it_is_fetched_from_its_start(server:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (served(stop=1000), f"ends after 4,000 of {len(BYTES):,} bytes, the last of 4 times"),
         (coded(404), "the server answers 404"),
@@ -213,13 +213,15 @@ def test_without_anything_to_tell_a_file_by_it_is_fetched_from_its_start(server:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_came_instead_of_a_checkpoint_is_told(server: Server, answer: Answer, told: str, tmp_path: Path) -> None:
+def test_a_download_that_is_no_checkpoint_is_described(
+    server: Server, answer: Answer, message: str, tmp_path: Path
+) -> None:
     server.answers = [answer]
     result = selfalign("fetch", server.address(), "--yes")
     assert result.exit_code == 1
     (line,) = result.stderr.strip().splitlines()[-1:]
     assert line.startswith("error: ") and "Fix: " in line
-    assert re.search(told, line), line
+    assert re.search(message, line), line
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and "unfinished" not in path.parts]
     assert kept == []
 
@@ -291,7 +293,7 @@ def test_where_nothing_is_published_it_asks(server: Server, tiny: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("own", "change", "told"),
+    ("own", "change", "message"),
     [
         ({"classes": 80}, None, "the weights have 20 classes, not 80"),
         ({"attributes": 400}, None, "12 attributes, not 400"),
@@ -301,7 +303,7 @@ def test_where_nothing_is_published_it_asks(server: Server, tiny: Callable[..., 
     ids=["classes", "attributes", "a missing head", "a missing block"],
 )
 def test_weights_of_another_detector_stop_with_the_list(
-    server: Server, tiny: Callable[..., None], tmp_path: Path, own: dict[str, int], change: str | None, told: str
+    server: Server, tiny: Callable[..., None], tmp_path: Path, own: dict[str, int], change: str | None, message: str
 ) -> None:
     if change:
         state = torch.load(CHECKPOINT, weights_only=True)["model"]
@@ -310,7 +312,7 @@ def test_weights_of_another_detector_stop_with_the_list(
         server.answers = [served(content=(tmp_path / "changed.pth").read_bytes())]
     tiny(**own)
     result = selfalign("fetch", "tiny", "--yes")
-    assert result.exit_code == 1 and re.search(told, result.stderr), result.stderr
+    assert result.exit_code == 1 and re.search(message, result.stderr), result.stderr
     assert "regions:" not in result.stdout
 
 

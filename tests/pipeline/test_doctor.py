@@ -54,9 +54,9 @@ def doctor(wrong: int) -> Result:
 
 
 def lines(answer: Result) -> dict[str, str]:
-    """What is told of each thing."""
+    """The state of each thing by its name."""
     found = {line[2:26].strip(): line[27:] for line in answer.stdout.splitlines() if line.startswith("  ")}
-    return {name: told for name, told in found.items() if name}
+    return {name: state for name, state in found.items() if name}
 
 
 def change(project: Project, changed: Callable[[dict[str, Any]], None]) -> None:
@@ -68,13 +68,13 @@ def change(project: Project, changed: Callable[[dict[str, Any]], None]) -> None:
 def test_a_fresh_checkout_is_ready(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SELFALIGN_READERS", "7")
     answer = doctor(0)
-    told = lines(answer)
+    found = lines(answer)
     assert all(f"  {PREFIX}{name.upper()} " in answer.stdout for name in Machine.model_fields)
-    assert told["SELFALIGN_READERS"].split()[:2] == ["7", "set"]
-    assert "not there yet: data/scenes/images, data/scenes/captions.json (`dvc repro` makes it)" in told["demo"]
-    assert told["run vsrn"] == told["run vsrn-selfalign"] == "ready"
-    assert "GB free" in told["staging folder"] and "GB free" in told["project's folder"]
-    assert told["torch"] and "optional" in told["detectron2"]
+    assert found["SELFALIGN_READERS"].split()[:2] == ["7", "set"]
+    assert "not there yet: data/scenes/images, data/scenes/captions.json (`dvc repro` makes it)" in found["demo"]
+    assert found["run vsrn"] == found["run vsrn-selfalign"] == "ready"
+    assert "GB free" in found["staging folder"] and "GB free" in found["project's folder"]
+    assert found["torch"] and "optional" in found["detectron2"]
 
 
 def test_the_real_command_counts_what_is_missing_and_exits_with_it(folder: Project) -> None:
@@ -89,7 +89,7 @@ def test_the_real_command_counts_what_is_missing_and_exits_with_it(folder: Proje
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
     *_, last = answer.stdout.splitlines()
     assert last == "7 things are missing", answer.stdout
-    for told in (
+    for found in (
         "datasets.flickr30k.source.images: /data/flickr30k/images: no such file or folder. Fix:",
         "datasets.flickr30k.source.captions: /data/flickr30k/dataset_flickr30k.json: no such file",
         "regions.detector.weights: models/bua-r101-c4-vg.pth: no such file. Fix: put the weights there",
@@ -99,7 +99,7 @@ def test_the_real_command_counts_what_is_missing_and_exits_with_it(folder: Proje
         "tokenizer: models/bert-base-uncased: no such folder",
         "encoder 'models/bert-base-uncased'",
     ):
-        assert told in answer.stdout, told
+        assert found in answer.stdout, found
 
 
 def test_a_grid_is_ready_or_its_model_is_named_with_the_command_that_fetches_it(folder: Project) -> None:
@@ -107,8 +107,8 @@ def test_a_grid_is_ready_or_its_model_is_named_with_the_command_that_fetches_it(
     source = preset["datasets"]["photographs"]["source"]
     source |= {"images": str(folder.root), "captions": str(folder.root / "params.yaml"), "watch": str(folder.root)}
     change(folder, lambda params: [params[section].update(entries) for section, entries in preset.items()])
-    told = lines(doctor(0))
-    assert told["photographs"].endswith("(`dvc repro` makes it)") or told["photographs"].startswith("ready")
+    found = lines(doctor(0))
+    assert found["photographs"].endswith("(`dvc repro` makes it)") or found["photographs"].startswith("ready")
 
     def set_detector(**keys: str | None) -> None:
         detector = preset["datasets"]["photographs"]["regions"]["detector"]
@@ -138,8 +138,8 @@ def test_an_imported_set_is_ready_or_says_what_is_missing(folder: Project) -> No
         regions = {"boxes": "xyxy"} if format == "scan" else {}
         entry = {"source": source, "regions": regions, "tokens": tokens}
         change(folder, lambda params, name=format, entry=entry: params["datasets"].update({name: entry}))
-    told = lines(doctor(0))
-    assert all(told[format] == "ready" for format in formats)
+    found = lines(doctor(0))
+    assert all(found[format] == "ready" for format in formats)
 
     def break_them(params: dict[str, Any]) -> None:
         sets = params["datasets"]
@@ -250,7 +250,7 @@ def test_a_shared_set_lacks_what_was_not_brought(folder: Project) -> None:
 
 @pytest.mark.parametrize("captions", ["/data/f30k", "/data/captions.json"])
 @pytest.mark.parametrize("format", ["scan", "butd-tsv", "coco-detections", "mmf-npy", "store"])
-def test_the_entry_of_features_that_are_not_here_is_told_as_it_is_pasted(
+def test_the_entry_of_features_that_are_not_here_is_printed_as_it_is_pasted(
     folder: Project, format: str, captions: str
 ) -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
@@ -261,9 +261,9 @@ def test_the_entry_of_features_that_are_not_here_is_told_as_it_is_pasted(
     tokens: {{language: blank_en, min_count: 1}}
 """
     Path("params.yaml").write_text(text.replace("datasets:\n", entry, 1), encoding="utf-8")
-    told = doctor(2).stdout
-    assert "datasets.f30k.source.images: /data/f30k: no such file or folder. Fix: " in told
-    assert f"datasets.f30k.source.captions: {captions}: no such file" in told
+    output = doctor(2).stdout
+    assert "datasets.f30k.source.images: /data/f30k: no such file or folder. Fix: " in output
+    assert f"datasets.f30k.source.captions: {captions}: no such file" in output
 
 
 def test_wrong_parameters_are_one_thing(folder: Project) -> None:
@@ -276,7 +276,7 @@ def test_wrong_parameters_are_one_thing(folder: Project) -> None:
     assert "run from the project's folder" in doctor(1).stdout
 
 
-def test_wrong_machine_settings_are_told(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_machine_settings_are_refused(folder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine without CUDA")
     monkeypatch.setenv("SELFALIGN_DEVICE", "cuda")
@@ -291,10 +291,10 @@ def test_a_required_package_is_missing(folder: Project, monkeypatch: pytest.Monk
     info = folder.root / "other" / "selfalign-9.dist-info"
     info.mkdir(parents=True)
     wanted = ("numpy>=2", "numpy>=99", "surely-not-there>=1", 'neither-this; extra == "spare"')
-    told = "\n".join(
+    metadata = "\n".join(
         ["Metadata-Version: 2.1", "Name: selfalign", "Version: 9", *(f"Requires-Dist: {w}" for w in wanted)]
     )
-    (info / "METADATA").write_text(f"{told}\n", encoding="utf-8")
+    (info / "METADATA").write_text(f"{metadata}\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(info.parent))
     text = doctor(2).stdout
     assert "package surely-not-there: not installed. Fix: run `make environment`" in text

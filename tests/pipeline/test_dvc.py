@@ -121,7 +121,7 @@ def test_metrics_are_recalls_of_the_test_split(project: Project, run: str, image
     assert metrics["rsum"] > 0
 
 
-def test_correspondence_is_told_where_the_truth_is_known(project: Project) -> None:
+def test_correspondence_is_reported_where_the_truth_is_known(project: Project) -> None:
     for run in ("vsrn", "vsrn-selfalign"):
         found = project.metrics(run)["correspondence"]
         assert 0 < found["chance"] < 1 and 0 <= found["accuracy"] <= found["ceiling"] <= 1
@@ -216,12 +216,12 @@ def test_a_clone_without_pictures_and_captions_keeps_its_manifest(project: Proje
     shutil.copy(source["captions"], there)
     source |= {"images": str(there), "captions": str(there / "captions.json"), "watch": str(there / "captions.json")}
     clone.write_params(params)
-    told = clone.command("dvc", "repro", "manifest@pictures", "regions@pictures", ends_with=255).text
-    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert "none of 11 pictures is there" in line and "'photo 0.jpg'" in line and "Traceback" not in told
+    output = clone.command("dvc", "repro", "manifest@pictures", "regions@pictures", ends_with=255).text
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "none of 11 pictures is there" in line and "'photo 0.jpg'" in line and "Traceback" not in output
     (there / "captions.json").unlink()
-    told = clone.command("dvc", "repro", "manifest@pictures", ends_with=255).text
-    assert f"{there / 'captions.json'}" in told and "Traceback" not in told
+    output = clone.command("dvc", "repro", "manifest@pictures", ends_with=255).text
+    assert f"{there / 'captions.json'}" in output and "Traceback" not in output
     assert clone.digests("data/pictures/manifest") == manifest and len(manifest) == 3
 
 

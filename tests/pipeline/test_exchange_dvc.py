@@ -91,8 +91,8 @@ def test_a_changed_file_is_imported_again(project: Project, reproduced: list[str
     features = np.load(path)
     features[0, 0, 0] += 1
     np.save(path, features)
-    told = project.command("selfalign", "check", "scan", ends_with=1).text
-    assert f"{path}: changed" in told and "scan: 1 files changed, of 80 images; restore them, or `dvc repro" in told
+    output = project.command("selfalign", "check", "scan", ends_with=1).text
+    assert f"{path}: changed" in output and "scan: 1 files changed, of 80 images; restore them, or `dvc repro" in output
     assert project.repro("regions@scan").stages == ["manifest@scan", "regions@scan"]
     store = RegionStore(project.root / "data" / "scan" / "regions")
     assert store.regions(48).features[0, 0] == features[0, 0, 0].astype(np.float16)
@@ -114,8 +114,8 @@ def test_what_was_imported_outside_the_pipeline_is_added_and_trained_on(
     project.command("selfalign", "import", "scan", str(brought), out, "--boxes", "xyxy", "--precision", "float32")
     shutil.rmtree(brought)
     with project.restored():
-        told = project.command("selfalign", "add", name, "--features", "store", out).text
-        assert "80 images" in told and "400 captions" in told and "48 train, 12 val, 20 test" in told
+        output = project.command("selfalign", "add", name, "--features", "store", out).text
+        assert "80 images" in output and "400 captions" in output and "48 train, 12 val, 20 test" in output
         assert project.params["datasets"][name]["regions"]["precision"] == "float32"
         params = project.params
         params["runs"][f"{name}-vse-infinity"] |= {"epochs": 2}

@@ -34,16 +34,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.mark.parametrize("name", ["a; touch made", "$(touch made)", "-rf"])
 def test_a_hostile_name_is_refused_by_the_stage_and_run_by_no_shell(project: Project, name: str) -> None:
-    told = project.command("dvc", "repro", "-s", f"manifest@{name}", ends_with=255).text
-    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    output = project.command("dvc", "repro", "-s", f"manifest@{name}", ends_with=255).text
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     for each in NAMES:
         assert f"datasets: {each!r} is no name" in line and f"runs: {each!r} is no name" in line
     assert line.endswith("a name has letters (A to Z, a to z), digits, - and _, and begins with a letter.")
-    assert "Traceback" not in told and not list(project.root.rglob("made"))
+    assert "Traceback" not in output and not list(project.root.rglob("made"))
     assert not any((project.root / "data" / each / "manifest").exists() for each in NAMES)
 
 
 def test_a_name_on_the_command_line_is_a_name(project: Project) -> None:
     """Where nobody asked DVC: the command itself, whose shell is none."""
-    told = project.command("selfalign", "manifest", "--", "-rf", ends_with=1).text
-    assert "'-rf' is no name" in told and "Traceback" not in told
+    output = project.command("selfalign", "manifest", "--", "-rf", ends_with=1).text
+    assert "'-rf' is no name" in output and "Traceback" not in output

@@ -25,7 +25,7 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
     assert Machine.from_environment().batch == 5
 
 
-def test_an_unknown_variable_is_told_the_nearest() -> None:
+def test_an_unknown_variable_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"SELFALIGN_THREAD: .*did you mean SELFALIGN_THREADS\?.*selfalign doctor"):
         Machine.from_environment({"SELFALIGN_THREAD": "2"})
 
@@ -55,11 +55,11 @@ def test_a_device_that_is_not_here_is_refused() -> None:
     "cluster",
     ["none", "slurm", "slurm:3", "local:12", "tcp://10.0.0.7:8786", "tls://a.example.org:1", "node:1", "tcp://[::1]:1"],
 )
-def test_clusters_are_told_by_their_names(cluster: str) -> None:
+def test_clusters_are_recognised_by_their_names(cluster: str) -> None:
     assert Machine.from_environment({"SELFALIGN_CLUSTER": cluster}).cluster == cluster
 
 
 @pytest.mark.parametrize("cluster", ["", "local", "slurm:0", "local:0", "local:two", "SLURM", "tcp://node", "8786"])
-def test_a_wrong_cluster_is_told_what_there_is(cluster: str) -> None:
+def test_a_wrong_cluster_lists_the_choices(cluster: str) -> None:
     with pytest.raises(InputError, match="SELFALIGN_CLUSTER: .* is not none, local:N, slurm:N or an address like tcp"):
         Machine.from_environment({"SELFALIGN_CLUSTER": cluster})

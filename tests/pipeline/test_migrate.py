@@ -60,9 +60,9 @@ def test_an_older_project_goes_on_without_extracting(tmp_path: Path) -> None:
     unpack(project.root)
     params = (project.root / "params.yaml").read_text()
     (project.root / "params.yaml").write_text(f"# of mine\n{params}# the end\n")
-    told = project.command("selfalign", "migrate").text
-    assert "regions own: 10 pictures, 0 computed, 10 reused" in told
-    assert "teachers own: 30 images and captions, 0 computed, 30 reused" in told
+    output = project.command("selfalign", "migrate").text
+    assert "regions own: 10 pictures, 0 computed, 10 reused" in output
+    assert "teachers own: 30 images and captions, 0 computed, 30 reused" in output
 
     written = (project.root / "params.yaml").read_text()
     assert written.startswith("# of mine\n") and written.count("\n# the end\n") == 1
@@ -104,11 +104,11 @@ def test_an_older_project_goes_on_without_extracting(tmp_path: Path) -> None:
 
 
 def status(project: Project) -> dict:
-    told = project.command("dvc", "status", "--json").text
-    return json.loads(told[told.index("{") :])
+    output = project.command("dvc", "status", "--json").text
+    return json.loads(output[output.index("{") :])
 
 
-def test_what_was_killed_before_dvc_was_told_is_continued(
+def test_a_migration_killed_before_dvc_commit_is_continued(
     older: Path, monkeypatch: pytest.MonkeyPatch, commands: list[tuple[str, ...]]
 ) -> None:
     def killed(*arguments: str) -> None:
@@ -118,9 +118,9 @@ def test_what_was_killed_before_dvc_was_told_is_continued(
         patch.setattr(migrating, "_dvc", killed)
         migrating.run(Machine.from_environment())
     made = state(older)
-    told = migrating.run(Machine.from_environment())
+    output = migrating.run(Machine.from_environment())
     assert commands == [("commit", "--force", "--quiet", "detector", *sorted(DATA, key=commands[0].index))]
-    assert "own: its stores in today's form" in told and state(older) == made
+    assert "own: its stores in today's form" in output and state(older) == made
 
 
 def damaged(path: Path) -> None:
@@ -131,7 +131,7 @@ def damaged(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
         (lambda root: shutil.rmtree(root / "data"), "data/own/regions isn't here: fetch it with the code that made it"),
         (lambda root: shutil.rmtree(root / "data/own/regions"), "data/own/regions isn't here"),
@@ -145,13 +145,13 @@ def damaged(path: Path) -> None:
     ],
 )
 def test_what_cannot_be_taken_changes_nothing(
-    older: Path, commands: list[tuple[str, ...]], harm: object, told: str
+    older: Path, commands: list[tuple[str, ...]], harm: object, message: str
 ) -> None:
     harm(older)
     before = state(older)
     with pytest.raises(InputError) as caught:
         migrating.run(Machine.from_environment())
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert state(older) == before and commands == []
 
 
@@ -196,7 +196,7 @@ studies:
 
 
 def test_losses_move_wherever_they_were_written() -> None:
-    text, told = rewritten(OLD_RUNS)
+    text, notes = rewritten(OLD_RUNS)
     source = {"format": "folder", "images": "a", "captions": "b.csv"}
     found = yaml.safe_load(text)
     first, second, third = (found["optional"]["set"][name] for name in ("first", "second", "third"))
@@ -214,7 +214,7 @@ def test_losses_move_wherever_they_were_written() -> None:
     assert found["datasets"] == {"own": {"source": {**source, "watch": "b.csv"}}}
     for line in ("datasets:  # one", "    first: &first # a base run", "      # of the losses", "# the end"):
         assert line in text.splitlines()
-    assert rewritten(text) == (text, []) and told
+    assert rewritten(text) == (text, []) and notes
 
 
 def test_todays_parameters_stay_as_they_are() -> None:
@@ -239,20 +239,20 @@ def test_todays_parameters_stay_as_they_are() -> None:
 )
 def test_teachers_get_names_and_spice_is_a_metric(images: str, now: dict[str, str]) -> None:
     teachers = f"teachers:\n  d:\n    images:{images}    captions: {{model: models/minilm, plain: true}}\n"
-    written, told = rewritten(f"packs: {{}}\n{teachers}evaluate: {{split: test, spice: a.jar}} # one\n")
+    written, changes = rewritten(f"packs: {{}}\n{teachers}evaluate: {{split: test, spice: a.jar}} # one\n")
     found = yaml.safe_load(written)
     assert found["teachers"]["d"] == {
         "images": {"name": "vision"} | now,
         "captions": {"name": "sentences", "model": "models/minilm", "plain": True},
     }
     assert found["evaluate"] == {"split": "test", "metrics": {"spice": {"jar": "a.jar"}}} and "# one" in written
-    assert "teachers.d.images: name: vision" in told
+    assert "teachers.d.images: name: vision" in changes
 
 
 def test_a_study_of_dvcs_queue_and_an_empty_spice_go() -> None:
     queued = "  one: {title: One, run: a, dataset: d, key: base.dim, values: []} # queued"
     studies = f"studies:\n{queued}\n  two: {{key: k, values: [1]}}\n"
-    written, told = rewritten(f"packs: {{}}\nevaluate: {{split: test, spice: null}}\n{studies}")
+    written, changes = rewritten(f"packs: {{}}\nevaluate: {{split: test, spice: null}}\n{studies}")
     found = yaml.safe_load(written)
     assert found["evaluate"] == {"split": "test"} and found["studies"] == {"two": {"vary": {"k": [1]}}}
-    assert any(line.startswith("studies.one: taken out") for line in told)
+    assert any(line.startswith("studies.one: taken out") for line in changes)

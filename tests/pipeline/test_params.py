@@ -94,7 +94,7 @@ def test_an_unknown_key_like_no_other_has_no_hint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("scenes.train", "many", "valid integer"),
         ("runs.vsrn.epochs", 0, "greater than or equal to 1"),
@@ -107,10 +107,10 @@ def test_an_unknown_key_like_no_other_has_no_hint(tmp_path: Path) -> None:
         ("datasets", {}, "at least 1 item"),
     ],
 )
-def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, key: str, value: Any, told: str) -> None:
+def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, key: str, value: Any, expected: str) -> None:
     text = message(changed(tmp_path, key, value))
     place = key.removesuffix(".min_boxes")  # a rule of two keys is told of their section
-    assert f"{place}: " in text and told in text
+    assert f"{place}: " in text and expected in text
 
 
 IMPORTED = {"format": "scan", "images": "/data/scan", "captions": "/data/scan", "watch": "/data/scan"}
@@ -128,7 +128,7 @@ def test_an_imported_set_has_its_own_regions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("regions.boxs", "xyxy", "regions.boxs: unknown key (did you mean 'boxes'?)"),
         ("regions.boxes", "corners", "regions.boxes: input should be 'xyxy'"),
@@ -137,14 +137,16 @@ def test_an_imported_set_has_its_own_regions(tmp_path: Path) -> None:
         ("source.format", "scam", "source.format: no format 'scam' (did you mean 'scan'?): choose one of"),
     ],
 )
-def test_mistakes_of_an_imported_set_are_named_by_their_key(tmp_path: Path, key: str, value: str, told: str) -> None:
+def test_mistakes_of_an_imported_set_are_named_by_their_key(
+    tmp_path: Path, key: str, value: str, expected: str
+) -> None:
     params = copy.deepcopy(COMMITTED)
     params["datasets"]["demo"] |= {"source": dict(IMPORTED), "regions": {}}
     section, name = key.split(".")
     params["datasets"]["demo"][section][name] = value
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
-    assert f"datasets.demo.{told}" in message(path)
+    assert f"datasets.demo.{expected}" in message(path)
 
 
 def test_only_an_imported_set_has_pictures_apart(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_only_an_imported_set_has_pictures_apart(tmp_path: Path) -> None:
     assert "`pictures` is not for format karpathy" in message(path)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     path = changed(tmp_path, "scenes.train", "many")
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     params["report"]["retreived"] = 5
@@ -161,13 +163,13 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert "scenes.train" in text and "report.retreived" in text
 
 
-def test_a_run_on_an_unknown_data_set_is_told_the_nearest(tmp_path: Path) -> None:
+def test_a_run_on_an_unknown_data_set_names_the_nearest(tmp_path: Path) -> None:
     text = message(changed(tmp_path, "runs.vsrn.dataset", "dmo"))
     assert "runs.vsrn.dataset" in text and "'dmo'" in text and "did you mean 'demo'?" in text
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         (
             "text_features",
@@ -180,8 +182,8 @@ def test_a_run_on_an_unknown_data_set_is_told_the_nearest(tmp_path: Path) -> Non
         ("runs.vsrn.text", {"reads": "text_features", "encoder": {"model": "x"}}, "leave encoder out"),
     ],
 )
-def test_text_encoders_need_what_they_read(tmp_path: Path, key: str, value: Any, told: str) -> None:
-    assert told in message(changed(tmp_path, key, value))
+def test_text_encoders_need_what_they_read(tmp_path: Path, key: str, value: Any, expected: str) -> None:
+    assert expected in message(changed(tmp_path, key, value))
 
 
 def test_a_run_needs_the_text_features_that_it_reads(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ BUILT_IN = {"images": {"name": "regions-mean"}, "captions": {"name": "lsa"}}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("teachers", {"demos": BUILT_IN}, "teachers.demos is none of the data sets (did you mean 'demo'?)"),
         ("teachers", {"demo": BUILT_IN | {"image": {}}}, "teachers.demo.image: unknown key (did you mean 'images'?)"),
@@ -238,19 +240,19 @@ BUILT_IN = {"images": {"name": "regions-mean"}, "captions": {"name": "lsa"}}
         ("runs.vsrn.losses", {"csa": {"bounds": [0.5, 0.5]}}, "losses.csa: value error, bounds are [0.5, 0.5]"),
     ],
 )
-def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, told: str) -> None:
-    assert told in message(changed(tmp_path, key, value))
+def test_soft_labels_need_their_teachers(tmp_path: Path, key: str, value: Any, expected: str) -> None:
+    assert expected in message(changed(tmp_path, key, value))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("packs", {"demos": {}}, "packs.demos is none of the data sets (did you mean 'demo'?)"),
         ("datasets.demo.pack", {}, "datasets.demo.pack: packs are a section of their own. Fix: `selfalign migrate`"),
     ],
 )
-def test_packs_are_of_data_sets(tmp_path: Path, key: str, value: Any, told: str) -> None:
-    assert told in message(changed(tmp_path, key, value))
+def test_packs_are_of_data_sets(tmp_path: Path, key: str, value: Any, expected: str) -> None:
+    assert expected in message(changed(tmp_path, key, value))
 
 
 def test_a_run_needs_the_teachers_that_it_learns_from(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_an_old_run_is_answered_with_what_to_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"scenes: [1\nrest: 2", b"scenes: \xff\xfe"], ids=["broken", "not UTF-8"])
-def test_what_is_not_yaml_is_told_so(tmp_path: Path, content: bytes) -> None:
+def test_text_that_is_not_yaml_is_named_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     assert "not YAML" in message(path)

@@ -44,13 +44,13 @@ def added(section: str, name: str) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_name_is_told_as_it_is_written_with_its_line(tmp_path: Path, name: str) -> None:
+def test_a_bad_name_is_quoted_as_it_is_written_with_its_line(tmp_path: Path, name: str) -> None:
     text, line = added("datasets", name)
-    told = refused(tmp_path, text)
+    message = refused(tmp_path, text)
     assert re.search(
-        rf"datasets: '{re.escape(name.strip(chr(34)))}' is (no name|a word of YAML's own) \(line {line}\)", told
+        rf"datasets: '{re.escape(name.strip(chr(34)))}' is (no name|a word of YAML's own) \(line {line}\)", message
     )
-    assert "a name has letters (A to Z, a to z), digits, - and _, and begins with a letter" in told
+    assert "a name has letters (A to Z, a to z), digits, - and _, and begins with a letter" in message
 
 
 @pytest.mark.parametrize("name", ["coco.v2", "my data", "2024", "vsrn-m0.2"])
@@ -76,16 +76,18 @@ def test_names_of_every_section_are_checked(tmp_path: Path, section: str) -> Non
 
 
 def test_names_of_shared_sets_and_text_features_are_checked(tmp_path: Path) -> None:
-    told = refused(tmp_path, TEXT.replace("text_features: {}", "text_features: {a b: {}}\nshared: {2024: {}, on: {}}"))
+    message = refused(
+        tmp_path, TEXT.replace("text_features: {}", "text_features: {a b: {}}\nshared: {2024: {}, on: {}}")
+    )
     for name in ("text_features: 'a b'", "shared: '2024'", "shared: 'on'"):
-        assert name in told
+        assert name in message
 
 
-def test_all_bad_names_are_told_together_a_run_of_a_set_that_is_on_once(tmp_path: Path) -> None:
+def test_all_bad_names_are_listed_together_a_run_of_a_set_that_is_on_once(tmp_path: Path) -> None:
     text, _ = added("datasets", "my data")
     text = text.replace("    vsrn-cusa: &vsrn-cusa", "    vsrn.cusa: &vsrn-cusa").replace("<<: []", "<<: [*cusa]")
-    told = refused(tmp_path, text.replace("  vsrn-both:", "  2:"))
-    assert all(told.count(f"'{name}' is no name") == 1 for name in ("my data", "vsrn.cusa", "2"))
+    message = refused(tmp_path, text.replace("  vsrn-both:", "  2:"))
+    assert all(message.count(f"'{name}' is no name") == 1 for name in ("my data", "vsrn.cusa", "2"))
 
 
 @pytest.mark.parametrize(
@@ -100,9 +102,9 @@ def test_all_bad_names_are_told_together_a_run_of_a_set_that_is_on_once(tmp_path
 )
 def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path, section: str, name: str, other: str) -> None:
     text, line = added(section, name)
-    told = refused(tmp_path, text)
-    assert "differ in case alone" in told and f"'{name}'" in told and f"line {line}" in told
-    assert other.partition(":")[0] in told
+    message = refused(tmp_path, text)
+    assert "differ in case alone" in message and f"'{name}'" in message and f"line {line}" in message
+    assert other.partition(":")[0] in message
 
 
 def test_a_shared_set_and_one_made_here_differ_in_more_than_case(tmp_path: Path) -> None:
@@ -114,19 +116,19 @@ def test_a_data_set_does_not_share_the_demos_pictures(tmp_path: Path) -> None:
     assert f"'Scenes' (line {line}) would share data/scenes" in refused(tmp_path, text)
 
 
-def test_a_key_given_twice_is_told_with_both_lines(tmp_path: Path) -> None:
+def test_a_key_given_twice_is_named_with_both_lines(tmp_path: Path) -> None:
     text = TEXT.replace("  train: 2000\n", "  train: 2000\n  train: 20\n") + "report: {examples: 1}\n"
-    told = refused(tmp_path, text)
+    message = refused(tmp_path, text)
     lines = text.splitlines()
     first = lines.index("  train: 2000") + 1
-    assert f"key 'train' is on line {first} and again on line {first + 1}" in told
-    assert f"key 'report' is on line {lines.index('report:') + 1} and again on line {len(lines)}" in told
+    assert f"key 'train' is on line {first} and again on line {first + 1}" in message
+    assert f"key 'report' is on line {lines.index('report:') + 1} and again on line {len(lines)}" in message
 
 
-def test_duplicates_and_bad_names_are_told_together(tmp_path: Path) -> None:
+def test_duplicates_and_bad_names_are_listed_together(tmp_path: Path) -> None:
     text, _ = added("datasets", "demo")
-    told = refused(tmp_path, text.replace("  vsrn-both:", "  both.2:"))
-    assert "key 'demo' is on line" in told and "'both.2' is no name" in told
+    message = refused(tmp_path, text.replace("  vsrn-both:", "  both.2:"))
+    assert "key 'demo' is on line" in message and "'both.2' is no name" in message
 
 
 @pytest.mark.parametrize(
@@ -164,8 +166,8 @@ def test_what_was_right_is_read_as_before(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a: 2024-13-45", "a: " + "[" * 5000, "? [a]\n: 1", "=: 1", "a: &a {b: *c}"])
 def test_what_pyyaml_can_not_read_is_one_line(tmp_path: Path, text: str) -> None:
-    told = refused(tmp_path, text)
-    assert "not YAML" in told and "\n" not in told
+    message = refused(tmp_path, text)
+    assert "not YAML" in message and "\n" not in message
 
 
 def test_dvc_reads_the_names_that_are_allowed_as_they_are_written(tmp_path: Path) -> None:

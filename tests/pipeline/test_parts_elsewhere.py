@@ -119,16 +119,16 @@ def test_its_teacher_gives_vectors(made: tuple[Path, dict[str, str]]) -> None:
     assert "| teacher | `colours` | `lsa` |" in (store.folder / "README.md").read_text()
 
 
-def test_its_base_and_loss_train_and_its_metric_is_told(made: tuple[Path, dict[str, str]]) -> None:
+def test_its_base_and_loss_train_and_its_metric_is_reported(made: tuple[Path, dict[str, str]]) -> None:
     run = made[0] / "runs" / "run"
     head, first = (line.split(",") for line in (run / "epochs.csv").read_text().splitlines())
     assert float(first[head.index("spread")]) > 0
     figures = json.loads((run / "evaluation" / "figures.json").read_text())
     assert figures["rsum"] > 0 and "ndcg" not in figures and "unimodal" in figures
-    told = figures["others"]["middle"]
-    assert told["captions"] == 6 and told["mean_distance"] > 0
+    figures_of_middle = figures["others"]["middle"]
+    assert figures_of_middle["captions"] == 6 and figures_of_middle["mean_distance"] > 0
     pages = "".join(page.read_text(encoding="utf-8") for page in (made[0] / "report").glob("*.html"))
-    assert "middle: mean distance" in pages and f"<td>{told['mean_distance']:.4g}</td>" in pages
+    assert "middle: mean distance" in pages and f"<td>{figures_of_middle['mean_distance']:.4g}</td>" in pages
     assert "A curve needs two epochs" in pages and "losses.spread.weight" in pages  # it was trained for one
 
 
@@ -141,11 +141,11 @@ def test_names_and_keys_of_its_parts_are_checked(made: tuple[Path, dict[str, str
     wrong["evaluate"]["metrics"]["middle"] = {"ordre": 1}
     (folder / "wrong").mkdir()
     (folder / "wrong" / "params.yaml").write_text(yaml.safe_dump(wrong))
-    told = run(folder / "wrong", environment, "train run").stderr
+    output = run(folder / "wrong", environment, "train run").stderr
     for part in (
         "runs.run.losses: no loss 'spred' (did you mean 'spread'?)",
         "regions.detector.sied: unknown key (did you mean 'side'?)",
         "teachers.theirs.images: no teacher 'colour' (did you mean 'colours'?)",
         "evaluate.metrics.middle.ordre: unknown key (did you mean 'order'?)",
     ):
-        assert part in told, told
+        assert part in output, output

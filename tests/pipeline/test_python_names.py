@@ -39,11 +39,11 @@ def test_files_that_hide_the_packages_are_named(tmp_path: Path, loaded: bool) ->
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "__init__.py").touch()
     done = python(f"{'import train, eval; ' * loaded}import selfalign; selfalign.search", tmp_path)
-    told = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and told.startswith("ImportError: SelfAlign's packages are hidden")
+    message = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and message.startswith("ImportError: SelfAlign's packages are hidden")
     for file in ("train.py", "eval/__init__.py"):
-        assert f"{tmp_path / file}, not {CHECKOUT / file.split('/')[0].removesuffix('.py')}" in told
-    assert "extract" not in told.replace(str(CHECKOUT), "") and "Rename that file" in told
+        assert f"{tmp_path / file}, not {CHECKOUT / file.split('/')[0].removesuffix('.py')}" in message
+    assert "extract" not in message.replace(str(CHECKOUT), "") and "Rename that file" in message
 
 
 def test_a_folder_of_data_that_has_a_packages_name_hides_nothing(tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def test_all_of_a_data_set_goes_and_nothing_else(project: Path) -> None:
     assert Path("params.yaml").read_text(encoding="utf-8") == TEXT
     stages = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
     assert list(stages) == ["manifest@mine2", "train@vsrn"]
-    for told in (
+    for line in (
         "params.yaml: datasets.mine",
         "runs.mine-other",
         "ensembles.mine-both",
         "runs/mine-run",
         "regions@mine",
     ):
-        assert told in done.output
+        assert line in done.output
     assert "pictures" not in done.output and "mine2" not in done.output
 
 
@@ -104,11 +104,11 @@ def test_pictures_and_files_that_others_read_stay(project: Path) -> None:
     }
 
 
-def test_what_is_named_by_hand_is_told_with_its_lines(project: Path) -> None:
+def test_references_written_by_hand_are_named_with_their_lines(project: Path) -> None:
     done = remove("demo", answer="n\n")
-    told = next(line for line in done.output.splitlines() if "by hand" in line)
+    note = next(line for line in done.output.splitlines() if "by hand" in line)
     lines = Path("dvc.yaml").read_text(encoding="utf-8").splitlines()
-    assert any(f" {number}" in told for number, line in enumerate(lines, 1) if "path: data/demo/regions" in line)
+    assert any(f" {number}" in note for number, line in enumerate(lines, 1) if "path: data/demo/regions" in line)
 
 
 @pytest.mark.parametrize("wrong", ["nobody", "min"])
@@ -124,7 +124,7 @@ def test_the_only_data_set_stays(project: Path) -> None:
     assert files() == before
 
 
-def test_what_others_take_over_from_an_entry_is_told(project: Path) -> None:
+def test_aliases_of_an_entry_are_named(project: Path) -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
     text = text.replace("  mine-run:\n", "  mine-run: &base\n", 1)
     text = text.replace("\nevaluate:\n", "\n  on-demo:\n    <<: *base\n    dataset: demo\n\nevaluate:\n", 1)

@@ -22,8 +22,8 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 def browser() -> Iterator[Any]:
     """A headless Chromium; skipped where there is none, unless REQUIRE_BROWSER says that there must be (.ci/run)."""
     if CHROMIUM is None or DRIVER is None:
-        told = "chromium and chromium-driver aren't installed (.ci/run installs them from Debian's packages)"
-        pytest.fail(told) if os.environ.get("REQUIRE_BROWSER") else pytest.skip(told)
+        message = "chromium and chromium-driver aren't installed (.ci/run installs them from Debian's packages)"
+        pytest.fail(message) if os.environ.get("REQUIRE_BROWSER") else pytest.skip(message)
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed (the extra `test` has it)")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM

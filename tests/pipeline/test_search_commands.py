@@ -191,9 +191,9 @@ def test_what_has_changed_since_is_named_with_the_command(tmp_path: Path):
     changed = tmp_path / "regions" / "test" / "index.json"
     card.run(changed.parent, licence="CC BY 4.0")  # no embedding depends on it
     index.require_current(replace(own, regions=tmp_path / "regions"))
-    told = json.loads(changed.read_text()) | {"more": 1}
+    facts = json.loads(changed.read_text()) | {"more": 1}
     changed.unlink()
-    changed.write_text(json.dumps(told))
+    changed.write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"regions\.test was"):
         index.require_current(replace(own, regions=tmp_path / "regions"))
 
@@ -368,7 +368,7 @@ def test_mistakes_in_python_say_what_to_do(tmp_path: Path):
     index = selfalign_package.open_index("camera-demo")
     model = selfalign_package.load_model("camera")
     without = Regions(np.zeros((0, 8), np.float16), np.zeros((0, 4), np.float32), (9, 9))
-    for mistake, told in (
+    for mistake, message in (
         (lambda: selfalign_package.load_model("camra"), "runs has no 'camra' (did you mean 'camera'?)"),
         (lambda: selfalign_package.open_index("nobody"), "there is no index"),
         (lambda: selfalign_package.open_store(tmp_path), "there is no such store"),
@@ -384,7 +384,7 @@ def test_mistakes_in_python_say_what_to_do(tmp_path: Path):
     ):
         with pytest.raises(selfalign_package.InputError) as error:
             mistake()
-        assert told in str(error.value)
+        assert message in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -459,7 +459,7 @@ def test_the_server_sends_pictures_and_the_page(server: Server):
 
 
 @pytest.mark.parametrize(
-    ("status", "path", "told"),
+    ("status", "path", "message"),
     [
         (422, "/api/search?text=%3F!", "it has no word"),
         (422, "/api/search", "text: Field required"),
@@ -478,11 +478,11 @@ def test_the_server_sends_pictures_and_the_page(server: Server):
         (404, "/../params.yaml", "Not Found"),
     ],
 )
-def test_the_server_says_what_is_wrong(server: Server, status: int, path: str, told: str):
+def test_the_server_says_what_is_wrong(server: Server, status: int, path: str, message: str):
     found, headers, content = server.raw("GET", path)
     refusal = schema.Refusal.model_validate_json(content)
     assert (found, headers["X-Content-Type-Options"]) == (status, "nosniff")
-    assert told in refusal.error and refusal.where and refusal.fix
+    assert message in refusal.error and refusal.where and refusal.fix
 
 
 def test_an_index_whose_first_caption_has_no_known_word_is_served(monkeypatch: pytest.MonkeyPatch):
@@ -492,9 +492,9 @@ def test_an_index_whose_first_caption_has_no_known_word_is_served(monkeypatch: p
 
 
 def test_the_server_bounds_what_it_reads_and_whom_it_answers(server: Server):
-    for body, status, told in ((b"", 422, "there is no picture"), (b"no picture", 422, "the picture can't be read")):
+    for body, status, message in ((b"", 422, "there is no picture"), (b"no picture", 422, "the picture can't be read")):
         found, _, content = server.raw("POST", "/api/picture", body)
-        assert found == status and told in json.loads(content)["error"]
+        assert found == status and message in json.loads(content)["error"]
     # Only the header is sent: a body that is told to be too large is never read.
     length = {"Content-Length": str(schema.MOST_BYTES + 1)}
     found, _, content = server.raw("POST", "/api/picture", headers=length)

@@ -155,10 +155,10 @@ def test_a_picture_is_searched_with(page: Any, browser: Any, project: Path, tmp_
 
 def test_what_is_wrong_is_said_and_mended(page: Any, browser: Any, tmp_path: Path) -> None:
     query = elements(browser, "#query")[0]
-    for typed, told in (("quagga zeb", "knows none of these words: quagga, zeb"), ("?!", "images and")):
+    for typed, message in (("quagga zeb", "knows none of these words: quagga, zeb"), ("?!", "images and")):
         query.clear()
         query.send_keys(typed)
-        until(browser, lambda told=told: told in text(browser, "status"))
+        until(browser, lambda message=message: message in text(browser, "status"))
         assert not elements(browser, ".hit")
     picture = tmp_path / "no.png"
     picture.write_bytes(b"no picture")

@@ -73,10 +73,10 @@ def test_two_extractions_make_one_sound_store(fresh: Project, apart: int, tmp_pa
     time.sleep(apart)
     second = start(fresh, "selfalign", "regions", "demo", output=outputs[1])
     statuses = [process.wait(300) for process in (first, second)]
-    told = [output.read_text() for output in outputs]
-    assert statuses == [0, 0], told
-    assert sum(TOLD in text for text in told) == 1, told
-    assert sum("is made already" in text for text in told) == 1, told
+    texts = [output.read_text() for output in outputs]
+    assert statuses == [0, 0], texts
+    assert sum(TOLD in text for text in texts) == 1, texts
+    assert sum("is made already" in text for text in texts) == 1, texts
     require_sound(fresh)
 
 

@@ -150,17 +150,17 @@ def test_parameters_that_do_not_fit_are_listed(published, dataset, tmp_path: Pat
     images["teacher.head"] = torch.zeros(3)
     with pytest.raises(InputError) as error:
         imported(dataset, tmp_path, save(tmp_path / "x.pth.tar", parts), vocabulary)
-    told = str(error.value)
+    message = str(error.value)
     for part in (
         "missing: base.images.gru.bias_hh_l0",
         "unexpected: Rs_GCN_3.g.weight, teacher.head",
         f"fc.weight is [32, {images['fc.weight'].shape[1]}], base.images.projection.weight is [32, ",
     ):
-        assert part in told
+        assert part in message
     assert not (tmp_path / "model").exists()
 
 
-def test_what_nothing_needs_is_told(published, dataset, tmp_path: Path) -> None:
+def test_unneeded_parameters_are_named(published, dataset, tmp_path: Path) -> None:
     model, _, _, vocabulary = published
     images, captions = as_published(model)
     captions["embed.weight"] = torch.zeros(len(json.loads(vocabulary.read_text())["word2idx"]), 8)
@@ -172,13 +172,13 @@ def test_what_nothing_needs_is_told(published, dataset, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_kind_is_refused(published, dataset, tmp_path: Path) -> None:
     _, _, file, vocabulary = published
     plain = {"losses": {"triplet": {}}}
-    for changes, told in (
+    for changes, message in (
         ({"kind": "camera"}, "its base is vsrn, and checkpoints of camera are of camera"),
         (plain, "it has no losses.cra.*Fix: add `cra"),
         ({"kind": "vsrn"}, "it has losses.cra.*use selfalign-vsrn"),
         (plain | {"kind": "vsrn"}, "give the run losses cra"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             imported(dataset, tmp_path, file, vocabulary, **changes)
     with pytest.raises(InputError, match="--vocabulary FILE"):
         imported(dataset, tmp_path, file, None)

@@ -71,10 +71,10 @@ def test_three_processes_have_the_gradients_of_one(three_processes, number):
 def test_processes_share_validation(three_processes):
     alone = validated()
     assert (alone["images"], alone["captions"]) == (70, 140)
-    told = [{name: found[f"validation.{name}"].item() for name in alone} for found in three_processes]
+    figures = [{name: found[f"validation.{name}"].item() for name in alone} for found in three_processes]
     # Batches of 16 of 70 images: the first process has the first and the fourth.
-    assert [each["images"] for each in told] == [32, 22, 16] and sum(each["captions"] for each in told) == 140
-    assert [each["rsum"] for each in told] == [pytest.approx(alone["rsum"]), -1, -1]
+    assert [each["images"] for each in figures] == [32, 22, 16] and sum(each["captions"] for each in figures) == 140
+    assert [each["rsum"] for each in figures] == [pytest.approx(alone["rsum"]), -1, -1]
 
 
 @pytest.mark.parametrize("chunks", [1, 2])

@@ -429,7 +429,7 @@ def test_cra_refuses_to_be_without_negatives(num_negatives: int) -> None:
         context_alignment_loss(unit(3, 5, 8), unit(3, 8), num_negatives=num_negatives)
 
 
-def test_a_single_pair_has_nothing_to_be_told_from() -> None:
+def test_a_single_pair_has_nothing_to_be_distinguished_from() -> None:
     locals_, global_ = torch.randn(1, 3, 4, requires_grad=True), torch.randn(1, 4, requires_grad=True)
     loss = context_alignment_loss(locals_, global_)
     loss.backward()

@@ -112,8 +112,8 @@ def test_vsrns_images(data: str, mode: str) -> None:
     settings = {"base": base, "text": {"reads": "tokens"}}
     model = filled(settings, {"images": group}, batch.features.shape[-1]).train(mode == "train")
     found = model.encode_images(batch)
-    told = {"base": found.pooled[:, 0], "reasoned": unit(found.contextual), "concepts": found.locals}
-    check(group, mode, told | context("images", found))
+    ours = {"base": found.pooled[:, 0], "reasoned": unit(found.contextual), "concepts": found.locals}
+    check(group, mode, ours | context("images", found))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -124,8 +124,8 @@ def test_vsrns_captions(mode: str) -> None:
     settings = {"base": base, "text": {"reads": "tokens", "word_dim": width}}
     model = filled(settings, {"captions": "vsrn_text"}, 3, vocabulary).train(mode == "train")
     found = model.encode_captions(word_batch(*ids.shape, words=ids))
-    told = {"base": found.pooled[:, 0], "concepts": found.locals}
-    check("vsrn_text", mode, told | context("captions", found))
+    ours = {"base": found.pooled[:, 0], "concepts": found.locals}
+    check("vsrn_text", mode, ours | context("captions", found))
 
 
 def camera(dim: int, width: int, views: int, **parts: str) -> dict[str, Any]:
@@ -140,9 +140,9 @@ def test_cameras_images(mode: str) -> None:
     settings = camera(len(own["fc.bias"]), width, views)
     model = filled(settings, {"images": "camera_image"}, batch.features.shape[-1], text_dim=4).train(mode == "train")
     found = model.encode_images(batch)
-    told = {"views": found.pooled, "view_weights": found.view_weights, "concepts": found.locals}
-    told["contextual"] = unit(found.contextual)
-    check("camera_image", mode, told | context("images", found))
+    ours = {"views": found.pooled, "view_weights": found.view_weights, "concepts": found.locals}
+    ours["contextual"] = unit(found.contextual)
+    check("camera_image", mode, ours | context("images", found))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -151,8 +151,8 @@ def test_cameras_captions(mode: str) -> None:
     settings = camera(len(own["mapping.bias"]), len(own["agsa.att_layers.0.fc_q.bias"]), 2)
     model = filled(settings, {"captions": "camera_text"}, 3, text_dim=states.shape[-1]).train(mode == "train")
     found = model.encode_captions(word_batch(*states.shape[:2], features=states))
-    told = {"base": found.pooled[:, 0], "concepts": found.locals, "attended": found.contextual}
-    check("camera_text", mode, told | context("captions", found))
+    ours = {"base": found.pooled[:, 0], "concepts": found.locals, "attended": found.contextual}
+    check("camera_text", mode, ours | context("captions", found))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -200,7 +200,7 @@ DISTILLATION = dict(np.load(os.environ.get("DISTILLATION_NPZ", DATA / "distillat
 START = 2  # of the distillation that follows the alignment
 
 
-def told(name: str, group: str = "aladin") -> Tensor:
+def reference(name: str, group: str = "aladin") -> Tensor:
     return torch.from_numpy(np.asarray(DISTILLATION[f"{group}/{name}"]))
 
 
@@ -224,16 +224,21 @@ def aladin(**losses: dict[str, Any]) -> RetrievalModel:
         vocab_size=size("embeddings.word_embeddings.weight"),
         hidden_size=size("img_embedding.bias"),
         num_hidden_layers=layers(f"{bert}encoder.layer."),
-        num_attention_heads=int(told("bert_heads")),
+        num_attention_heads=int(reference("bert_heads")),
         intermediate_size=size("encoder.layer.0.intermediate.dense.bias"),
         max_position_embeddings=size("embeddings.position_embeddings.weight"),
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    base = {"name": "transformer", "dim": config.hidden_size, "head_heads": int(told("head_heads")), "dropout": 0.0}
+    base = {
+        "name": "transformer",
+        "dim": config.hidden_size,
+        "head_heads": int(reference("head_heads")),
+        "dropout": 0.0,
+    }
     base["head_layers"] = layers("final_projection_net.layers.")
     run = {"base": base, "text": {"reads": "tokens", "encoder": {"model": "x"}}, "losses": losses or {"alignment": {}}}
-    features = told("features").shape[-1] - 6
+    features = reference("features").shape[-1] - 6
     model = build_model(
         RunSettings(dataset="x", epochs=9, **run), features, config.vocab_size, encoder=BertModel(config)
     )
@@ -245,12 +250,12 @@ def aladin(**losses: dict[str, Any]) -> RetrievalModel:
 
 def aladins_states(model: RetrievalModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The encoder's states of captions and of regions beside labels, each with its mask."""
-    encoder, ids = model.base.encoder, told("text_ids")
-    text_mask = up_to(told("text_lengths"), ids.shape[1])
-    labels = encoder.model.embeddings(input_ids=told("label_ids"), token_type_ids=told("label_segments"))
-    label_mask = up_to(told("label_lengths"), labels.shape[1])
-    regions = model.base.regions(told("features"))
-    mask = up_to(told("region_lengths"), regions.shape[1])
+    encoder, ids = model.base.encoder, reference("text_ids")
+    text_mask = up_to(reference("text_lengths"), ids.shape[1])
+    labels = encoder.model.embeddings(input_ids=reference("label_ids"), token_type_ids=reference("label_segments"))
+    label_mask = up_to(reference("label_lengths"), labels.shape[1])
+    regions = model.base.regions(reference("features"))
+    mask = up_to(reference("region_lengths"), regions.shape[1])
     beside = encoder.of_embedded(torch.cat([labels, regions], 1), torch.cat([label_mask, mask], 1))
     return encoder(ids, text_mask), text_mask, beside[:, labels.shape[1] :], mask
 
@@ -258,20 +263,20 @@ def aladins_states(model: RetrievalModel) -> tuple[Tensor, Tensor, Tensor, Tenso
 def test_aladins_encoder_and_matching_head() -> None:
     model = aladin().eval()
     texts, text_mask, images, mask = aladins_states(model)
-    alone = model.base.encoder.of_embedded(model.base.regions(told("features")), mask)
-    close(texts[text_mask], told("text_states")[text_mask])
-    close(images[mask], told("image_states")[mask])
-    close(alone[mask], told("image_states_without_labels")[mask])
+    alone = model.base.encoder.of_embedded(model.base.regions(reference("features")), mask)
+    close(texts[text_mask], reference("text_states")[text_mask])
+    close(images[mask], reference("image_states")[mask])
+    close(alone[mask], reference("image_states_without_labels")[mask])
     for states, own, side in ((texts, text_mask, "text"), (images, mask, "image")):
-        close(model.base.matching.states(states, own)[own], told(f"head_{side}_states")[own])
-        close(model.base.matching(states, own), told("caption_vectors" if side == "text" else "image_vectors"))
+        close(model.base.matching.states(states, own)[own], reference(f"head_{side}_states")[own])
+        close(model.base.matching(states, own), reference("caption_vectors" if side == "text" else "image_vectors"))
 
 
 def aladins_pairs(model: RetrievalModel) -> Pairs:
     """Encoded pairs; the published slices leave out the first region, CLS, the last piece and SEP."""
     texts, text_mask, images, mask = aladins_states(model)
     place = torch.arange(texts.shape[1])
-    compared = (place > 0) & (place < told("text_lengths")[:, None] - 2)
+    compared = (place > 0) & (place < reference("text_lengths")[:, None] - 2)
 
     def encoding(states: Tensor, whole: Tensor, own: Tensor) -> Encoding:
         vectors = model.base.matching(states, whole)[:, None]
@@ -291,10 +296,10 @@ def test_aladins_alignment_head(aggregation: str) -> None:
         regions, words = pairs.images.mask.sum(1), pairs.captions.mask.sum(1)
         scores = scores * (regions[:, None] * words) / (regions.max() * words.max())
     group = f"alignment/{aggregation}"
-    close(scores, told(f"{group}/scores"))
-    close(triplet(scores, 0.2, None, hardest=True), told(f"{group}/triplet"))
+    close(scores, reference(f"{group}/scores"))
+    close(triplet(scores, 0.2, None, hardest=True), reference(f"{group}/triplet"))
     if f"aladin/{group}/triplet_all" in DISTILLATION:
-        close(triplet(scores, 0.2, None, hardest=False), told(f"{group}/triplet_all"))
+        close(triplet(scores, 0.2, None, hardest=False), reference(f"{group}/triplet_all"))
     if f"aladin/{group}/scores_at_evaluation" in DISTILLATION:
         counts = (pairs.images.mask.sum(1), pairs.captions.mask.sum(1))
         sides = [
@@ -303,14 +308,14 @@ def test_aladins_alignment_head(aggregation: str) -> None:
         ]
         image, caption = np.divmod(np.arange(scores.numel()), scores.shape[1])
         found = Alignments(*sides, aggregation).exact(image, caption).reshape(scores.shape)
-        close(torch.from_numpy(found), told(f"{group}/scores_at_evaluation"))
+        close(torch.from_numpy(found), reference(f"{group}/scores_at_evaluation"))
 
 
 def test_aladins_matching_scores() -> None:
     pairs = aladins_pairs(aladin())
     scores = similarity(pairs.images, pairs.captions)
-    close(scores, told("matching/scores"))
-    close(triplet(scores, 0.2, None, hardest=True), told("matching/triplet"))
+    close(scores, reference("matching/scores"))
+    close(triplet(scores, 0.2, None, hardest=True), reference("matching/triplet"))
 
 
 @pytest.mark.parametrize("mode", ["listnet", "mse", "ordinal"])
@@ -326,10 +331,10 @@ def test_aladins_distillation(mode: str) -> None:
     )
     value.backward()
     tolerance = 1e-8 if mode == "listnet" else 1e-9  # published, 1e-10 is added to probabilities
-    close(value, told(f"distillation/{mode}/loss"), tolerance)
-    close(student.grad, told(f"distillation/{mode}/grad_student"), tolerance)
+    close(value, reference(f"distillation/{mode}/loss"), tolerance)
+    close(student.grad, reference(f"distillation/{mode}/grad_student"), tolerance)
     if mode == "mse":
-        close(loss.affine.grad, told("distillation/mse/grad_wb"), tolerance)
+        close(loss.affine.grad, reference("distillation/mse/grad_wb"), tolerance)
 
 
 # Losses of each published phase, and its epoch.
@@ -354,24 +359,24 @@ def test_aladins_phases(phase: str) -> None:
     states = {"text": pairs.captions.contextual, "image": pairs.images.contextual}
     for each in states.values():
         each.retain_grad()
-    terms = model.terms(pairs, torch.arange(len(told("text_ids"))), epoch)
+    terms = model.terms(pairs, torch.arange(len(reference("text_ids"))), epoch)
     total = sum(terms.values())
     total.backward()
     model.drop_gradients(epoch)
     group = f"phase/{phase}"
-    close(total, told(f"{group}/total"), 1e-8)
+    close(total, reference(f"{group}/total"), 1e-8)
     published = {"triplet": "matching", "alignment": "alignment", "distillation": "distillation"}
     names = {f"aladin/{group}/{published[name]}" for name in terms}
     assert names == {
         f"aladin/{group}/{name}" for name in published.values() if f"aladin/{group}/{name}" in DISTILLATION
     }
     for name, term in terms.items():
-        close(term / model.losses[name].options.weight, told(f"{group}/{published[name]}"), 1e-8)
+        close(term / model.losses[name].options.weight, reference(f"{group}/{published[name]}"), 1e-8)
 
     theirs = names_of(model, "images")
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     learns = {begin.split(".")[0] for begin, ours in theirs.items() if ours and any(n.startswith(ours) for n in moved)}
-    assert sorted(learns) == sorted(told_texts(f"{group}/learns"))
+    assert sorted(learns) == sorted(reported_texts(f"{group}/learns"))
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     begin = f"aladin/{group}/grad/"
     for name, expected in DISTILLATION.items():
@@ -381,18 +386,18 @@ def test_aladins_phases(phase: str) -> None:
             close(gradients[theirs[found] + published_name.removeprefix(found)], expected, 1e-8)
     for side, each in states.items():
         if f"aladin/{group}/grad_{side}_states" in DISTILLATION:
-            close(each.grad, told(f"{group}/grad_{side}_states"), 1e-8)
+            close(each.grad, reference(f"{group}/grad_{side}_states"), 1e-8)
 
 
 def test_a_frozen_teacher_beside_a_triplet_on_the_student_alone() -> None:
     pairs = aladins_pairs(aladin(alignment={}, triplet={"all_negatives_epochs": 0}))
     model = aladin(triplet={"all_negatives_epochs": 0})
-    terms = model.terms(pairs, torch.arange(len(told("text_ids"))), 0)
+    terms = model.terms(pairs, torch.arange(len(reference("text_ids"))), 0)
     assert terms.keys() == {"triplet"}
-    close(terms["triplet"], told("phase/frozen_triplet/total"))
+    close(terms["triplet"], reference("phase/frozen_triplet/total"))
 
 
-def told_texts(name: str) -> list[str]:
+def reported_texts(name: str) -> list[str]:
     return DISTILLATION[f"aladin/{name}"].tolist()
 
 
@@ -434,11 +439,11 @@ CUSA_TERMS = {"cusa_contrast": "contrastive", "csa": "cross_modal", "usa": "uni_
 
 @pytest.mark.parametrize("case", ["published", "contrast_sum", "moved", "one_uni_tau"])
 def test_cusas_losses(case: str) -> None:
-    features = [told(f"{side}_features", "cusa").requires_grad_() for side in ("image", "text")]
+    features = [reference(f"{side}_features", "cusa").requires_grad_() for side in ("image", "text")]
     dim = features[0].shape[1]
     options = {
         "cusa_contrast": {"divided": case in ("published", "moved")},
-        "csa": {"teacher_temperature": float(told("weights/cross_the_softlabel_tau", "cusa"))},
+        "csa": {"teacher_temperature": float(reference("weights/cross_the_softlabel_tau", "cusa"))},
         "usa": {"one_temperature": case == "one_uni_tau"},
     }
     losses: dict[str, Loss] = {}
@@ -451,18 +456,18 @@ def test_cusas_losses(case: str) -> None:
             for theirs, own in parameters.items():
                 for place in ("weights", f"{case}/given"):
                     if f"cusa/{place}/{theirs}" in DISTILLATION and own in ours:
-                        ours[own].copy_(told(f"{place}/{theirs}", "cusa"))
+                        ours[own].copy_(reference(f"{place}/{theirs}", "cusa"))
     everywhere = torch.ones(len(features[0]), 1, dtype=torch.bool)
     sides = [Encoding(everywhere, x[:, None], x[:, None], x[:, None], context=x[:, :0]) for x in features]
-    idx = told("idx", "cusa")
-    teachers = TeacherBatch(*(told(f"softlabel_{side}_features", "cusa") for side in ("image", "text")))
+    idx = reference("idx", "cusa")
+    teachers = TeacherBatch(*(reference(f"softlabel_{side}_features", "cusa") for side in ("image", "text")))
     step = Step(*sides, idx[:, None] == idx, everywhere.byte(), {}, teachers, 0)
     rates = {"cusa_contrast": 1.0, "csa": 0.1, "usa": 0.5}
     terms = {name: rates[name] * loss(step) for name, loss in losses.items()}
     for name, term in terms.items():
-        close(term, told(f"{case}/{CUSA_TERMS[name]}", "cusa"))
+        close(term, reference(f"{case}/{CUSA_TERMS[name]}", "cusa"))
     total = sum(terms.values())
-    close(total, told(f"{case}/total", "cusa"))
+    close(total, reference(f"{case}/total", "cusa"))
     total.backward()
     gradients = {"image_features": features[0].grad, "text_features": features[1].grad}
     for name, parameters in CUSA_NAMES.items():
@@ -470,15 +475,15 @@ def test_cusas_losses(case: str) -> None:
         gradients |= {theirs: ours[own].grad for theirs, own in parameters.items() if own in ours}
         for theirs, own in parameters.items():
             if own in ours and f"cusa/{case}/used/{theirs}" in DISTILLATION:
-                close(ours[own], told(f"{case}/used/{theirs}", "cusa"))
+                close(ours[own], reference(f"{case}/used/{theirs}", "cusa"))
     begin = f"cusa/{case}/grad/"
     expected = {name.removeprefix(begin): x for name, x in DISTILLATION.items() if name.startswith(begin)}
     for name, x in expected.items():
         close(gradients[name], x)
-    close(losses["csa"].scores(step), told("logits_per_image", "cusa"))
+    close(losses["csa"].scores(step), reference("logits_per_image", "cusa"))
     for side, end, x in (("images", "image_image", features[0]), ("captions", "text_text", features[1])):
         vectors = losses["usa"].within(side, x)
-        close(vectors @ vectors.T, told(f"logits_{end}", "cusa"))
+        close(vectors @ vectors.T, reference(f"logits_{end}", "cusa"))
 
 
 def test_cusas_retrieval_within_a_modality() -> None:

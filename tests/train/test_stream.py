@@ -189,14 +189,14 @@ def test_images_of_another_manifest_are_refused(packed: Path, captions: Captions
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("small-train-000009.tar", "index.json doesn't list it"),
         ("small-val-000000.tar", "it holds images of split 'val'"),
     ],
 )
-def test_addresses_that_are_not_train_shards_are_refused(packed: Path, name: str, told: str) -> None:
-    with pytest.raises(InputError, match=told) as error:
+def test_addresses_that_are_not_train_shards_are_refused(packed: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         open_shards([f"{packed}/{NAMES[0]}", f"{packed}/{name}"])
     assert error.value.where.endswith(name)
 
@@ -210,15 +210,15 @@ def test_shards_of_two_recipes_are_refused(packed: Path, packed_copy: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("ftp://lab.example/a.tar", "addresses of kind 'ftp' can't be read"),
         ("/nowhere/a.tar", "the|not"),
         ("http://127.0.0.1:9/a.tar", "can't be fetched"),
     ],
 )
-def test_addresses_that_lead_nowhere_say_so(url: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_addresses_that_lead_nowhere_say_so(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         open_shards([url])
 
 

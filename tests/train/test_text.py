@@ -181,7 +181,7 @@ def test_an_encoder_can_be_handed_over(pieces: dict[str, Path]) -> None:
         build_model(chosen, *dims)
 
 
-def test_what_a_run_lacks_is_told(dataset: dict[str, Path], pieces: dict[str, Path]) -> None:
+def test_missing_parts_of_a_run_are_named(dataset: dict[str, Path], pieces: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="no text features"):
         build_model(settings({"reads": "text_features"}), 8, 20)
     with pytest.raises(InputError, match=r"no word pieces.*tokens\.tokenizer"):

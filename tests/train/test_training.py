@@ -78,20 +78,20 @@ def test_a_checkpoint_gives_the_model_back(dataset, trained):
     assert validate(load_model(out / "model"), data, 64)["rsum"] == pytest.approx(best["val_rsum"])
 
 
-def test_each_epoch_is_told_and_the_recalls_at_the_end(dataset, tmp_path, capsys):
+def test_each_epoch_is_printed_and_the_recalls_at_the_end(dataset, tmp_path, capsys):
     curve = train(dataset, tmp_path, epochs=2, losses={"triplet": {}, "contrast": {"weight": 3}})
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test: ")]
-    assert len(told) == 3
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test: ")]
+    assert len(printed) == 3
     best = 0
-    for number, (line, row) in enumerate(zip(told, curve, strict=False)):
+    for number, (line, row) in enumerate(zip(printed, curve, strict=False)):
         best = number if row["val_rsum"] > curve[best]["val_rsum"] else best
         terms = f"contrast {row['contrast']:.4g}, triplet {row['triplet']:.4g}"
         assert line.startswith(f"test: epoch {number + 1} of 2, mean loss {row['loss']:.4g} ({terms}), ")
         assert row["contrast"] + row["triplet"] == pytest.approx(row["loss"])
         assert f"validation R@sum {row['val_rsum']:.1f}, " in line
         assert line.endswith("the best so far" if best == number else f"in epoch {best + 1}")
-    assert told[2].startswith(f"test: keeps epoch {best + 1} of 2, validation R@sum {curve[best]['val_rsum']:.1f}; ")
-    assert f"images for a caption R@1 {curve[best]['val_t2i_r1']:.1f}, R@5 " in told[2]
+    assert printed[2].startswith(f"test: keeps epoch {best + 1} of 2, validation R@sum {curve[best]['val_rsum']:.1f}; ")
+    assert f"images for a caption R@1 {curve[best]['val_t2i_r1']:.1f}, R@5 " in printed[2]
 
 
 def test_equal_seeds_give_equal_weights(dataset, tmp_path):
@@ -153,7 +153,7 @@ def test_words_that_are_never_tagged_as_chosen_are_refused(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"losses": {"lca": {"parts_of_speech": ["NOUNS"]}}}, "'NOUN'"),
         ({"losses": {"lca": {"start_epoch": 3}}, "epochs": 3}, "losses.lca.start_epoch is 3"),
@@ -167,8 +167,8 @@ def test_words_that_are_never_tagged_as_chosen_are_refused(dataset, tmp_path):
         ({"losses": {"cusa_contrast": {}}}, "add csa, or set `reads: embedding`"),
     ],
 )
-def test_settings_that_could_not_train_are_refused(changes, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_settings_that_could_not_train_are_refused(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         RunSettings(**SETTINGS | changes)
 
 

@@ -8,10 +8,10 @@ from manifests.errors import InputError
 from manifests.imported import FORMATS
 
 
-def open_source(format: str, root: Path, captions: Path | None = None, **told: Any) -> Source:
+def open_source(format: str, root: Path, captions: Path | None = None, **given: Any) -> Source:
     """Open files of a format (`FORMATS`); nothing but their headers is read.
 
-    `told` is what `extract.settings.ImportSettings` says of the files, as far as it says something. Raises InputError
+    `given` is what `extract.settings.ImportSettings` says of the files, as far as it says something. Raises InputError
     where the files aren't there, or where that isn't what the format needs to know.
     """
     kind = FORMATS.find(format)
@@ -19,13 +19,13 @@ def open_source(format: str, root: Path, captions: Path | None = None, **told: A
         raise InputError(
             "there is no such file or folder", where=root, fix="check `source.images`, the path of the regions"
         )
-    told = {key: value for key, value in told.items() if value}
-    if others := sorted(told.keys() - kind.options):
+    given = {key: value for key, value in given.items() if value}
+    if others := sorted(given.keys() - kind.options):
         named = " and ".join(f"`regions.{key}`" for key in others)
         raise InputError(
             f"{format} has no {' and no '.join(others)} to choose", where=f"format {format}", fix=f"leave out {named}"
         )
-    return kind(root, captions, **told)
+    return kind(root, captions, **given)
 
 
 def recognise(root: Path) -> str | None:

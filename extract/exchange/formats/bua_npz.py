@@ -52,7 +52,7 @@ class BuaSource(FilesSource):
                     )
             size = archive.count("image_w"), archive.count("image_h")
             labels = {}
-            if self.told.get("info"):
+            if self.given.get("info"):
                 where = f"{path} info"
                 info = pickled(archive.member("info"), where, f"don't trust this file, or {_FIX}")
                 labels = labels_of(info, rows, where, _FIX)

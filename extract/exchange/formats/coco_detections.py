@@ -30,8 +30,8 @@ _SUFFIXES = (".hdf5", ".h5")
 class CocoDetections(Source):
     """Reads the file, or the one file of a folder; a place is the number of the image, by name."""
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         path = _file(self.root)
         if path is None:
             raise InputError("there is no .hdf5", where=root, fix="check `source.images`, the path of the regions")
@@ -75,17 +75,17 @@ class CocoDetections(Source):
 
     def read(self, place: list[int]) -> Record:
         if place[0] >= len(self._keys):
-            told = "there are fewer images than the manifest knows"
-            raise InputError(told, where=self.paths[0], fix="run the manifest stage again")
+            message = "there are fewer images than the manifest knows"
+            raise InputError(message, where=self.paths[0], fix="run the manifest stage again")
         key, where = self._keys[place[0]], self.where(place)
         features = self._array(f"{key}{_FEATURES}", where)
         if not self.boxes:
             return Record(features, None, None)
         size = self._sizes.get(number_of(key))
         if size is None:
-            told = "no JSON file beside it has the width and height of its picture"
+            message = "no JSON file beside it has the width and height of its picture"
             raise InputError(
-                told, where=where, fix="give COCO's annotations of all pictures, or move the JSON files away"
+                message, where=where, fix="give COCO's annotations of all pictures, or move the JSON files away"
             )
         return Record(features, self._array(f"{key}{_BOXES}", where), size)
 

@@ -22,8 +22,8 @@ class CocobuSource(FilesSource):
 
     pattern = "*.npz"
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         self._boxes = self.folder().with_name(self.folder().name.replace("_att", "_box"))
         self._sizes = sizes_of(self.folder().parent) if self._boxes.is_dir() else {}
         self.boxes = "xyxy" if self._sizes else None
@@ -50,15 +50,15 @@ class CocobuSource(FilesSource):
         with Archive(data, path) as archive:
             features = archive.array("feat")
         if features.ndim != 2 or features.dtype.kind != "f":
-            told = f"feat is {features.dtype} {list(features.shape)}"
-            raise InputError(told, where=path, fix="give feat [R, D] of floating-point numbers")
+            message = f"feat is {features.dtype} {list(features.shape)}"
+            raise InputError(message, where=path, fix="give feat [R, D] of floating-point numbers")
         if not beside:
             return Record(features, None, None)
         size = self._sizes.get(number_of(path.stem))
         if size is None:
-            told = "no JSON file beside the folders has the width and height of its picture"
+            message = "no JSON file beside the folders has the width and height of its picture"
             raise InputError(
-                told, where=path, fix="give COCO's annotations of all pictures, or move the JSON files away"
+                message, where=path, fix="give COCO's annotations of all pictures, or move the JSON files away"
             )
         return Record(features, npy.parse(beside[0], str(self.beside(path)[0]), fix=FIX), size)
 

@@ -26,8 +26,8 @@ class MmfSource(FilesSource):
 
     pattern = "*.npy"
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         first = self.paths[0]
         self.boxes = "xyxy" if self._info(first).is_file() or _is_pickled(first) else None
 
@@ -58,15 +58,15 @@ class MmfSource(FilesSource):
         else:
             info, features = {}, npy.parse(data, str(path), fix=FIX)
         if features.ndim != 2 or features.dtype.kind != "f":
-            told = f"its features are {features.dtype} {list(features.shape)}"
-            raise InputError(told, where=path, fix="give [R, D] floating-point numbers")
+            message = f"its features are {features.dtype} {list(features.shape)}"
+            raise InputError(message, where=path, fix="give [R, D] floating-point numbers")
         if not self.boxes:
             return Record(features, None, None)
         boxes = numbers(info.get("bbox"))
         size = tuple(_number(info.get(key)) for key in ("image_width", "image_height"))
         if boxes.ndim != 2 or boxes.dtype.kind not in "fiu" or None in size:
-            told = f"bbox is {boxes.dtype} {list(boxes.shape)}, the picture's size {size}"
-            raise InputError(told, where=path, fix="give an info of bbox [R, 4], image_width and image_height")
+            message = f"bbox is {boxes.dtype} {list(boxes.shape)}, the picture's size {size}"
+            raise InputError(message, where=path, fix="give an info of bbox [R, 4], image_width and image_height")
         return Record(features, boxes, size)
 
 

@@ -42,8 +42,8 @@ class ScanSource(Source):
 
     options = frozenset({"boxes", "sizes"})
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         names = [name for name in _SPLITS if (self.root / f"{name}_ims.npy").exists()]
         for name, other in (("test", "testall"), ("val", "dev")):
             if name in names and other in names:
@@ -60,7 +60,7 @@ class ScanSource(Source):
                 self.notes.append(f"{name}_caps.txt has captions, and there is no {name}_ims.npy: it is left out")
         self._splits = [_Split(self.root, name) for name in names]
         self.paths = [path for split in self._splits for path in split.paths]
-        self.boxes = told.get("boxes")
+        self.boxes = given.get("boxes")
         having = {split.boxes is not None for split in self._splits}
         if len(having) > 1:
             raise InputError("only some splits have boxes", where=self.root, fix="give all splits boxes, or none")

@@ -28,8 +28,8 @@ _REGIONS, _MANIFEST = "regions", "manifest"
 class StoreSource(Source):
     """Reads the stores of all splits as one; a place is a row of it. Its files must be those that its indexes list."""
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         self._store = RegionStore(_regions(self.root))
         self.paths = [self._store.folder / shard["file"] for shard in self._store.index["shards"]]
         self.boxes = "xyxy" if self._store.has_boxes else None
@@ -72,8 +72,8 @@ class StoreSource(Source):
 
     def read(self, place: list[int]) -> Record:
         if place[0] >= len(self._store):
-            told = "there are fewer images than the manifest knows"
-            raise InputError(told, where=self._store.folder, fix="run the manifest stage again")
+            message = "there are fewer images than the manifest knows"
+            raise InputError(message, where=self._store.folder, fix="run the manifest stage again")
         found = self._store.regions(place[0])
         labels = {name: values for name in LABELS if (values := getattr(found, name)) is not None}
         if not self.boxes:

@@ -67,12 +67,12 @@ class VinvlSource(Source):
 
     options = frozenset({"dtype"})
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         self._tables = _tables(self.root)
         self.paths = [file.path for tables in self._tables for file in tables[:2] if file]
         self.paths += [tables.sizes for tables in self._tables if tables.sizes.exists()]
-        self._numbers = tsv.NumberType(told.get("dtype"))
+        self._numbers = tsv.NumberType(given.get("dtype"))
 
     @staticmethod
     def recognises(root: Path) -> bool:
@@ -118,16 +118,16 @@ class VinvlSource(Source):
         where = f"{(tables.features or tables.predictions).path} row {place[0]}"
         beside = tables.predictions.path.name
         if predicted is None:
-            told = f"{beside} has no {key!r}, so there are no boxes"
-            return LeftOut("row", InputError(told, where=where, fix="give both of all images"), key)
+            message = f"{beside} has no {key!r}, so there are no boxes"
+            return LeftOut("row", InputError(message, where=where, fix="give both of all images"), key)
         if boxes is not None and predicted.objects != boxes:
-            told = f"num_boxes is {boxes}, {beside} row {predicted.place[0]} has {predicted.objects} objects"
-            return LeftOut("row", InputError(told, where=where, fix="give both files of the same detections"), key)
+            message = f"num_boxes is {boxes}, {beside} row {predicted.place[0]} has {predicted.objects} objects"
+            return LeftOut("row", InputError(message, where=where, fix="give both files of the same detections"), key)
         whole = predicted.size or size
         if whole is None:
-            told = f"{beside} has no image_w and image_h of {key!r}, and {tables.sizes.name} no size"
+            message = f"{beside} has no image_w and image_h of {key!r}, and {tables.sizes.name} no size"
             fix = f'give {tables.sizes.name}: a row of the id and [{{"height": ..., "width": ...}}] an image'
-            return LeftOut("row", InputError(told, where=where, fix=fix), key)
+            return LeftOut("row", InputError(message, where=where, fix=fix), key)
         at = (*place, *predicted.place)
         if number or not predicted.size:
             at += (*((0, 0) if predicted.size else whole), number)
@@ -149,8 +149,8 @@ class VinvlSource(Source):
                 key = tsv.text(fields[0], "the id", line.where)
                 if key in found:
                     earlier = found[key]
-                    told = f"{key!r} was already given{f' in row {earlier.place[0]}' if earlier else ''}"
-                    error = InputError(told, where=line.where, fix="give each image once")
+                    message = f"{key!r} was already given{f' in row {earlier.place[0]}' if earlier else ''}"
+                    error = InputError(message, where=line.where, fix="give each image once")
                     yield LeftOut("repeated", error, key)
                     continue
                 size, objects = _prediction(fields[1], line.where)
@@ -170,9 +170,9 @@ class VinvlSource(Source):
         seen = 0
         for line in tsv.lines(path, self.files, advance):
             if offsets is not None and (line.row >= len(offsets) or offsets[line.row] != line.offset):
-                told = offsets[line.row] if line.row < len(offsets) else "nothing"
+                expected = offsets[line.row] if line.row < len(offsets) else "nothing"
                 raise InputError(
-                    f"it says {told} for row {line.row}, which begins at byte {line.offset}",
+                    f"it says {expected} for row {line.row}, which begins at byte {line.offset}",
                     where=f"{path.with_suffix('.lineidx')} line {line.row + 1}",
                     fix=_OTHER,
                 )
@@ -275,8 +275,10 @@ def _tables(root: Path) -> list[_Tables]:
         return [_Tables(own, Bytes(root / _PREDICTIONS, tsv.FIX), root / _SIZES)]
     splits = sorted({found[1] for path in root.glob("*.tsv") if (found := _SPLITS.fullmatch(path.name))})
     if not splits:
-        told = f"there is no {_PREDICTIONS}, and no {{split}}.feature.tsv with {{split}}.label.tsv"
-        raise InputError(told, where=root, fix="check `source.images`, and give features and predictions of all images")
+        message = f"there is no {_PREDICTIONS}, and no {{split}}.feature.tsv with {{split}}.label.tsv"
+        raise InputError(
+            message, where=root, fix="check `source.images`, and give features and predictions of all images"
+        )
     return [
         _Tables(
             Bytes(root / f"{split}.feature.tsv", tsv.FIX),
@@ -296,8 +298,8 @@ def _features(content: bytes, where: str) -> tuple[str, int, bytes]:
             value = json.loads(fields[1])
             return key, tsv.count(str(value["num_boxes"]).encode(), "num_boxes", where), value["features"].encode()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            told = f"not num_boxes and features in JSON ({error})"
-            raise InputError(told, where=where, fix=tsv.FIX) from None
+            message = f"not num_boxes and features in JSON ({error})"
+            raise InputError(message, where=where, fix=tsv.FIX) from None
     tsv.split(content, 3, where)
     return key, tsv.count(fields[1], "num_boxes", where), fields[2]
 
@@ -338,8 +340,8 @@ def _prediction(field: bytes, where: str) -> tuple[tuple[int, int] | None, list[
             if not isinstance(item.get("class", ""), str) or type(conf) not in (int, float) or abs(conf) > 1e30:
                 raise ValueError(f"objects[{number}] has class {item.get('class')!r}, conf {item.get('conf')!r}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"not a prediction ({told})", where=where, fix=_FIX) from None
+        message = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"not a prediction ({message})", where=where, fix=_FIX) from None
     return size, objects
 
 

@@ -34,8 +34,8 @@ class WdsSource(Source):
 
     captions_in_survey = True
 
-    def __init__(self, root: Path, captions: Path | None = None, **told: Any):
-        super().__init__(root, captions, **told)
+    def __init__(self, root: Path, captions: Path | None = None, **given: Any):
+        super().__init__(root, captions, **given)
         self.paths = sorted(files_in(root, "*.tar"), key=_order)
         self._folder = self.paths[0].parent
         self._shards = [Bytes(path, FIX) for path in self.paths]
@@ -71,14 +71,14 @@ class WdsSource(Source):
     def _hashed(self, path: Path, advance: Callable[[int], object]) -> str:
         """The sha256 of a file, which must be the index's."""
         digest = sha256(path, advance)
-        told = digest if self._listed is None else self._listed.get(path.name)
-        if digest != told:
+        expected = digest if self._listed is None else self._listed.get(path.name)
+        if digest != expected:
             raise InputError(
-                f"the file has changed: its sha256 is {digest}, {INDEX} says {told}"
-                if told
+                f"the file has changed: its sha256 is {digest}, {INDEX} says {expected}"
+                if expected
                 else f"{INDEX} doesn't list this file",
                 where=path,
-                fix=FIX if told else "move it elsewhere, or import it alone from there",
+                fix=FIX if expected else "move it elsewhere, or import it alone from there",
             )
         return digest
 

@@ -184,11 +184,11 @@ def _config(settings: Detectron2Settings) -> Any:
     try:
         config.merge_from_file(str(path), allow_unsafe=False)
     except ConstructorError as error:
-        told = f"it has a tag that runs code, or one that YAML doesn't know ({error.problem})"
-        raise InputError(told, where=where, fix="write the value itself there") from None
+        message = f"it has a tag that runs code, or one that YAML doesn't know ({error.problem})"
+        raise InputError(message, where=where, fix="write the value itself there") from None
     except Exception as error:  # whatever yacs, PyYAML or the disk says
-        told = f"detectron2 can't read it ({type(error).__name__}: {error})"
-        raise InputError(told, where=where, fix="correct the config") from error
+        message = f"detectron2 can't read it ({type(error).__name__}: {error})"
+        raise InputError(message, where=where, fix="correct the config") from error
     wrong = []
     for key, value in settings.options.items():
         if key in _OURS:

@@ -108,9 +108,9 @@ class GridDetector(Detector):
         except InputError:
             raise
         except Exception as error:  # whatever a network raises at a size or a layer that isn't its own
-            told = f"{self.settings.model} gives no features of a picture of {self.size} pixels ({error})"
+            message = f"{self.settings.model} gives no features of a picture of {self.size} pixels ({error})"
             fix = f"use its own size, {self.backbone.size}, and a layer that it has"
-            raise InputError(told, where="detector.size, detector.layer", fix=fix) from error
+            raise InputError(message, where="detector.size, detector.layer", fix=fix) from error
 
     @torch.inference_mode()
     def _map(self, pictures: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ class RCNNDetector(Proposer):
         state = read_checkpoint(weights)
         converted, self.inclusive = is_caffe(state), is_benchmark(state)
         caffe = converted or settings.network == "caffe"
-        told = _CAFFE if caffe else _BENCHMARK if self.inclusive else {}
+        defaults = _CAFFE if caffe else _BENCHMARK if self.inclusive else {}
         settings = settings.model_copy(
-            update={key: value for key, value in told.items() if key not in settings.model_fields_set}
+            update={key: value for key, value in defaults.items() if key not in settings.model_fields_set}
         )
         self.settings, self.selection, self.device = settings, selection, device
         self.recipe = _recipe(settings) | ({"caffe": True} if caffe else {})

@@ -165,8 +165,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], weights: Path) -> None:
     try:
         model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     except RuntimeError as error:
-        told = " ".join(str(error).split())
-        raise InputError(told, where=weights, fix="use the `model` that the weights are of") from None
+        message = " ".join(str(error).split())
+        raise InputError(message, where=weights, fix="use the `model` that the weights are of") from None
 
 
 def coco_names() -> tuple[str, ...]:

@@ -86,9 +86,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if ours.startswith(("backbone.", "roi_heads.", "proposal_generator.")):
             unknown.append(name)
         renamed[ours] = as_tensor(name, value, path).float()
-    for pattern, told, fix in _OTHERS:
+    for pattern, problem, fix in _OTHERS:
         if any(map(pattern.match, state)):
-            raise InputError(f"the parameters' names are {told}", where=path, fix=fix)
+            raise InputError(f"the parameters' names are {problem}", where=path, fix=fix)
     if unknown:
         raise InputError(
             f"{len(unknown)} parameters have names that no rule knows: {', '.join(sorted(unknown))}",
@@ -104,8 +104,8 @@ def _without_copies(state: dict[str, Any], path: Path) -> dict[str, Any]:
     copies = {name for name in state if name.removeprefix("module.").startswith(mark)}
     own = [name for name in sorted(copies) if not _equal(state[name], state.get(name.replace(mark, box)))]
     if own:
-        told = f"the attribute head has layers of its own, {own[0]} among them"
-        raise InputError(told, where=path, fix="use a network whose attribute head shares the box head's layers")
+        message = f"the attribute head has layers of its own, {own[0]} among them"
+        raise InputError(message, where=path, fix="use a network whose attribute head shares the box head's layers")
     return {name: value for name, value in state.items() if name not in copies}
 
 

@@ -309,8 +309,8 @@ def _require_anchors(rpn: RPNHead, cells: Sequence[Tensor]) -> None:
     """Raise `RuntimeError` unless a checkpoint scores as many anchors a place as there are."""
     scored = rpn.objectness_logits.out_channels
     if wrong := {len(own) for own in cells} - {scored}:
-        told = f"{scored} anchors a place are scored, and anchor_sizes and anchor_ratios give {wrong.pop()}"
-        raise RuntimeError(told)
+        message = f"{scored} anchors a place are scored, and anchor_sizes and anchor_ratios give {wrong.pop()}"
+        raise RuntimeError(message)
 
 
 class FPN(FasterRCNN):

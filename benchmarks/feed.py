@@ -141,7 +141,7 @@ class MadeData:
 class MadeEpochs:
     """Shuffled batches of a made store."""
 
-    parted = False
+    sharded = False
 
     def __init__(self, data: MadeData):
         self.data = data

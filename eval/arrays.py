@@ -53,13 +53,13 @@ def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]], *, fix: str) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` file by name. Raises InputError, with `fix`, unless there are the `wanted` ones: a kind of
-    dtype (NumPy's letter) and a number of dimensions by name."""
+def read_arrays(path: Path, expected: Mapping[str, tuple[str, int]], *, fix: str) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file by name. `expected` has each one's kind of dtype (NumPy's letter) and number of
+    dimensions. Raises InputError, with `fix`, where one is missing or differs."""
     found = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for name, (kind, _) in wanted.items():
+            for name, (kind, _) in expected.items():
                 member = archive.getinfo(f"{name}.npy")
                 if member.file_size > path.stat().st_size:  # they are stored as they are
                     raise ValueError(f"{name} unpacks to {member.file_size} bytes")
@@ -69,7 +69,7 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]], *, fix: str) 
     except Exception as error:  # zipfile raises whatever a damaged file leads it to
         message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         raise InputError(f"no arrays that can be read ({message})", where=path, fix=fix) from error
-    for name, (kind, dims) in wanted.items():
+    for name, (kind, dims) in expected.items():
         if found[name].dtype.kind != kind or not found[name].dtype.isnative or found[name].ndim != dims:
             message = f"{name} is {found[name].dtype} {list(found[name].shape)}, not {dims} dimensions of kind {kind!r}"
             raise InputError(message, where=path, fix=fix)

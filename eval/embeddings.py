@@ -76,9 +76,9 @@ class Embeddings:
 
     def block(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> np.ndarray:
         """The scores `[I, C]` of some images and captions; float64 for float64, otherwise float32."""
-        return self.block_there(images, captions, precision).cpu().numpy()
+        return self.block_on_device(images, captions, precision).cpu().numpy()
 
-    def block_there(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> torch.Tensor:
+    def block_on_device(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> torch.Tensor:
         """The same embeddings, left on the device."""
         dims = self.pooled.shape[2]
         read, views, context = (

@@ -56,7 +56,7 @@ def _best(scores: Scores, images: slice, captions: slice, count: int, *, queries
 
     order = np.lexsort((-score, query))
     query, candidate, score = query[order], candidate[order], score[order]
-    apart = (np.diff(query) > 0) | (-np.diff(score) > TIE * scores.largest)
-    query, candidate = (ids[np.lexsort((candidate, np.cumsum(np.append(0, apart))))] for ids in (query, candidate))
+    separate = (np.diff(query) > 0) | (-np.diff(score) > TIE * scores.largest)
+    query, candidate = (ids[np.lexsort((candidate, np.cumsum(np.append(0, separate))))] for ids in (query, candidate))
     place = np.arange(len(query)) - np.searchsorted(query, query)
     return candidate[place < count].reshape(-1, count)

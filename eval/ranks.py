@@ -94,18 +94,18 @@ def retrieval_ranks(scores: Scores, images: np.ndarray, captions: np.ndarray) ->
     exact = scores.exact(images, captions)
     by_image = _Tally.of(images, captions, exact, scores.num_images, tie)
     by_caption = _Tally.of(captions, images, exact, scores.num_captions, tie)
-    there = getattr(scores, "device", "cpu") != "cpu"
-    finest = 2 if there or coarsest() == torch.float32 else 3
+    on_device = getattr(scores, "device", "cpu") != "cpu"
+    finest = 2 if on_device or coarsest() == torch.float32 else 3
     precisions = [torch.float64, torch.float32, torch.bfloat16][:finest]
-    most, most_rows = (DEVICE_SCORES, DEVICE_ROWS) if there else (BLOCK_SCORES, BLOCK_ROWS)
+    most, most_rows = (DEVICE_SCORES, DEVICE_ROWS) if on_device else (BLOCK_SCORES, BLOCK_ROWS)
     height = max(1, most_rows // scores.views)
     width = max(1, most // most_rows)
-    look = _look_there if there else _look
+    compare = _compare_on_device if on_device else _compare
     for top in range(0, scores.num_images, height):
         rows = slice(top, min(top + height, scores.num_images))
         for left in range(0, scores.num_captions, width):
             columns = slice(left, min(left + width, scores.num_captions))
-            while not _count(scores, rows, columns, precisions[-1], by_image, by_caption, look):
+            while not _count_block(scores, rows, columns, precisions[-1], by_image, by_caption, compare):
                 precisions.pop()  # where many scores are nearly equal, the next blocks' will be, too
     (asked_images,), (asked_captions,) = np.nonzero(by_image.best >= 0), np.nonzero(by_caption.best >= 0)
     return Ranks(by_image.higher[asked_images], asked_images, by_caption.higher[asked_captions], asked_captions)
@@ -132,7 +132,7 @@ class _Tally:
         best[~asked], score[~asked] = -1, np.inf
         return cls(best, score, np.zeros(count, np.int64), tie)
 
-    def settle(self, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray) -> None:
+    def count_ahead(self, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray) -> None:
         """Count those of some candidates that by their exact scores are ahead of their query's best."""
         score = self.score[queries]
         ahead = (exact > score + self.tie) | ((exact >= score - self.tie) & (candidates < self.best[queries]))
@@ -140,7 +140,7 @@ class _Tally:
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _Comparison:
     """A block `[I, C]` against the bounds of its queries: how many scores are surely higher in each row and column, and
     where, in the flattened block, those are that are too near to tell; `at` gives some of its scores."""
 
@@ -152,12 +152,12 @@ class _Looked:
 
 
 Bounds = tuple[np.ndarray, np.ndarray]  # above the first a score is surely higher, below the second surely not
-Look = Callable[[Scores, slice, slice, torch.dtype, Bounds, Bounds], _Looked]
+Compare = Callable[[Scores, slice, slice, torch.dtype, Bounds, Bounds], _Comparison]
 
 
-def _look(
+def _compare(
     scores: Scores, rows: slice, columns: slice, precision: torch.dtype, of_image: Bounds, of_caption: Bounds
-) -> _Looked:
+) -> _Comparison:
     block = scores.block(rows, columns, precision)
     of_image, of_caption = ([bound.astype(block.dtype) for bound in bounds] for bounds in (of_image, of_caption))
     higher, near_images, near_captions = [], [], []
@@ -175,16 +175,16 @@ def _look(
         in_columns += np.add.reduce(high.view(np.uint8), axis=0, dtype=np.uint8)
         near_captions.append(offset + np.flatnonzero(np.not_equal(near, high, out=near)))
     near = np.concatenate(near_images), np.concatenate(near_captions)
-    return _Looked(np.array(higher), in_columns, *near, lambda row, column: block[row, column])
+    return _Comparison(np.array(higher), in_columns, *near, lambda row, column: block[row, column])
 
 
-def _look_there(
+def _compare_on_device(
     scores: Scores, rows: slice, columns: slice, precision: torch.dtype, of_image: Bounds, of_caption: Bounds
-) -> _Looked:
-    """`_look` on the device that the scores are made on: counts and the places of few scores leave it."""
-    block = scores.block_there(rows, columns, precision)
+) -> _Comparison:
+    """`_compare` on the device that the scores are made on: counts and the places of few scores leave it."""
+    block = scores.block_on_device(rows, columns, precision)
 
-    def looked(bounds: Bounds, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    def counted(bounds: Bounds, axis: int) -> tuple[np.ndarray, np.ndarray]:
         above, below = (torch.from_numpy(bound).to(block.dtype).to(block.device).unsqueeze(axis) for bound in bounds)
         high = block > above
         near = (block >= below) ^ high
@@ -194,18 +194,18 @@ def _look_there(
         places = (torch.from_numpy(place).to(block.device) for place in (row, column))
         return block[tuple(places)].cpu().numpy()
 
-    (in_rows, near_rows), (in_columns, near_columns) = looked(of_image, 1), looked(of_caption, 0)
-    return _Looked(in_rows, in_columns, near_rows, near_columns, at)
+    (in_rows, near_rows), (in_columns, near_columns) = counted(of_image, 1), counted(of_caption, 0)
+    return _Comparison(in_rows, in_columns, near_rows, near_columns, at)
 
 
-def _count(
+def _count_block(
     scores: Scores,
     rows: slice,
     columns: slice,
     precision: torch.dtype,
     by_image: _Tally,
     by_caption: _Tally,
-    look: Look,
+    compare: Compare,
 ) -> bool:
     """Add what one block of scores says to both directions' tallies; not, where too much of it is undecided."""
     margin = scores.tolerance(precision)
@@ -213,7 +213,7 @@ def _count(
         (tally.score[part] + margin, tally.score[part] - margin)
         for tally, part in ((by_image, rows), (by_caption, columns))
     ]
-    found = look(scores, rows, columns, precision, *bounds)
+    found = compare(scores, rows, columns, precision, *bounds)
     width = columns.stop - columns.start
     undecided = len(found.near_rows) + len(found.near_columns)
     if precision != torch.float64 and undecided * UNDECIDED > width * (rows.stop - rows.start):
@@ -231,7 +231,7 @@ def _count(
             exact = found.at(images, captions)
         else:
             exact = scores.exact(images + rows.start, captions + columns.start)
-        tally.settle(queries, candidates, exact)
+        tally.count_ahead(queries, candidates, exact)
     return True
 
 

@@ -81,13 +81,13 @@ def find_model(
 
 
 def load_model(
-    model: str, revision: str | None, kind: Kind, spare: str | None = None, fixes: Mapping[str, str] | None = None
+    model: str, revision: str | None, kind: Kind, unused: str | None = None, fixes: Mapping[str, str] | None = None
 ) -> "PreTrainedModel":
     """The model in float32, in evaluation mode.
 
     Parameters
     ----------
-    spare : name of a module that may lack weights, since it isn't used.
+    unused : name of a module that may lack weights, since it isn't used.
     fixes : what to do where a module of that name is all that lacks weights, if not fetching the model.
 
     Raises
@@ -109,7 +109,7 @@ def load_model(
     except Exception as error:  # transformers and safetensors raise whatever damaged files lead them to
         fix = kind.how_to_get(model, revision)
         raise InputError(f"it doesn't load ({error})", where=where, fix=fix) from error
-    random = sorted(name for name in info["missing_keys"] if spare not in name.split("."))
+    random = sorted(name for name in info["missing_keys"] if unused not in name.split("."))
     if random:
         fix = kind.how_to_get(model, revision)
         for module, instead in (fixes or {}).items():

@@ -101,9 +101,9 @@ def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] =
         if key in spelt:
             raise InputError(f"column {name.strip()!r} is there twice", where=where, fix=fix)
         spelt[key] = name
-    wanted = {**ROLES, "id": tuple(ids)}
-    found = {role: spelt[name] for role, known in wanted.items() for name in reversed(known) if name in spelt}
-    known = {name for names in wanted.values() for name in names} | set(IDS)
+    aliases = {**ROLES, "id": tuple(ids)}
+    found = {role: spelt[name] for role, known in aliases.items() for name in reversed(known) if name in spelt}
+    known = {name for names in aliases.values() for name in names} | set(IDS)
     for key, name in spelt.items():
         if key in known:
             continue

@@ -25,7 +25,7 @@ from manifests.names import require_name
 from manifests.readers import READERS, kind_of
 from manifests.schema import SPLITS
 from pipeline import editing, places, strict_yaml
-from pipeline.looking import Look, Sample, look_at_features, look_at_pictures, sample_features, sample_pictures
+from pipeline.looking import Sample, SourcePreview, look_at_features, look_at_pictures, sample_features, sample_pictures
 from pipeline.options import keys_as_options
 from pipeline.params import FILE, Params, parse_params, read_text
 
@@ -70,9 +70,9 @@ def run(
         (dataset,) = preset["datasets"].values()
         if features:
             with keys_as_options(images="--features"):
-                look = look_at_features(*features, captions, boxes, sizes, skip=skip)
-            sample: Sample | None = sample_features(look)
-            look.source.update({"pictures": images} if images else {})
+                preview = look_at_features(*features, captions, boxes, sizes, skip=skip)
+            sample: Sample | None = sample_features(preview)
+            preview.source.update({"pictures": images} if images else {})
         elif images is None or boxes or sizes:
             message = (
                 "nothing says where the pictures are" if images is None else "boxes and sizes are those of features"
@@ -80,10 +80,10 @@ def run(
             fix = "give --images, or --features with a format and a path"
             raise InputError(message, where=f"data set {name}", fix=fix)
         else:
-            look = look_at_pictures(images, captions, dataset["regions"], skip=skip)
-            sample = sample_pictures(look, device)
-        lacking = _lacking(look)
-        entries = _entries(name, look, _language(look, language), preset, None if lacking else params)
+            preview = look_at_pictures(images, captions, dataset["regions"], skip=skip)
+            sample = sample_pictures(preview, device)
+        lacking = _lacking(preview)
+        entries = _entries(name, preview, _language(preview, language), preset, None if lacking else params)
         for section, added in entries.items():
             try:
                 text = editing.insert(text, section, added)
@@ -91,10 +91,10 @@ def run(
                 raise InputError(str(error), where=FILE, fix=f"write `{section}` out, without & and *") from error
         params = parse_params(text)
         write_text(FILE, text)
-    lines = [*_understood(name, look, sample, entries), *(f"  ({remark})" for remark in look.remarks)]
+    lines = [*_summary(name, preview, sample, entries), *(f"  ({remark})" for remark in preview.remarks)]
     lines += ["", f"written to {FILE}: " + ", ".join(f"{key}.{each}" for key, part in entries.items() for each in part)]
     trained = next(iter(entries.get("runs", {})), None)
-    return "\n".join([*lines, "", *_next(name, look, trained, lacking, params.evaluate.split)])
+    return "\n".join([*lines, "", *_next(name, preview, trained, lacking, params.evaluate.split)])
 
 
 def _require_free(name: str, params: Params) -> None:
@@ -107,21 +107,21 @@ def _require_free(name: str, params: Params) -> None:
 
 
 def _entries(
-    name: str, look: Look, language: str | None, preset: dict[str, Any], params: Params | None
+    name: str, preview: SourcePreview, language: str | None, preset: dict[str, Any], params: Params | None
 ) -> dict[str, dict[str, Any]]:
     """By section, what goes into it; a run only where there are `params`, whose runs have other names."""
     (dataset,), (encoder,), (run,) = (preset[section].values() for section in ("datasets", "text_features", "runs"))
     encoded = _is_english(language) and _is_installed(encoder["model"])
-    tokens = {"language": language or "blank_en", "min_count": _min_count(len(look.captions))}
+    tokens = {"language": language or "blank_en", "min_count": _min_count(len(preview.captions))}
     tokens |= {key: dataset["tokens"][key] for key in ("tokenizer", "max_pieces") if encoded}
-    source = {key: _plain(value) for key, value in look.source.items()}
-    added = {"source": source, "regions": look.regions, "tokens": tokens}
+    source = {key: _plain(value) for key, value in preview.source.items()}
+    added = {"source": source, "regions": preview.regions, "tokens": tokens}
     entries: dict[str, dict[str, Any]] = {"datasets": {name: added}}
     if encoded:
         entries["text_features"] = {name: encoder}
     if params:
         trained = _run_name(name, run["base"]["name"], params)
-        entries["runs"] = {trained: _run(name, look.captions_in("train"), run, encoded)}
+        entries["runs"] = {trained: _run(name, preview.captions_in("train"), run, encoded)}
     return entries
 
 
@@ -141,12 +141,12 @@ def _plain(value: Any) -> Any:
     return text
 
 
-def _language(look: Look, asked: str | None) -> str | None:
+def _language(preview: SourcePreview, asked: str | None) -> str | None:
     """`tokens.language` of the captions; None without captions.
 
     Raises InputError where the one that was asked for isn't installed, or doesn't cut these captions into words.
     """
-    captions = look.captions
+    captions = preview.captions
     if not captions:
         return None
     found = asked
@@ -180,11 +180,11 @@ def _min_count(captions: int) -> int:
     return 1 if captions < 1_000 else 2 if captions < 20_000 else 4
 
 
-def _lacking(look: Look) -> str | None:
+def _lacking(preview: SourcePreview) -> str | None:
     """Why nothing can be trained; None if something can."""
-    if not look.captions:
+    if not preview.captions:
         return "there are no captions"
-    empty = [split for split in ("train", "val") if not look.captions_in(split)]
+    empty = [split for split in ("train", "val") if not preview.captions_in(split)]
     return f"no caption is in the split {' or '.join(empty)}" if empty else None
 
 
@@ -201,17 +201,17 @@ def _run(name: str, captions: int, preset: dict[str, Any], encoded: bool) -> dic
     return run | {"epochs": 15, "decay_epochs": 10, "base": preset["base"] | {"dim": dim}}
 
 
-def _understood(name: str, look: Look, sample: Sample | None, entries: dict[str, dict[str, Any]]) -> list[str]:
+def _summary(name: str, preview: SourcePreview, sample: Sample | None, entries: dict[str, dict[str, Any]]) -> list[str]:
     """What was found, a line a fact."""
-    counts = np.array([len(entry.captions) for entry in look.entries])
+    counts = np.array([len(entry.captions) for entry in preview.entries])
     each = f"{counts.min()} to {counts.max()}" if counts.min() != counts.max() else f"{counts.min()}"
-    source, total, language = look.source, int(counts.sum()), entries["datasets"][name]["tokens"]["language"]
+    source, total, language = preview.source, int(counts.sum()), entries["datasets"][name]["tokens"]["language"]
     captions = f"{total:,} captions, {each} an image" if total else "no captions"
     imported = not READERS.has_own(source["format"])
     lines = [f"{name}: {len(counts):,} {'images' if imported else 'pictures'} in {source['images']}, {captions}"]
     if total:
-        origin = "as the file says" if look.entries[0].split else "by a hash of their ids"
-        parts = ", ".join(f"{look.splits[split]:,} {split}" for split in SPLITS if look.splits[split])
+        origin = "as the file says" if preview.entries[0].split else "by a hash of their ids"
+        parts = ", ".join(f"{preview.splits[split]:,} {split}" for split in SPLITS if preview.splits[split])
         own = not imported or source["captions"] == source["images"]
         kind = source["format"] if own else kind_of(source["captions"]).name
         lines += [f"  captions  {source['captions']}, read as {kind}; language: {language}"]
@@ -231,7 +231,7 @@ def _understood(name: str, look: Look, sample: Sample | None, entries: dict[str,
         base, epochs = settings["base"], settings["epochs"]
         lines += [
             f"  run       {run}: {base['name']} of {base['dim']} numbers on {text}, {epochs} epochs; "
-            f"about {_time(epochs * look.captions_in('train') / _RATE)} on two cores"
+            f"about {_time(epochs * preview.captions_in('train') / _RATE)} on two cores"
         ]
     return lines
 
@@ -247,19 +247,19 @@ def _time(seconds: float) -> str:
     return f"{max(1, round(seconds))} s"
 
 
-def _next(name: str, look: Look, run: str | None, lacking: str | None, evaluated: str) -> list[str]:
+def _next(name: str, preview: SourcePreview, run: str | None, lacking: str | None, evaluated: str) -> list[str]:
     """What to run."""
-    extracted = READERS.has_own(look.source["format"])
+    extracted = READERS.has_own(preview.source["format"])
     if run is None:
         lines = [f"nothing is trained: {lacking}; pictures can be found by a picture:", f"  dvc repro regions@{name}"]
-        picture = "photo.jpg" if extracted else look.entries[0].id
+        picture = "photo.jpg" if extracted else preview.entries[0].id
         return [*lines, f"  selfalign search --dataset {name} --image {picture}"]
     lines = ["next:"]
-    if look.splits[evaluated]:
+    if preview.splits[evaluated]:
         lines += [f"  dvc repro evaluate@{run}"]
     else:
         lines += [f"  dvc repro train@{run}  # not evaluate@{run}: no image is in the split {evaluated}"]
     lines += [f"  selfalign index {run} {name}"]
-    words = " ".join(look.captions[0].split()[:12])
+    words = " ".join(preview.captions[0].split()[:12])
     lines += [f"  selfalign search --index {places.index(run, name)} {shlex.quote(words)}"]
     return [*lines, f"  selfalign serve {run}-{name}  # a page that searches while one types"]

@@ -75,7 +75,7 @@ def fetch(name: str, confirm: Callable[[str], bool], say: Callable[[str], None])
         digest = sha256(fetched.path)
         size = fetched.path.stat().st_size
         say(f"sha256   {digest}")
-        agrees = require_published(entry, fetched.path, address, fetched.said, digest)
+        agrees = require_published(entry, fetched.path, address, fetched.claimed, digest)
         if agrees is None and not confirm(f"Nothing is published to hold these {size:,} bytes against. Keep them?"):
             fix = "answer yes, or give --yes, once you trust where they are from"
             raise InputError("what was fetched is not kept", where=address, fix=fix)

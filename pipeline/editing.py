@@ -59,17 +59,17 @@ def respell(text: str, spelling: Callable[[tuple[str, ...], bool, str], str | No
     """
     found: dict[int, tuple[int, str]] = {}
 
-    def look(node: yaml.Node, path: tuple[str, ...], seen: frozenset[int]) -> None:
+    def visit(node: yaml.Node, path: tuple[str, ...], seen: frozenset[int]) -> None:
         if id(node) in seen:
             return
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 if isinstance(key, yaml.ScalarNode):
                     note(key, path, True)
-                    look(value, (*path, key.value), seen | {id(node)})
+                    visit(value, (*path, key.value), seen | {id(node)})
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
-                look(item, path, seen | {id(node)})
+                visit(item, path, seen | {id(node)})
         elif isinstance(node, yaml.ScalarNode):
             note(node, path, False)
 
@@ -80,7 +80,7 @@ def respell(text: str, spelling: Callable[[tuple[str, ...], bool, str], str | No
             new = written.rpartition(":")[0] if is_key else written.partition(": ")[2]
             found.setdefault(node.start_mark.index, (node.end_mark.index, new))
 
-    look(_mapping(text), (), frozenset())
+    visit(_mapping(text), (), frozenset())
     for start, (end, new) in sorted(found.items(), reverse=True):
         text = text[:start] + new + text[end:]
     return text

@@ -40,7 +40,7 @@ _BOXES = 200  # images whose boxes must fit into their pictures
 
 
 @dataclass(frozen=True)
-class Look:
+class SourcePreview:
     """The pictures and captions that were found.
 
     source, regions : the sections of the data set's entry.
@@ -79,7 +79,7 @@ class Sample:
     rate: float | None = None
 
 
-def look_at_pictures(images: Path, captions: Path | None, regions: dict[str, Any], *, skip: bool) -> Look:
+def look_at_pictures(images: Path, captions: Path | None, regions: dict[str, Any], *, skip: bool) -> SourcePreview:
     """A folder of pictures, with a captions file or without; without one, such a file in the folder is taken.
 
     `regions` says how they are extracted, `skip` whether what can't be used is left out. Raises InputError for paths
@@ -107,12 +107,12 @@ def look_at_pictures(images: Path, captions: Path | None, regions: dict[str, Any
         entries = present(images, entries, captions, sieve)
         sieve.refuse()
     source = {"format": format, "images": images, "captions": captions, "watch": captions}
-    return _look(source, regions, entries, remarks, sieve)
+    return _preview(source, regions, entries, remarks, sieve)
 
 
 def look_at_features(
     format: str, root: Path, captions: Path | None, boxes: str | None, sizes: str | None, *, skip: bool
-) -> Look:
+) -> SourcePreview:
     """Region features in an exchange format; the boxes' convention is found where their numbers allow one alone.
 
     Raises InputError as `extract.exchange.formats.open_source` does, and for captions that aren't there.
@@ -125,7 +125,7 @@ def look_at_features(
     source, captions = open_source(format, root, captions, **regions), captions or root
     regions |= {"precision": source.precision} if source.precision != "float16" else {}
     items = source.entries()
-    if items is None and captions == root and not readers.READERS.find("splits").recognises(readers.Look.at(root)):
+    if items is None and captions == root and not readers.READERS.find("splits").recognises(readers.Preview.at(root)):
         raise InputError(f"{format} has no captions", where=root, fix="name a file of captions with --captions")
     if items is not None and source.captions_in_survey:
         for _ in source.survey(lambda _: None):
@@ -135,22 +135,22 @@ def look_at_features(
         sieve.refuse()
     where = {"format": format, "images": root, "captions": captions, "watch": root}
     where |= {"missing": "skip", "unreadable": "skip"} if skip else {}  # the features themselves aren't looked at here
-    return _look(where, regions, entries, remarks, sieve)
+    return _preview(where, regions, entries, remarks, sieve)
 
 
-def sample_pictures(look: Look, device: str) -> Sample | None:
+def sample_pictures(preview: SourcePreview, device: str) -> Sample | None:
     """The detector tried on some of the pictures; None where none of them can be read.
 
     Raises InputError for a detector that isn't on this machine.
     """
-    settings = RegionSettings.model_validate(look.regions)
+    settings = RegionSettings.model_validate(preview.regions)
     detector = load_detector(settings.detector, settings.selection, device)
-    spread = look.entries[:: max(1, len(look.entries) // _TRIED)][:_TRIED]
+    spread = preview.entries[:: max(1, len(preview.entries) // _TRIED)][:_TRIED]
     found, seconds = [], []
     for entry in spread:
         start = time.perf_counter()
         try:
-            with open_file(look.source["images"] / entry.path) as file:
+            with open_file(preview.source["images"] / entry.path) as file:
                 rgb = decode(file, settings.max_pixels)
         except (OSError, UnreadableImage):
             continue
@@ -162,10 +162,10 @@ def sample_pictures(look: Look, device: str) -> Sample | None:
     return Sample(float(np.mean([len(each) for each in found])), detector.dim, len(times) / sum(times))
 
 
-def sample_features(look: Look) -> Sample | None:
+def sample_features(preview: SourcePreview) -> Sample | None:
     """The regions of the first images of the files; None where none of them can be read."""
-    where = look.source
-    given = ImportSettings(**look.regions).given
+    where = preview.source
+    given = ImportSettings(**preview.regions).given
     source = open_source(where["format"], where["images"], where["captions"], **given)
     found = [item.load().features for item in islice(_images(source), _TRIED)]
     return Sample(float(np.mean([len(each) for each in found])), found[0].shape[1]) if found else None
@@ -183,9 +183,9 @@ def _sieve(skip: bool) -> Iterator[Sieve]:
             raise InputError(error.what, where=error.where, fix=fix) from error
 
 
-def _look(
+def _preview(
     source: dict[str, Any], regions: dict[str, Any], entries: list[SourceImage], remarks: list[str], sieve: Sieve
-) -> Look:
+) -> SourcePreview:
     """The look with its splits; where the file has none, the fractions rise until each has images enough.
 
     Without captions there is nothing to train on, and all images are in one split.
@@ -201,7 +201,7 @@ def _look(
             break
     if entries[0].split is None and val != DatasetSource.model_fields["val_fraction"].default:
         source = source | {"val_fraction": val, "test_fraction": test}
-    return Look(source, regions, entries, split, remarks)
+    return SourcePreview(source, regions, entries, split, remarks)
 
 
 def _captions_in(images: Path) -> Path | None:

@@ -31,7 +31,7 @@ from pipeline.old_params import rewritten
 from pipeline.params import FILE, DatasetSettings, Params, parse_params, read_text
 
 LOCK = Path("dvc.lock")
-_APART = ".migrating"  # below a data set's folder: today's stores, until all of them are made
+_WORKSPACE = ".migrating"  # below a data set's folder: today's stores, until all of them are made
 _EARLIER = "with the code that made it (`git checkout`), `dvc pull`; come back to this code, and run this again"
 # Stores that a data set has where a section of params.yaml names it.
 _OF_SOME = {"text_features": "text_features", "teachers": "teachers", "pack": "packs"}
@@ -51,12 +51,12 @@ class _Set:
         return places.DATA / self.name
 
     @property
-    def apart(self) -> Path:
-        return self.folder / _APART
+    def workspace(self) -> Path:
+        return self.folder / _WORKSPACE
 
     def place(self, store: str) -> Path:
         """Where today's store is before it takes its place: where it was if it stays as it is."""
-        return (self.apart if store in self.again else self.folder) / store
+        return (self.workspace if store in self.again else self.folder) / store
 
 
 def run(machine: Machine) -> str:
@@ -74,14 +74,14 @@ def run(machine: Machine) -> str:
         except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"not YAML: {' '.join(str(error).split())}", where=FILE, fix="mend it") from error
         params, locked = parse_params(text), _locked()
-        sets = [found for name in params.datasets if (found := _look(name, params, locked))]
+        sets = [found for name in params.datasets if (found := _older_set(name, params, locked))]
         if not changes and not sets:
             return "nothing to migrate: params.yaml and the data sets' stores are in today's form"
         problems = [problem for each in sets for problem in _problems(each, locked)]
         if problems:
             raise InputError("; ".join(problems), where="this project", fix="mend that first: nothing was changed")
         for each in sets:
-            held.enter_context(_tidied(each.apart))
+            held.enter_context(_tidied(each.workspace))
             for store in _MADE:
                 if store in each.again or (each.folder / store).exists():
                     held.enter_context(sole_writer(each.folder / store, f"stage for {each.folder / store}", wait=False))
@@ -103,7 +103,7 @@ def run(machine: Machine) -> str:
     return "\n".join(lines)
 
 
-def _look(name: str, params: Params, locked: dict[str, Any]) -> _Set | None:
+def _older_set(name: str, params: Params, locked: dict[str, Any]) -> _Set | None:
     """The data set if it is an older project's; a killed migration left it so, or all but DVC's lock."""
     folder, again = places.DATA / name, []
     if (folder / "manifest" / OLD).is_file():
@@ -147,7 +147,7 @@ def _make(found: _Set, params: Params, machine: Machine) -> None:
     for store in found.again:
         if store != "manifest":
             require_intact(found.folder / store, fix=f"fetch it again {_EARLIER}")
-    found.apart.mkdir(exist_ok=True)
+    found.workspace.mkdir(exist_ok=True)
     if "manifest" in found.again:
         old, new = found.folder / "manifest", found.place("manifest")
         write_manifest(new, Manifest.open(old).checked().captioned)
@@ -193,10 +193,10 @@ def _make(found: _Set, params: Params, machine: Machine) -> None:
 
 def _put(found: _Set, store: str) -> None:
     """Let a store take its place; what was there is removed."""
-    place, old = found.folder / store, found.apart / f"{store}.old"
+    place, old = found.folder / store, found.workspace / f"{store}.old"
     os.replace(place, old)
     try:
-        os.replace(found.apart / store, place)
+        os.replace(found.workspace / store, place)
     except BaseException:
         os.replace(old, place)
         raise
@@ -205,20 +205,20 @@ def _put(found: _Set, store: str) -> None:
 
 
 @contextmanager
-def _tidied(apart: Path) -> Iterator[None]:
+def _tidied(workspace: Path) -> Iterator[None]:
     """Remove the folder apart, before, where a killed process left it, and after; what was noted there is kept."""
-    for old in apart.glob("*.old"):  # a process was killed between two renames
-        if not (place := apart.with_name(old.name.removesuffix(".old"))).exists():
+    for old in workspace.glob("*.old"):  # a process was killed between two renames
+        if not (place := workspace.with_name(old.name.removesuffix(".old"))).exists():
             os.replace(old, place)
-    shutil.rmtree(apart, ignore_errors=True)
+    shutil.rmtree(workspace, ignore_errors=True)
     try:
         yield
-        made = apart / "made.jsonl"
+        made = workspace / "made.jsonl"
         if made.is_file():
-            with open(apart.with_name(made.name), "a", encoding="utf-8") as file:
+            with open(workspace.with_name(made.name), "a", encoding="utf-8") as file:
                 file.write(made.read_text(encoding="utf-8"))
     finally:
-        shutil.rmtree(apart, ignore_errors=True)
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _stages(sets: list[_Set], params: Params, locked: dict[str, Any]) -> tuple[list[str], list[str]]:

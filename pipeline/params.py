@@ -222,9 +222,9 @@ def _name_problems(root: yaml.Node | None) -> Iterator[str]:
                 yield f"{section}: {problem} (line {line})"
             if "datasets" in group and name.lower() == places.SCENES.name:
                 yield f"{section}: {name!r} (line {line}) would share {places.SCENES} with the demo's pictures"
-            other, elsewhere = spelt.setdefault(name.lower(), (name, f"{section}, line {line}"))
+            other, other_place = spelt.setdefault(name.lower(), (name, f"{section}, line {line}"))
             if other != name:
-                yield f"{section}: {name!r} (line {line}) and {other!r} ({elsewhere}) differ in case alone"
+                yield f"{section}: {name!r} (line {line}) and {other!r} ({other_place}) differ in case alone"
 
 
 def _items(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:

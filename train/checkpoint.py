@@ -67,14 +67,14 @@ def load_model(folder: Path, device: str = "cpu") -> RetrievalModel:
     weights, _ = read_tensors(path, fix=_AGAIN)
     try:
         with torch.device("meta"), _Unfilled():  # a damaged record may ask for any amount of memory
-            wanted = shapes_of(_model_of(record))
+            expected = shapes_of(_model_of(record))
     except InputError:
         raise
     except Exception as error:  # transformers and torch raise whatever a damaged record leads them to
         first, *_ = str(error).splitlines() or [type(error).__name__]  # torch goes on with a traceback
         message = f"no model can be made of it ({first})"
         raise InputError(message, where=Path(folder) / RECORD, fix=_AGAIN) from error
-    require_shapes(weights, wanted, path, fix=_AGAIN)
+    require_shapes(weights, expected, path, fix=_AGAIN)
     model = _model_of(record)
     load_into(model, weights, path, fix=_AGAIN)
     return model.to(device).eval()
@@ -97,7 +97,7 @@ def _model_of(record: _Record) -> RetrievalModel:
         record.feature_dim,
         record.vocabulary_size,
         text_dim=text.text_dim,
-        marks=text.marks,
+        boundary_ids=text.marks,
         encoder=encoder_of(text.encoder) if text.encoder else None,
     )
 

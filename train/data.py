@@ -15,7 +15,7 @@ from extract.stores.regions import Regions, RegionStore
 from extract.stores.teachers import TeacherStore
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
-from extract.text.vocabulary import MARKS
+from extract.text.vocabulary import BOUNDARY_IDS
 from manifests.errors import InputError
 from manifests.schema import ImageRow
 from manifests.tables import Manifest
@@ -37,7 +37,7 @@ class Word:
 class RetrievalData:
     """The images of one split that have regions, with their captions.
 
-    With `elsewhere`, the regions are streamed (`train.stream`) and no image is left out; the region store of another
+    With `streamed`, the regions are streamed (`train.stream`) and no image is left out; the region store of another
     split may say what they are.
 
     Parameters
@@ -52,7 +52,7 @@ class RetrievalData:
     left_out : ids of the split's images that the region store has no features of.
     pieces : whether `word_batch` gives word pieces; it does where `text_features`, the folder of a text feature store,
         is given too.
-    vocabulary_size, marks : how many ids words or pieces have, and which of them are a caption's start and end.
+    vocabulary_size, boundary_ids : how many ids words or pieces have, and which of them are a caption's start and end.
     text_dim : of the text features; None without.
     teacher_store : of soft labels, where `teachers`, the folder of one, is given; else None.
 
@@ -72,11 +72,11 @@ class RetrievalData:
         pieces: bool = False,
         text_features: Path | None = None,
         teachers: Path | None = None,
-        elsewhere: bool = False,
+        streamed: bool = False,
     ):
         listed = Manifest.open(manifest)
         if not isinstance(regions, RegionStore):
-            regions = RegionStore(regions, None if elsewhere else split)
+            regions = RegionStore(regions, None if streamed else split)
         for store in (*regions.folders, tokens, text_features, teachers):
             if store is not None:
                 require_intact(store)
@@ -92,19 +92,19 @@ class RetrievalData:
             self.text_store.require_tokens(self.token_store)
         self.pieces = pieces or self.text_store is not None
         self.text_dim = self.text_store.dim if self.text_store else None
-        self.vocabulary_size, self.marks = len(self.token_store.vocabulary), MARKS
+        self.vocabulary_size, self.boundary_ids = len(self.token_store.vocabulary), BOUNDARY_IDS
         if self.pieces:
             tokenizer = self.token_store.require_tokenizer()
-            self.vocabulary_size, self.marks = tokenizer["size"], (tokenizer["start_id"], tokenizer["end_id"])
+            self.vocabulary_size, self.boundary_ids = tokenizer["size"], (tokenizer["start_id"], tokenizer["end_id"])
         asked = listed.rows_in(split)
         here = list(zip(asked.tolist(), listed.images_at(asked), strict=True))
         count = dict(zip(self.region_store.ids, self.region_store.num_boxes.tolist(), strict=True))
-        kept = [(number, row) for number, row in here if elsewhere or count.get(row.id)]
-        self.left_out = [] if elsewhere else [row.id for _, row in here if not count.get(row.id)]
+        kept = [(number, row) for number, row in here if streamed or count.get(row.id)]
+        self.left_out = [] if streamed else [row.id for _, row in here if not count.get(row.id)]
         if not kept:
             raise InputError(f"no image of split {split!r} has regions", where=manifest, fix="give the split images")
         self.images: list[ImageRow] = [row for _, row in kept]
-        self._region_rows = [] if elsewhere else [self.region_store.row(row.id) for row in self.images]
+        self._region_rows = [] if streamed else [self.region_store.row(row.id) for row in self.images]
         self.teacher_store = TeacherStore(teachers) if teachers else None
         self.image_rows = np.array([number for number, _ in kept])
         if self.teacher_store:

@@ -24,10 +24,10 @@ class Epochs(Protocol):
     indices of `RetrievalData`, from batch `first` on. A batch has two captions at least, since one has no negatives and
     batch norm needs two values.
 
-    parted : whether a batch holds this process's captions alone; else all processes' captions, to be shared out.
+    sharded : whether a batch holds this process's captions alone; else all processes' captions, to be shared out.
     """
 
-    parted: bool
+    sharded: bool
 
     def __len__(self) -> int: ...
 
@@ -35,14 +35,14 @@ class Epochs(Protocol):
 
 
 def epochs_of(data: RetrievalData, settings: RunSettings) -> Epochs:
-    """The epochs that a run asks for. `data` was opened with `elsewhere` where they are streamed."""
+    """The epochs that a run asks for. `data` was opened with `streamed` where they are streamed."""
     return StreamedEpochs(data, settings) if settings.stream else StoredEpochs(data, settings)
 
 
 class StoredEpochs:
     """Batches of a permutation of all captions, regions read from the store."""
 
-    parted = False
+    sharded = False
 
     def __init__(self, data: RetrievalData, settings: RunSettings):
         self.data, self.seed, self.size = data, settings.seed, settings.batch_size
@@ -66,20 +66,20 @@ class StreamedEpochs:
     validated and evaluated on.
     """
 
-    parted = True
+    sharded = True
 
     def __init__(self, data: RetrievalData, settings: RunSettings):
-        wanted = settings.stream
-        shards, recipe = open_shards(wanted.urls)
+        options = settings.stream
+        shards, recipe = open_shards(options.urls)
         store = data.region_store
-        require_same_recipe(recipe["regions"], wanted.urls[0], store.recipe, store.folder)
+        require_same_recipe(recipe["regions"], options.urls[0], store.recipe, store.folder)
         captions = {
             row.id: [(caption, data.caption_text(caption)) for caption in data.captions_of(image)]
             for image, row in enumerate(data.images)
         }
         together = distributed.is_available() and distributed.is_initialized()
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-        self.stream = CaptionStream(shards, captions, window=wanted.window, seed=settings.seed, rank=rank, ranks=ranks)
+        self.stream = CaptionStream(shards, captions, window=options.window, seed=settings.seed, rank=rank, ranks=ranks)
         self.size = max(2, settings.batch_size // ranks)
 
     def __len__(self) -> int:

@@ -65,7 +65,7 @@ def read_part(
     *,
     chunks: int,
     processes: Processes,
-    parted: bool = False,
+    sharded: bool = False,
     states: bool = True,
 ) -> Fed:
     """Read this process's part of a joint batch: each caption once, with its picture.
@@ -74,11 +74,11 @@ def read_part(
     ----------
     captions : of the joint batch; where they are fewer than the processes, each process reads them all.
     regions : gives the regions of the images of some captions.
-    parted : `captions` are this process's part already, as large as any other's.
+    sharded : `captions` are this process's part already, as large as any other's.
     states : whether those of text features are read.
     """
-    alone = len(captions) < processes.count and not parted
-    sharing, place = (1, 0) if parted or alone else (processes.count, processes.rank)
+    alone = len(captions) < processes.count and not sharded
+    sharing, place = (1, 0) if sharded or alone else (processes.count, processes.rank)
     mine = shares(captions, 1 if alone else chunks, sharing)[place]
     share = np.concatenate(mine)
     return Fed(
@@ -137,7 +137,7 @@ class Feed:
         self.data, self.epochs, self.processes, self.chunks = data, epochs, processes, chunks
         device = processes.device
         self.features = self.states = None
-        if not epochs.parted:
+        if not epochs.sharded:
             count, store = data.region_counts(), data.region_store
             kind = store.feature_dtype
             if _fits(resident, device, lambda: count.sum() * store.dim * kind.itemsize):
@@ -146,7 +146,7 @@ class Feed:
             count = functools.cache(lambda: np.array([len(data.states(row)) for row in range(data.num_captions)]))
             if _fits(resident, device, lambda: count().sum() * data.text_dim * 2):
                 self.states = Table(count(), data.text_dim, np.dtype(np.float16), device, data.states)
-        self._readers = 1 if epochs.parted else READERS  # a stream is read by one
+        self._readers = 1 if epochs.sharded else READERS  # a stream is read by one
         self._buffers = [_Buffer(device) for _ in range(AHEAD + 2)]
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[Fed]:
@@ -180,7 +180,7 @@ class Feed:
             lambda own: regions(own, None if self.features else buffer.memory),
             chunks=self.chunks,
             processes=self.processes,
-            parted=self.epochs.parted,
+            sharded=self.epochs.sharded,
             states=self.states is None,
         )
         rows = _rows(self.features, [self.data.caption_image[own] for own in part.shares])

@@ -84,7 +84,7 @@ def run(
     data = RetrievalData(manifest, regions, tokens, "val", pieces=settings.text.pieces, text_features=text_features)
     settings = _without_training_parts(settings)
     dims = (data.region_store.dim, data.vocabulary_size)
-    model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks)
+    model = build_model(settings, *dims, text_dim=data.text_dim, boundary_ids=data.boundary_ids)
     parts, notes = read_parts(file), []
     if isinstance(model.words, WordEmbedding):
         words, captions = read_words(vocabulary, file), parts.get("captions", {})
@@ -229,9 +229,9 @@ def _without_training_parts(settings: RunSettings) -> RunSettings:
 
 def _require_all(found: Matched, belonging: list[str], file: Path, name: str) -> None:
     """Raise `InputError` that lists what a model lacks, and what it has no place for that has a meaning."""
-    kinds = {"missing": found.missing, "of another shape": found.misshapen}
-    if found.homeless or belonging or any(kinds.values()):
-        kinds["unexpected"] = found.homeless + found.unexpected
+    kinds = {"missing": found.missing, "of another shape": found.mismatched}
+    if found.absent or belonging or any(kinds.values()):
+        kinds["unexpected"] = found.absent + found.unexpected
         message = "; ".join(f"{what}: {_listed(names)}" for what, names in kinds.items() if names)
         fix = f"give the run losses {', '.join(belonging)}" if belonging else "set base to the sizes of the checkpoint"
         raise InputError(f"it isn't the model of run {name}: {message}", where=file, fix=fix)

@@ -21,7 +21,7 @@ from train.batches import TeacherBatch
 from train.feed import Fed
 from train.masking import running_statistics_kept
 from train.model import Pairs, RetrievalModel
-from train.processes import Processes, apart, combined, padded_to, tensors_of
+from train.processes import Processes, combined, isolated, padded_to, tensors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def joint_gradients(
     """
     if part.alone:
         processes = processes.alone()
-        with apart():
+        with isolated():
             return joint_gradients(
                 model,
                 replace(part, alone=False),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from extract.text.vocabulary import MARKS
+from extract.text.vocabulary import BOUNDARY_IDS
 from train.bag import ConceptBag
 from train.bases import BASES
 from train.batches import RegionBatch, TeacherBatch, WordBatch
@@ -30,7 +30,7 @@ def build_model(
     vocabulary_size: int,
     *,
     text_dim: int | None = None,
-    marks: tuple[int | None, int | None] = MARKS,
+    boundary_ids: tuple[int | None, int | None] = BOUNDARY_IDS,
     encoder: "PreTrainedModel | None" = None,
 ) -> "RetrievalModel":
     """A new model of a data set (`RetrievalData` has most of this).
@@ -38,7 +38,7 @@ def build_model(
     Parameters
     ----------
     feature_dim : of the region features.
-    vocabulary_size, marks : how many ids the words or word pieces have, and which are a caption's start and end.
+    vocabulary_size, boundary_ids : how many ids the words or word pieces have, and which are a caption's start and end.
     text_dim : of the cached text features, where the run reads them.
     encoder : in the place of the one that ``settings.text.encoder`` names: nothing is looked for then.
 
@@ -47,7 +47,7 @@ def build_model(
     InputError : the encoder isn't on this machine or doesn't fit, or the text features aren't there.
     """
     words = words_of(settings.text, vocabulary_size, text_dim, encoder)
-    return RetrievalModel(settings, feature_dim, vocabulary_size, words, marks)
+    return RetrievalModel(settings, feature_dim, vocabulary_size, words, boundary_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +81,16 @@ class RetrievalModel(nn.Module):
         feature_dim: int,
         vocabulary_size: int,
         words: Words,
-        marks: tuple[int | None, int | None],
+        boundary_ids: tuple[int | None, int | None],
     ):
         super().__init__()
-        self.settings, self.marks, self._feature_dim = settings, marks, feature_dim
+        self.settings, self.boundary_ids, self._feature_dim = settings, boundary_ids, feature_dim
         dim, chosen = settings.base.dim, sorted(settings.losses.items())
         self.base = BASES.find(settings.base.name)(settings.base, feature_dim, words)
         self.bag = ConceptBag(dim, settings.bag) if settings.bag else None
         added = sum(LOSSES.find(name).added_dims(options, dim) for name, options in chosen)
         embedding = dim + added + (settings.bag.num_concepts if settings.bag else 0)
-        shape = Shape(dim, embedding, vocabulary_size, settings.text.word_dim, marks)
+        shape = Shape(dim, embedding, vocabulary_size, settings.text.word_dim, boundary_ids)
         self.losses = nn.ModuleDict()
         for name, options in chosen:
             self.losses[name] = LOSSES.find(name)(options, shape, self.losses)
@@ -110,7 +110,7 @@ class RetrievalModel(nn.Module):
         cached, encoder = isinstance(self.words, CachedStates), isinstance(self.words, Transformer)
         return {
             "text_dim": self.words.width if cached else None,
-            "marks": list(self.marks),
+            "marks": list(self.boundary_ids),
             "encoder": self.words.config if encoder else None,
         }
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 T = TypeVar("T")
 # The others wait this long while the first one validates.
 PATIENCE = timedelta(hours=3)
-_apart = False
+_isolated = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,22 +170,22 @@ def join(device: str) -> Processes:
 
 def leave() -> None:
     """Let go of the other processes at the end of a run."""
-    if together() > 1:
+    if world_size() > 1:
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
 
 
 def place() -> tuple[int, int]:
-    """This process's rank and how many train together; (0, 1) inside `apart`."""
-    return (distributed.get_rank(), together()) if together() > 1 else (0, 1)
+    """This process's rank and how many train together; (0, 1) inside `isolated`."""
+    return (distributed.get_rank(), world_size()) if world_size() > 1 else (0, 1)
 
 
 def summed_arrays(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, np.ndarray]:
     """Arrays of which each process has filled its own rows, zeros elsewhere: whole, in all processes."""
-    if together() == 1:
+    if world_size() == 1:
         return arrays
-    known: list[Any] = [None] * together()
+    known: list[Any] = [None] * world_size()
     distributed.all_gather_object(known, {name: (array.shape, array.dtype) for name, array in arrays.items()})
     whole = {}
     for name, (shape, dtype) in sorted({name: kind for each in known for name, kind in each.items()}.items()):
@@ -195,27 +195,27 @@ def summed_arrays(arrays: dict[str, np.ndarray], device: torch.device) -> dict[s
     return whole
 
 
-def together() -> int:
-    """How many processes train together; 1 inside `apart`."""
-    if _apart or not (distributed.is_available() and distributed.is_initialized()):
+def world_size() -> int:
+    """How many processes train together; 1 inside `isolated`."""
+    if _isolated or not (distributed.is_available() and distributed.is_initialized()):
         return 1
     return distributed.get_world_size()
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """The context in which every process works on its own."""
-    global _apart
-    _apart = True
+    global _isolated
+    _isolated = True
     try:
         yield
     finally:
-        _apart = False
+        _isolated = False
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
     """The sum of a tensor of one shape over all processes; gradients are summed on the way back."""
-    return x if together() == 1 else _summed()(x)
+    return x if world_size() == 1 else _summed()(x)
 
 
 @cache

@@ -26,8 +26,8 @@ class Matched:
     weights: dict[str, Tensor] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    homeless: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
 
 
 def matched(model: RetrievalModel, parts: Mapping[Side | None, Mapping[str, Tensor]]) -> Matched:
@@ -42,17 +42,17 @@ def matched(model: RetrievalModel, parts: Mapping[Side | None, Mapping[str, Tens
                 continue
             ours = None if begin is None else names[begin] + theirs.removeprefix(begin)
             if ours not in shapes:
-                (found.unexpected if begin is None else found.homeless).append(theirs)
+                (found.unexpected if begin is None else found.absent).append(theirs)
                 continue
             met.add(ours)
             if tensor.dim() == len(shapes[ours]) + 1 and tensor.shape[-1] == 1:  # a convolution of width 1
                 tensor = tensor.squeeze(-1)
             if tuple(tensor.shape) != shapes[ours]:
-                found.misshapen.append(f"{theirs} is {list(tensor.shape)}, {ours} is {list(shapes[ours])}")
+                found.mismatched.append(f"{theirs} is {list(tensor.shape)}, {ours} is {list(shapes[ours])}")
             else:
                 found.weights[ours] = tensor
-    wanted = (name for name in shapes if encodes(model, name) and not name.endswith("num_batches_tracked"))
-    found.missing.extend(name for name in wanted if name not in met)
+    needed = (name for name in shapes if encodes(model, name) and not name.endswith("num_batches_tracked"))
+    found.missing.extend(name for name in needed if name not in met)
     return found
 
 

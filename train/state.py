@@ -95,15 +95,15 @@ class StateFolder:
         if facts is None:
             return Progress()
         tensors = processes.copied(found[1] if found else {})
-        wanted = {f"model.{name}": shape for name, shape in shapes_of(model).items()}
+        expected = {f"model.{name}": shape for name, shape in shapes_of(model).items()}
         moments: dict[int, dict[str, Tensor]] = {}
         for number, parameter in enumerate(each for group in optimizer.param_groups for each in group["params"]):
             own = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
             names = {name: f"optimizer.{number}.{name}" for name in own}
             if any(name in tensors for name in names.values()):  # it had a gradient
-                wanted |= {names[name]: shape for name, shape in own.items()}
+                expected |= {names[name]: shape for name, shape in own.items()}
                 moments[number] = {name: tensors.get(stored) for name, stored in names.items()}
-        require_shapes(tensors, wanted, self.folder / STATE, fix=_AFRESH)
+        require_shapes(tensors, expected, self.folder / STATE, fix=_AFRESH)
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         load_into(model, weights, self.folder / STATE, fix=_AFRESH)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

@@ -87,12 +87,12 @@ def run(
             fix="add the data set below teachers: in params.yaml and run `dvc repro teachers@<data set>`",
         )
     streamed = settings.stream is not None
-    data = RetrievalData(manifest, regions, tokens, "train", **text, teachers=teachers, elsewhere=streamed)
+    data = RetrievalData(manifest, regions, tokens, "train", **text, teachers=teachers, streamed=streamed)
     _require_chosen_words(name, settings, data, tokens)
     _require_boxes(name, settings, data)
     validation = RetrievalData(manifest, regions, tokens, "val", **text)
     dims = (data.region_store.dim, data.vocabulary_size)
-    model = build_model(settings, *dims, text_dim=data.text_dim, marks=data.marks).to(processes.device)
+    model = build_model(settings, *dims, text_dim=data.text_dim, boundary_ids=data.boundary_ids).to(processes.device)
     share_momentum(model, settings.accumulate)
     optimizer = _optimizer(model, settings)
     record = {

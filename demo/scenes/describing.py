@@ -194,10 +194,10 @@ class _Writer:
     def sentence(self) -> list[_Token]:
         """A sentence about one, two or three objects, of those that the scene has."""
         order = self.rng.permutation(len(self.scene.objects)).tolist()
-        wanted = 1 + int(np.searchsorted((0.12, 0.65), self.rng.random()))
-        if wanted >= 3 and len(order) >= 3:
+        number = 1 + int(np.searchsorted((0.12, 0.65), self.rng.random()))
+        if number >= 3 and len(order) >= 3:
             return self.of_three(*order[:3])
-        if wanted >= 2 and len(order) >= 2:
+        if number >= 2 and len(order) >= 2:
             return self.of_two(*order[:2])
         return self.of_one(order[0])
 
@@ -269,7 +269,7 @@ class _Writer:
     def mention(self, index: int, noun: str | None = None) -> list[_Token]:
         """An object with article and attributes: "a small red ring with stripes"."""
         item = self.scene.objects[index]
-        kinds = self.telling(index)
+        kinds = self.kinds_to_name(index)
         noun = noun or self.pick(self.synonyms("shape", item.shape))
         after: list[_Token] = []
         if "texture" in kinds and item.texture in _PLURALS and self.chance(0.35):
@@ -283,16 +283,16 @@ class _Writer:
         before = [_Token(self.pick(self.synonyms(kind, getattr(item, kind))), index, kind) for kind in kinds]
         return [_Token("a"), *before, _Token(noun, index, "shape"), *after]
 
-    def telling(self, index: int) -> list[str]:
+    def kinds_to_name(self, index: int) -> list[str]:
         """Kinds of attributes to name: some at random, and more while another object of the scene fits them too."""
         item = self.scene.objects[index]
         kinds = [kind for kind, often in (("colour", 0.9), ("texture", 0.65), ("size", 0.35)) if self.chance(often)]
-        spare = [kind for kind in ("colour", "texture", "size") if kind not in kinds]
-        self.rng.shuffle(spare)
+        left = [kind for kind in ("colour", "texture", "size") if kind not in kinds]
+        self.rng.shuffle(left)
         others = [other for other in self.scene.objects if other is not item]
-        while spare and (
+        while left and (
             not kinds
             or any(all(getattr(other, kind) == getattr(item, kind) for kind in ("shape", *kinds)) for other in others)
         ):
-            kinds.append(spare.pop())
+            kinds.append(left.pop())
         return kinds

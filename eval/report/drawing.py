@@ -21,7 +21,7 @@ VIEW = 320  # the longer side of a drawing, in its own units
 
 
 @dataclass(frozen=True)
-class Mark:
+class Highlight:
     """A coloured word: its characters in the caption, its colour's number and the object it means, if known."""
 
     number: int
@@ -32,7 +32,7 @@ class Mark:
     object: int | None
 
 
-def marks(data: RetrievalData, caption: int, truth: Grounding | None) -> list[Mark]:
+def highlights(data: RetrievalData, caption: int, truth: Grounding | None) -> list[Highlight]:
     """The words of a caption that are worth drawing, in order."""
     words = data.caption_words(caption)
     if truth is None:
@@ -46,20 +46,20 @@ def marks(data: RetrievalData, caption: int, truth: Grounding | None) -> list[Ma
     found = []
     for number, (word, object) in enumerate(chosen):
         colour = colours.setdefault(number if object is None else object, len(colours)) % COLOURS
-        found.append(Mark(number, word.text, word.start, word.end, colour, object))
+        found.append(Highlight(number, word.text, word.start, word.end, colour, object))
     return found
 
 
-def caption_html(text: str, words: Sequence[Mark]) -> str:
+def caption_html(text: str, words: Sequence[Highlight]) -> str:
     """The caption with each marked word as a button that lights its regions."""
     parts, at = [], 0
-    for mark in words:
-        parts.append(escape(text[at : mark.start]))
+    for highlight in words:
+        parts.append(escape(text[at : highlight.start]))
         parts.append(
-            f'<button type="button" class="word k{mark.colour}" data-word="{mark.number}">'
-            f"{escape(text[mark.start : mark.end])}</button>"
+            f'<button type="button" class="word k{highlight.colour}" data-word="{highlight.number}">'
+            f"{escape(text[highlight.start : highlight.end])}</button>"
         )
-        at = mark.end
+        at = highlight.end
     return "".join(parts) + escape(text[at:])
 
 
@@ -69,7 +69,7 @@ class Placed:
     region is the object that it means; None where that isn't known."""
 
     box: np.ndarray
-    words: tuple[Mark, ...]
+    words: tuple[Highlight, ...]
     right: tuple[bool | None, ...]
 
     @property
@@ -79,19 +79,19 @@ class Placed:
 
 
 def place(
-    data: RetrievalData, caption: int, words: Sequence[Mark], matches: Matches, truth: Grounding | None
+    data: RetrievalData, caption: int, words: Sequence[Highlight], matches: Matches, truth: Grounding | None
 ) -> list[Placed]:
     """The regions of a caption's own picture that its marked words matched."""
     boxes = np.asarray(data.regions(int(data.caption_image[caption])).boxes, float)
     objects = None if truth is None else region_objects(boxes, np.array(truth.boxes, float).reshape(-1, 4))
     at = {(int(matches.start[row]), int(matches.end[row])): int(matches.region[row]) for row in matches.rows(caption)}
-    groups: dict[tuple, tuple[int, list[Mark]]] = {}  # by box: two regions may have the same
-    for mark in words:
-        if (region := at.get((mark.start, mark.end))) is not None:
-            groups.setdefault(tuple(boxes[region]), (region, []))[1].append(mark)
+    groups: dict[tuple, tuple[int, list[Highlight]]] = {}  # by box: two regions may have the same
+    for highlight in words:
+        if (region := at.get((highlight.start, highlight.end))) is not None:
+            groups.setdefault(tuple(boxes[region]), (region, []))[1].append(highlight)
     placed = []
     for region, group in groups.values():
-        right = tuple(None if objects is None else bool(objects[region] == mark.object) for mark in group)
+        right = tuple(None if objects is None else bool(objects[region] == highlight.object) for highlight in group)
         placed.append(Placed(boxes[region], tuple(group), right))
     return placed
 
@@ -108,7 +108,7 @@ class Drawing:
 
 
 def draw(
-    data: RetrievalData, caption: int, words: Sequence[Mark], matches: Matches, truth: Grounding | None
+    data: RetrievalData, caption: int, words: Sequence[Highlight], matches: Matches, truth: Grounding | None
 ) -> Drawing:
     """Draw what `place` gives, and the true objects, which the page shows for the word that is looked at."""
     width, height = (int(side) for side in data.regions(int(data.caption_image[caption])).image_size)
@@ -117,11 +117,11 @@ def draw(
     placed = place(data, caption, words, matches, truth)
     for match in placed:
         kinds = [{None: "open", True: "right", False: "wrong"}[right] for right in match.right]
-        looks = [f"k{mark.colour} {kind}" for mark, kind in zip(match.words, kinds, strict=True)]
-        shapes.append(_box(match.box * scale, 0, looks[match.shown], match.words, looks))
+        styles = [f"k{highlight.colour} {kind}" for highlight, kind in zip(match.words, kinds, strict=True)]
+        shapes.append(_box(match.box * scale, 0, styles[match.shown], match.words, styles))
     if truth is not None:
-        for object in sorted({mark.object for mark in words if mark.object is not None}):
-            owned = [mark for mark in words if mark.object == object]
+        for object in sorted({highlight.object for highlight in words if highlight.object is not None}):
+            owned = [highlight for highlight in words if highlight.object == object]
             shapes.append(_box(np.array(truth.boxes[object]) * scale, -4, f"k{owned[0].colour} truth", owned))
     right = None if truth is None else sum(sum(map(bool, match.right)) for match in placed)
     view = f"0 0 {width * scale:.0f} {height * scale:.0f}"
@@ -129,18 +129,18 @@ def draw(
     return Drawing(svg, width / height, right, sum(len(match.words) for match in placed))
 
 
-def _box(box: np.ndarray, inset: float, look: str, words: Sequence[Mark], looks: Sequence[str] = ()) -> str:
-    """A box as SVG in the `look` of one word; `looks` are those of each of its words, one of which the page shows."""
+def _box(box: np.ndarray, inset: float, style: str, words: Sequence[Highlight], styles: Sequence[str] = ()) -> str:
+    """A box as SVG in the `style` of one word; `styles` are those of each of its words, one of which the page shows."""
     x, y = box[0] + inset, box[1] + inset
     width, height = max(1.0, box[2] - box[0] - 2 * inset), max(1.0, box[3] - box[1] - 2 * inset)
-    numbers = " ".join(str(mark.number) for mark in words)
+    numbers = " ".join(str(highlight.number) for highlight in words)
     place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     shape = f'<rect class="halo" {place}/><rect class="box" {place}/>'
-    if looks:
-        label = escape(" ".join(mark.text for mark in words))
+    if styles:
+        label = escape(" ".join(highlight.text for highlight in words))
         below = y < 16
         anchor = "end" if x + 8 * len(label) > VIEW else "start"
         at = f'x="{x if anchor == "start" else x + width:.1f}" y="{y + height + 14 if below else y - 4:.1f}"'
         shape += f'<text {at} text-anchor="{anchor}">{label}</text>'
-    known = f' data-looks="{",".join(looks)}"' if looks else ""
-    return f'<g class="{look}" data-words="{numbers}"{known}>{shape}</g>'
+    known = f' data-looks="{",".join(styles)}"' if styles else ""
+    return f'<g class="{style}" data-words="{numbers}"{known}>{shape}</g>'

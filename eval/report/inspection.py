@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eval.matching.pairs import Pairs, match_pairs
-from eval.report.drawing import caption_html, draw, marks, place
+from eval.report.drawing import caption_html, draw, highlights, place
 from eval.report.matched_picture import SOFT, draw_regions, write_caption
 from eval.report.pictures import data_uri, read_shown
 from eval.report.templates import render
@@ -115,7 +115,7 @@ def _write_page(
 ) -> None:
     shown = []
     for caption in captions:
-        words = marks(pairs.data, caption, truth)
+        words = highlights(pairs.data, caption, truth)
         drawing = draw(pairs.data, caption, words, pairs.matches, truth)
         row = pairs.row(caption)
         shown.append({"row": row, "caption": caption_html(row["text"], words), "drawing": drawing})
@@ -134,7 +134,7 @@ def _draw(
         figure = Figure(figsize=(12, 4.6 * len(captions)), dpi=100, facecolor="white")
         for number, caption in enumerate(captions):
             top = 1 - number * share
-            words = marks(pairs.data, caption, truth)
+            words = highlights(pairs.data, caption, truth)
             below = write_caption(figure, pairs.data.caption_text(caption), words, left=0.02, top=top - 0.07 * share)
             axes = figure.add_axes((0.02, top - 0.97 * share, 0.3, below - (top - 0.91 * share)))
             draw_regions(axes, picture, place(pairs.data, caption, words, pairs.matches, truth))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from eval.report.drawing import Mark, Placed
+from eval.report.drawing import Highlight, Placed
 from eval.report.templates import palette
 
 INK, SOFT = "#15202b", "#566472"
@@ -37,12 +37,12 @@ def draw_regions(axes: Axes, picture: np.ndarray, placed: Sequence[Placed]) -> N
         )
 
 
-def write_caption(figure: Figure, text: str, words: Sequence[Mark], *, left: float, top: float) -> float:
+def write_caption(figure: Figure, text: str, words: Sequence[Highlight], *, left: float, top: float) -> float:
     """Write a caption with coloured words from (left, top), shares of the figure's sides, wrapped at its right end.
     Gives the height of its last line."""
     colours = {}
-    for mark in words:
-        colours |= dict.fromkeys(range(mark.start, mark.end), WORD_COLOURS[mark.colour])
+    for highlight in words:
+        colours |= dict.fromkeys(range(highlight.start, highlight.end), WORD_COLOURS[highlight.colour])
     width, height = figure.get_size_inches()
     x, y, at = left, top, 0
     for word in text.split(" "):

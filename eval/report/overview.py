@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.interval import interval
-from eval.report.drawing import marks, place
+from eval.report.drawing import highlights, place
 from eval.report.examples import Example, choose
 from eval.report.matched_picture import INK, SOFT, draw_regions, write_caption
 from eval.report.page import DataSet, compared
@@ -84,7 +84,7 @@ def _example(figure: Figure, source: DataSet, example: Example) -> None:
     image = int(source.data.caption_image[caption])
     row = source.data.images[image]
     truth = source.truth.get(row.id)
-    words = marks(source.data, caption, truth)
+    words = highlights(source.data, caption, truth)
     try:
         picture = read_shown(source.image_root / row.path)
     except (OSError, UnreadableImage):

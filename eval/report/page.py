@@ -8,7 +8,7 @@ from eval.interval import interval
 from eval.recall import CUTOFFS
 from eval.report import takeaways
 from eval.report.charts import Line, colour, line_chart
-from eval.report.drawing import caption_html, draw, marks
+from eval.report.drawing import caption_html, draw, highlights
 from eval.report.examples import Example, choose
 from eval.report.pictures import Pictures
 from eval.report.provenance import provenance
@@ -189,7 +189,7 @@ def _example(
     data, caption = source.data, example.caption
     right_image = int(data.caption_image[caption])
     truth = source.truth.get(data.images[right_image].id)
-    words = marks(data, caption, truth)
+    words = highlights(data, caption, truth)
 
     def picture(image: int, side: int) -> str | None:
         return pictures.whole(source.image_root / data.images[image].path, side)

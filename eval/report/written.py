@@ -21,7 +21,7 @@ _Recalls = create_model("_Recalls", __base__=Written, **dict.fromkeys(["rsum", *
 _Ranks = {f"{way}_{what}_rank": (Figure, 0) for way in DIRECTIONS for what in ("median", "mean")}
 
 
-def _together(*names: str) -> Any:
+def _all_or_none(*names: str) -> Any:
     """A check of a `Written`: these keys stand together or not at all, null being not at all."""
 
     def check(self: Written) -> Written:
@@ -102,7 +102,7 @@ class _Entry(Written):
     agreement_chance: Figure = 0
     most_words: list[tuple[str, Count]]
     most_labels: list[tuple[str, Count]]
-    _coded = _together("agreement", "agreement_chance")
+    _coded = _all_or_none("agreement", "agreement_chance")
 
 
 class _Concepts(Written):
@@ -121,8 +121,8 @@ class _Speech(Written):
     chance: Figure = 0
     agreement: Figure = 0
     agreement_chance: Figure = 0
-    _own = _together("accuracy", "chance")
-    _coded = _together("agreement", "agreement_chance")
+    _own = _all_or_none("accuracy", "chance")
+    _coded = _all_or_none("agreement", "agreement_chance")
 
 
 class Correspondence(Written):
@@ -172,8 +172,8 @@ class _Word(Written):
     region_concept: int = 0
     right: bool = False
     fitting: bool = False
-    _coded = _together("concept", "region_concept")
-    _known = _together("right", "fitting")
+    _coded = _all_or_none("concept", "region_concept")
+    _known = _all_or_none("right", "fitting")
 
 
 class Pair(Written):
@@ -204,9 +204,9 @@ class StudyRow(Written):
     agreement_chance: Figure | None
     in_use: Figure | None
     chosen: str
-    _known = _together("fitting", "fitting_chance")
-    _coded = _together("agreement", "agreement_chance")
-    _ways = _together("teacher_rsum", "reranked_rsum")
+    _known = _all_or_none("fitting", "fitting_chance")
+    _coded = _all_or_none("agreement", "agreement_chance")
+    _ways = _all_or_none("teacher_rsum", "reranked_rsum")
 
 
 def read_json(path: Path, kind: type[T], *, fix: str) -> dict[str, Any]:

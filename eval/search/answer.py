@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from eval.matching.correspondence import Matches
-from eval.report.drawing import Drawing, Mark, Placed, caption_html, draw, marks, place
+from eval.report.drawing import Drawing, Highlight, Placed, caption_html, draw, highlights, place
 from eval.search.words import ReadCaptions
 from extract.stores.regions import Regions
 from manifests.schema import CaptionedImage
@@ -82,22 +82,22 @@ class WordMatches:
         """The words of a pair's caption that the run's vocabulary lacks."""
         return self.read.unknown[self.caption[pair]]
 
-    def marks(self, pair: int) -> list[Mark]:
+    def highlights(self, pair: int) -> list[Highlight]:
         """The words of a pair's caption that are worth drawing. An unknown word is none: it would match anything."""
         unknown = {word.start for word in self.unknown(pair)}
-        return [mark for mark in marks(self, pair, None) if mark.start not in unknown]
+        return [highlight for highlight in highlights(self, pair, None) if highlight.start not in unknown]
 
     def placed(self, pair: int) -> list[Placed]:
         """The regions that these words match; none where their boxes aren't known."""
-        return place(self, pair, self.marks(pair), self.matches, None) if self.boxes else []
+        return place(self, pair, self.highlights(pair), self.matches, None) if self.boxes else []
 
     def drawing(self, pair: int) -> Drawing | None:
         """The same as SVG; None where the boxes aren't known."""
-        return draw(self, pair, self.marks(pair), self.matches, None) if self.boxes else None
+        return draw(self, pair, self.highlights(pair), self.matches, None) if self.boxes else None
 
     def html(self, pair: int) -> str:
         """The caption with these words as buttons."""
-        return caption_html(self.text(pair), self.marks(pair))
+        return caption_html(self.text(pair), self.highlights(pair))
 
     def size(self, pair: int) -> tuple[int, int]:
         """Width and height of the pair's picture, in pixels."""

@@ -119,9 +119,9 @@ class _Scan(ABC):
         parts = (candidates.views, flat[:, :length]), (candidates.context, flat[:, length:])
         self.device = candidates.device
         self.parts = [(part, self.prepare(own).to(self.device)) for part, own in parts if part.length]
-        off = sum(self.off(part, own) for part, own in parts if part.length).view(self.shape).amax(dim=1)
+        bounds = sum(self.error_bound(part, own) for part, own in parts if part.length).view(self.shape).amax(dim=1)
         self.norms = torch.from_numpy(candidates.norms).float().to(self.device) if cosine else None
-        self.bound = (off / candidates.norms.min() if cosine else off).float()
+        self.bound = (bounds / candidates.norms.min() if cosine else bounds).float()
         self.few = max(FEW, 4 * count, len(candidates) // 32)
 
     @abstractmethod
@@ -133,7 +133,7 @@ class _Scan(ABC):
         """Products `[M k, Q m]` of some candidates' part with the queries', float32."""
 
     @abstractmethod
-    def off(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
+    def error_bound(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
         """The most by which `products` are off, float64 `[Q m]`, for queries `[Q m, P]`."""
 
     def run(self) -> list[np.ndarray | None]:
@@ -203,7 +203,7 @@ class _CodeScan(_Scan):
             found = codes + finer / FINER
         return found.mul_(part.scales[rows].view(-1, 1))
 
-    def off(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
+    def error_bound(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
         """Rounding a candidate moves a product by no more than the length of what was rounded off times that of the
         query, and the other way round (Cauchy and Schwarz). Whole numbers above 2^24, sums and scales are rounded a few
         times, by 2^-24 of what they may be at most."""
@@ -222,7 +222,7 @@ class _FloatScan(_Scan):
         block = tensor(part.rows(rows), torch.float32).to(self.device)
         return block.view(-1, block.shape[2]) @ queries
 
-    def off(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
+    def error_bound(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
         """Sums of n products are off by less than n 2^-24 of the lengths, in whichever order (Higham, Accuracy and
         Stability of Numerical Algorithms, section 3.1); the rest is for what follows them."""
         return (part.length + 64) * 2.0**-23 * part.longest * queries.double().norm(dim=1)
@@ -232,7 +232,7 @@ def _whole_products(codes: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """Products float32 `[M, Q]` of int8 `[M, P]` and `[P, Q]`.
 
     A GPU's 8-bit product takes more than 16 rows, and other sides that 8 divides. Float32 gives the same sums below
-    2^24, and beyond that within what `_CodeScan.off` allows.
+    2^24, and beyond that within what `_CodeScan.error_bound` allows.
     """
     if codes.device.type == "cpu":
         return torch._int_mm(codes, queries).float()

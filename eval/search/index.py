@@ -220,9 +220,9 @@ class Index:
         checked(recipe, _Recipe, where=folder / RECIPE, fix=_AGAIN)
         require_intact(folder, fix=_AGAIN)
         manifest, parts = Manifest.open(folder), open_parts(folder, fix=_AGAIN)
-        here, wanted = (len(parts[0]), len(parts[2])), (len(manifest), manifest.num_captions)
-        if here != wanted:
-            message = f"embeddings of {here[0]} images and {here[1]} captions, its manifest has {wanted}"
+        here, expected = (len(parts[0]), len(parts[2])), (len(manifest), manifest.num_captions)
+        if here != expected:
+            message = f"embeddings of {here[0]} images and {here[1]} captions, its manifest has {expected}"
             raise InputError(message, where=folder, fix=_AGAIN)
         return cls(folder, recipe, manifest, *parts)
 

@@ -118,7 +118,7 @@ def varied(run: RunSettings, changes: Mapping[str, Any], seed: int | None = None
     A key that isn't there yet is added; null takes a loss or a section out. Raises InputError for what is no run.
     """
     values = copy.deepcopy(run.model_dump())
-    for key, wanted in changes.items():
+    for key, change in changes.items():
         *sections, last = key.split(".")
         place = values
         for section in sections:
@@ -128,7 +128,7 @@ def varied(run: RunSettings, changes: Mapping[str, Any], seed: int | None = None
             if not isinstance(place, dict):
                 message = f"{key}: {section} is {place!r}, which has no keys"
                 raise InputError(message, where="its changes", fix="name a key of the run")
-        place[last] = copy.deepcopy(wanted)
+        place[last] = copy.deepcopy(change)
     if seed is not None:
         values["seed"] = seed
     try:

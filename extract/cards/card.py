@@ -163,7 +163,7 @@ def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[
             found.append(of(store / name, shards[name]))
     if findings:
         return findings
-    images, norms = sum(count for count, _ in found), Norms.together(norms for _, norms in found).as_json()
+    images, norms = sum(count for count, _ in found), Norms.combined(norms for _, norms in found).as_json()
     if images != index["images"]:
         findings.append(f"{INDEX} says {index['images']} images, the shards hold {images}")
     if "norms" in index and norms != index["norms"]:
@@ -189,4 +189,4 @@ def _pack_shard(path: Path, number: int) -> tuple[int, Norms]:
     """As `_region_shard`."""
     with open(path, "rb") as file:
         features = [sample.regions.features for sample in read_samples(file, path)]
-    return len(features), Norms.together(map(Norms.of, features))
+    return len(features), Norms.combined(map(Norms.of, features))

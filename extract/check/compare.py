@@ -211,11 +211,11 @@ class Comparison:
                 lines.append(f"labels   {n[name]:.2%} of the matched boxes have the same {what}")
         counts = self.histogram()
         lines += ["", f"{sum(counts):,} images with matched boxes by centred cosine", *_bars(counts)]
-        apart = [p for p in self.pictures if not p.identical and p.centred is not None]
-        apart.sort(key=lambda p: (round(p.centred, 6), -p.max_abs))
-        if apart:
+        differing = [p for p in self.pictures if not p.identical and p.centred is not None]
+        differing.sort(key=lambda p: (round(p.centred, 6), -p.max_abs))
+        if differing:
             lines += ["", "furthest apart"]
-            for p in apart[:_WORST]:
+            for p in differing[:_WORST]:
                 numbers = f"centred {p.centred:.6f}, max abs {p.max_abs:.4g}"
                 lines.append(f"  {p.image_id}: {numbers}, {p.matched} of {p.boxes} boxes match")
         asked = self.tolerances

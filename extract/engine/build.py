@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from extract.engine.cache import Cache, Place, in_use
 from extract.engine.finished import ABOUT, Staging
-from extract.engine.maker import ItemMaker, Lot, Made, Workers
+from extract.engine.maker import ItemMaker, Made, ShardJob, Workers
 from extract.stores.intact import INDEX
 from extract.stores.regions import FAILURES
 from manifests.errors import DiskFull, InputError
@@ -31,7 +31,7 @@ _AGAIN = "run the stage again: it makes only what is missing"
 
 @contextmanager
 def building(
-    out: Path, work: str, key: Any, lots: Sequence[Lot], *, title: str, workers: Workers | None = None
+    out: Path, work: str, key: Any, jobs: Sequence[ShardJob], *, title: str, workers: Workers | None = None
 ) -> Iterator[list[list[dict[str, Any]]] | None]:
     """Hold the lock of `out`, have the shards of all lots finished, and give their markers, lot by lot.
 
@@ -46,10 +46,10 @@ def building(
     Raises `InputError` for what a maker finds wrong, a full disk or a lost scheduler; finished shards are kept but for
     staged ones of other inputs than the mended ones will be.
     """
-    staged = [lot.maker.finished for lot in lots if isinstance(lot.maker.finished, Staging)]
+    staged = [job.maker.finished for job in jobs if isinstance(job.maker.finished, Staging)]
     with ExitStack() as held:
         staging = staged[0].folder if staged else None
-        remember = len(staged) == len(lots)  # the cache has what the others need
+        remember = len(staged) == len(jobs)  # the cache has what the others need
         if held.enter_context(sole_writer(out, work, key, staging=staging, remember=remember)):
             yield None
             return
@@ -57,7 +57,7 @@ def building(
             folder.prepare()
             write_json(folder.folder / ABOUT, {"work": work, "out": str(Path(out).absolute())})
         with _kept_to_continue(staged, workers):
-            built = [_Build(lot, title, held) for lot in lots]
+            built = [_Build(job, title, held) for job in jobs]
             for each in built:
                 each.require_room()
             for each in built:
@@ -69,7 +69,7 @@ def building(
     for each in built:
         each.say_times()
     items, computed, reused, failures = (sum(each.counts[i] for each in built) for i in range(4))
-    units = " and ".join(dict.fromkeys(lot.unit for lot in lots))
+    units = " and ".join(dict.fromkeys(job.unit for job in jobs))
     left_out = f", {failures} left out: see {FAILURES} in {out}" if failures else ""
     tqdm.write(f"{title}: {items} {units}, {computed} computed, {reused} reused{left_out}")
 
@@ -77,23 +77,23 @@ def building(
 class _Build:
     """The shards of one lot: those that are finished, and those that are to be made."""
 
-    def __init__(self, lot: Lot, title: str, held: ExitStack):
-        self.lot, self.maker, self.title = lot, lot.maker, title
+    def __init__(self, job: ShardJob, title: str, held: ExitStack):
+        self.job, self.maker, self.title = job, job.maker, title
         self.computed, self._made = 0, {}
         cache = self.maker.finished if isinstance(self.maker.finished, Cache) else None
         if cache:
             held.enter_context(in_use(cache.folder))
             # What an earlier store has isn't asked of older code's results, of which some would be computed again.
-            wanted = () if self.maker.earlier else _Digests(self.maker, lot.parts)
-            again = partial(self.maker.again, lot.parts)
-            self.computed, notes = cache.open(wanted, again, self.maker.keep, lot.unit)
+            requested = () if self.maker.earlier else _Digests(self.maker, job.parts)
+            again = partial(self.maker.again, job.parts)
+            self.computed, notes = cache.open(requested, again, self.maker.keep, job.unit)
             for line in notes:
                 tqdm.write(f"{title}: {line}")
         self.found: dict[int, dict[str, Any]] = {}
         self.missing: dict[int, int] = {}
         self.items = 0
         contents = []
-        for number, part in enumerate(lot.parts):
+        for number, part in enumerate(job.parts):
             self.items += len(part)
             if done := self.maker.done(part):
                 self.found[number] = done
@@ -105,23 +105,23 @@ class _Build:
         # bytes.
         self.known: dict[str, Place] = {}
         if cache and self.missing:
-            wanted = {digest for number in self.missing for digest in self.maker.digests(lot.parts[number])}
-            self.known = cache.rows(wanted, contents)
+            requested = {digest for number in self.missing for digest in self.maker.digests(job.parts[number])}
+            self.known = cache.rows(requested, contents)
 
     def require_room(self) -> None:
         """Say what there is to do. Raises `DiskFull` where the disk has less room than the shards may need."""
-        size = sum(self.maker.most_bytes(self.lot.parts[number]) for number in self.missing)
+        size = sum(self.maker.most_bytes(self.job.parts[number]) for number in self.missing)
         if not size:
             return
         new = sum(self.missing.values())
         if self.known:
-            own = (digest for number in self.missing for digest in self.maker.digests(self.lot.parts[number]))
+            own = (digest for number in self.missing for digest in self.maker.digests(self.job.parts[number]))
             new -= sum(digest in self.known for digest in own)
         folder = self.maker.finished.folder
         free = shutil.disk_usage(folder).free
         work = "take over" if isinstance(self.maker, ItemMaker) and self.maker.earlier else "compute"
         tqdm.write(
-            f"{self.title}: {new} of {self.items} {self.lot.unit} to {work}, at most {size / 1e9:.2f} GB to write, "
+            f"{self.title}: {new} of {self.items} {self.job.unit} to {work}, at most {size / 1e9:.2f} GB to write, "
             f"{free / 1e9:.1f} GB free in {folder}"
         )
         if size > free:
@@ -137,16 +137,16 @@ class _Build:
         failed: dict[int, Exception] = {}
         ready = self.items - sum(self.missing.values())
         if ready and isinstance(self.maker.finished, Staging):
-            progress_note = f"{ready} of {self.items} {self.lot.unit} are staged in {self.maker.finished.folder}"
+            progress_note = f"{ready} of {self.items} {self.job.unit} are staged in {self.maker.finished.folder}"
             tqdm.write(f"continuing: {progress_note}")
-        with progress(what=self.lot.what, unit=self.lot.unit, total=self.items, initial=ready) as bar:
-            if workers is None or self.lot.load is None:
+        with progress(what=self.job.what, unit=self.job.unit, total=self.items, initial=ready) as bar:
+            if workers is None or self.job.load is None:
                 self._make_here(bar.update)
             else:
                 from extract.engine.workers import on_workers
 
                 tasks = ((number, self._task(number)) for number in self.missing)
-                with closing(on_workers(workers, self.lot, tasks)) as outcomes:
+                with closing(on_workers(workers, self.job, tasks)) as outcomes:
                     for number, outcome in outcomes:
                         if isinstance(outcome, Made):
                             self._made[number] = outcome
@@ -182,7 +182,7 @@ class _Build:
                 self._made[before[0]] = before[2].result()
 
     def _task(self, number: int) -> tuple[Any, dict[str, Place]]:
-        part = self.lot.parts[number]
+        part = self.job.parts[number]
         digests = self.maker.digests(part) if self.known else ()
         return part, {digest: self.known[digest] for digest in digests if digest in self.known}
 
@@ -191,7 +191,7 @@ class _Build:
         if isinstance(first, InputError) and len({str(error) for error in failed.values()}) == 1:
             return first
         return InputError(
-            f"{len(failed)} of {len(self.lot.parts)} shards failed (listed above), the others are kept; "
+            f"{len(failed)} of {len(self.job.parts)} shards failed (listed above), the others are kept; "
             f"{_message(first)}",
             where=self.maker.finished.folder,
             fix="mend the cause and run the stage again: it makes only what is missing",
@@ -199,7 +199,7 @@ class _Build:
 
     def done(self) -> list[dict[str, Any]]:
         """The markers of all shards."""
-        return [self.found.get(number) or self._made[number].done for number in range(len(self.lot.parts))]
+        return [self.found.get(number) or self._made[number].done for number in range(len(self.job.parts))]
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
@@ -212,7 +212,7 @@ class _Build:
         names = dict.fromkeys(name for each in self._made.values() for name in each.seconds)
         times = {name: sum(each.seconds.get(name, 0.0) for each in self._made.values()) for name in names}
         if times:
-            tqdm.write(f"{self.lot.what}: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()))
+            tqdm.write(f"{self.job.what}: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()))
 
 
 class _Digests(Collection[str]):

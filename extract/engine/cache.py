@@ -99,7 +99,7 @@ class Cache:
 
     def open(
         self,
-        wanted: Collection[str],
+        requested: Collection[str],
         again: Callable[[dict[str, Place]], tuple[str | None, S]],
         keep: Callable[[S], object],
         unit: str,
@@ -108,7 +108,7 @@ class Cache:
 
         Parameters
         ----------
-        wanted : sha256 of the items whose results are asked for.
+        requested : sha256 of the items whose results are asked for.
         again : computes some items (sha256 -> place) again: which number is another one, or None, and the new results.
         keep : publishes new results that differ: nothing is computed twice, and a resumed run reads them too.
         unit : what an item is called, in the plural.
@@ -121,7 +121,7 @@ class Cache:
             ours = Versions(**known.get(self.code, {"accepted": [], "refused": []}))
             others = {version for each in known.values() for version in each["accepted"]}
             undecided = sorted(others.difference(ours.accepted, ours.refused))
-            missing = set(wanted).difference(self._rows(ours.accepted, set(wanted))) if undecided else set()
+            missing = set(requested).difference(self._rows(ours.accepted, set(requested))) if undecided else set()
             for version in undecided:
                 there = self._rows([version], missing)
                 sample = _spread(there)
@@ -147,20 +147,22 @@ class Cache:
             write_json(path, known | {self.code: ours.model_dump()})
         return computed, notes
 
-    def rows(self, wanted: Collection[str], but: Collection[Any] = ()) -> dict[str, Place]:
-        """Where the results of some items lie, by their sha256, as far as there are any; shards of the contents `but`
-        aren't looked into."""
-        names = (name for each in but for name in self._contents(each))
-        return self._rows(self.versions, set(wanted), {self._in(self.versions[0]).path(name).name for name in names})
+    def rows(self, requested: Collection[str], excluding: Collection[Any] = ()) -> dict[str, Place]:
+        """Where the results of some items lie, by their sha256, as far as there are any. Shards of the contents
+        `excluding` are skipped."""
+        names = (name for each in excluding for name in self._contents(each))
+        return self._rows(self.versions, set(requested), {self._in(self.versions[0]).path(name).name for name in names})
 
-    def _rows(self, versions: Iterable[str], wanted: set[str], but: Collection[str] = frozenset()) -> dict[str, Place]:
+    def _rows(
+        self, versions: Iterable[str], requested: set[str], excluding: Collection[str] = frozenset()
+    ) -> dict[str, Place]:
         found: dict[str, Place] = {}
         for version in versions:
             for sidecar in sorted((self.folder / version).glob("*.json")):
                 shard = sidecar.with_suffix(".h5")
-                done = None if shard.name in but else read_marker(sidecar, self._sidecar)
+                done = None if shard.name in excluding else read_marker(sidecar, self._sidecar)
                 for row, digest in enumerate(_items(done) if done and self._taken(done) else ()):
-                    if digest in wanted and digest not in found:
+                    if digest in requested and digest not in found:
                         found[digest] = Place(shard, row)
         return found
 

@@ -191,7 +191,7 @@ class ItemMaker(Maker[P], Generic[P, R]):
 
 
 @dataclass(frozen=True)
-class Lot(Generic[P]):
+class ShardJob(Generic[P]):
     """Shards that one maker makes.
 
     parts : of each shard the rows, read when they are asked for.

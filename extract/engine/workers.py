@@ -22,7 +22,7 @@ from distributed import Client, Worker, WorkerPlugin, as_completed, get_worker
 from tqdm import tqdm
 
 from extract.engine.cache import Cache, Place
-from extract.engine.maker import Lot, Made, Maker, Workers
+from extract.engine.maker import Made, Maker, ShardJob, Workers
 from manifests.errors import InputError
 from manifests.files import fingerprint
 
@@ -31,20 +31,20 @@ _AHEAD = 2  # shards a thread of the cluster that were handed out: no worker wai
 
 
 def on_workers(
-    workers: Workers, lot: Lot, tasks: Iterable[tuple[int, tuple[Any, Mapping[str, Place]]]]
+    workers: Workers, job: ShardJob, tasks: Iterable[tuple[int, tuple[Any, Mapping[str, Place]]]]
 ) -> Generator[tuple[int, Made | Exception], None, None]:
     """Have shards (number, (part, known results)) made; yield each with what came of it, as they end.
 
     An exception stands for a shard that failed for good. No other shard is touched by it. Raises `InputError` where the
     scheduler is lost.
     """
-    client, maker = workers.client, lot.maker
+    client, maker = workers.client, job.maker
     versions = maker.finished.versions if isinstance(maker.finished, Cache) else None
-    device = workers.device if lot.on_device else None
-    plugin = ShardWorker(lot.load, lot.work, maker.key, versions, device, workers.threads)
+    device = workers.device if job.on_device else None
+    plugin = ShardWorker(job.load, job.work, maker.key, versions, device, workers.threads)
     # The run that goes on after a killed one replaces its plugin.
     name = f"selfalign-{fingerprint(maker.key)[:16]}"
-    group = f"{lot.what.partition(':')[0].replace(' ', '-')}-{uuid4().hex}"
+    group = f"{job.what.partition(':')[0].replace(' ', '-')}-{uuid4().hex}"
     try:
         client.register_plugin(plugin, name=name)
     except OSError as error:
@@ -162,13 +162,13 @@ class ShardWorker(WorkerPlugin):
             maker.finished.versions = self.versions
         return maker
 
-    def _device(self, wanted: str) -> str:
+    def _device(self, requested: str) -> str:
         import torch
 
         from extract.engine.device import torch_device
 
         torch.set_num_threads(self.threads)
-        device, count = torch_device(wanted), torch.cuda.device_count()
+        device, count = torch_device(requested), torch.cuda.device_count()
         if device != "cuda" or count < 2:
             return device
         if self.slot is None:

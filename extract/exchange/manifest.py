@@ -23,7 +23,7 @@ from manifests.left_out import Sieve
 from manifests.locks import one_writer
 from manifests.manifest import checked_entries, finish, manifest_rows, sieve_of
 from manifests.progress import progress
-from manifests.readers import READERS, Look
+from manifests.readers import READERS, Preview
 from manifests.source import LeftOut, SourceImage
 from manifests.tables import write_manifest
 
@@ -75,7 +75,7 @@ def run(
     source = open_source(format, images, captions, **given)
     sieve = sieve_of(Path(out), missing, unreadable, listing)
     own = source.entries()
-    if own is None and Path(captions) == Path(images) and not READERS.find("splits").recognises(Look.at(captions)):
+    if own is None and Path(captions) == Path(images) and not READERS.find("splits").recognises(Preview.at(captions)):
         raise InputError(
             f"{format} has no captions", where=captions, fix="name a file of captions with `source.captions`"
         )

@@ -119,7 +119,7 @@ class ImportShards(Maker[list[Image]]):
                 for future in self._waiting[part[0].id][0]:
                     block, lengths = future.result()
                     regions += block
-                    norms = Norms.together((norms, lengths))
+                    norms = Norms.combined((norms, lengths))
                     advance(len(block))
             _, buffer = self._waiting.pop(part[0].id)
         except BaseException:
@@ -150,7 +150,7 @@ class ImportShards(Maker[list[Image]]):
         for image, found, lengths in zip(part, regions, norms, strict=True):
             if lengths.least == 0:
                 raise zero_feature(np.flatnonzero(~found.features.any(1))[0], self._where(image))
-        return regions, Norms.together(norms)
+        return regions, Norms.combined(norms)
 
     def _where(self, image: Image) -> str:
         return f"{self.source.where(image.place)} (image {image.id!r})"

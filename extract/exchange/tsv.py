@@ -118,9 +118,9 @@ def array(
         kind = other if ((size == 0) | ((size >= 1e-3) & (size <= 1e5))).all() else kind
     columns = len(data) // (rows * kind.itemsize) if width is None and rows else width or 1
     if len(data) != rows * columns * kind.itemsize:
-        wanted = f"{rows} x {columns}" if width else str(rows)
+        expected = f"{rows} x {columns}" if width else str(rows)
         raise InputError(
-            f"num_boxes is {rows}, but {name} has {len(data) / kind.itemsize:g} numbers, which isn't {wanted}"
+            f"num_boxes is {rows}, but {name} has {len(data) / kind.itemsize:g} numbers, which isn't {expected}"
             if width is not None
             else f"num_boxes is {rows}, which doesn't divide the {len(data) / kind.itemsize:g} numbers of {name}",
             where=where,

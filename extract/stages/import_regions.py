@@ -13,7 +13,7 @@ from typing import Any
 
 from extract.engine.build import building
 from extract.engine.code import code_fingerprint
-from extract.engine.maker import Lot, Parts, Workers
+from extract.engine.maker import Parts, ShardJob, Workers
 from extract.exchange import shards
 from extract.exchange.formats import open_source
 from extract.exchange.shards import ImportShards
@@ -63,12 +63,12 @@ def run(
     ------
     InputError : a file that changed since the manifest was made; what `ImportShards` finds wrong in one.
     """
-    lot, recipe = prepare(manifest=manifest, images=images, settings=settings, staging=staging, readers=readers)
-    listed, imported, maker, title = Manifest.open(manifest), read_source(manifest), lot.maker, f"regions {dataset}"
-    key = {**lot.work["key"], "about": (about or About()).model_dump(), "code": CODE}
+    job, recipe = prepare(manifest=manifest, images=images, settings=settings, staging=staging, readers=readers)
+    listed, imported, maker, title = Manifest.open(manifest), read_source(manifest), job.maker, f"regions {dataset}"
+    key = {**job.work["key"], "about": (about or About()).model_dump(), "code": CODE}
     with (
         _hashed_again(maker.source, imported, check) as require_unchanged,
-        building(out, f"import of {dataset}", key, [lot], title=title, workers=workers) as built,
+        building(out, f"import of {dataset}", key, [job], title=title, workers=workers) as built,
     ):
         if built is None:
             return
@@ -82,7 +82,7 @@ def run(
 
 def prepare(
     *, manifest: Path, images: Path, settings: ImportSettings, staging: Path, readers: int
-) -> tuple[Lot, dict[str, Any]]:
+) -> tuple[ShardJob, dict[str, Any]]:
     """The shards of an import, and the store's recipe. Raises `InputError` for a manifest of other files."""
     listed, imported = Manifest.open(manifest), read_source(manifest)
     if len(imported.places) != len(listed):
@@ -130,7 +130,7 @@ def prepare(
         return [shards.Image(image.id, imported.places[row]) for row, image in images]
 
     parts = Parts(len(own), read)
-    return Lot(ImportShards(**work), parts, "regions", "images", ImportShards, work, on_device=False), recipe
+    return ShardJob(ImportShards(**work), parts, "regions", "images", ImportShards, work, on_device=False), recipe
 
 
 def _first_image(source: Source, imported: Imported) -> tuple[int, list[str]]:

@@ -21,7 +21,7 @@ from extract.engine.build import building, installing
 from extract.engine.cache import Place
 from extract.engine.code import code_fingerprint
 from extract.engine.finished import Staging
-from extract.engine.maker import Advance, Lot, Maker, Workers
+from extract.engine.maker import Advance, Maker, ShardJob, Workers
 from extract.settings import PackSettings
 from extract.stores.intact import INDEX, intact_digests
 from extract.stores.made import embed_made
@@ -90,7 +90,7 @@ class PackShards(Maker[Samples]):
                             fix="make the store again: `selfalign verify` says what is wrong with it",
                         )
                     advance(1)
-        all_of_it = Norms.together(norms)
+        all_of_it = Norms.combined(norms)
         return {"sha256": file.digest.hexdigest(), "norms": astuple(all_of_it) if all_of_it.count else None}, len(part)
 
 
@@ -156,8 +156,8 @@ def run(
     key = {"dataset": dataset, "inputs": [manifest_sha256(manifest), *inputs], "recipe": recipe, "code": CODE}
     work = {"regions": Path(regions), "staging": staging or Path(out).parent / ".staging", "key": key}
     parts, title = _Parts(shards, images, region_store, token_store), f"pack {dataset}"
-    lot = Lot(PackShards(**work), parts, title, "images", PackShards, work, on_device=False)
-    with building(out, f"shards of {out}", key if note else None, [lot], title=title, workers=workers) as built:
+    job = ShardJob(PackShards(**work), parts, title, "images", PackShards, work, on_device=False)
+    with building(out, f"shards of {out}", key if note else None, [job], title=title, workers=workers) as built:
         if built is None:
             return
         listed = [
@@ -178,7 +178,7 @@ def run(
             "images": len(ids) - len(left_out),
             "left_out": left_out,
             "dim": region_store.dim,
-            "norms": Norms.together(norms).as_json(),
+            "norms": Norms.combined(norms).as_json(),
             "shards": listed,
         }
         with installing(out, [d | {"file": name} for name, d in zip(shards, built[0], strict=True)]) as folder:

@@ -54,7 +54,7 @@ def install_region_stores(
                 "dataset": dataset,
                 "split": split,
                 "about": (about or About()).model_dump(exclude_none=True),
-                "norms": Norms.together(norms).as_json(),
+                "norms": Norms.combined(norms).as_json(),
             }
             with filled(ready / split, own) as folder:
                 write_json(folder / INDEX, index)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from extract.engine.build import building
 from extract.engine.code import code_fingerprint
-from extract.engine.maker import Lot, Parts, Workers
+from extract.engine.maker import Parts, ShardJob, Workers
 from extract.settings import About, RegionSettings
 from extract.stages.region_stores import install_region_stores
 from extract.stores.fields import Regions
@@ -85,10 +85,10 @@ def run(
     }
     places = listed.shards(settings.images_per_shard)
     parts = Parts(len(places), lambda number: (given.rows if given else list)(listed.images_at(places[number].rows)))
-    lot, title = Lot(maker, parts, "regions", "pictures", RegionShards, work), f"regions {dataset}"
+    job, title = ShardJob(maker, parts, "regions", "pictures", RegionShards, work), f"regions {dataset}"
     if given:
         key["boxes"] = sha256(Path(manifest) / GROUNDING)
-    with building(out, f"extraction of {dataset}", key, [lot], title=title, workers=workers) as built:
+    with building(out, f"extraction of {dataset}", key, [job], title=title, workers=workers) as built:
         if built is None:
             return
         done, detector = built[0], maker.detector

@@ -19,7 +19,7 @@ from extract.cards.render import teacher_card
 from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
 from extract.engine.finished import Staging
-from extract.engine.maker import Lot, Workers, parts_of
+from extract.engine.maker import ShardJob, Workers, parts_of
 from extract.stores.intact import INDEX, intact_digests
 from extract.stores.made import made_in, note_made
 from extract.stores.recipe import require_same_recipe, write_recipe
@@ -108,15 +108,15 @@ def run(
         "images": parts_of(len(rows), size, lambda start, stop: rows[start:stop]),
         "captions": parts_of(listed.num_captions, size, listed.texts),
     }
-    lots = []
+    jobs = []
     for side, teacher in teachers.items():
         own = {"inputs": looking[side], "recipe_hash": recipe_hash, "exact": exact}
         own |= {"finished": staged if teacher.fitted else cache}
         maker, work = TeacherShards(teacher=teacher, **own), own | {"settings": getattr(settings, side)}
         if earlier is not None:
             maker.earlier = _taken_from(TeacherStore(earlier), recipe, side, listed)
-        lots.append(Lot(maker, parts[side], f"{title}: {side}", side, None if teacher.fitted else loaded, work))
-    with building(out, f"teaching of {dataset}", key, lots, title=title, workers=workers) as built:
+        jobs.append(ShardJob(maker, parts[side], f"{title}: {side}", side, None if teacher.fitted else loaded, work))
+    with building(out, f"teaching of {dataset}", key, jobs, title=title, workers=workers) as built:
         if built is None:
             return
         shards = [done | {"file": f"{number:06d}.h5"} for number, done in enumerate([*built[0], *built[1]])]

@@ -11,7 +11,7 @@ from pathlib import Path
 from extract.cards.render import text_card
 from extract.engine.build import building, installing
 from extract.engine.code import code_fingerprint
-from extract.engine.maker import Lot, Workers, parts_of
+from extract.engine.maker import ShardJob, Workers, parts_of
 from extract.stores.intact import INDEX
 from extract.stores.made import made_in, note_made
 from extract.stores.recipe import require_same_recipe, write_recipe
@@ -76,10 +76,10 @@ def run(
         return CaptionPieces(start, *store.word_pieces_of(start, stop))
 
     title = f"text_features {dataset}"
-    lot = Lot(maker, parts_of(store.num_captions, size, read), title, "captions", TextFeatures, work)
+    job = ShardJob(maker, parts_of(store.num_captions, size, read), title, "captions", TextFeatures, work)
     tokens_sha256 = sha256(store.path / "tokens.h5")
     key = {"recipe": maker.recipe, "tokens_sha256": tokens_sha256, "captions_per_shard": size, "code": CODE}
-    with building(out, f"text encoding of {dataset}", key, [lot], title=title, workers=workers) as built:
+    with building(out, f"text encoding of {dataset}", key, [job], title=title, workers=workers) as built:
         if built is None:
             return
         shards = [done | {"file": f"{number:06d}.h5"} for number, done in enumerate(built[0])]

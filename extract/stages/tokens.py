@@ -14,7 +14,7 @@ from tqdm import tqdm
 from extract.cards.render import render
 from extract.engine.build import building
 from extract.engine.code import code_fingerprint
-from extract.engine.maker import Lot, Workers, parts_of
+from extract.engine.maker import ShardJob, Workers, parts_of
 from extract.stores.made import note_made
 from extract.stores.tokens import Counts, TokenShards, write_tokens
 from extract.text.parts_of_speech import POS_NAMES
@@ -69,8 +69,8 @@ def run(
     if reused is None:
         require_cut(maker.language, listed.texts(0, min(SAMPLE, listed.num_captions)), settings.language)
     parts = parts_of(listed.num_captions, PER_SHARD, lambda start, stop: Captions(start, listed.texts(start, stop)))
-    lot = Lot(maker, parts, title, "captions", WordShards, work, on_device=False)
-    with building(out, f"tokens of {out}", maker.key, [lot], title=title, workers=workers) as built:
+    job = ShardJob(maker, parts, title, "captions", WordShards, work, on_device=False)
+    with building(out, f"tokens of {out}", maker.key, [job], title=title, workers=workers) as built:
         if built is None:
             return
         shards = TokenShards([Path(done["path"]) for done in built[0]], [done["count"] for done in built[0]])

@@ -192,19 +192,19 @@ class MappedHDF5:
 
 
 def layout_problems(
-    shard: MappedHDF5, wanted: Mapping[str, tuple[str, tuple[int | None, ...]]], optional: Collection[str] = ()
+    shard: MappedHDF5, expected: Mapping[str, tuple[str, tuple[int | None, ...]]], optional: Collection[str] = ()
 ) -> Iterator[str]:
     """What is wrong with the datasets of a file.
 
     Parameters
     ----------
-    wanted : name -> dtype (``"S"`` for bytes of any length) and shape, None for any length.
+    expected : name -> dtype (``"S"`` for bytes of any length) and shape, None for any length.
     optional : which of these may be missing.
     """
-    missing = [name for name in wanted if name not in shard and name not in optional]
+    missing = [name for name in expected if name not in shard and name not in optional]
     if missing:
         yield f"it has no dataset {', '.join(missing)}"
-    for name, (dtype, shape) in wanted.items():
+    for name, (dtype, shape) in expected.items():
         if name in missing or name not in shard:
             continue
         array = shard[name]

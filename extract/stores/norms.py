@@ -30,7 +30,7 @@ class Norms:
         return cls(len(lengths), float(lengths.sum()), float(lengths.min()), float(lengths.max()))
 
     @classmethod
-    def together(cls, parts: Iterable[Self]) -> Self:
+    def combined(cls, parts: Iterable[Self]) -> Self:
         parts = list(parts)
         return cls(
             sum(part.count for part in parts),

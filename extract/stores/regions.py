@@ -79,15 +79,15 @@ def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str
         yield f"it has offsets, {INDEX} says the layout is dense"
     boxes = shard["boxes"].shape if "boxes" in shard else ()
     rows = (images, *boxes[1:2]) if dense else boxes[:1]
-    wanted = {
+    expected = {
         **{name: (own.dtype, (*rows, *(n or dim for n in own.shape))) for name, own in FIELDS.items()},
         **({} if dense else {"offsets": ("<i8", (images + 1,))}),
         "num_boxes": ("<i2", (images,)),
         "image_size": ("<i4", (images, 2)),
         "image_id": ("S", (images,)),
     }
-    wanted["features"] = features, wanted["features"][1]
-    wrong = list(layout_problems(shard, wanted, LABELS))
+    expected["features"] = features, expected["features"][1]
+    wrong = list(layout_problems(shard, expected, LABELS))
     yield from wrong
     if wrong:
         return
@@ -375,17 +375,17 @@ class RegionStore:
         int32 ``[B, 2]``. `into` gives the memory of so many numbers of a type for the features; without it there are
         none. They are read past the map: a process that reads batch after batch doesn't grow by them.
         """
-        wanted = np.asarray(rows)
-        if wanted.min() < 0 or wanted.max() >= len(self):
-            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} images")
+        expected = np.asarray(rows)
+        if expected.min() < 0 or expected.max() >= len(self):
+            raise IndexError(f"rows {expected.min()} to {expected.max()} of a store of {len(self)} images")
         all_firsts, all_counts, all_sizes = self._table
-        numbers, firsts, counts = self._number_of(wanted), all_firsts[wanted], all_counts[wanted]
+        numbers, firsts, counts = self._number_of(expected), all_firsts[expected], all_counts[expected]
         most = int(counts.max())
         features = None
         if into is not None:
             dtype = self.shard(int(numbers[0]))["features"].dtype
-            features = into(len(wanted) * most * self.dim, dtype).reshape(len(wanted), most, self.dim)
-        boxes = np.zeros((len(wanted), most, 4), np.float32)
+            features = into(len(expected) * most * self.dim, dtype).reshape(len(expected), most, self.dim)
+        boxes = np.zeros((len(expected), most, 4), np.float32)
         if features is not None:
             if counts.min() < most:
                 features[np.arange(most) >= counts[:, None]] = 0
@@ -401,7 +401,7 @@ class RegionStore:
             boxes[place, :count] = shard_boxes[first : first + count]
             if features is not None:
                 read(first * size, flat[place * stride : place * stride + count * size])
-        return features, boxes, counts, all_sizes[wanted]
+        return features, boxes, counts, all_sizes[expected]
 
     def _number_of(self, rows: np.ndarray) -> np.ndarray:
         """The shard of each row."""

@@ -118,15 +118,15 @@ class TeacherStore:
 
     def embeddings(self, side: Side, rows: Sequence[int]) -> np.ndarray:
         """Vectors of length 1 (or 0) of some images, or captions, float32 ``[B, W]``; rows are the manifest's."""
-        wanted = np.asarray(rows, np.int64)
+        requested = np.asarray(rows, np.int64)
         starts = self._starts[side]
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < starts[-1]):
-            raise IndexError(f"{self.folder} has {starts[-1]} {side}, no number {wanted.min()} or {wanted.max()}")
-        found = np.empty((len(wanted), self.dims[side]), np.float32)
-        numbers = np.searchsorted(starts, wanted, side="right") - 1
+        if len(requested) and not (requested.min() >= 0 and requested.max() < starts[-1]):
+            raise IndexError(f"{self.folder} has {starts[-1]} {side}, no number {requested.min()} or {requested.max()}")
+        found = np.empty((len(requested), self.dims[side]), np.float32)
+        numbers = np.searchsorted(starts, requested, side="right") - 1
         for number in np.unique(numbers).tolist():
             here = numbers == number
-            found[here] = self._shard(side, number)["embeddings"][wanted[here] - starts[number]]
+            found[here] = self._shard(side, number)["embeddings"][requested[here] - starts[number]]
         # float16 holds a length of 1 to three digits only.
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 

@@ -19,24 +19,24 @@ def read_tensors(path: Path, *, fix: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def require_shapes(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], where: object, *, fix: str
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: object, *, fix: str
 ) -> None:
-    """Raise `InputError`, with `fix`, unless there are the `wanted` tensors of these shapes, and no others."""
+    """Raise `InputError`, with `fix`, unless there are the `expected` tensors of these shapes, and no others."""
     found = _shapes(tensors)
-    for name in sorted(found.keys() | wanted.keys()):
+    for name in sorted(found.keys() | expected.keys()):
         if name not in found:
             raise InputError(f"it has no {name}", where=where, fix=fix)
-        if name not in wanted:
+        if name not in expected:
             raise InputError(f"it has {name}, for which there is no use", where=where, fix=fix)
-        if found[name] != wanted[name]:
-            raise InputError(f"{name} is {list(found[name])}, not {list(wanted[name])}", where=where, fix=fix)
+        if found[name] != expected[name]:
+            raise InputError(f"{name} is {list(found[name])}, not {list(expected[name])}", where=where, fix=fix)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: object, *, fix: str) -> None:
     """Give a module its parameters. Raises `InputError`, with `fix`, where these aren't exactly its own."""
     # torch fills in a count of batches that isn't there.
-    wanted = {n: shape for n, shape in shapes_of(module).items() if n in tensors or not n.endswith("batches_tracked")}
-    require_shapes(tensors, wanted, where, fix=fix)
+    expected = {n: shape for n, shape in shapes_of(module).items() if n in tensors or not n.endswith("batches_tracked")}
+    require_shapes(tensors, expected, where, fix=fix)
     try:
         module.load_state_dict(dict(tensors))
     except (RuntimeError, NotImplementedError) as error:

@@ -102,8 +102,8 @@ class TextFeatureStore:
         shard = self._shards[number]
         if number not in self._checked:
             listed, made_by = self.index["shards"][number]["count"], shard.attributes.get("recipe_hash")
-            wanted = {"states": ("<f2", (None, self.dim)), "offsets": ("<i8", (listed + 1,))}
-            problem = next(layout_problems(shard, wanted), None) or offsets_problem(shard, "offsets", "states")
+            expected = {"states": ("<f2", (None, self.dim)), "offsets": ("<i8", (listed + 1,))}
+            problem = next(layout_problems(shard, expected), None) or offsets_problem(shard, "offsets", "states")
             if made_by != self.recipe_hash:
                 problem = f"made by recipe {made_by}, the store's is {self.recipe_hash}"
             if problem:

@@ -224,8 +224,8 @@ class _Recipe(Written):
 def _layout_problem(arrays: MappedHDF5, pieces: bool) -> str | None:
     """What is wrong with the arrays of a token store as a whole: what lies where, of how many captions."""
     ragged = {name: flats for name, flats in _RAGGED.items() if pieces or name != "piece_offsets"}
-    wanted = {name: _ARRAYS[name] for name in ("caption_image", "image_id", *ragged, *chain(*ragged.values()))}
-    if problem := next(layout_problems(arrays, wanted), None):
+    expected = {name: _ARRAYS[name] for name in ("caption_image", "image_id", *ragged, *chain(*ragged.values()))}
+    if problem := next(layout_problems(arrays, expected), None):
         return problem
     image, images = arrays["caption_image"], len(arrays["image_id"])
     for offsets, flats in ragged.items():

@@ -14,7 +14,7 @@ from extract.engine.code import code_fingerprint
 from extract.engine.device import environment
 from extract.engine.finished import Staging
 from extract.engine.maker import Advance, ItemMaker
-from extract.engine.tolerance import off
+from extract.engine.tolerance import difference_beyond
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.teachers import SCHEMA, unit, write_shard
 from extract.teachers import TEACHERS
@@ -91,8 +91,8 @@ class TeacherShards(ItemMaker[list[Any], np.ndarray]):
         return shard["embeddings"][row]
 
     def difference(self, known: np.ndarray, again: np.ndarray) -> str | None:
-        apart = off(known, again, features=True)
-        return None if apart is None else f"the vector differs by {apart:.3g}"
+        largest = difference_beyond(known, again, features=True)
+        return None if largest is None else f"the vector differs by {largest:.3g}"
 
     def name(self, part: list[Any], place: int) -> str:
         return f"image {part[place].id!r}" if self.side == "images" else f"caption {part[place]!r}"

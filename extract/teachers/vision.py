@@ -74,8 +74,8 @@ class VisionTeacher(Teacher):
         self.where = f"{KIND.role} {settings.model!r}"
         folder, timm = find_vision_model(settings)
         self._prepare = _preprocessing(folder, settings, timm)
-        spare = None if settings.pooling == "pooler" else "pooler"
-        model = load_model(settings.model, settings.revision, KIND, spare, {"pooler": _OTHER_POOLING})
+        unused = None if settings.pooling == "pooler" else "pooler"
+        model = load_model(settings.model, settings.revision, KIND, unused, {"pooler": _OTHER_POOLING})
         self._model = getattr(model, "vision_model", model).requires_grad_(False).to(inputs.device)
         self.recipe = {
             **model_recipe(settings.model, folder),

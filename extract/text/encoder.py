@@ -35,7 +35,7 @@ def encoder_recipe(model: str, revision: str | None = None) -> dict[str, Any]:
 
 def load_encoder(model: str, revision: str | None = None, kind: Kind = ENCODER) -> "PreTrainedModel":
     """The encoder `model` (`extract.hub.load_model`); its pooler, which no state depends on, may lack weights."""
-    return load_model(model, revision, kind, spare="pooler")
+    return load_model(model, revision, kind, unused="pooler")
 
 
 def mask_id_of(model: str, revision: str | None = None) -> int | None:

@@ -13,7 +13,7 @@ from extract.engine.cache import Cache
 from extract.engine.code import code_fingerprint
 from extract.engine.device import environment
 from extract.engine.maker import Advance, ItemMaker
-from extract.engine.tolerance import off
+from extract.engine.tolerance import difference_beyond
 from extract.stores.hdf5 import MappedHDF5
 from extract.stores.text_features import FORMAT, SCHEMA, write_shard
 from extract.stores.tokens import TokenStore
@@ -111,8 +111,8 @@ class TextFeatures(ItemMaker[CaptionPieces, np.ndarray]):
         return shard["states"][slice(*shard["offsets"][row : row + 2])]
 
     def difference(self, known: np.ndarray, again: np.ndarray) -> str | None:
-        apart = off(known, again, features=True)
-        return None if apart is None else f"states differ by {apart:.3g}"
+        largest = difference_beyond(known, again, features=True)
+        return None if largest is None else f"states differ by {largest:.3g}"
 
     def name(self, part: CaptionPieces, place: int) -> str:
         return f"caption {part.first + place}"

@@ -11,7 +11,7 @@ from manifests.typed import read_checked
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 UNKNOWN = SPECIAL.index("<unk>")
-MARKS = SPECIAL.index("<start>"), SPECIAL.index("<end>")
+BOUNDARY_IDS = SPECIAL.index("<start>"), SPECIAL.index("<end>")
 
 
 def build_vocabulary(counts: Mapping[str, int], min_count: int) -> list[str]:

@@ -170,8 +170,8 @@ class TransformersBackbone(Backbone):
 
         folder = find_model_files(settings)
         self._where = f"{KIND.role} {settings.model!r} in {folder}"
-        spare = None if pooled else "pooler"
-        whole = load_model(settings.model, settings.revision, KIND, spare, {"pooler": _OTHER_POOLING})
+        unused = None if pooled else "pooler"
+        whole = load_model(settings.model, settings.revision, KIND, unused, {"pooler": _OTHER_POOLING})
         self.network, self._layer = getattr(whole, "vision_model", whole), settings.layer
         try:
             prepared = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -209,15 +209,15 @@ CATALOGUE = {
 }
 
 
-def require_published(entry: Entry | None, file: Path, address: str, said: str | None, digest: str) -> str | None:
-    """Hold a fetched file against what its name, or the server's answer (`said`, a sha256), publishes.
+def require_published(entry: Entry | None, file: Path, address: str, claimed: str | None, digest: str) -> str | None:
+    """Hold a fetched file against what its name, or the server's answer (`claimed`, a sha256), publishes.
 
     Gives what it agrees with, or None where nothing is published. Raises `InputError` where it doesn't.
     """
-    if said is not None:
-        if said != digest:
+    if claimed is not None:
+        if claimed != digest:
             fix = "fetch it again; if it stays so, the file there isn't what its server says"
-            raise InputError(f"its sha256 is {digest}, its server says {said}", where=address, fix=fix)
+            raise InputError(f"its sha256 is {digest}, its server says {claimed}", where=address, fix=fix)
         return "the sha256 that its server says"
     if entry is None or entry.published is None:
         return None

@@ -37,7 +37,7 @@ class Fetched(NamedTuple):
     """A whole file, and the sha256 that its server says it has, or None."""
 
     path: Path
-    said: str | None
+    claimed: str | None
 
 
 class Undecided(InputError):
@@ -63,9 +63,9 @@ def fetching(address: str, folder: Path) -> Iterator[Fetched]:
     place = Path(folder) / hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     with sole_writer(place, f"fetch of {address}"), room_for(place):
         place.mkdir(parents=True, exist_ok=True)
-        said = _whole(address, place)
+        claimed = _whole(address, place)
         try:
-            yield Fetched(place / _name(address), said)
+            yield Fetched(place / _name(address), claimed)
         except Undecided:
             raise
         except Exception:
@@ -122,10 +122,10 @@ def _once(address: str, place: Path) -> str | None:
                 content.unlink(missing_ok=True)
                 raise _BrokenOff("the server sends another part of the file than it was asked for")
             going_on = getattr(answer, "status", None) == 206
-            said = redirects.said or _sum(answer.headers.get(_LINKED))
+            claimed = redirects.claimed or _sum(answer.headers.get(_LINKED))
             _receive(answer, content, about, have if going_on else 0)
-            write_json(about, {"whole": True, "said": said})
-            return said
+            write_json(about, {"whole": True, "said": claimed})
+            return claimed
     except urllib.error.HTTPError as error:
         if error.code == 416:  # it has no such part: another file, or one that is longer here than there
             content.unlink(missing_ok=True)
@@ -163,7 +163,7 @@ def _kept(content: Path, about: Path) -> tuple[int, dict[str, Any]]:
     """How many bytes can be gone on from, and what is known of them.
 
     That is by what the server tells a file from another (`validator`), or that all are there (`whole`), with the sum
-    that it `said`.
+    that it `claimed`.
     """
     try:
         kept, have = json.loads(about.read_text(encoding="utf-8")), content.stat().st_size
@@ -192,8 +192,8 @@ def _sum(header: str | None) -> str | None:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Keeps the sha256 that a redirect says."""
 
-    said: str | None = None
+    claimed: str | None = None
 
     def redirect_request(self, request: Any, file: Any, code: int, message: str, headers: Any, address: str) -> Any:
-        self.said = _sum(headers.get(_LINKED)) or self.said
+        self.claimed = _sum(headers.get(_LINKED)) or self.claimed
         return super().redirect_request(request, file, code, message, headers, address)

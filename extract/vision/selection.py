@@ -52,9 +52,9 @@ def bottom_up(
             break
     else:
         confidence = _confidence_in_all(boxes, probabilities, nms_threshold)
-    wanted = int((confidence >= score_threshold).sum())
+    confident = int((confidence >= score_threshold).sum())
     order = confidence.sort(descending=True, stable=True).indices
-    return order[: min(max(wanted, min_boxes), max_boxes)]
+    return order[: min(max(confident, min_boxes), max_boxes)]
 
 
 def _strongest(probabilities: Tensor, score_threshold: float) -> Iterator[Tensor]:
@@ -75,9 +75,9 @@ def _confidence(boxes: Tensor, probabilities: Tensor, considered: Tensor, nms_th
     rows, classes = considered.nonzero(as_tuple=True)
     scores = probabilities[rows, classes]
     # One call for all classes, each class's boxes moved apart; in double, for that is millions of pixels.
-    apart = boxes.double()
-    apart = apart[rows] + (classes * (apart.max() - apart.min() + 1))[:, None] if len(rows) else apart[rows]
-    kept = nms(apart, scores.double(), nms_threshold)
+    shifted = boxes.double()
+    shifted = shifted[rows] + (classes * (shifted.max() - shifted.min() + 1))[:, None] if len(rows) else shifted[rows]
+    kept = nms(shifted, scores.double(), nms_threshold)
     return boxes.new_zeros(len(boxes)).scatter_reduce(0, rows[kept], scores[kept].to(boxes.dtype), reduce="amax")
 
 

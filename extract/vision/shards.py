@@ -22,7 +22,7 @@ from extract.engine.cache import Cache, Sidecar
 from extract.engine.code import code_fingerprint
 from extract.engine.device import environment
 from extract.engine.maker import Advance, ItemMaker
-from extract.engine.tolerance import off
+from extract.engine.tolerance import difference_beyond
 from extract.settings import RegionSettings
 from extract.stores.fields import FIELDS, Regions
 from extract.stores.hdf5 import MappedHDF5
@@ -155,7 +155,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         ids, regions = [part[place].id for place in places], [results[place] for place in places]
         own = {"dim": self.detector.dim, "dense": self.dense, "id_bytes": self.id_bytes}
         write_shard(path, ids, regions, self.recipe_hash, **own)
-        norms = Norms.together(Norms.of(own.features) for own in regions)
+        norms = Norms.combined(Norms.of(own.features) for own in regions)
         return {
             "count": len(ids),
             "first": ids[0] if ids else None,
@@ -271,9 +271,9 @@ def difference(known: Regions, again: Regions) -> str | None:
             return f"{name} is there only {'now' if theirs is None else 'before'}"
         if ours is None:
             continue
-        apart = off(theirs, ours, own.tolerance, features=name == "features")
-        if apart is not None:
-            return f"{name} differ by {apart:.3g}"
+        largest = difference_beyond(theirs, ours, own.tolerance, features=name == "features")
+        if largest is not None:
+            return f"{name} differ by {largest:.3g}"
     return None
 
 

@@ -18,14 +18,14 @@ from manifests.opening import open_file
 from manifests.registry import Registry
 from manifests.source import LeftOut, SourceImage
 
-_HEAD = 2**16  # bytes of a file by which its kind is told
+_HEAD = 2**16  # bytes of a file by which its kind is recognised
 _NAMES = 10_000  # of a folder
 Items = Iterator[SourceImage | LeftOut]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A file or a folder, as far as its kind can be told.
+class Preview:
+    """The first bytes of a file, or the names in a folder: they decide its kind.
 
     head : the first 64 KB of a file as text; empty for a folder and for a file of other bytes than text's.
     names : of the files in a folder, sorted.
@@ -36,8 +36,8 @@ class Look:
     names: list[str]
 
     @classmethod
-    def at(cls, path: Path) -> "Look":
-        """Look at a path. Raises `InputError` where it can't be read."""
+    def at(cls, path: Path) -> "Preview":
+        """The preview of a path. Raises `InputError` where it can't be read."""
         path = Path(path)
         try:
             if path.is_dir():
@@ -79,7 +79,7 @@ class Reader(ABC):
 
     @staticmethod
     @abstractmethod
-    def recognises(look: Look) -> bool:
+    def recognises(preview: Preview) -> bool:
         """Whether a path is of this kind, by its name and its first bytes alone."""
 
     @staticmethod
@@ -132,14 +132,14 @@ def kind_of(path: Path) -> type[Reader]:
 
     Raises `InputError` that says what the file looks like and what to write.
     """
-    look = Look.at(path)
-    if reader := _recognised(look):
+    preview = Preview.at(path)
+    if reader := _recognised(preview):
         return reader
-    if look.head.startswith(("{", "[")):
-        parse_json(read_utf8(look.path), path=look.path, fix="write the file again: it may have been cut off")
+    if preview.head.startswith(("{", "[")):
+        parse_json(read_utf8(preview.path), path=preview.path, fix="write the file again: it may have been cut off")
     fix = "; ".join(f"{reader.title}: {reader.layout}" for reader in READERS.values() if reader.name in _WRITTEN)
     raise InputError(
-        f"it is no captions file that is known: {_seen(look)}", where=path, fix=f"write one of these: {fix}"
+        f"it is no captions file that is known: {_seen(preview)}", where=path, fix=f"write one of these: {fix}"
     )
 
 
@@ -195,37 +195,39 @@ _WRITTEN = ("folder", "karpathy", "coco", "flickr")
 
 def _refuse_another(path: Path, reader: type[Reader]) -> None:
     """Raise `InputError` where a file is plainly of another kind than `reader`'s."""
-    look = Look.at(path)
-    if reader.recognises(look):
+    preview = Preview.at(path)
+    if reader.recognises(preview):
         return
-    if other := _first(READERS.own(), look):
+    if other := _first(READERS.own(), preview):
         raise InputError(
             f"this is {other.title}, not {reader.title}", where=path, fix=f"set `source.format: {other.name}`"
         )
 
 
-def _recognised(look: Look) -> type[Reader] | None:
+def _recognised(preview: Preview) -> type[Reader] | None:
     """The reader of a kind; those of other packages are asked where none of ours knows it."""
-    return _first(READERS.own(), look) or _first(READERS.load(), look)
+    return _first(READERS.own(), preview) or _first(READERS.load(), preview)
 
 
-def _first(readers: dict[str, type[Reader]], look: Look) -> type[Reader] | None:
-    return next((each for each in sorted(readers.values(), key=lambda each: each.rank) if each.recognises(look)), None)
+def _first(readers: dict[str, type[Reader]], preview: Preview) -> type[Reader] | None:
+    return next(
+        (each for each in sorted(readers.values(), key=lambda each: each.rank) if each.recognises(preview)), None
+    )
 
 
-def _seen(look: Look) -> str:
+def _seen(preview: Preview) -> str:
     """What an unknown file looks like."""
-    if look.is_folder:
-        names = ", ".join(look.names[:5]) + (" ..." if len(look.names) > 5 else "")
-        return f"a folder with {names}" if look.names else "an empty folder"
-    if not look.head:
-        with open_file(look.path) as file:
+    if preview.is_folder:
+        names = ", ".join(preview.names[:5]) + (" ..." if len(preview.names) > 5 else "")
+        return f"a folder with {names}" if preview.names else "an empty folder"
+    if not preview.head:
+        with open_file(preview.path) as file:
             start = file.read(512)
         known = next(
             (kind for sign, at, kind in _SIGNS if start[at:].startswith(sign)), "a file of other bytes than text's"
         )
         return known if start else "an empty file"
-    if look.head.startswith(("{", "[")):
-        keys = list(dict.fromkeys(re.findall(r'"([^"\\]{1,40})"\s*:', look.head)))
+    if preview.head.startswith(("{", "[")):
+        keys = list(dict.fromkeys(re.findall(r'"([^"\\]{1,40})"\s*:', preview.head)))
         return f"JSON with the keys {', '.join(keys[:8])}" if keys else "JSON without keys"
-    return f"text that begins with {look.first_line[:60]!r}"
+    return f"text that begins with {preview.first_line[:60]!r}"

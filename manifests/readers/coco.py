@@ -10,7 +10,7 @@ from pathlib import Path
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
 from manifests.names import is_caption_id
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.source import LeftOut, SourceCaption, SourceImage
 
 
@@ -24,10 +24,11 @@ class Coco(Reader):
     )
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        known = re.search(r'"(annotations|images)"\s*:\s*\[', look.head)
-        inside = re.search(r'"(file_name|image_id)"\s*:', look.head)
-        return look.head.startswith("{") and bool(known and inside) and not re.search(r'"sentences"\s*:', look.head)
+    def recognises(preview: Preview) -> bool:
+        known = re.search(r'"(annotations|images)"\s*:\s*\[', preview.head)
+        inside = re.search(r'"(file_name|image_id)"\s*:', preview.head)
+        other = re.search(r'"sentences"\s*:', preview.head)
+        return preview.head.startswith("{") and bool(known and inside) and not other
 
     @staticmethod
     def read(path: Path) -> Items:

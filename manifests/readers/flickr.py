@@ -9,7 +9,7 @@ from pathlib import Path
 from manifests.columns import Gathered
 from manifests.errors import InputError
 from manifests.jsonl import lines_or_errors
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.source import LeftOut, SourceCaption
 
 # Flickr8k-CN has a language between name and number (`#zhc#0`) and a space instead of a tab.
@@ -24,8 +24,8 @@ class Flickr(Reader):
     layout = "a.jpg#0<TAB>A dog."
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        return bool(_LINE.fullmatch(look.first_line))
+    def recognises(preview: Preview) -> bool:
+        return bool(_LINE.fullmatch(preview.first_line))
 
     @staticmethod
     def read(path: Path) -> Items:

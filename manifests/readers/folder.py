@@ -14,7 +14,7 @@ from typing import Any
 from manifests.columns import Gathered, roles, split_header, table_lines, table_rows
 from manifests.errors import InputError
 from manifests.jsonl import lines_or_errors, parse_json
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.source import LeftOut, SourceCaption
 
 _TABLE = "give a header line image,caption (and split, id if you like), and as many fields in every row"
@@ -30,37 +30,39 @@ class Folder(Reader):
     layout = "a CSV file with the header image,caption"
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        if look.suffix == ".jsonl":
-            return not look.is_folder
-        if look.suffix in (".csv", ".tsv"):
-            return not look.is_folder
+    def recognises(preview: Preview) -> bool:
+        if preview.suffix == ".jsonl":
+            return not preview.is_folder
+        if preview.suffix in (".csv", ".tsv"):
+            return not preview.is_folder
         try:
-            return bool(look.first_line) and bool(roles(split_header(look.first_line)[1], "", ""))
+            return bool(preview.first_line) and bool(roles(split_header(preview.first_line)[1], "", ""))
         except InputError:
-            return _is_lines(look)
+            return _is_lines(preview)
 
     @staticmethod
     def columns(path: Path) -> dict[str, str]:
         """Role -> the name of its column or key."""
-        look = Look.at(path)
-        if look.head.startswith("{"):
-            return roles(parse_json(look.first_line, path=path, fix=_LINES), f"{path} line 1", _LINES)
-        return {role: name.strip() for role, name in roles(split_header(look.first_line)[1], path, _TABLE).items()}
+        preview = Preview.at(path)
+        if preview.head.startswith("{"):
+            return roles(parse_json(preview.first_line, path=path, fix=_LINES), f"{path} line 1", _LINES)
+        return {role: name.strip() for role, name in roles(split_header(preview.first_line)[1], path, _TABLE).items()}
 
     @staticmethod
     def read(path: Path) -> Items:
-        look = Look.at(path)
+        preview = Preview.at(path)
         found = Gathered(path)
         yield from (
-            _json_lines(path, found) if look.head.startswith("{") or look.suffix == ".jsonl" else _table(path, found)
+            _json_lines(path, found)
+            if preview.head.startswith("{") or preview.suffix == ".jsonl"
+            else _table(path, found)
         )
         yield from found.all()
 
 
-def _is_lines(look: Look) -> bool:
+def _is_lines(preview: Preview) -> bool:
     """Whether a file without a suffix of its own holds an object a line."""
-    return bool(re.fullmatch(r'\{"[^{}]*\}', look.first_line)) and bool(re.search(r"\}\s*\n\s*\{", look.head))
+    return bool(re.fullmatch(r'\{"[^{}]*\}', preview.first_line)) and bool(re.search(r"\}\s*\n\s*\{", preview.head))
 
 
 def _json_lines(path: Path, found: Gathered) -> Iterator[LeftOut]:

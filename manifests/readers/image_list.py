@@ -11,7 +11,7 @@ from pathlib import Path
 from manifests.columns import Gathered, roles
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.readers.folder import of_object
 from manifests.source import LeftOut
 
@@ -27,8 +27,8 @@ class ImageList(Reader):
     layout = '[{"image": "a.jpg", "caption": "A dog."}]'
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        return bool(re.match(r"\[\s*\{", look.head)) and bool(ImageList._keys(look.head))
+    def recognises(preview: Preview) -> bool:
+        return bool(re.match(r"\[\s*\{", preview.head)) and bool(ImageList._keys(preview.head))
 
     @staticmethod
     def _keys(head: str) -> dict[str, str]:
@@ -41,7 +41,7 @@ class ImageList(Reader):
     @staticmethod
     def columns(path: Path) -> dict[str, str]:
         """Role -> the name of its key."""
-        found = ImageList._keys(Look.at(path).head)
+        found = ImageList._keys(Preview.at(path).head)
         return {role: name for role, name in found.items() if role != "id" or "image" not in found}
 
     @staticmethod

@@ -15,7 +15,7 @@ from pathlib import Path
 from manifests.errors import InputError
 from manifests.jsonl import parse_json
 from manifests.opening import MOST_ROW, open_file
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.readers.pictures import SUFFIXES
 from manifests.source import LeftOut, SourceCaption, SourceImage
 
@@ -30,8 +30,8 @@ class Img2dataset(Reader):
     layout = "00000.tar with KEY.jpg, KEY.txt, KEY.json"
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        shard = next((look.path / name for name in look.names if name.endswith(".tar")), None)
+    def recognises(preview: Preview) -> bool:
+        shard = next((preview.path / name for name in preview.names if name.endswith(".tar")), None)
         if shard is None:
             return False
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
 from manifests.names import is_caption_id
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.source import LeftOut, SourceCaption, SourceImage
 
 _FIX = "give Karpathy's JSON, as published; docs/parameters.md has other kinds of captions files"
@@ -26,8 +26,8 @@ class Karpathy(Reader):
     layout = '{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "A dog."}]}]}'
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        return look.head.startswith("{") and bool(re.search(r'"(sentences|filename)"\s*:', look.head))
+    def recognises(preview: Preview) -> bool:
+        return preview.head.startswith("{") and bool(re.search(r'"(sentences|filename)"\s*:', preview.head))
 
     @staticmethod
     def read(path: Path) -> Items:

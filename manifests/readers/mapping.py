@@ -14,7 +14,7 @@ from typing import Any
 from manifests.errors import InputError
 from manifests.jsonl import parse_json, read_utf8
 from manifests.opening import MOST_ROW, read_file
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.source import LeftOut, SourceCaption, SourceImage
 from manifests.unpickle import Refused, Unpickler
 
@@ -30,11 +30,11 @@ class Mapping(Reader):
     layout = '{"9": ["A dog.", "A small dog."]}'
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        if look.suffix in _TORCH:
-            return not look.is_folder
-        return bool(re.match(r'\{\s*"[^"\\]*"\s*:\s*(\[\s*("|\{[^{}]*"caption")|"\[)', look.head)) and not re.match(
-            r'\{\s*"(images|annotations|info|objects|sentences)"', look.head
+    def recognises(preview: Preview) -> bool:
+        if preview.suffix in _TORCH:
+            return not preview.is_folder
+        return bool(re.match(r'\{\s*"[^"\\]*"\s*:\s*(\[\s*("|\{[^{}]*"caption")|"\[)', preview.head)) and not re.match(
+            r'\{\s*"(images|annotations|info|objects|sentences)"', preview.head
         )
 
     @staticmethod

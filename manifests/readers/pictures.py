@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from manifests.columns import SPLIT_OF
 from manifests.errors import InputError
 from manifests.jsonl import read_lines
-from manifests.readers import READERS, Items, Look, Reader
+from manifests.readers import READERS, Items, Preview, Reader
 from manifests.source import LeftOut, SourceCaption, SourceImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -27,8 +27,8 @@ class Pictures(Reader):
     rank = 1
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        return look.is_folder and next(_pictures(look.path), None) is not None
+    def recognises(preview: Preview) -> bool:
+        return preview.is_folder and next(_pictures(preview.path), None) is not None
 
     @staticmethod
     def read(path: Path) -> Items:

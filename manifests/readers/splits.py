@@ -12,7 +12,7 @@ from pathlib import Path
 
 from manifests.columns import SPLIT_OF
 from manifests.errors import InputError
-from manifests.readers import READERS, Items, Look, Reader, kind_of
+from manifests.readers import READERS, Items, Preview, Reader, kind_of
 from manifests.source import LeftOut, SourceImage
 
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".pt", ".token")
@@ -28,12 +28,12 @@ class Splits(Reader):
     layout = "train.csv, val.csv and test.csv"
 
     @staticmethod
-    def recognises(look: Look) -> bool:
-        return look.is_folder and bool(_files(look))
+    def recognises(preview: Preview) -> bool:
+        return preview.is_folder and bool(_files(preview))
 
     @staticmethod
     def read(path: Path) -> Items:
-        files = _files(Look.at(path))
+        files = _files(Preview.at(path))
         if not files:
             raise InputError(
                 "there is no captions file with a split in its name, such as train_captions.json",
@@ -52,26 +52,26 @@ def _of_split(image: SourceImage, file: Path, split: str | None, folder: str | N
     return replace(image, row=f"{file} {image.row}", path=at, split=own, captions=captions)
 
 
-def _files(look: Look) -> list[tuple[Path, str | None, str | None]]:
+def _files(preview: Preview) -> list[tuple[Path, str | None, str | None]]:
     """Captions files of a folder, each with its split and the folder of its pictures, train before val before test."""
-    metadata = [name for name in _METADATA if name in look.names]
+    metadata = [name for name in _METADATA if name in preview.names]
     if metadata:
-        return [(look.path / metadata[0], None, None)]
-    found = list(_metadata_of_folders(look))
+        return [(preview.path / metadata[0], None, None)]
+    found = list(_metadata_of_folders(preview))
     if not found:
-        names = [name for name in look.names if name.lower().endswith(_SUFFIXES)]
+        names = [name for name in preview.names if name.lower().endswith(_SUFFIXES)]
         captioned = [name for name in names if "caption" in name.lower()]
         for name in captioned or names:
             if split := _split_of(name):
                 pictures = _COCO.fullmatch(name)
-                found.append((look.path / name, split, pictures[1] if pictures else None))
+                found.append((preview.path / name, split, pictures[1] if pictures else None))
     return sorted(found, key=lambda file: (["train", "val", "test"].index(file[1]), file[0].name))
 
 
-def _metadata_of_folders(look: Look) -> Iterator[tuple[Path, str, str]]:
-    for name in look.names:
+def _metadata_of_folders(preview: Preview) -> Iterator[tuple[Path, str, str]]:
+    for name in preview.names:
         for metadata in _METADATA:
-            if (file := look.path / name / metadata).is_file() and (split := SPLIT_OF.get(name.lower())):
+            if (file := preview.path / name / metadata).is_file() and (split := SPLIT_OF.get(name.lower())):
                 yield file, split, name
 
 

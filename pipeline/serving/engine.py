@@ -178,7 +178,7 @@ class Engine:
 def _matched(found: WordMatches, rows: Sequence[int | None]) -> list[MatchedPicture]:
     pictures = []
     for pair, row in enumerate(rows):
-        marks = {mark.start: mark for mark in found.marks(pair)}
+        highlights = {highlight.start: highlight for highlight in found.highlights(pair)}
         words, unknown = found.caption_words(pair), {word.start for word in found.unknown(pair)}
         place = {word.start: number for number, word in enumerate(words)}
         width, height = found.size(pair)
@@ -186,7 +186,7 @@ def _matched(found: WordMatches, rows: Sequence[int | None]) -> list[MatchedPict
             Region(
                 box=tuple(round(float(side), 1) for side in placed.box),
                 colour=placed.words[0].colour,
-                words=[place[mark.start] for mark in placed.words],
+                words=[place[highlight.start] for highlight in placed.words],
             )
             for placed in found.placed(pair)
         ]
@@ -194,7 +194,7 @@ def _matched(found: WordMatches, rows: Sequence[int | None]) -> list[MatchedPict
             Word(
                 start=word.start,
                 end=word.end,
-                colour=marks[word.start].colour if word.start in marks else None,
+                colour=highlights[word.start].colour if word.start in highlights else None,
                 known=word.start not in unknown,
             )
             for word in words

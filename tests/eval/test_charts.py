@@ -11,9 +11,9 @@ from eval.report.templates import palette
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 3.3), (-5, 612), (7, 7), (0, 0), (1e-5, 3e-5)])
 def test_ticks_enclose_the_values(low: float, high: float):
-    marks = ticks(low, high)
-    assert marks[0] <= low and marks[-1] >= high
-    assert 2 <= len(marks) <= 9
+    values = ticks(low, high)
+    assert values[0] <= low and values[-1] >= high
+    assert 2 <= len(values) <= 9
 
 
 def test_a_line_leaves_out_missing_points_and_marks_the_best():
@@ -50,8 +50,8 @@ def test_colours_are_distinct_with_colour_blindness_too():
         assert len(set(colours)) == count
         for seen in (np.eye(3), np.array(red), np.array(green)):
             points = [oklab(seen @ linear(colour)) for colour in colours]
-            apart = [100 * np.linalg.norm(a - b) for place, a in enumerate(points) for b in points[:place]]
-            assert min(apart) >= least
+            distances = [100 * np.linalg.norm(a - b) for place, a in enumerate(points) for b in points[:place]]
+            assert min(distances) >= least
 
 
 def linear(colour: str) -> np.ndarray:

@@ -276,10 +276,10 @@ def test_inspect_draws_and_tells_what_a_word_matched(trained: Path, tmp_path: Pa
     text = look(trained, tmp_path / f"seen{suffix}", image.id, caption)
     evaluate(trained, tmp_path)
     pairs = [json.loads(line) for line in (tmp_path / "evaluation" / "correspondence.jsonl").open()]
-    wanted = [pair for pair in pairs if pair["image"] == image.id and pair["number"] in (caption or pair["number"],)]
-    assert text.count(f"{image.id}, caption") == len(wanted) == (5 if caption is None else 1)
+    chosen = [pair for pair in pairs if pair["image"] == image.id and pair["number"] in (caption or pair["number"],)]
+    assert text.count(f"{image.id}, caption") == len(chosen) == (5 if caption is None else 1)
     rows = [line.split()[:4] for line in text.splitlines()]
-    for pair in wanted:
+    for pair in chosen:
         for word in pair["words"]:
             assert [word["word"], word["pos"], str(word["region"]), f"{word['cosine']:.2f}"] in [
                 row[:4] for row in rows
@@ -289,7 +289,7 @@ def test_inspect_draws_and_tells_what_a_word_matched(trained: Path, tmp_path: Pa
             assert drawn.width == 1200 and len(np.unique(np.asarray(drawn.convert("L")))) > 50
     else:
         page = (tmp_path / "seen.html").read_text()
-        assert page.count("<article") == len(wanted) and page.count('<img src="data:image/') == len(wanted)
+        assert page.count("<article") == len(chosen) and page.count('<img src="data:image/') == len(chosen)
         assert "truth" in page and not re.findall(r"https?://|url\((?!data:)", page)
 
 

@@ -101,8 +101,8 @@ def test_rows_seeds_choice_and_gain(data: Path, tmp_path: Path):
         means[weight] = sum(own) / len(own)
     weight = max(means, key=lambda weight: means[weight])
     base = RunSettings(**BASE)
-    wanted = {"losses.contrast": CONTRAST, "losses.cra": {"num_negatives": 8}, "losses.contrast.weight": weight}
-    assert found[-1]["settings"] == settings_sha256(varied(base, wanted, 2))
+    expected = {"losses.contrast": CONTRAST, "losses.cra": {"num_negatives": 8}, "losses.contrast.weight": weight}
+    assert found[-1]["settings"] == settings_sha256(varied(base, expected, 2))
 
     table = rows(tmp_path)
     assert [row["row"] for row in table] == list(settings.rows) and list(table[0]) == list(COLUMNS)

@@ -164,8 +164,8 @@ def test_moved_boxes_do_not_match(dense: Pictures, tmp_path: Path) -> None:
 
     comparison = compared(dense.out, rewritten(dense.out, tmp_path / "b", only(2, moved)), matched=0.9)
     assert comparison.reasons == ["1 images have no box in common, the first id-002.png"]
-    (apart,) = comparison.as_json()["pictures"]
-    assert apart["matched"] == 0 and apart["centred"] is None and apart["max_abs"] is None
+    (picture,) = comparison.as_json()["pictures"]
+    assert picture["matched"] == 0 and picture["centred"] is None and picture["max_abs"] is None
 
 
 def test_images_in_one_store_only_are_named(ragged: Pictures, tmp_path: Path) -> None:

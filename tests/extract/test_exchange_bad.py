@@ -136,8 +136,8 @@ def test_tsv_rows(data: DataSet, tmp_path: Path, format: str) -> None:
         lines = (folder / "regions.tsv").read_bytes().splitlines(keepends=True)
         (folder / "regions.tsv").write_bytes(b"".join([*lines, lines[2]]))
 
-    wanted = 6 if format == "butd-tsv" else 10
-    assert f"row 9: {wanted - 1} fields instead of {wanted}" in refused(data, tmp_path / "a", format, cut)
+    expected = 6 if format == "butd-tsv" else 10
+    assert f"row 9: {expected - 1} fields instead of {expected}" in refused(data, tmp_path / "a", format, cut)
     text = refused(data, tmp_path / "b", format, twice)
     assert "row 10: image '1002' was already given at" in text and "row 2" in text
     text = refused(data, tmp_path / "c", format, change_field("regions.tsv", 1, 0, lambda field: b" "))

@@ -70,8 +70,8 @@ def test_a_grid_describes_given_boxes_in_their_order_with_their_labels(tmp_path:
     found = detector._map(detector.prepare(picture)[None])
     side = found.shape[-1]
     rois = [torch.tensor(first.boxes) * torch.tensor([side / 96, side / 64] * 2)]
-    wanted = RoIAlign(1, 1.0, sampling_ratio=7, aligned=True)(found, rois).flatten(1)
-    np.testing.assert_allclose(first.features, wanted.half(), rtol=2e-3, atol=2e-3)
+    expected = RoIAlign(1, 1.0, sampling_ratio=7, aligned=True)(found, rois).flatten(1)
+    np.testing.assert_allclose(first.features, expected.half(), rtol=2e-3, atol=2e-3)
     assert verify.run(store=pictures.out, manifest=pictures.manifest).total == 0
     assert "boxes that were given" in (pictures.out / "README.md").read_text()
 
@@ -137,7 +137,7 @@ def test_a_changed_box_makes_its_own_picture_again(
 
 def test_boxes_of_the_captions_file_itself(tmp_path: Path) -> None:
     pictures, _ = write_data(tmp_path / "data")
-    wanted = read_grounding(pictures.manifest / "grounding.jsonl")
+    expected = read_grounding(pictures.manifest / "grounding.jsonl")
     tables = {
         "c.csv": "image,caption,split,boxes,labels\n"
         'a.png,A dog.,train,"[[60, 10, 90, 50], [0, 0, 96, 64], [-4, 3.5, 20, 70]]","[""dog"", ""park"", ""a tree""]"\n'
@@ -173,7 +173,7 @@ def test_boxes_of_the_captions_file_itself(tmp_path: Path) -> None:
         format = "karpathy" if name == "c.json" else "folder"
         out = tmp_path / name.replace(".", "-")
         manifest_stage.run(images=pictures.images, captions=file, boxes=file, format=format, out=out)
-        assert read_grounding(out / "grounding.jsonl") == wanted, name
+        assert read_grounding(out / "grounding.jsonl") == expected, name
         assert "boxes_sha256" in (out / "source.json").read_text()
 
 

@@ -103,10 +103,10 @@ def test_cells_are_what_timms_forward_features_gives(tmp_path: Path) -> None:
     facts = model.pretrained_cfg
     pictures, normal = seen(detector, facts["input_size"][-1], facts["mean"], facts["std"])
     with torch.inference_mode():
-        wanted = model.forward_features(normal)
-    columns = wanted.shape[-1]
+        expected = model.forward_features(normal)
+    columns = expected.shape[-1]
     features = detector.features(pictures).view(2, -1, detector.dim)
-    torch.testing.assert_close(features, wanted.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, expected.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
     _, second = detector.detect(pictures, [(140, 90), (70, 45)])
     row, column = 1, 2
     width, height = 70 / columns, 45 / columns
@@ -114,7 +114,7 @@ def test_cells_are_what_timms_forward_features_gives(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         second.boxes[place], [column * width, row * height, (column + 1) * width, (row + 1) * height], rtol=1e-6
     )
-    np.testing.assert_allclose(second.features[place], wanted[1, :, row, column], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(second.features[place], expected[1, :, row, column], rtol=1e-3, atol=1e-3)
     assert second.image_size == (70, 45) and second.objects_id is None and second.attrs_id is None
 
 
@@ -127,10 +127,10 @@ def test_boxes_are_what_torchvisions_roialign_gives_on_it(tmp_path: Path, boxes:
     pictures, normal = seen(detector, side, facts["mean"], facts["std"])
     found = detector.detect(pictures, [(140, 90), (300, 200)])
     with torch.inference_mode():
-        wanted = model.forward_features(normal)
+        expected = model.forward_features(normal)
     scales = [torch.tensor([side / w, side / h] * 2) for w, h in ((140, 90), (300, 200))]
     rois = [torch.tensor(own.boxes) * scale for own, scale in zip(found, scales, strict=True)]
-    aligned = RoIAlign(1, wanted.shape[-1] / side, sampling_ratio=7, aligned=True)(wanted, rois).flatten(1)
+    aligned = RoIAlign(1, expected.shape[-1] / side, sampling_ratio=7, aligned=True)(expected, rois).flatten(1)
     torch.testing.assert_close(detector.features(pictures), aligned, rtol=1e-5, atol=1e-5)
     stored = np.concatenate([own.features for own in found])
     np.testing.assert_allclose(stored, aligned.half(), rtol=2e-3, atol=2e-3)
@@ -153,8 +153,8 @@ def test_a_pooled_vector_is_the_only_region(tmp_path: Path) -> None:
     facts = model.pretrained_cfg
     pictures, normal = seen(detector, facts["input_size"][-1], facts["mean"], facts["std"])
     with torch.inference_mode():
-        wanted = model.forward_head(model.forward_features(normal), pre_logits=True)
-    torch.testing.assert_close(detector.features(pictures), wanted, rtol=1e-5, atol=1e-5)
+        expected = model.forward_head(model.forward_features(normal), pre_logits=True)
+    torch.testing.assert_close(detector.features(pictures), expected, rtol=1e-5, atol=1e-5)
     (first, _) = detector.detect(pictures, [(140, 90)] * 2)
     assert first.boxes.tolist() == [[0, 0, 140, 90]] and detector.fixed == 1
 
@@ -165,9 +165,9 @@ def test_tokens_without_class_token_are_the_map_and_a_layer_is_one_of_timms_bloc
     last, layer = grid(**weights, boxes="cells"), grid(**weights, boxes="cells", layer=1)
     pictures, normal = seen(last, facts["input_size"][-1], facts["mean"], facts["std"])
     with torch.inference_mode():
-        wanted = model.forward_features(normal)[:, model.num_prefix_tokens :]
+        expected = model.forward_features(normal)[:, model.num_prefix_tokens :]
         (block,) = model.forward_intermediates(normal, indices=[1], intermediates_only=True)
-    torch.testing.assert_close(last.features(pictures).view(wanted.shape), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last.features(pictures).view(expected.shape), expected, rtol=1e-5, atol=1e-5)
     block = block.flatten(2).transpose(1, 2)
     torch.testing.assert_close(layer.features(pictures).view(block.shape), block, rtol=1e-5, atol=1e-5)
 
@@ -177,9 +177,9 @@ def test_a_map_with_its_channels_last_is_turned(tmp_path: Path) -> None:
     detector = grid(**weights, boxes="cells")
     pictures, normal = seen(detector, 224, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     with torch.inference_mode():
-        wanted = model.forward_features(normal)
-    assert wanted.shape == (2, 7, 7, 768)
-    torch.testing.assert_close(detector.features(pictures), wanted.flatten(0, 2), rtol=1e-5, atol=1e-5)
+        expected = model.forward_features(normal)
+    assert expected.shape == (2, 7, 7, 768)
+    torch.testing.assert_close(detector.features(pictures), expected.flatten(0, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_a_folder_as_the_hub_has_timms_models(tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_a_folder_as_the_hub_has_timms_models(tmp_path: Path) -> None:
     facts = model.pretrained_cfg
     pictures, normal = seen(detector, facts["input_size"][-1], facts["mean"], facts["std"])
     with torch.inference_mode():
-        wanted = model.forward_features(normal).flatten(2).transpose(1, 2).flatten(0, 1)
-    torch.testing.assert_close(detector.features(pictures), wanted, rtol=1e-5, atol=1e-5)
+        expected = model.forward_features(normal).flatten(2).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(detector.features(pictures), expected, rtol=1e-5, atol=1e-5)
     assert detector.recipe["model"]["weights_sha256"].keys() == {"model.safetensors"}
 
 
@@ -204,11 +204,11 @@ def test_a_module_of_a_torchvision_model(tmp_path: Path) -> None:
     pictures, normal = seen(cells, 224, mean, std)
     with torch.inference_mode():
         x = model.maxpool(model.relu(model.bn1(model.conv1(normal))))
-        wanted = model.layer4(model.layer3(model.layer2(model.layer1(x))))
+        expected = model.layer4(model.layer3(model.layer2(model.layer1(x))))
     torch.testing.assert_close(
-        cells.features(pictures), wanted.flatten(2).transpose(1, 2).flatten(0, 1), rtol=1e-5, atol=1e-5
+        cells.features(pictures), expected.flatten(2).transpose(1, 2).flatten(0, 1), rtol=1e-5, atol=1e-5
     )
-    torch.testing.assert_close(pooled.features(pictures), wanted.mean((2, 3)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pooled.features(pictures), expected.mean((2, 3)), rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match=r"resnet18 has no module 'layer5'") as error:
         grid(**{**keys, "layer": "layer5"})
     assert "layer4" in error.value.fix
@@ -256,10 +256,10 @@ def test_a_hidden_layer_of_a_transformers_model(tmp_path: Path) -> None:
     detector = grid(library="transformers", model=str(folder), boxes="cells", layer=1)
     pictures, normal = seen(detector, SIDE, detector.backbone.mean, detector.backbone.std)
     with torch.inference_mode():
-        wanted = (
+        expected = (
             AutoModel.from_pretrained(folder).eval()(pixel_values=normal, output_hidden_states=True).hidden_states[1]
         )
-    torch.testing.assert_close(detector.features(pictures), wanted[:, 1:].flatten(0, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(detector.features(pictures), expected[:, 1:].flatten(0, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_without_a_pooled_output_says_what_to_take_instead(tmp_path: Path) -> None:
@@ -274,8 +274,8 @@ def test_half_precision_is_near(tmp_path: Path) -> None:
     weights, _ = random_timm(tmp_path, "test_resnet")
     whole, half = grid(**weights), grid(**weights, precision="bfloat16")
     pictures = whole.prepare(drawn(90, 140))[None]
-    apart = (whole.features(pictures) - half.features(pictures)).abs().mean()
-    assert 0 < apart < 0.05 * whole.features(pictures).abs().mean()
+    difference = (whole.features(pictures) - half.features(pictures)).abs().mean()
+    assert 0 < difference < 0.05 * whole.features(pictures).abs().mean()
     assert half.recipe["precision"] == "bfloat16"
 
 

@@ -34,9 +34,9 @@ def slow_bottom_up(
             if all(iou(box[row], box[other]) <= nms_threshold for other in kept):
                 kept.append(row)
                 confidence[row] = max(confidence[row], probability[row][c])
-    wanted = sum(value >= threshold for value in confidence)
+    expected = sum(value >= threshold for value in confidence)
     order = sorted(range(len(box)), key=lambda row: (-confidence[row], row))
-    return order[: min(max(wanted, min_boxes), max_boxes)]
+    return order[: min(max(expected, min_boxes), max_boxes)]
 
 
 def random_boxes(generator: torch.Generator, count: int, side: int) -> Tensor:
@@ -142,9 +142,9 @@ def test_at_least_fills_up_with_the_best_suppressed_in_order_of_score() -> None:
 
 
 def test_before_and_after_are_bounds() -> None:
-    apart = [[10.0 * i, 0.0, 10.0 * i + 8, 8.0] for i in range(6)]
+    disjoint = [[10.0 * i, 0.0, 10.0 * i + 8, 8.0] for i in range(6)]
     scores = [1.0, 6.0, 2.0, 5.0, 3.0, 4.0]
-    assert proposed(apart, scores, after=2) == [apart[1], apart[3]]
+    assert proposed(disjoint, scores, after=2) == [disjoint[1], disjoint[3]]
     assert proposed([*CROWD, ALONE], [4.0, 3.0, 2.0, 1.5, 1.0], before=4) == [CROWD[0]]
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from extract.engine.build import building, installing
 from extract.engine.finished import Staging
-from extract.engine.maker import Lot, Maker
+from extract.engine.maker import Maker, ShardJob
 from extract.stores import hdf5
 from extract.stores.hdf5 import MappedHDF5, write_hdf5
 from extract.stores.made import note_made
@@ -260,8 +260,8 @@ PARTS = [["one", "two"], ["three"], ["three"]]
 
 
 def build_words(root: Path, spoil: Callable[[Path, list[dict]], None] = lambda folder, done: None) -> Path:
-    lot, out = Lot(Words(Staging(root / "staging", "key")), PARTS, "words", "words"), root / "out"
-    with building(out, "writing of words", "key", [lot], title="words tiny") as built:
+    job, out = ShardJob(Words(Staging(root / "staging", "key")), PARTS, "words", "words"), root / "out"
+    with building(out, "writing of words", "key", [job], title="words tiny") as built:
         done = [shard | {"file": f"{number:06d}.h5"} for number, shard in enumerate(built[0])]
         with installing(out, done) as folder:
             index = {"shards": [{"file": shard["file"]} for shard in done]}

@@ -271,10 +271,10 @@ def _exchanged(root: Path) -> None:
     imported_manifest.run(
         images=images, captions=images.with_name("captions.json"), format="butd-tsv", out=listed, **settings.given
     )
-    lot, _ = prepare(manifest=listed, images=images, settings=settings, staging=imported / "staging", readers=2)
-    lot.maker.finished.prepare()
-    for part in lot.parts:
-        lot.maker.make(part, {})  # and killed here
+    job, _ = prepare(manifest=listed, images=images, settings=settings, staging=imported / "staging", readers=2)
+    job.maker.finished.prepare()
+    for part in job.parts:
+        job.maker.make(part, {})  # and killed here
 
 
 def _weights(folder: Path) -> None:
@@ -339,7 +339,7 @@ def _runs(root: Path) -> None:
         torch.manual_seed(0)
         train, folder = opened(data, "train", name), root / "runs" / name
         dims = (train.region_store.dim, train.vocabulary_size)
-        model = build_model(settings, *dims, text_dim=train.text_dim, marks=train.marks)
+        model = build_model(settings, *dims, text_dim=train.text_dim, boundary_ids=train.boundary_ids)
         record = {
             "settings": settings.model_dump(),
             "feature_dim": dims[0],

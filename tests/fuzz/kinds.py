@@ -456,7 +456,7 @@ def teachers_read(t: Try) -> None:
 
 
 def streamed(t: Try) -> None:
-    data = RetrievalData(t.data / "manifest", t.data / "regions", t.data / "tokens", "train", elsewhere=True)
+    data = RetrievalData(t.data / "manifest", t.data / "regions", t.data / "tokens", "train", streamed=True)
     shards, recipe = open_shards([str(path) for path in sorted((t.data / "pack").glob("tiny-train-*.tar"))])
     assert recipe
     texts = {

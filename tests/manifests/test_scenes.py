@@ -222,24 +222,24 @@ def test_every_word_has_a_part_of_speech(scenes):
 
 
 def test_captions_mostly_tell_a_scene_from_others(scenes):
-    def fits(wanted, objects):
+    def fits(attributes, objects):
         """Whether each wanted dict of attributes finds an object of its own."""
-        if not wanted:
+        if not attributes:
             return True
         return any(
-            all(getattr(item, kind) == value for kind, value in wanted[0].items())
-            and fits(wanted[1:], objects[:k] + objects[k + 1 :])
+            all(getattr(item, kind) == value for kind, value in attributes[0].items())
+            and fits(attributes[1:], objects[:k] + objects[k + 1 :])
             for k, item in enumerate(objects)
         )
 
     matches = []
     for _, _, captions in scenes:
         for caption in captions:
-            wanted = {}
+            attributes = {}
             for phrase in caption.phrases:
                 word = caption.text[phrase.start : phrase.end].lower()
-                wanted.setdefault(phrase.object, {})[phrase.kind] = WORDS[phrase.kind][word]
-            matches.append(sum(fits(list(wanted.values()), scene.objects) for _, scene, _ in scenes))
+                attributes.setdefault(phrase.object, {})[phrase.kind] = WORDS[phrase.kind][word]
+            matches.append(sum(fits(list(attributes.values()), scene.objects) for _, scene, _ in scenes))
     assert min(matches) >= 1
     assert np.mean(np.array(matches) == 1) > 0.6
 

@@ -63,7 +63,7 @@ def write_data_set(folder: Path, shards: int) -> Path:
         done.append({"file": path.name, "count": 2, "first": part[0], "last": part[-1], "sha256": sha256(path)})
         norms += [Norms.of(regions.features) for regions in found]
     names = {"object_names": None, "attribute_names": None}
-    index = region_index(done, dim=DIM, dense=REGIONS, **names) | {"norms": Norms.together(norms).as_json()}
+    index = region_index(done, dim=DIM, dense=REGIONS, **names) | {"norms": Norms.combined(norms).as_json()}
     write_json(store / INDEX, index)
     (store / FAILURES).write_text("")
     card.write_card(store)

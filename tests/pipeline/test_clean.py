@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from extract.engine.build import building
 from extract.engine.finished import Staging
-from extract.engine.maker import Lot, Maker
+from extract.engine.maker import Maker, ShardJob
 from pipeline.cli import main
 
 
@@ -44,13 +44,13 @@ class Unfinished(Maker[list[str]]):
 
 def unfinished(name: str, size: int) -> Path:
     """The staging folder of an extraction that was interrupted."""
-    lot = Lot(Unfinished(Staging(Path(".staging"), name), bytes(size)), [["a picture"]], "regions", "pictures")
+    job = ShardJob(Unfinished(Staging(Path(".staging"), name), bytes(size)), [["a picture"]], "regions", "pictures")
     with (
         pytest.raises(KeyboardInterrupt),
-        building(Path("data") / name / "regions", f"extraction of {name}", name, [lot], title=f"regions {name}"),
+        building(Path("data") / name / "regions", f"extraction of {name}", name, [job], title=f"regions {name}"),
     ):
         raise KeyboardInterrupt
-    return lot.maker.finished.folder
+    return job.maker.finished.folder
 
 
 def test_unfinished_work_is_listed_and_freed_on_request() -> None:
@@ -79,10 +79,10 @@ def test_unfinished_work_is_listed_and_freed_on_request() -> None:
 
 def test_what_is_in_use_stays() -> None:
     staged, entered, end = Staging(Path(".staging"), "coco"), threading.Event(), threading.Event()
-    lot = Lot(Unfinished(staged, b"half"), [["a picture"]], "regions", "pictures")
+    job = ShardJob(Unfinished(staged, b"half"), [["a picture"]], "regions", "pictures")
 
     def work() -> None:
-        with building(Path("data/coco/regions"), "extraction of coco", "coco", [lot], title="regions coco"):
+        with building(Path("data/coco/regions"), "extraction of coco", "coco", [job], title="regions coco"):
             entered.set()
             end.wait(60)
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from distributed import Client
 
 from extract.check import verify
-from extract.engine.maker import Lot, Workers
+from extract.engine.maker import ShardJob, Workers
 from extract.engine.workers import on_workers
 from extract.vision.shards import RegionShards
 from manifests.errors import DiskFull, InputError
@@ -255,8 +255,8 @@ def test_a_worker_with_other_code_or_pictures_refuses(client: Client, pictures: 
     work |= {"batch_size": 4, "readers": 1}
     maker, part = RegionShards(**work, device="cpu"), Manifest.open(pictures.manifest).images[:PER_SHARD]
     maker.key["code"] = "0" * 64
-    lot = Lot(maker, [part], "regions", "pictures", RegionShards, work)
-    ((number, error),) = on_workers(Workers(client, "cpu", 1), lot, [(3, (part, {}))])
+    job = ShardJob(maker, [part], "regions", "pictures", RegionShards, work)
+    ((number, error),) = on_workers(Workers(client, "cpu", 1), job, [(3, (part, {}))])
     assert number == 3 and isinstance(error, InputError) and "its code differ" in error.what
 
 

@@ -69,9 +69,9 @@ def used(stage: str) -> set[str]:
     unused = UNUSED.get(stage, set())
     graph = {file: others - unused for file, others in GRAPH.items()}
     found = closure(graph, (imports_of(command, "pipeline/cli.py", CHECKOUT) - unused) | PARTS.get(stage, set()))
-    settled = PLUMBING | (set() if stage == "manifest" else FORMATS)
-    settled |= {file for file in found if file.startswith("pipeline/")}  # where things lie, and how fast they are made
-    return {file for file in found - settled if Path(file).name != "__init__.py"}
+    related = PLUMBING | (set() if stage == "manifest" else FORMATS)
+    related |= {file for file in found if file.startswith("pipeline/")}  # where things lie, and how fast they are made
+    return {file for file in found - related if Path(file).name != "__init__.py"}
 
 
 def code_deps(stage: str) -> list[str]:

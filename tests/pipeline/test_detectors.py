@@ -54,9 +54,9 @@ def served(*, stop: int | None = None, etag: str | None = '"one"', content: byte
 
     def answer(handler: Handler) -> None:
         start, own = 0, {"ETag": etag} if etag else {}
-        wanted, same = handler.headers.get("Range"), handler.headers.get("If-Range") == etag
-        if wanted and same:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        range_header, same = handler.headers.get("Range"), handler.headers.get("If-Range") == etag
+        if range_header and same:
+            start = int(range_header.removeprefix("bytes=").removesuffix("-"))
             own["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         left = content[start:]
         handler.send(left if stop is None else left[:stop], 206 if start else 200, claim=len(left), **own)
@@ -150,7 +150,7 @@ def test_a_detector_is_fetched_checked_read_and_its_lines_are_printed(
 def test_a_fetch_that_breaks_goes_on_from_there(server: Server) -> None:
     server.answers = [served(stop=1000), coded(503), served(stop=5000), served()]
     assert local_weights(server.address(), DIGEST).read_bytes() == BYTES
-    ranges = [(wanted, same) for _, wanted, same in server.asked]
+    ranges = [(range_header, same) for _, range_header, same in server.asked]
     assert ranges == [
         (None, None),
         ("bytes=1000-", '"one"'),
@@ -186,7 +186,7 @@ def test_another_file_is_fetched_from_its_start(server: Server, second: list[Ans
 def test_without_anything_to_tell_a_file_by_it_is_fetched_from_its_start(server: Server) -> None:
     server.answers = [served(stop=1000, etag=None), served(etag=None)]
     assert local_weights(server.address(), DIGEST).read_bytes() == BYTES
-    assert [wanted for _, wanted, _ in server.asked] == [None, None]
+    assert [range_header for _, range_header, _ in server.asked] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -268,8 +268,8 @@ def test_a_wrong_sum_is_refused_and_nothing_is_kept(server: Server, tiny: Callab
 def test_the_sum_that_a_redirect_says_is_held_against_the_file(server: Server, tiny: Callable[..., None]) -> None:
     """As the hub does for files that it keeps elsewhere."""
 
-    def moved(said: str) -> Answer:
-        return lambda h: h.send(b"", 302, Location="/there", X_Linked_Etag=f'"{said}"')
+    def moved(digest: str) -> Answer:
+        return lambda h: h.send(b"", 302, Location="/there", X_Linked_Etag=f'"{digest}"')
 
     tiny()
     server.answers = [moved("ab" * 32), served()]

@@ -290,9 +290,9 @@ def test_a_required_package_is_missing(folder: Project, monkeypatch: pytest.Monk
     """Another selfalign, found first, that requires what isn't installed or is too old, and an extra that isn't."""
     info = folder.root / "other" / "selfalign-9.dist-info"
     info.mkdir(parents=True)
-    wanted = ("numpy>=2", "numpy>=99", "surely-not-there>=1", 'neither-this; extra == "spare"')
+    requirements = ("numpy>=2", "numpy>=99", "surely-not-there>=1", 'neither-this; extra == "spare"')
     metadata = "\n".join(
-        ["Metadata-Version: 2.1", "Name: selfalign", "Version: 9", *(f"Requires-Dist: {w}" for w in wanted)]
+        ["Metadata-Version: 2.1", "Name: selfalign", "Version: 9", *(f"Requires-Dist: {w}" for w in requirements)]
     )
     (info / "METADATA").write_text(f"{metadata}\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(info.parent))

@@ -68,9 +68,9 @@ def test_the_report_can_be_looked_at(browser: Any, report: Path, page: str, size
     for button in elements(browser, "[data-show]"):
         click(browser, button)
         assert button.get_attribute("aria-pressed") == "true"
-        wanted = button.get_attribute("data-show")
+        kind_shown = button.get_attribute("data-show")
         shown = [e.get_attribute("class") for e in elements(browser, ".example:not([hidden])")]
-        assert shown and all(wanted in ("all", kind.split()[1]) for kind in shown)
+        assert shown and all(kind_shown in ("all", kind.split()[1]) for kind in shown)
         click(browser, elements(browser, "[data-show=all]")[0])
     for example in elements(browser, ".example"):
         word = elements(example, ".word")[0]

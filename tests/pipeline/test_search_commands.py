@@ -162,7 +162,7 @@ def test_unknown_words_are_named_and_none_known_is_an_error():
     answer = searcher.images("a zebra left of a star", 3)
     assert answer.unknown == ["zebra"] and len(answer.hits) == 3
     # Without a noun, adjective or verb that it knows, every longer word is worth drawing: but no unknown one.
-    marked = searcher.matches(searcher.images("above zebra", 3)).marks(0)
+    marked = searcher.matches(searcher.images("above zebra", 3)).highlights(0)
     assert [mark.text for mark in marked] == ["above"]
     with pytest.raises(InputError, match="knows none of its words: zebra, quagga"):
         searcher.images("zebra quagga")

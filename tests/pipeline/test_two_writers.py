@@ -66,11 +66,11 @@ def require_sound(project: Project) -> None:
     assert not list((project.root / "data/demo").glob(".regions.*.tmp"))
 
 
-@pytest.mark.parametrize("apart", [0, 4, 6, 8])
-def test_two_extractions_make_one_sound_store(fresh: Project, apart: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay", [0, 4, 6, 8])
+def test_two_extractions_make_one_sound_store(fresh: Project, delay: int, tmp_path: Path) -> None:
     outputs = [tmp_path / name for name in ("first", "second")]
     first = start(fresh, "selfalign", "regions", "demo", output=outputs[0])
-    time.sleep(apart)
+    time.sleep(delay)
     second = start(fresh, "selfalign", "regions", "demo", output=outputs[1])
     statuses = [process.wait(300) for process in (first, second)]
     texts = [output.read_text() for output in outputs]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.engine.maker import Lot, Parts
+from extract.engine.maker import Parts, ShardJob
 from extract.engine.workers import on_workers
 from extract.text.settings import TokenSettings
 from extract.text.shards import PER_SHARD, Captions, WordShards
@@ -59,16 +59,16 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def words(root: Path, work: Path) -> Lot:
+def words(root: Path, work: Path) -> ShardJob:
     listed = Manifest.open(root / "manifest")
     own = {"settings": TokenSettings(language="blank_en"), "manifest": root / "manifest"}
     own |= {"staging": work / "staging", "key": {"of": "memory"}}
     starts = [(0, 1), (ROWS // 2, ROWS // 2 + PER_SHARD)]
     parts = Parts(2, lambda number: Captions(starts[number][0], listed.texts(*starts[number])))
-    return Lot(WordShards(**own), parts, "tokens", "captions", WordShards, own, on_device=False)
+    return ShardJob(WordShards(**own), parts, "tokens", "captions", WordShards, own, on_device=False)
 
 
-def regions(root: Path, work: Path) -> Lot:
+def regions(root: Path, work: Path) -> ShardJob:
     listed = Manifest.open(root / "manifest")
     own = {"images": root / "images", "settings": quick_settings()}
     own |= {"cache": work / "cache"}
@@ -76,20 +76,20 @@ def regions(root: Path, work: Path) -> Lot:
     maker, middle = RegionShards(**own, device="cpu"), ROWS // 2
     parts = Parts(2, lambda number: listed.images[middle : middle + (1, PER_REGION_SHARD)[number]])
     maker.finished.open([], maker.again, maker.keep, "pictures")
-    return Lot(maker, parts, "regions", "pictures", RegionShards, own)
+    return ShardJob(maker, parts, "regions", "pictures", RegionShards, own)
 
 
 @pytest.mark.parametrize("lot_of", [words, regions])
 def test_a_shard_of_a_million_rows_costs_a_worker_little(million: Path, tmp_path: Path, lot_of) -> None:
     held = []
     for parts in ([0], [0, 1]):  # an item, after which a worker is idle with all that it needs; then a whole shard
-        lot = lot_of(million, tmp_path / f"{len(parts)}")
-        lot.maker.finished.prepare()
+        job = lot_of(million, tmp_path / f"{len(parts)}")
+        job.maker.finished.prepare()
         with open_workers(Machine(cluster="local:1", threads=1, device="cpu")) as workers:
-            outcomes = dict(on_workers(workers, lot, [(number, (lot.parts[number], {})) for number in parts]))
-            assert [outcomes[number].computed for number in parts] == [len(lot.parts[number]) for number in parts]
+            outcomes = dict(on_workers(workers, job, [(number, (job.parts[number], {})) for number in parts]))
+            assert [outcomes[number].computed for number in parts] == [len(job.parts[number]) for number in parts]
             held += workers.client.run(peak).values()
-    print(f"{lot_of.__name__}: idle {held[0]} MB, a shard of {len(lot.parts[1])}: {held[1]} MB")
+    print(f"{lot_of.__name__}: idle {held[0]} MB, a shard of {len(job.parts[1])}: {held[1]} MB")
     assert held[1] - held[0] < 60
 
 

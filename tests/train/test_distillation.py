@@ -28,8 +28,8 @@ def test_listnet_is_the_published_one(case: str, dtype: torch.dtype) -> None:
 def plain_listnet(teacher: Tensor, student: Tensor, scale: float) -> Tensor:
     total = 0
     for t, s in ((teacher, student), (teacher.T, student.T)):
-        for wanted, row in zip(t, s, strict=True):
-            p, q = wanted.exp() / wanted.exp().sum(), (scale * row).exp() / (scale * row).exp().sum()
+        for theirs, row in zip(t, s, strict=True):
+            p, q = theirs.exp() / theirs.exp().sum(), (scale * row).exp() / (scale * row).exp().sum()
             total = total - (p * q.log()).sum() / len(t)
     return total
 
@@ -38,12 +38,12 @@ def plain_ordinal(teacher: Tensor, student: Tensor, margin: float, least: float,
     total = student.new_zeros(())
     for t, s in ((teacher, student), (teacher.T, student.T)):
         hinges = []
-        for wanted, row in zip(t, s, strict=True):
-            order = sorted(range(len(wanted)), key=lambda n: wanted[n].item())
+        for theirs, row in zip(t, s, strict=True):
+            order = sorted(range(len(theirs)), key=lambda n: theirs[n].item())
             hinges += [
                 (margin + row[worse] - row[better]).clamp(min=0)
                 for worse, better in zip(order, order[stride:], strict=False)
-                if wanted[better] >= least
+                if theirs[better] >= least
             ]
         if hinges:
             total = total + torch.stack(hinges).mean()

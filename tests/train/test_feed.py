@@ -59,11 +59,11 @@ def test_steps_are_those_of_reading_one_after_the_other(data: RetrievalData, res
     epochs = epochs_of(data, chosen)
     assert sum(1 for _ in feed_of(data, chosen, resident)(1, 2)) == len(epochs) - 2
     for part, (captions, regions) in zip(feed_of(data, chosen, resident)(1, 2), epochs(1, 2), strict=True):
-        wanted = read_part(
+        expected = read_part(
             data, captions, lambda own, read=regions: read(own, np.empty), chunks=accumulate, processes=ALONE
         )
         assert (part.captions == captions).all() and len(part.regions) == accumulate
-        for own, other in zip(tensors(part), tensors(wanted), strict=True):
+        for own, other in zip(tensors(part), tensors(expected), strict=True):
             assert own.dtype == other.dtype and torch.equal(own, other)
 
 
@@ -98,8 +98,8 @@ def test_a_frozen_encoders_states_lie_on_the_device_too(pieces: dict[str, Path])
     data = RetrievalData(**stores, split="train")
     chosen = settings(text={"reads": "text_features"})
     for part, other in zip(feed_of(data, chosen, "on")(0), feed_of(data, chosen)(0), strict=True):
-        for own, wanted in zip(tensors(part), tensors(other), strict=True):
-            assert own.dtype == wanted.dtype and torch.equal(own, wanted)
+        for own, expected in zip(tensors(part), tensors(other), strict=True):
+            assert own.dtype == expected.dtype and torch.equal(own, expected)
 
 
 def test_a_run_gives_the_same_weights_either_way(dataset: dict[str, Path], tmp_path: Path):

@@ -34,7 +34,9 @@ SETTINGS = {
 
 def made(data: RetrievalData, settings: dict[str, Any]) -> RetrievalModel:
     torch.manual_seed(3)
-    model = build_model(RunSettings(**settings), data.region_store.dim, data.vocabulary_size, marks=data.marks)
+    model = build_model(
+        RunSettings(**settings), data.region_store.dim, data.vocabulary_size, boundary_ids=data.boundary_ids
+    )
     for name, parameter in model.state_dict().items():
         if "norm" in name and parameter.is_floating_point():
             parameter.copy_(torch.rand_like(parameter) + 0.5)

@@ -54,7 +54,7 @@ def filled(
     run = {"dataset": "x", "epochs": 2, "losses": {"triplet": {}, "cra": {}}, **settings}
     model = build_model(RunSettings(**run), feature_dim, words, **build).double()
     found = matched(model, {side: weights(group) for side, group in parts.items()})
-    assert not found.unexpected and not found.misshapen
+    assert not found.unexpected and not found.mismatched
     sides = {side for side in parts if side}
     assert not [name for name in found.missing if any(f".{side}." in name for side in sides)]
     model.load_state_dict(found.weights, strict=False)
@@ -185,8 +185,8 @@ def test_the_caption_decoder() -> None:
         "text": {"reads": "tokens", "word_dim": width},
     }
     settings["losses"] = {"generation": {"dim": len(own["encoder.vid2hid.bias"]), "dropout": 0.0}}
-    marks = int(ENCODERS["caption_decoder/start"]), int(ENCODERS["caption_decoder/end"])
-    model = filled(settings, {None: "caption_decoder"}, 3, vocabulary, marks=marks)
+    boundary_ids = int(ENCODERS["caption_decoder/start"]), int(ENCODERS["caption_decoder/end"])
+    model = filled(settings, {None: "caption_decoder"}, 3, vocabulary, boundary_ids=boundary_ids)
     lengths = given("caption_decoder", "mask").sum(1).long() - 2
     words = labels[:, 1:-1]
     mask = torch.arange(words.shape[1]) < lengths[:, None]
@@ -243,7 +243,7 @@ def aladin(**losses: dict[str, Any]) -> RetrievalModel:
         RunSettings(dataset="x", epochs=9, **run), features, config.vocab_size, encoder=BertModel(config)
     )
     found = matched(model.double(), {"images": own})
-    assert not found.missing and not found.unexpected and not found.misshapen
+    assert not found.missing and not found.unexpected and not found.mismatched
     model.load_state_dict(found.weights, strict=False)
     return model
 

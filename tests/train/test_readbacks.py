@@ -112,5 +112,5 @@ def test_a_loss_reads_no_more_than_it_declares(base: str):
         sizes[name] = sum(x.numel() for x in (own.images.locals, own.images.contextual, own.images.pooled))
     # SelfAlign beside a triplet tells no locals after context; CRA's parts are its own.
     assert sizes["cra"] == 0 and sizes["lca"] == pairs.images.locals.numel()
-    wanted = {"locals", "pooled", "context"}
-    assert build_model(settings(base, SELFALIGN), F, V).reads(1) - {"view_weights"} == wanted
+    expected = {"locals", "pooled", "context"}
+    assert build_model(settings(base, SELFALIGN), F, V).reads(1) - {"view_weights"} == expected

@@ -245,8 +245,8 @@ def test_a_run_that_streams_learns_as_one_that_reads_the_store(
 ) -> None:
     """As well, but for chance: benchmarks/stream.json has the demo's figures."""
     stored, _ = trained(dataset, tmp_path / "stored")
-    wanted = {"urls": [f"{packed}/{PATTERN}"], "window": 500}
-    streamed, record = trained(dataset, tmp_path / "streamed", stream=wanted)
+    options = {"urls": [f"{packed}/{PATTERN}"], "window": 500}
+    streamed, record = trained(dataset, tmp_path / "streamed", stream=options)
     assert record["settings"]["stream"]["window"] == 500
     assert streamed[-1] > 1.5 * streamed[0] and streamed[-1] > 0.75 * stored[-1]
 
@@ -260,8 +260,8 @@ def test_the_pages_run_streams_over_http(dataset: dict[str, Path], tmp_path: Pat
         tmp_path / "nginx", lambda listen: placed(recipe("HTTP", "nginx"), places | {"listen 80": listen})
     ) as address:
         text = placed(recipe("Train from addresses", "yaml"), {"http://features.lab.example": address})
-        wanted = yaml.safe_load(text)["runs"]["vsrn"]
-        curve, record = trained(dataset, tmp_path / "run", epochs=2, **wanted)
+        keys = yaml.safe_load(text)["runs"]["vsrn"]
+        curve, record = trained(dataset, tmp_path / "run", epochs=2, **keys)
     assert curve[1] > curve[0] and record["settings"]["stream"]["window"] == 5000
     requests = (tmp_path / "nginx" / "requests").read_text()
     for name in ("demo-train-000000.tar", "demo-train-000001.tar"):
@@ -293,9 +293,9 @@ def test_shards_of_another_recipe_than_the_store_are_refused(
 
 @pytest.mark.parametrize("size", [2, 64, 1499, 1500, 4000])
 def test_batches_are_counted_before_they_come(dataset: dict[str, Path], packed: Path, size: int) -> None:
-    for wanted in (None, {"urls": [f"{packed}/{PATTERN}"]}):
-        settings = RunSettings(**SETTINGS | {"batch_size": size, "stream": wanted})
-        data = RetrievalData(**dataset, split="train", elsewhere=wanted is not None)
+    for options in (None, {"urls": [f"{packed}/{PATTERN}"]}):
+        settings = RunSettings(**SETTINGS | {"batch_size": size, "stream": options})
+        data = RetrievalData(**dataset, split="train", streamed=options is not None)
         epochs = epochs_of(data, settings)
         sizes = [len(captions) for captions, regions in epochs(0) if len(captions) == len(regions(captions, None).mask)]
         assert len(sizes) == len(epochs) and min(sizes) > 1
@@ -321,7 +321,7 @@ def test_processes_that_train_together_have_parts_of_their_own(
 
 def _rank(rank: int, store: Path, dataset: dict[str, Path], settings: RunSettings, found: Queue) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    epochs = epochs_of(RetrievalData(**dataset, split="train", elsewhere=True), settings)
+    epochs = epochs_of(RetrievalData(**dataset, split="train", streamed=True), settings)
     batches = [captions.tolist() for captions, _ in epochs(0)]
     assert [len(captions) for captions in batches] == [50] * 15 and len(batches) == len(epochs)
     found.put([caption for captions in batches for caption in captions])

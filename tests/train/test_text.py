@@ -71,7 +71,9 @@ def data_of(pieces: dict[str, Path], chosen: RunSettings, split: str = "train") 
 
 def model_of(data: RetrievalData, chosen: RunSettings):
     torch.manual_seed(0)
-    return build_model(chosen, data.region_store.dim, data.vocabulary_size, text_dim=data.text_dim, marks=data.marks)
+    return build_model(
+        chosen, data.region_store.dim, data.vocabulary_size, text_dim=data.text_dim, boundary_ids=data.boundary_ids
+    )
 
 
 def train(pieces: dict[str, Path], chosen: RunSettings, out: Path) -> list[dict[str, float]]:
@@ -85,7 +87,7 @@ def test_a_batch_of_pieces_knows_its_words(pieces: dict[str, Path]) -> None:
     batch = data.word_batch([0, 7, 3])
     assert batch.features.dtype == torch.float16 and batch.features.shape == (*batch.mask.shape, 16)
     assert not batch.features[~batch.mask].any() and not batch.words[~batch.mask].any()
-    assert (data.vocabulary_size, data.marks) == (len(ENTRIES), (2, 3))
+    assert (data.vocabulary_size, data.boundary_ids) == (len(ENTRIES), (2, 3))
     for row, caption in enumerate((0, 7, 3)):
         words = data.caption_words(caption)
         letters: dict[int, str] = {}
@@ -191,4 +193,4 @@ def test_missing_parts_of_a_run_are_named(dataset: dict[str, Path], pieces: dict
     with pytest.raises(ValueError, match="cached states: leave encoder out"):
         settings({"reads": "text_features", "encoder": {"model": "x"}})
     with pytest.raises(InputError, match="no ids for a caption's start and end"):
-        build_model(settings({"reads": "text_features"}, "vsrn"), 8, 20, text_dim=4, marks=(None, None))
+        build_model(settings({"reads": "text_features"}, "vsrn"), 8, 20, text_dim=4, boundary_ids=(None, None))

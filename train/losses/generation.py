@@ -42,13 +42,13 @@ class Generation(Loss):
 
     def __init__(self, settings: GenerationSettings, shape: Shape, others: Mapping[str, Loss]):
         super().__init__(settings, shape, others)
-        if None in shape.marks:
+        if None in shape.boundary_ids:
             raise InputError(
                 "the tokenizer has no ids for a caption's start and end (CLS and SEP, or BOS and EOS)",
                 where="losses.generation",
                 fix="leave generation out, or use another tokenizer",
             )
-        (self.start, self.end), dim, width = shape.marks, settings.dim, shape.word_dim
+        (self.start, self.end), dim, width = shape.boundary_ids, settings.dim, shape.word_dim
         self.projection = nn.Linear(shape.dim, dim)
         self.reader = nn.GRU(dim, dim, batch_first=True)
         self.embedding = nn.Embedding(shape.vocabulary_size, width)
@@ -93,6 +93,6 @@ class Generation(Loss):
             written.append(hidden)
         targets = F.pad(words, (0, 1))
         targets[torch.arange(len(words), device=words.device), lengths] = self.end
-        wanted = torch.arange(targets.shape[1], device=words.device) <= lengths[:, None]
+        in_caption = torch.arange(targets.shape[1], device=words.device) <= lengths[:, None]
         likely = self.out(torch.stack(written, dim=1)).transpose(1, 2)
-        return F.cross_entropy(likely, targets, reduction="none").where(wanted, 0).sum(1)
+        return F.cross_entropy(likely, targets, reduction="none").where(in_caption, 0).sum(1)

@@ -27,15 +27,15 @@ class Shape:
     """What losses are built for.
 
     dim : D of the locals and of the base's own embedding; embedding : of the final one.
-    vocabulary_size, marks : of the words or word pieces, and which are a caption's start and end; word_dim : of a
-        learned word embedding.
+    vocabulary_size : number of words or word pieces; boundary_ids : which are a caption's start and end; word_dim : of
+        a learned word embedding.
     """
 
     dim: int
     embedding: int
     vocabulary_size: int
     word_dim: int
-    marks: tuple[int | None, int | None]
+    boundary_ids: tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)

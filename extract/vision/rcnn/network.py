@@ -275,10 +275,10 @@ class FasterRCNN(nn.Module):
         logits, deltas, attributes = self.classify(features)
         counts = [len(b) for b in boxes]
         parts = [features.split(counts), logits.split(counts), deltas.split(counts)]
-        said = [None] * len(boxes) if attributes is None else attributes.split(counts)
+        attribute_scores = [None] * len(boxes) if attributes is None else attributes.split(counts)
         return [
             Outputs(b, objectness, *part, a)
-            for (b, objectness), part, a in zip(proposals, zip(*parts, strict=True), said, strict=True)
+            for (b, objectness), part, a in zip(proposals, zip(*parts, strict=True), attribute_scores, strict=True)
         ]
 
 

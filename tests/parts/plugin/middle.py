@@ -18,5 +18,5 @@ class Middle(Metric):
 
     def figures(self, run):
         captions = run.embeddings.captions
-        apart = np.linalg.norm(captions - captions.mean(0), ord=self.settings.order, axis=1)
-        return {"mean_distance": float(apart.mean()), "captions": float(len(apart))}
+        distances = np.linalg.norm(captions - captions.mean(0), ord=self.settings.order, axis=1)
+        return {"mean_distance": float(distances.mean()), "captions": float(len(distances))}

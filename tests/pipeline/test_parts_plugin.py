@@ -58,11 +58,11 @@ def params(folder: Path) -> dict[str, Any]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder in which all commands have run, and the environment that has the other package."""
     folder = tmp_path_factory.mktemp("made")
-    info = folder / "installed" / "elsewhere-1.2.dist-info"
+    info = folder / "installed" / "plugin-1.2.dist-info"
     info.mkdir(parents=True)
-    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.2\n")
-    info.joinpath("top_level.txt").write_text("elsewhere\n")
-    parts = "".join(f"{name} = elsewhere.{name}\n" for name in PARTS)
+    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.2\n")
+    info.joinpath("top_level.txt").write_text("plugin\n")
+    parts = "".join(f"{name} = plugin.{name}\n" for name in PARTS)
     info.joinpath("entry_points.txt").write_text(f"[selfalign.parts]\n{parts}")
     (folder / "images").mkdir()
     lines, colours = [], {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
@@ -97,7 +97,7 @@ def test_its_reader_and_detector_make_stores(made: tuple[Path, dict[str, str]]) 
     assert found.boxes[3].tolist() == [15, 10, 30, 20] and found.features[:, :3].mean(0).argmax() == 1
     assert store.recipe["detector"] == {
         **{"name": "corners", "side": 16},
-        "part": {"version": 3, "package": "elsewhere 1.2"},
+        "part": {"version": 3, "package": "plugin 1.2"},
     }
 
 
@@ -108,14 +108,14 @@ def test_its_format_takes_regions_there_and_back(made: tuple[Path, dict[str, str
         first, second = (store.regions(store.row(id)) for store in stores)
         np.testing.assert_array_equal(first.features, second.features)
         np.testing.assert_array_equal(first.boxes, second.boxes)
-    assert stores[1].recipe["imported"]["part"] == {"package": "elsewhere 1.2"}
+    assert stores[1].recipe["imported"]["part"] == {"package": "plugin 1.2"}
 
 
 def test_its_teacher_gives_vectors(made: tuple[Path, dict[str, str]]) -> None:
     store = TeacherStore(made[0] / "data" / "theirs" / "teachers")
     assert store.dims == {"images": 3, "captions": 4}
     assert store.embeddings("images", range(6)).argmax(1).tolist() == [0, 1, 2, 0, 1, 2]
-    assert store.recipe["images"] == {"name": "colours", "part": {"package": "elsewhere 1.2"}}
+    assert store.recipe["images"] == {"name": "colours", "part": {"package": "plugin 1.2"}}
     assert "| teacher | `colours` | `lsa` |" in (store.folder / "README.md").read_text()
 
 

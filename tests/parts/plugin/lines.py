@@ -10,8 +10,8 @@ class Lines(Reader):
     layout = "train: a.jpg: A dog. | A small dog."
 
     @staticmethod
-    def recognises(look):
-        return look.first_line.count(": ") == 2
+    def recognises(preview):
+        return preview.first_line.count(": ") == 2
 
     @staticmethod
     def read(path):

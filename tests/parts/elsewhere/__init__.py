@@ -1,1 +1,0 @@
-"""A package of parts that isn't SelfAlign's: one file each. `tests/pipeline/test_parts_elsewhere.py` runs them all."""

@@ -2,13 +2,13 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.eval --out benchmarks/eval.json
 
-Three comparisons, each interleaved in one process, medians of the ratios; both sides give the same ranks (checked):
+Three comparisons, each interleaved in one process, medians of the ratios. Both sides give the same ranks (checked).
 
-1. `matrix`: 5,000 x 25,000 scores at hand: counting (`eval.ranks.ranks`) against an argsort of each row;
-2. `embeddings`: 5,000 images and 25,000 captions: both directions' ranks from one pass over blocks
-   (`eval.ranks.retrieval_ranks`) against a product and an argsort an image and a caption;
-3. `views`: 1,000 images of 12 views and 5,000 captions: the same against a loop over captions that scores all images'
-   views (as published for CAMERA), with an argsort a caption and an image.
+1. `matrix`: 5,000 x 25,000 scores at hand. Counting (`eval.ranks.ranks`) is compared with an argsort of each row.
+2. `embeddings`: 5,000 images and 25,000 captions. One pass over blocks (`eval.ranks.retrieval_ranks`) gives both
+   directions' ranks. It is compared with one product, and an argsort for every image and caption.
+3. `views`: 1,000 images of 12 views and 5,000 captions. The same pass is compared with a loop over captions that scores
+   all images' views (as published for CAMERA). That loop sorts once a caption and once an image.
 
 The peak of memory beyond the inputs is measured for each of ours in a process of its own.
 """
@@ -37,8 +37,8 @@ Answer = tuple[np.ndarray, ...]
 
 
 def made(images: int, views: int, dims: int) -> Embeddings:
-    """Unit vectors as a trained model makes them: they vary in few directions, and some half of the captions (the
-    figure is told) have their own image first."""
+    """Unit vectors as a trained model makes them: they vary in few directions. Some half of the captions rank their own
+    image first; the figure is printed."""
     random = np.random.default_rng(0)
     spread = random.standard_normal((LATENT, dims), np.float32)
 

@@ -3,9 +3,9 @@
     python -m benchmarks.exchange --out benchmarks/exchange.json
 
 20,000 images of 36 regions of 2,048 numbers (5.9 GB of float32) are made in a temporary folder. Each round reads the
-features, copies them to a new file, and runs `selfalign import`, and `selfalign export` of what it made, in a process
-of its own each, whose peak memory is told. The source's pages are dropped from memory before each, and what is written
-is synced to disk. Medians of the ratios.
+features and copies them to a new file. It then runs `selfalign import` and exports the result by `selfalign export`.
+Each command has a process of its own, whose peak memory is measured. The source's pages are dropped from memory before
+each, and written files are synced to disk. Medians of the ratios.
 """
 
 import json

@@ -2,13 +2,13 @@
 
     python -m benchmarks.extract --out benchmarks/extract.json
 
-Two comparisons, each interleaved in one process, medians of the ratios:
+Two comparisons, each interleaved in one process, medians of the ratios.
 
-1. the demo's detector: images/s of the whole stage (hashing, decoding, selection, store) against the bare network's
-   forward on the same pictures, already in memory;
-2. a full-size R50-C4 with random weights: the same stage, fixed 36 of 300 proposals, against a plain loop over single
-   pictures that does what published forks do: res5 on 1,000 proposals, NMS in a loop over 1,600 classes, and res5
-   again on the chosen regions.
+1. The demo's detector: images/s of the whole stage (hashing, decoding, selection, store). The other side is the bare
+   network's forward on the same pictures, already in memory.
+2. A full-size R50-C4 with random weights: the same stage, fixed 36 of 300 proposals. The other side is a plain loop
+   over single pictures, as in published forks. It runs res5 on 1,000 proposals, NMS in a loop over 1,600 classes, and
+   res5 again on the chosen regions.
 """
 
 import json

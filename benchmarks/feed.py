@@ -3,10 +3,11 @@
     python -m benchmarks.feed --out benchmarks/feed.json
 
 A store of made features (36 regions of 2,048, f16) in several shards is written to a temporary folder. Batches of
-shuffled pictures are then read: their features into one array of the store's own precision (up to the collate), and the
-whole batch as training reads it, boxes, sizes and padding included, before float32. In turn as many bytes are copied
-from an array in memory into a buffer that was written to before: the same pictures one by one, and a single block. The
-files lie in the page cache: what is measured is the feed, not the disk. Shares are of the total times.
+shuffled pictures are then read in two ways. One reads their features into one array of the store's own precision (up to
+the collate). The other reads the whole batch as training does: boxes, sizes and padding included, before float32. In
+turn as many bytes are copied from an array in memory: the same pictures one by one, and a single block. The copy's
+buffer was written to before. The files lie in the page cache, so the feed is measured, not the disk. Shares are of the
+total times.
 
 `read ahead` is training's own feed (`train.feed`), two threads and the main one, against copying into as many buffers.
 

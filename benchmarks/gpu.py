@@ -5,16 +5,21 @@
 
 All data is made from a seed; nothing but this checkout is needed.
 
-- `parity`: losses, embeddings, ranks, answers of a search and kept regions on the device against the processor's, all
-  in float32.
-- `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device: a step's
-  milliseconds; its `floor`, the step's matrix products at the rate at which this card multiplies large matrices in that
-  precision; `busy`, the time of all kernels as a share of the step; `read_backs`.
-- `feed`: VSRN's step in bfloat16, fed from a store by the thread that reads ahead, and from features on the device, as
-  times of the step on a batch that lies there.
+- `parity`: results on the device against the processor's, all in float32. Compared are losses, embeddings, ranks,
+  answers of a search and kept regions.
+
+- `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device. Figures
+  are a step's milliseconds, its `floor`, `busy` and `read_backs`. `floor` is the time of the step's matrix products at
+  this card's rate for large matrices in that precision. `busy` is the time of all kernels as a share of the step.
+
+- `feed`: VSRN's step in bfloat16, fed from a store by the thread that reads ahead, and from features on the device.
+  Figures are multiples of the step on a batch that lies there.
+
 - `evaluation`: seconds for the ranks of 5,000 images of 12 views and 25,000 captions, D 2,048.
-- `extraction`: pictures of 640 x 480 a second, R101-C4 with random weights at 600/1000, the whole stage and the bare
-  network on pictures that lie on the device, in float32 and bfloat16.
+
+- `extraction`: pictures of 640 x 480 a second, R101-C4 with random weights at 600/1000, in float32 and bfloat16.
+  Measured are the whole stage, and the bare network on pictures that lie on the device.
+
 - `search`: milliseconds a query, alone and among 256, for the ten best of 1 and 10 million vectors of 256 numbers.
 """
 

@@ -2,19 +2,21 @@
 
     python -m benchmarks.losses --out benchmarks/losses.json
 
-Each loss is run forward and backward three ways, in turn, in one process:
+Each loss is run forward and backward three ways, in turn, in one process.
 
-- ours;
-- plain: the formulas as they stand and as published code computes them: LCA in a loop over pairs, CRA with the
-  negatives expanded for every local, word-region scores on the whole ``[I, R, C, T]``;
-- floor: only the matrix products that no way of computing them can do without, forward and backward; the gradients
-  among them are kept to the end, as they have to be.
+- ours: this project's code.
 
-Times are given on the clock and of the processor: on a busy machine only the latter tell the ways apart.
+- plain: the formulas as published code computes them. LCA is a loop over pairs, CRA expands the negatives for every
+  local, and word-region scores take the whole ``[I, R, C, T]``.
 
-Memory is the highest resident memory of a process of its own while it computes, above what was resident before (inputs,
-libraries, BLAS buffers of a first run): gradients of the inputs included. The allocator returns freed blocks at once
-there, so that what is resident is what is held.
+- floor: only the matrix products that every implementation needs, forward and backward. The gradients among them are
+  kept to the end, as they have to be.
+
+Times are wall-clock and processor time: on a busy machine only the latter distinguish the ways.
+
+Memory is the highest resident memory of a process of its own while it computes, gradients of the inputs included.
+Memory that was resident before doesn't count: inputs, libraries, BLAS buffers of a first run. The allocator returns
+freed blocks at once there, so resident memory is memory in use.
 """
 
 import gc

@@ -2,8 +2,8 @@
 
     python -m benchmarks.photographs FROM OUT [--told dev] [--regions 5]
 
-FROM holds `train` and another split (`docs/exchange.md`, "scan"). In OUT every eighth image of train is `dev`, by which
-epochs and values are chosen, the others are `train`, and FROM's other split is `test`, which figures are told of.
+FROM holds `train` and another split (`docs/exchange.md`, "scan"). In OUT every eighth image of train is `dev`, and the
+others are `train`. Epochs and values are chosen on `dev`. FROM's other split is `test`, on which figures are reported.
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     python -m benchmarks.presets --out benchmarks/presets.json
 
-Nothing is timed: a step's operations, and the bytes that its backward keeps, are counted on batches of 8 and 16 random
-pairs, on a processor. Encoders grow with a batch, losses over all pairs with its square: the preset's own batch follows
+Nothing is timed. A step's operations, and the bytes that its backward keeps, are counted on a processor, on batches of
+8 and 16 random pairs. Encoders grow with a batch, losses over all pairs with its square: the preset's own batch follows
 from the two. Memory is 16 bytes a parameter (weights, gradients, Adam's moments) and what the backward keeps.
 """
 

@@ -4,10 +4,10 @@
     python -m benchmarks.scale run --folder /tmp/scale --rows 1000000 --only manifest --only tokens
     python -m benchmarks.scale table --folder /tmp/scale --out benchmarks/scale.json
 
-A row is a picture with five captions. A thousand tiny pictures stand for all by hard links, and a detector that costs
-next to nothing for any; so seconds are those of the pipeline itself: reading, hashing, checking, writing, and whatever
-handles rows. Each stage runs in a process of its own. What was measured once is kept in the folder, and a killed run
-goes on with the next. `table` adds a stage's growth between its smallest and its largest size.
+A row is a picture with five captions. All pictures are hard links to a thousand tiny ones, and the detector costs next
+to nothing. So seconds are those of the pipeline itself: reading, hashing, checking, writing, and all that handles rows.
+Each stage runs in a process of its own. Results are kept in the folder, and a killed run goes on with the next stage.
+`table` adds a stage's growth between its smallest and its largest size.
 """
 
 import json

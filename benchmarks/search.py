@@ -11,8 +11,8 @@ Vectors as a trained model makes them (they vary in few directions), in a memory
    matrix-multiply rate at this shape;
 4. `many`: `nearest` finds the ten best of each of the 256 queries. Its rate is the same operations by its time.
 
-`half`: the share of the read bandwidth that one query's plain products with half-precision vectors (an eighth of them,
-in memory) reach, without looking for the best: why the search reads codes.
+`half`: the share of the read bandwidth that one query's plain products with half-precision vectors reach. They are an
+eighth of the vectors, in memory, and no best ones are searched. This is why the search reads codes.
 `found`: the share of queries whose ten best are those of a float64 product, in order. Times are wall-clock, and on a
 shared machine what others do is in them: ratios of one round, and their medians.
 """

@@ -2,10 +2,10 @@
 
     python -m benchmarks.search_modes --out benchmarks/search_modes.json
 
-Vectors are random, of a model's size: what a product costs doesn't depend on what is multiplied. Like is compared with
-like: captions that come one by one (as in `selfalign cost`), with re-ranking (the student's 50 best, put in the
-teacher's order), and captions that are there together, searched in blocks by what an evaluation takes for each. The
-student's blocks are measured whole, the others on the first captions alone: no caption's time depends on the others.
+Vectors are random, of a model's size: a product's cost doesn't depend on its numbers. Like is compared with like.
+Captions come one by one (as in `selfalign cost`), with re-ranking: the student's 50 best, put in the teacher's order.
+Or they come together, and are searched in blocks by the evaluation's own code. The student's blocks are measured whole,
+the others on the first captions alone: no caption's time depends on the others.
 All take turns in one run.
 """
 

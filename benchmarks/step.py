@@ -2,16 +2,15 @@
 
     python -m benchmarks.step --out benchmarks/step.json
 
-A step is forward, losses, backward, clipping and Adam on a batch of 128 made pairs: 36 regions of 2,048 numbers, their
-captions of 6 to 32 words, D 2,048.
+A step is forward, losses, backward, clipping and Adam on a batch of 128 made pairs. An image has 36 regions of 2,048
+numbers, a caption has 6 to 32 words, and D is 2,048.
 
-1. VSRN with four graph layers and SelfAlign: the time of L_LCA and L_CRA, forward and backward on inputs of the step's
-   own, as a share of the step's.
-2. CAMERA: a step with cached text features against one with BERT-base (random weights) in the loop, frozen as the paper
-   has it, at D 2,048 and 1,024, and tuned.
-
-3. VSRN, D 128, with SelfAlign, trained by `train.loop` from a store: the time outside encoders, losses, backward,
-   clipping and Adam (reading ahead, sending, counting, progress) as a share of an epoch's.
+1. VSRN with four graph layers and SelfAlign: the time of L_LCA and L_CRA as a share of the step's. They run forward and
+   backward on inputs of the step's own.
+2. CAMERA: a step with cached text features against one with BERT-base (random weights) in the loop. BERT is frozen, as
+   in the paper, at D 2,048 and 1,024, and tuned.
+3. VSRN, D 128, with SelfAlign, trained by `train.loop` from a store: the time outside the step as a share of an
+   epoch's. That is reading ahead, sending, counting and progress.
 
 The two sides of a comparison are run in turn, in one process.
 """

@@ -2,9 +2,9 @@
 
     python -m benchmarks.stream --out benchmarks/stream.json     (after `dvc repro pack@demo`)
 
-The demo's run `vsrn` with several seeds, turn by turn from the store and streamed over HTTP on loopback: test R@sum
-of the best epoch on the validation split, and seconds an epoch as ratios of runs that follow each other. `--few` also
-streams once with a window of 500 captions, to show what a small one does.
+The demo's run `vsrn` is trained with several seeds, in turn from the store and streamed over HTTP on loopback. Figures
+are the test R@sum of the best epoch on the validation split, and seconds an epoch. The latter are ratios of runs that
+follow each other. `--few` also streams once with a window of 500 captions, to show the effect of a small one.
 """
 
 import csv

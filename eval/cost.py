@@ -55,8 +55,8 @@ def run(
     `encode_ms` of an image and a caption in batches of 128, and of a caption alone. `search_ms` and
     `cross_attention_ms` a query by number of candidates, and how many `times` the first the second is. `pair_us` of
     cross-attention. The sizes `dims`, `views`, `regions`, `words`. `made` says on which machine. `modes` has each way
-    to search (`eval.modes`; without ALADIN `student` alone): `query_ms` of one caption among the split's images,
-    `times` the student's, and `rsum` from `figures`. All are medians of `repeats`.
+    to search (`eval.modes`; without ALADIN `student` alone). Its keys are `query_ms` of one caption among the split's
+    images, `times` the student's, and `rsum` from `figures`. All are medians of `repeats`.
     """
     data = RetrievalData(manifest, regions, tokens, split, pieces=pieces, text_features=text_features)
     require_recipe(model, data)

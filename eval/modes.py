@@ -1,5 +1,7 @@
-"""Three ways to search with one model (ALADIN, docs/methods-compared.md): by its vectors, by the word-region scores
-that they were distilled from, and by these scores among the best of the vectors.
+"""Three ways to search with one model (ALADIN, docs/methods-compared.md): student, teacher, and re-ranking.
+
+The student compares vectors. The teacher's word-region scores are those that it was distilled from. Re-ranking takes
+the teacher's scores of the student's best candidates.
 
 N images, C captions; ranks as in `eval.ranks`.
 """

@@ -17,8 +17,8 @@ from manifests.errors import InputError
 BLOCK_SCORES = 1 << 21  # scores made at a time: matrix products want large blocks
 BLOCK_ROWS = 1020
 DEVICE_SCORES, DEVICE_ROWS = 1 << 25, 1 << 14  # the same where a GPU makes and counts them
-UNDECIDED = 64  # one score in so many may be left to be made again one by one; more, and the block is made finer
-STRIP_ROWS = 255  # scores looked at at a time: they and their masks stay in the cache, and a byte can count them
+UNDECIDED = 64  # one score in so many may be computed again one by one; with more, the block is computed more precisely
+STRIP_ROWS = 255  # rows compared at a time: they and their masks stay in the cache, and a byte can count them
 
 Relevance = Sequence[np.ndarray] | Sequence[Sequence[int]] | np.ndarray
 
@@ -113,8 +113,8 @@ def retrieval_ranks(scores: Scores, images: np.ndarray, captions: np.ndarray) ->
 
 @dataclass(frozen=True)
 class _Tally:
-    """Of every query of one direction: its best relevant candidate, that one's exact score, and how many better ones
-    were counted so far. A query without a relevant candidate has best -1, and a score that nothing reaches."""
+    """The state of every query of one direction: the best relevant candidate, its exact score, and the number of higher
+    scores so far. A query without a relevant candidate has best -1 and an infinite score."""
 
     best: np.ndarray
     score: np.ndarray
@@ -133,7 +133,7 @@ class _Tally:
         return cls(best, score, np.zeros(count, np.int64), tie)
 
     def count_ahead(self, queries: np.ndarray, candidates: np.ndarray, exact: np.ndarray) -> None:
-        """Count those of some candidates that by their exact scores are ahead of their query's best."""
+        """Count the candidates whose exact scores rank them ahead of their query's best."""
         score = self.score[queries]
         ahead = (exact > score + self.tie) | ((exact >= score - self.tie) & (candidates < self.best[queries]))
         np.add.at(self.higher, queries[ahead], 1)
@@ -141,8 +141,11 @@ class _Tally:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A block `[I, C]` against the bounds of its queries: how many scores are surely higher in each row and column, and
-    where, in the flattened block, those are that are too near to tell; `at` gives some of its scores."""
+    """A block `[I, C]` of scores compared with the bounds of its queries.
+
+    `rows` and `columns` count the scores that are surely higher. `near_rows` and `near_columns` are the places in the
+    flattened block of those that are too near to decide. `at` gives scores of the block by row and column.
+    """
 
     rows: np.ndarray
     columns: np.ndarray
@@ -181,7 +184,7 @@ def _compare(
 def _compare_on_device(
     scores: Scores, rows: slice, columns: slice, precision: torch.dtype, of_image: Bounds, of_caption: Bounds
 ) -> _Comparison:
-    """`_compare` on the device that the scores are made on: counts and the places of few scores leave it."""
+    """`_compare` on the device of the scores: only counts and the places of few scores are copied from it."""
     block = scores.block_on_device(rows, columns, precision)
 
     def counted(bounds: Bounds, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +210,7 @@ def _count_block(
     by_caption: _Tally,
     compare: Compare,
 ) -> bool:
-    """Add what one block of scores says to both directions' tallies; not, where too much of it is undecided."""
+    """Add one block's counts to both directions' tallies. Returns False, adding none, where too many are undecided."""
     margin = scores.tolerance(precision)
     bounds = [
         (tally.score[part] + margin, tally.score[part] - margin)

@@ -1,10 +1,10 @@
 """What ranks are counted from: scores of images and captions, a block at a time, exactly where it matters.
 
 A matrix product rounds differently with every library, number of threads and block size. Two candidates that are equal,
-or nearly so, may change places from one machine to the next. So a score has two forms: `block`, fast and off by at most
-`tolerance`, and `exact`, in float64, for the few pairs that `block` can't tell apart. Exact scores within `tie` of each
-other count as equal. As what is found doesn't depend on it, a block may be as coarse as bfloat16, where the processor
-multiplies that faster. N images, C captions.
+or nearly so, may change places from one machine to the next. So a score has two forms. `block` is fast, with an error
+of at most `tolerance`. `exact`, in float64, is for the few pairs that `block` leaves undecided. Exact scores within
+`tie` of each other count as equal. The results don't depend on a block's precision, so it may be as coarse as bfloat16
+where the processor multiplies that faster. N images, C captions.
 """
 
 import time
@@ -53,10 +53,11 @@ class Scores(Protocol):
 
 
 def rounding(dims: int, largest: float, precision: torch.dtype) -> float:
-    """The most by which dot products over `dims` numbers are off whose factors' lengths multiply to `largest`.
+    """The largest error of a dot product over `dims` numbers whose factors' lengths multiply to `largest`.
 
-    bfloat16: half a unit of the last of 8 bits of each factor and of the product, and a tenth more. float32: the errors
-    of a sum add up like a random walk; eight times that is more than any product shows. float64: less than a tie.
+    In `bfloat16` it is half a unit of the last of 8 bits of each factor and of the product, and a tenth more. In
+    `float32` the errors of a sum add up like a random walk, and eight times that is more than any product shows. In
+    `float64` it is less than a tie.
     """
     if precision == torch.bfloat16:
         return 1.1 * 3 * 2.0**-8 * largest

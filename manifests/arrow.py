@@ -157,8 +157,8 @@ def numbers(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def text_bytes(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of a column of text, uint8 ``[B]``, and where rows end in them: row r is entries r up to r + 1 of int32
-    ``[rows + 1]``. Not copied."""
+    """The bytes of a column of text, uint8 ``[B]``, and its offsets, int32 ``[rows + 1]``. Row r lies between offsets r
+    and r + 1. Not copied."""
     _, ends, data = column.buffers()
     ends = np.frombuffer(ends, np.int32, len(column) + 1, 4 * column.offset)
     data = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

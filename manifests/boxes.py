@@ -1,7 +1,7 @@
 """Boxes that people have of their pictures: annotations, Flickr30K Entities, words that OCR found.
 
-A boxes file is JSON Lines, a JSON list of the same rows, {"image": "a.jpg", "boxes": [[x1, y1, x2, y2], ...]} with
-optional "labels", a text a box, or a table with such columns, of JSON. Boxes are in pixels of the upright picture.
+A boxes file is JSON Lines or a JSON list. A row is {"image": "a.jpg", "boxes": [[x1, y1, x2, y2], ...]} with optional
+"labels", a text a box. A table with such columns, of JSON, is read too. Boxes are in pixels of the upright picture.
 Other keys and columns aren't read, so that it may be the captions file; Karpathy's JSON has ``objects`` of its own.
 """
 

@@ -55,11 +55,12 @@ def table_lines(path: Path) -> list[Line]:
 def table_rows(
     lines: Sequence[Line], first: int, separator: str, where: object, fix: str
 ) -> Iterator[tuple[int, list[str] | InputError]]:
-    """The rows of a table from line `first` (0 is the file's first) on: the number of its line, as people count them,
-    and its fields.
+    """The rows of a table: the number of each one's line, counted from 1, and its fields.
 
-    A line that is not UTF-8, and one that begins a row that can't be one, such as one with a quote that doesn't end, is
-    an error in the place of fields, and reading goes on behind it.
+    Line `first` is the first one that is read, counted from 0.
+
+    A line that is not UTF-8 has an error in the place of fields. So has a row that can't be read, such as one with a
+    quote that doesn't end. Reading goes on behind it.
     """
     csv.field_size_limit(MOST_ROW)
     # Kaggle's bars stand between fields that aren't quoted.

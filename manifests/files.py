@@ -1,7 +1,7 @@
 """Files that are whole or absent, and the fingerprints that name what is in them.
 
-Every artifact of the pipeline is written through `atomic`, so that no reader and no killed run ever sees half a
-file under its final name (docs/architecture.md, "Resume").
+Every artifact of the pipeline is written through `atomic`: half a file never has its final name, not even after a
+killed run (docs/architecture.md, "Resume").
 """
 
 import errno
@@ -59,9 +59,9 @@ def atomic(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
 def whole_folder(out: Path) -> Iterator[Path]:
     """Give an empty temporary folder beside `out`; when the block ends well, sync it to disk and move it into place.
 
-    An earlier `out` is replaced only then. On an exception the temporary folder is removed and `out` stays as it was;
-    where even that fails, the error says under which name the earlier folder is. What a killed process left of `out` is
-    put back, or removed, by the next one. The caller is the only writer (`manifests.locks.sole_writer`). Raises
+    An earlier `out` is replaced only then. On an exception the temporary folder is removed and `out` stays as it was.
+    Where even that fails, the error names the path of the earlier folder. Leftovers of a killed process are put back,
+    or removed, by the next one. The caller is the only writer (`manifests.locks.sole_writer`). Raises
     `DiskFull` where there is no room.
     """
     out = Path(out)

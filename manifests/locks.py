@@ -77,8 +77,8 @@ def one_writer(
 ) -> Callable[[F], F]:
     """Have a stage's ``run(*, out, ...)`` hold the lock of its `out` (`sole_writer`).
 
-    `work` names what it does, for whoever waits: "tokens". `key`, called with the same arguments, gives JSON of all
-    that decides `out`: where it is that of the last time, and no file was touched since, nothing is done. `beside`
+    `work` names the work, for a process that waits: "tokens". `key`, called with the same arguments, gives JSON of all
+    that decides `out`. Where it equals that of the last time, and no file was touched since, nothing is done. `beside`
     gives the files that are made with `out`.
     """
 

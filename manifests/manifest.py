@@ -61,9 +61,10 @@ def run(
     unreadable: Literal["refuse", "skip"] = "refuse",
     out: Path,
 ) -> None:
-    """Write the folder `out`, whole or not at all: images.arrow and captions.arrow, in the source's order;
-    grounding.jsonl where the source tells objects; source.json, which says that no regions are imported; left_out.jsonl
-    where something is left out.
+    """Write the folder `out`, whole or not at all.
+
+    It has images.arrow and captions.arrow, in the source's order. Objects of the source go into grounding.jsonl, and
+    left-out rows into left_out.jsonl. By source.json no regions are imported.
 
     Parameters
     ----------
@@ -73,14 +74,14 @@ def run(
     val_fraction, test_fraction : parts of the images, chosen by a hash of their ids, where the file has no splits.
     duplicates : what two files with the same bytes in two splits do; the same path in two splits is always refused.
         Files that are no pictures are no duplicates.
-    missing : what pictures do that aren't there.
-    unreadable : what broken and repeated rows and captions without a word do.
+    missing : the rule for pictures that aren't there.
+    unreadable : the rule for broken and repeated rows and captions without a word.
 
     Raises
     ------
-    InputError : names file, row and fix of each mistake, and the number of all: a picture that is missing or outside
-        the root, an id or path given twice, an image (by path or by bytes) in two splits, a caption without a word, an
-        unknown split, a file that is not UTF-8 or not of its format, no images.
+    InputError : names file, row and fix of each mistake, and the number of all. Mistakes are a picture that is missing
+        or outside the root, an id or path given twice, and an image in two splits, by path or bytes. So are a caption
+        without a word, an unknown split, a file that is not UTF-8 or not of its format, and no images.
     """
     images, captions, out = Path(images), Path(captions), Path(out)
     if not images.is_dir():

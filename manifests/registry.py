@@ -6,9 +6,9 @@
     class GridDetector:
         Settings = GridSettings
 
-A name is looked for among the files of the registry's own folder, then among the modules that installed packages list
-in their entry points of the group ``selfalign.parts``; importing such a module runs its decorators. An entry point
-called KIND-NAME, "detector-grid", is looked into before all others are imported.
+A name is looked for among the files of the registry's own folder. Then come the modules that installed packages list in
+their entry points of the group ``selfalign.parts``; importing such a module runs its decorators. An entry point called
+KIND-NAME, "detector-grid", is imported before all others.
 """
 
 import difflib

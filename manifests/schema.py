@@ -24,8 +24,8 @@ class ImageRow:
     id : unique in the manifest; names the image in every later store.
     path : the picture, relative to the image root, with forward slashes.
     sha256 : of the picture's bytes, hex; where regions are imported, of their files' sha256 and its place in them.
-    width, height : upright size in pixels (after EXIF orientation); both None where the header can't be read (the
-        region stage reports such a picture) or where imported files don't say.
+    width, height : upright size in pixels (after EXIF orientation). Both are None where the header can't be read, which
+        the region stage reports, and where imported files have no sizes.
     split : "train", "val" or "test".
     """
 

@@ -1,9 +1,9 @@
 """The manifest: two tables in the data set's own order, which every later stage reads instead of pictures.
 
 `images.arrow` has a row an image: id, split, path, sha256 (32 bytes), width, height. `captions.arrow` has a row a
-caption: the number of its image's row, its id (COCO's, else null), its text; images follow each other as in the first.
-What changes a caption so leaves the first table as it is, and with it all that is made of pictures. An image's number
-takes a third of its id's room. A caption's owner and an image's captions are found without an index.
+caption: the number of its image's row, its id (COCO's, else null), its text. Both have images in the same order. An
+edited caption so leaves the first table as it is, and with it all that is made of pictures. An image's number takes a
+third of its id's room. A caption's image and an image's captions are found without an index.
 
 Both writing and reading check every row.
 """

@@ -60,13 +60,12 @@ def described(name: str) -> str:
 def fetch(name: str, confirm: Callable[[str], bool], say: Callable[[str], None]) -> None:
     """Fetch an entry of the catalogue, or any address, check it, and say the lines for params.yaml.
 
-    confirm : asked whether to keep a file of which nothing is published; it may raise `Undecided`. say : told every
-        line.
+    confirm : decides whether to keep a file without a published sum; it may raise `Undecided`. say : prints a line.
 
     Raises
     ------
-    InputError : no such name, an address that doesn't answer, what isn't a checkpoint, another sum than the published
-        one, weights that don't fit the entry (they are kept: the message says where), a file that is not to be kept.
+    InputError : an unknown name, an address that doesn't answer, a file that isn't a checkpoint or not to be kept. Also
+        another sum than the published one, and weights that don't fit the entry (the message says where they are kept).
     """
     entry = None if is_address(name) else _entry(name)
     address = entry.address if entry else name

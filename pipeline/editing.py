@@ -15,7 +15,7 @@ def insert(text: str, section: str | Sequence[str], entries: dict[str, Any]) -> 
 
     A section at the top is made at the end if it isn't there.
 
-    Raises `yaml.YAMLError` for a text that is none, `ValueError` for a section that is no mapping, and for one that
+    Raises `yaml.YAMLError` for a text that is not YAML. Raises `ValueError` for a section that is no mapping or that
     other places of the text share.
     """
     newline = "\r\n" if "\r\n" in text else "\n"
@@ -54,8 +54,8 @@ def insert(text: str, section: str | Sequence[str], entries: dict[str, Any]) -> 
 def respell(text: str, spelling: Callable[[tuple[str, ...], bool, str], str | None]) -> str:
     """`text` with some of its keys and plain values written otherwise.
 
-    `spelling` gets the path of keys to each, whether it is a key, and what it says; it gives what is to stand there, or
-    None. What is repeated by an alias is asked for once, where it is written.
+    `spelling` gets the path of keys to each, whether it is a key, and its text. It gives the new text, or None to keep
+    the old one. A value that aliases repeat is asked for once, where it is written.
     """
     found: dict[int, tuple[int, str]] = {}
 

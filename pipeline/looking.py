@@ -80,11 +80,10 @@ class Sample:
 
 
 def look_at_pictures(images: Path, captions: Path | None, regions: dict[str, Any], *, skip: bool) -> SourcePreview:
-    """A folder of pictures, with a captions file or without; without one, such a file in the folder is taken.
+    """A preview of a folder of pictures and its captions file. Without one, such a file in the folder is taken.
 
-    `regions` says how they are extracted, `skip` whether what can't be used is left out. Raises InputError for paths
-    that aren't there, a captions file that isn't read, and all that the manifest stage would refuse but for the
-    pictures' bytes.
+    `regions` says how they are extracted, `skip` whether unusable rows are left out. Raises InputError for missing
+    paths and unreadable captions files. It also raises what the manifest stage would, but for the pictures' bytes.
     """
     if not images.is_dir():
         raise InputError("the image root is not a folder", where=images, fix="check the path of the images")

@@ -1,7 +1,7 @@
 """Machine settings: how fast an artifact is made, never what is computed (device and batch move the last bits).
 
-They live in the environment as ``SELFALIGN_*`` and are shown by ``selfalign doctor``; they are never in `params.yaml`
-or in a stage's command, where every machine would invalidate everybody's features.
+They live in the environment as ``SELFALIGN_*`` and are shown by ``selfalign doctor``. They are never in `params.yaml`
+or in a stage's command: there every machine would invalidate everybody's features.
 """
 
 import difflib

@@ -189,9 +189,9 @@ def search(
 def match_words(index: Searcher, text: str, picture: str | Path | bytes) -> list[dict[str, Any]]:
     """Find the region of a picture that each word of a text matches best.
 
-    Each word has its ``word``, ``start`` and ``end`` in the text, ``pos`` (its universal part of speech), ``known``
-    (whether the run's vocabulary has it), ``region`` (of the picture's regions), ``box`` (x1, y1, x2, y2 in pixels;
-    None where boxes aren't known) and ``cosine`` of the match. Raises `InputError` as `search` does.
+    Each word has its ``word``, ``start`` and ``end`` in the text, and ``pos``, its universal part of speech. ``known``
+    says whether the run's vocabulary has it. ``region`` is the number of the picture's region, ``box`` its (x1, y1, x2,
+    y2) in pixels, None where boxes aren't known. ``cosine`` is the match's. Raises `InputError` as `search` does.
     """
     found = index.match([text], [index.picture(picture)])
     (regions,), matches = found.pictures, found.matches

@@ -5,8 +5,8 @@
     python -m tests.prose --most 30
 
 Read are Markdown pages, docstrings, and comments of `params.yaml`, `dvc.yaml` and `presets/`. A code span is a word; a
-table's cell and a list's item are texts of their own. A first line should have a verb that says what is done, or a noun
-of the field that says what it is; the words are below.
+table's cell and a list's item are texts of their own. A first line should have a verb or a noun of the field;
+both lists are below.
 """
 
 import ast

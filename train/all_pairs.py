@@ -1,7 +1,7 @@
 """Word-region scores of all pairs of a batch: ALADIN's alignment head (Messina et al., CBMI 2022, section 3.2).
 
-``MrSw``, the one that is used: ``A_ij`` = sum over the words of caption j of the largest cosine of the word with a
-region of image i. A word that no region resembles (no cosine above 0) adds 0. The published code gets that 0 from
+``MrSw`` is the default: ``A_ij`` is the sum over the words of caption j of each one's largest cosine with a region of
+image i. A word that no region resembles (no cosine above 0) adds 0. The published code gets that 0 from
 padded regions, where there are any. Here it holds for every image, so a score doesn't depend on the batch.
 
 A backward of its own, since autograd keeps the cosines ``[C, T, I, R]``: 2.2 GB at 128 pairs of 36 regions and 32 words
@@ -34,11 +34,11 @@ def alignment_scores(
 
     Parameters
     ----------
-    regions ``[I, R, D]``, words ``[C, T, D]`` : vectors of any length, since cosines are taken.
-    region_mask ``[I, R]``, word_mask ``[C, T]`` : true where there is a region or a word; None means everywhere.
-    aggregation : of the cosines of a pair: ``MrSw`` the sum over words of the largest over regions, ``MrAVGw`` its mean
-        over words, ``MwSr`` the sum over regions of the largest over words, ``symm`` the sum of MrSw and MwSr, ``sum``
-        and ``mean`` of all.
+    regions, words : ``[I, R, D]`` and ``[C, T, D]``, vectors of any length, since cosines are taken.
+    region_mask, word_mask : ``[I, R]`` and ``[C, T]``, false at padding; None means true everywhere.
+    aggregation : of the cosines of a pair. ``MrSw`` is the sum over words of the largest over regions, ``MrAVGw`` its
+        mean over words. ``MwSr`` is the sum over regions of the largest over words, ``symm`` that of MrSw and MwSr.
+        ``sum`` and ``mean`` are over all cosines.
 
     Where several regions are equally similar to a word, the gradient goes to one of them. Without images, or without
     captions, there are no scores: ``[0, C]``, ``[I, 0]``.

@@ -25,8 +25,8 @@ class ConceptBagSettings(Settings):
 class ConceptBag(nn.Module):
     """Unit-length vectors of K numbers from unit-length locals of D.
 
-    Without a codebook, a linear layer a side reads the locals in the place of a shared codebook with a softmax: the
-    control with equal dimensions.
+    Without a codebook, a linear layer a side reads the locals. It stands in the place of a shared codebook with a
+    softmax, as the control with equal dimensions.
     """
 
     def __init__(self, dim: int, settings: ConceptBagSettings):

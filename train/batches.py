@@ -31,9 +31,9 @@ class _Features(_Batch):
 class RegionBatch(_Features):
     """Regions of B images.
 
-    features float16 (as stored) or float32 ``[B, R, F]``, None where they come from elsewhere; boxes float32
-    ``[B, R, 4]``, (x1, y1, x2, y2) in original pixels; image_size float32 ``[B, 2]``, (width, height); mask bool
-    ``[B, R]``, true where there is a region.
+    `features` is float16 (as stored) or float32 ``[B, R, F]``, or None where they lie on the device. `boxes` is
+    float32 ``[B, R, 4]``, (x1, y1, x2, y2) in original pixels. `image_size` is float32 ``[B, 2]``, (width, height).
+    `mask` is bool ``[B, R]``, true where there is a region.
     """
 
     features: Tensor | None
@@ -46,11 +46,12 @@ class RegionBatch(_Features):
 class WordBatch(_Features):
     """The words, or word pieces, of B captions.
 
-    words int64 ``[B, T]``: ids of the vocabulary (of the tokenizer, for pieces); pos uint8 ``[B, T]``: parts of speech;
-    mask bool ``[B, T]``; word int64 ``[B, T]``: which word of the caption a position belongs to; features float16 or
-    float32 ``[B, T, W]``: a frozen encoder's states, where they are cached. For an encoder that runs in training:
-    pieces int64 ``[B, P]``, whole captions with special tokens and punctuation, -1 where there is none; place int64
-    ``[B, T]``, which of them each position is.
+    `words` int64 ``[B, T]`` has ids of the vocabulary (of the tokenizer, for pieces). `pos` uint8 ``[B, T]`` has parts
+    of speech, `mask` bool ``[B, T]`` is true where there is a word. `word` int64 ``[B, T]`` is the number of the
+    caption's word at a position. `features` float16 or float32 ``[B, T, W]`` are a frozen encoder's cached states.
+
+    An encoder that runs in training reads `pieces` int64 ``[B, P]``, whole captions with special tokens and
+    punctuation, -1 at padding. `place` int64 ``[B, T]`` is each position's place among them.
     """
 
     words: Tensor

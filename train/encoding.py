@@ -19,11 +19,11 @@ FIELD: dict[Kind, str] = {"projected": "locals", "contextual": "contextual"}
 class Encoded:
     """A base's view of B images or captions.
 
-    mask ``[B, N]`` : true where there is a region or a word.
-    locals ``[B, N, D]`` : projected regions or words before any context, of unit length: LCA's inputs.
-    contextual ``[B, N, D]`` : the same after context, of any length: CRA's inputs.
-    pooled ``[B, k, D]`` : the base's own embedding, k views of unit length (k is 1 but for CAMERA's images).
-    view_weights ``[B, N, k]`` : what the views take of the regions, before any normalisation (CAMERA's images).
+    mask : ``[B, N]``, true where there is a region or a word.
+    locals : ``[B, N, D]``, projected regions or words before any context, of unit length: LCA's inputs.
+    contextual : ``[B, N, D]``, the same after context, of any length: CRA's inputs.
+    pooled : ``[B, k, D]``, the base's own embedding, k views of unit length (k is 1 but for CAMERA's images).
+    view_weights : ``[B, N, k]``, the views' weights of the regions, before any normalisation (CAMERA's images).
     """
 
     mask: Tensor

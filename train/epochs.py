@@ -18,11 +18,11 @@ Batch = tuple[np.ndarray, Callable[[np.ndarray, Memory | None], RegionBatch]]
 
 
 class Epochs(Protocol):
-    """What an epoch of training shows: every caption once.
+    """The batches of an epoch of training: every caption once.
 
-    ``len`` is the number of its batches; calling it with the epoch's number gives them, captions as int64 ``[B]``,
-    indices of `RetrievalData`, from batch `first` on. A batch has two captions at least, since one has no negatives and
-    batch norm needs two values.
+    ``len`` is the number of batches. Calling it with the epoch's number gives them, from batch `first` on. Captions are
+    int64 ``[B]``, indices of `RetrievalData`. A batch has two captions at least, since one has no negatives and batch
+    norm needs two values.
 
     sharded : whether a batch holds this process's captions alone; else all processes' captions, to be shared out.
     """

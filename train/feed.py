@@ -33,10 +33,10 @@ _BLOCK = 512  # items that are sent to the device together
 class Fed:
     """This process's part of a joint batch.
 
-    captions int64 ``[B]`` : of the joint batch, as far as this process knows them.
-    shares, regions, words : the captions of this process's pairs and what they read, chunk by chunk.
-    image int64 ``[b]`` : which image each of these pairs is of; teachers : of the same pairs.
-    alone : whether every process has the whole batch, which is smaller than they are many.
+    captions : int64 ``[B]``, of the joint batch, as far as this process knows them.
+    shares, regions, words : the captions of this process's pairs, their regions and words, chunk by chunk.
+    image : int64 ``[b]``, the image of each of these pairs. teachers : of the same pairs.
+    alone : whether every process has the whole batch, since it has fewer pairs than there are processes.
     """
 
     captions: np.ndarray
@@ -127,8 +127,8 @@ class Feed:
     Parameters
     ----------
     chunks : that a part is encoded in.
-    resident : whether the features of the split, and the states of its captions, lie on the device; auto: on a GPU,
-        each where it fits into half of the memory that is free.
+    resident : whether the features of the split, and the states of its captions, lie on the device. By `auto` each does
+        on a GPU where it fits into half of the free memory.
     """
 
     def __init__(

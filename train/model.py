@@ -71,8 +71,8 @@ class Pairs:
 class RetrievalModel(nn.Module):
     """A base with its losses.
 
-    The final embeddings are the base's own, then what each loss adds (`Loss.extend`), in the order of their names, then
-    the concept bag, where there is one.
+    The final embeddings are the base's own, followed by each loss's addition (`Loss.extend`), in the order of their
+    names. The concept bag, if any, comes last.
     """
 
     def __init__(

@@ -16,11 +16,13 @@ from train.model import RetrievalModel
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """What the parameters of a file are in a model.
+    """The parameters of a file, matched with a model's.
 
     weights : by our names, in our shapes.
-    missing : ours that encode and aren't there. unexpected : theirs that no table knows; homeless : those that one
-    knows, and the model hasn't. misshapen : ours that have another shape there, a sentence each.
+    missing : ours that encode and that the file lacks.
+    unexpected : theirs that no table knows.
+    absent : theirs that a table knows and the model lacks.
+    mismatched : ours that have another shape in the file, a sentence each.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)

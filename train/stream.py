@@ -1,7 +1,7 @@
 """Training from WebDataset shards at addresses (files, HTTP, S3): what `runs.R.stream` asks for.
 
-A shard from elsewhere is fetched whole into a temporary file, held against the sha256 of the ``index.json`` beside it,
-and only then read; the next one is fetched meanwhile. Shards in folders are checked once, as stores are. Every epoch
+A remote shard is fetched whole into a temporary file and checked against the sha256 of the ``index.json`` beside it.
+Only then it is read, while the next one is fetched. Shards in folders are checked once, as stores are. Every epoch
 puts the shards into a new order and shuffles captions within a window. It shows every caption once, as the stores do,
 but mixes each with its neighbours only.
 
@@ -52,9 +52,8 @@ class Shard:
 def open_shards(urls: Sequence[str]) -> tuple[list[Shard], dict[str, Any]]:
     """The shards at some addresses, ``{000000..000009}`` expanded, and their recipe.
 
-    Folders are checked as stores are. Raises `InputError` for a file there that has changed, for an address that the
-    ``index.json`` beside it doesn't list, that holds another split than train, or whose recipe differs from the first
-    one's.
+    Folders are checked as stores are. Raises `InputError` for a file there that has changed. It also does for an
+    address that its ``index.json`` doesn't list, of another split than train, or of another recipe than the first one.
     """
     shards: list[Shard] = []
     recipes: dict[str, dict[str, Any]] = {}

@@ -62,7 +62,7 @@ def run(
     manifest, regions, tokens : the data set's manifest and stores.
     text_features : the data set's text feature store, where ``settings.text`` reads it.
     teachers : the data set's teacher store, for a run with CUSA.
-    validate : gives the recalls of a model on a split, ``rsum`` among them; the stage hands in the evaluation's own,
+    validate : gives the recalls of a model on a split, ``rsum`` among them. The stage passes the evaluation's own,
         which lives a floor above.
     staging : folder where the unfinished run lies, to be continued after a kill.
     device : a torch device; it changes the speed and the last bits.
@@ -73,8 +73,8 @@ def run(
 
     Raises
     ------
-    InputError : a loss or gradient that is not finite, with its step, its terms and the batch's image ids; regions
-        without boxes for a base that looks at them.
+    InputError : a loss or gradient that is not finite, with its step, its terms and the batch's image ids. Regions
+        without boxes for a base that reads boxes.
     """
     code = run_code(settings)
     processes = join(device)

@@ -1,8 +1,8 @@
 """The demo's detector: a small Faster R-CNN with an attribute head, made of torchvision's parts.
 
-A residual backbone of stride 8 (16-32-64 channels), square anchors, RoIAlign 5x5, a 256-d box head whose output is
-the region feature, and three linear heads: 5 shapes and background, box deltas, 18 attributes (colour and texture).
-Without the attribute head the features hold no colour. `training.py` trains it.
+It has a residual backbone of stride 8 (16-32-64 channels), square anchors, RoIAlign 5x5 and a 256-d box head. That
+head's output is the region feature. Three linear heads read it: 5 shapes and background, box deltas, 18 attributes
+(colour and texture). Without the attribute head the features hold no colour. `training.py` trains it.
 """
 
 from collections.abc import Sequence

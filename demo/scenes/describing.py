@@ -1,9 +1,8 @@
 """Writes captions of a demo scene: true sentences about one to three objects, with the truth word by word.
 
-A caption names objects by shape and by one to three of colour, texture and size, in synonyms, and says how they lie
-("A striped hoop is to the left of a big crimson star."). Each word that tells something about an object is recorded as
-a `Phrase` with the object that it means. An object is told apart from the others of its scene wherever its attributes
-can do that.
+A caption names objects by shape and by one to three of colour, texture and size, in synonyms. It also names their
+relation ("A striped hoop is to the left of a big crimson star."). Each word that describes an object is recorded as a
+`Phrase` with that object. An object is distinguished from the others of its scene wherever its attributes allow that.
 """
 
 from collections.abc import Sequence
@@ -133,7 +132,7 @@ def describe(rng: np.random.Generator, scene: Scene, count: int = 5) -> list[Cap
 def relations(first: SceneObject, second: SceneObject, side: int) -> tuple[str, ...]:
     """The keys of `RELATIONS` that hold of `first` with regard to `second`, in a picture of `side` pixels: one or two.
 
-    Beside and above need a gap between the boxes along the axis that the centres differ most on; near is a gap of at
+    Beside and above need a gap between the boxes, along the axis on which the centres differ most. Near is a gap of at
     most a tenth of the picture. One of them holds of any two objects of a scene, since their boxes don't overlap.
     """
     (ax, ay), (bx, by) = _centre(first), _centre(second)

@@ -1,7 +1,7 @@
 """The `scenes` stage: draws the demo data set, with captions and their truth in Karpathy's JSON.
 
-Beside Karpathy's keys, an image has "objects" (box, shape, colour, texture, size) and a sentence has "phrases" (start,
-end, object, kind), which `manifest` turns into grounding. Scene number i depends on the seed and i alone.
+Beside Karpathy's keys, an image has "objects" (box, shape, colour, texture, size). A sentence has "phrases" (start,
+end, object, kind). `manifest` turns both into grounding. Scene number i depends on the seed and i alone.
 """
 
 import os

@@ -77,9 +77,9 @@ def word_regions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best region of each word: `(index i64 [B, W], cosine [B, W])`; of equal regions the first.
 
-    `regions [B, R, D]` and `words [B, T, D]` have unit length; pair b is caption b with its own image; the masks
-    `[B, R]` and `[B, T]` are true for what is real. `words` may be pieces: `word i64 [B, T]` says of which of the W
-    words each is. The cosine of a word without pieces is NaN.
+    `regions [B, R, D]` and `words [B, T, D]` have unit length. Pair b is caption b with its own image. The masks
+    `[B, R]` and `[B, T]` are false at padding. `words` may be pieces: `word i64 [B, T]` is then the number of each
+    one's word, below W. The cosine of a word without pieces is NaN.
     """
     cosine = by_word(words @ regions.transpose(1, 2), word_mask, word)
     cosine = cosine.masked_fill(~region_mask[:, None, :], float("-inf"))

@@ -1,8 +1,8 @@
 """Metric `eccv`: ECCV Caption (Chun et al., ECCV 2022), recall that knows COCO's unmarked matches.
 
 COCO's test captions fit many more images than they were written for. ECCV Caption lists those that people confirmed,
-for 1,261 images and 1,332 captions of the 5,000 and 25,000. mAP@R and R-Precision look at as many results as a query
-has matches (R), R@1 at the first. Its authors' package `eccv_caption` is optional (`pip install selfalign[coco]`).
+for 1,261 images and 1,332 captions of the 5,000 and 25,000. Metrics mAP@R and R-Precision look at as many results as a
+query has matches (R), R@1 at the first. The authors' package `eccv_caption` is optional: `pip install selfalign[coco]`.
 """
 
 import warnings

@@ -1,7 +1,7 @@
 """Images like a picture by their regions alone: no run, no index.
 
-An image is the mean of its region features, less the mean of that over the train split
-(`extract.teachers.regions_mean`); a score is the cosine of two. The whole region store is read.
+An image's vector is the mean of its region features, less the mean over the train split
+(`extract.teachers.regions_mean`). A score is the cosine of two vectors. The whole region store is read.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""What is searched: vectors in full precision, and in 8 bits with a bound on what that did to them.
+"""The candidates of a search: vectors in full precision, and in 8 bits with a bound on the rounding error.
 
-A code is a whole number from -127 to 127; times its vector's scale it is nearly what it stands for. Products of codes
-are sums of whole numbers, so they are exact in any order, and processors multiply them faster than they read
-half-precision vectors (docs/search.md). Of N candidates, each of k views of length P and a part of length S that the
-views share, as in `eval.embeddings`; where there is one view, both parts are one vector: P is the whole length, S is 0.
+A code is a whole number from -127 to 127; times its vector's scale it approximates the vector's number. Products of
+codes are sums of whole numbers, so they are exact in any order. Processors multiply them faster than they read
+half-precision vectors (docs/search.md). A candidate has k views of length P and a part of length S that the views
+share, as in `eval.embeddings`. A candidate of one view has one vector: P is the whole length, S is 0.
 """
 
 from dataclasses import dataclass, replace
@@ -57,8 +57,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The N candidates of a search: `views` of k vectors each and what they share, `context` of one each (of length 0
-    where there is nothing shared). `norms [N]` float64: the length of a candidate's mean view beside its context."""
+    """The N candidates of a search.
+
+    `views` has k vectors each. `context` is the part that the views share, one vector each; its length is 0 where they
+    share nothing. `norms [N]` float64 is the length of a candidate's mean view beside its context.
+    """
 
     views: Part
     context: Part

@@ -204,9 +204,9 @@ class _CodeScan(_Scan):
         return found.mul_(part.scales[rows].view(-1, 1))
 
     def error_bound(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
-        """Rounding a candidate moves a product by no more than the length of what was rounded off times that of the
-        query, and the other way round (Cauchy and Schwarz). Whole numbers above 2^24, sums and scales are rounded a few
-        times, by 2^-24 of what they may be at most."""
+        """The error of a product when a candidate is rounded: at most the length of that rounding error times the
+        query's length. The same holds with the two exchanged (Cauchy and Schwarz). Whole numbers above 2^24, sums and
+        scales are rounded a few times, by 2^-24 of their largest value."""
         coded = sum(codes.double() / step for codes, step in zip(_codes(queries), (1, FINER), strict=False))
         own, left = queries.double().norm(dim=1), (queries.double() - coded).norm(dim=1)
         return part.rounding * own + (part.longest + part.rounding) * left + 2.0**-18 * part.longest * own
@@ -223,8 +223,8 @@ class _FloatScan(_Scan):
         return block.view(-1, block.shape[2]) @ queries
 
     def error_bound(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
-        """Sums of n products are off by less than n 2^-24 of the lengths, in whichever order (Higham, Accuracy and
-        Stability of Numerical Algorithms, section 3.1); the rest is for what follows them."""
+        """The error of a sum of n products: less than n 2^-24 of the lengths, in any order. The rest is for rounding
+        after the sum. Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1."""
         return (part.length + 64) * 2.0**-23 * part.longest * queries.double().norm(dim=1)
 
 

@@ -1,10 +1,10 @@
-"""An index: the embeddings of a data set by one run, laid out for search, and what they were made of.
+"""An index: the embeddings of a data set by one run, laid out for search, with their recipe.
 
-`indexes/R-D/` holds `pooled.npy`, `context.npy` and `captions.npy` in full precision (`eval.embeddings`), the codes
-that are searched first (`images/`, `captions/`: `eval.search.candidates`), a manifest of the images in the
-index's order, `vocabulary.json`, the run's own, and `recipe.json`; an approximate one also has `images.faiss` and
-`captions.faiss`. `index.json` lists them all with their sha256. Embeddings are written as they are made, so that
-memory doesn't grow with the data set.
+`indexes/R-D/` holds `pooled.npy`, `context.npy` and `captions.npy` in full precision (`eval.embeddings`). The codes
+that are searched first lie in `images/` and `captions/` (`eval.search.candidates`). A manifest has the images in the
+index's order. `vocabulary.json` is the run's own, and `recipe.json` says what the index was made of. An approximate
+index also has `images.faiss` and `captions.faiss`. `index.json` lists all files with their sha256. Embeddings are
+written as they are made, so that memory doesn't grow with the data set.
 """
 
 import shutil

@@ -186,8 +186,8 @@ class Searcher:
         )
 
     def matches(self, answer: Answer, picture: Picture | None = None) -> WordMatches | None:
-        """Which regions the words of an answer's captions match: of a text in the images that were found, of captions
-        in the picture that was asked with. None for images like a picture, and where nothing was found."""
+        """The regions that the words of an answer's captions match. A text's words are matched in the images found,
+        captions' words in the query picture. None for images like a picture, and where nothing was found."""
         if answer.kind == "alike" or not answer.hits:
             return None
         if answer.kind == "images":

@@ -103,8 +103,8 @@ def measure(
 ) -> dict[str, Any]:
     """The figures of one trained model on one split.
 
-    Recalls and their `interval` (95 % over images), `chance`, and `modes` of a model with ALADIN's teacher as
-    `figures.json` has them; `correspondence` where the truth is known; `concepts` of a model with a codebook.
+    They are recalls, their `interval` (95 % over images) and `chance`. A model with ALADIN's teacher has `modes` as in
+    `figures.json`. `correspondence` needs known truth, and `concepts` a codebook.
     """
     seen = survey(model, data, batch_size, run=name, truth=truth, quiet=True)
     ranks, found = recall_figures(seen.embeddings, data.caption_image, folds=1)

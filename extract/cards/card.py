@@ -1,8 +1,8 @@
-"""What describes a store to whoever receives it: ``README.md`` for people, ``croissant.json`` for programs.
+"""Descriptions of a store for its receiver: ``README.md`` for people, ``croissant.json`` for programs.
 
-The stages write both with `write_card`; `selfalign card` prints the card, says what in it no longer holds, and puts a
-licence or a citation into the card of a store that is finished. Tokens, text features and teachers have a card of their
-stage's own, and no ``croissant.json``: it is printed as it stands.
+The stages write both with `write_card`. `selfalign card` prints the card and names the facts that no longer hold. It
+also puts a licence or a citation into the card of a finished store. Tokens, text features and teachers have a card of
+their stage's own, and no ``croissant.json``: it is printed as it stands.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""`selfalign compare`: how far two region stores are apart, picture by picture.
+"""`selfalign compare`: how much two region stores differ, picture by picture.
 
-Near-ties in objectness swap rows, so boxes are matched first: the pair with the largest IoU, then the largest of what
-is left, down to a least IoU. Features are compared on matched rows. Raw cosines hide differences, because all features
-share a large mean: the verdict uses the centred cosine, with the mean feature of store A taken off both
-(docs/stores.md). One picture is open at a time.
+Near-ties in objectness swap rows, so boxes are matched first. The pair with the largest IoU comes first, then the
+largest of the rest, down to a least IoU. Features are compared on matched rows. Raw cosines hide differences, because
+all features share a large mean. So the verdict uses the centred cosine: the mean feature of store A is subtracted from
+both (docs/stores.md). One picture is open at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,10 +30,12 @@ _BAR = 40  # columns of the histogram's longest bar
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """What still counts as equivalent.
+    """The limits within which two stores are equivalent.
 
-    iou : from here on two boxes match. matched : least share of all boxes that match. cosine : least centred cosine of
-    a picture, the mean of its matched rows. max_abs : largest difference of any number of a feature, None for any.
+    iou : the least of two boxes that match.
+    matched : least share of all boxes that match.
+    cosine : least centred cosine of a picture, the mean of its matched rows.
+    max_abs : largest difference of any number of a feature, None for any.
     """
 
     iou: float = 0.95

@@ -1,7 +1,7 @@
-"""`selfalign verify` of WebDataset shards, of tokens and text features: each file's sha256, and what lies in it.
+"""`selfalign verify` of WebDataset shards, of tokens and text features: each file's sha256 and its contents.
 
-Every sample of a shard is read with its arrays, and held against the manifest where there is one, as every caption of
-a token store is. Nothing that a damaged store holds raises: all of it becomes findings.
+Every sample of a shard is read with its arrays. Samples, and the captions of a token store, are compared with the
+manifest if it is given. Damage in a store never raises: all of it becomes findings.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,9 +1,9 @@
 """`selfalign verify`: is a store whole and unchanged, and does it account for every picture of its manifest?
 
-Here is what is looked at in a region store (`extract.check.pack` has the others): the index, the recipe, every shard's
-sha256, arrays, boxes and features, and, where there is a manifest, that each of its images is in the store or in
-``failures.jsonl``, once and in order (docs/architecture.md, "Stores"). One shard is open at a time. Nothing that a
-damaged store holds raises: all of it becomes findings.
+A region store's index and recipe are checked, and every shard's sha256, arrays, boxes and features. With a manifest,
+each of its images must be in the store or in ``failures.jsonl``, once and in order (docs/architecture.md, "Stores").
+Other stores are checked in `extract.check.pack`. One shard is open at a time. Damage in a store never raises: all of it
+becomes findings.
 """
 
 from collections import Counter

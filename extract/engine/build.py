@@ -1,8 +1,8 @@
 """One way to build a store: locked, resumable, in this process or on the workers of a Dask cluster.
 
-A store is made of shards, the unit of work. A shard that is finished is used; of another one the items (pictures,
-captions) that the cache knows are read, and the rest is computed (`extract.engine.maker`). The store appears whole or
-not at all.
+A store is made of shards, the unit of work. A finished shard is used as it is. Of another one the items (pictures,
+captions) that the cache has are read, and the rest is computed (`extract.engine.maker`). The store appears whole or not
+at all.
 """
 
 import json
@@ -33,18 +33,18 @@ _AGAIN = "run the stage again: it makes only what is missing"
 def building(
     out: Path, work: str, key: Any, jobs: Sequence[ShardJob], *, title: str, workers: Workers | None = None
 ) -> Iterator[list[list[dict[str, Any]]] | None]:
-    """Hold the lock of `out`, have the shards of all lots finished, and give their markers, lot by lot.
+    """Hold the lock of `out`, have the shards of all jobs finished, and give their markers, job by job.
 
     Gives None where another process made `out` meanwhile. At the end of the block the staging folders are removed.
 
     Parameters
     ----------
-    work : names what is done, for whoever waits: "extraction of coco".
+    work : names the work, for a process that waits: "extraction of coco".
     key : JSON of all that decides `out`.
     title : of the last line: "regions coco".
 
-    Raises `InputError` for what a maker finds wrong, a full disk or a lost scheduler; finished shards are kept but for
-    staged ones of other inputs than the mended ones will be.
+    Raises `InputError` for a maker's error, a full disk or a lost scheduler. Finished shards are kept, but for staged
+    ones whose inputs will change when the error is mended.
     """
     staged = [job.maker.finished for job in jobs if isinstance(job.maker.finished, Staging)]
     with ExitStack() as held:
@@ -75,7 +75,7 @@ def building(
 
 
 class _Build:
-    """The shards of one lot: those that are finished, and those that are to be made."""
+    """The shards of one job: those that are finished, and those that are to be made."""
 
     def __init__(self, job: ShardJob, title: str, held: ExitStack):
         self.job, self.maker, self.title = job, job.maker, title
@@ -233,7 +233,7 @@ class _Digests(Collection[str]):
 
 @contextmanager
 def _kept_to_continue(staged: Sequence[Staging], workers: Workers | None) -> Iterator[None]:
-    """What is staged stays, and is told of, if the same command can continue with it; else it goes with the error."""
+    """Keep staged shards, and say so, if the same command can continue with them; else remove them."""
     advice = f"finished shards wait in {staged[0].folder}, and the same command continues with them" if staged else ""
     try:
         yield

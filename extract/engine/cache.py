@@ -251,8 +251,8 @@ def in_use(entry: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A recipe's results, or a trained run: its folder, bytes that nothing but the cache holds, and bytes in all; when
-    it was used last (seconds since the epoch), and whether it is in use."""
+    """A recipe's results, or a trained run: its folder, bytes that only the cache holds, and bytes in all. It also has
+    the time of its last use (seconds since the epoch), and whether it is in use."""
 
     folder: Path
     own: int

@@ -103,9 +103,9 @@ class ItemMaker(Maker[P], Generic[P, R]):
 
     Attributes
     ----------
-    earlier : gives the result of the item at a place of a part as a store of an older project has it, or None; None
-        where there is no such store.
-    failures : why items had no result when `compute` ran last, by their place.
+    earlier : gives the result that an older project's store has for the item at a place of a part, or None. It is None
+        without such a store.
+    failures : the reasons of items without a result in the last `compute`, by their place.
     """
 
     failures: dict[int, Any]

@@ -1,8 +1,8 @@
 """Shards made on the workers of a Dask cluster (docs/extraction.md).
 
-A worker is told once what the numbers depend on; a task is the rows of a shard, with what the cache has of them.
-Workers write shards themselves, into a folder that all machines share, so a worker that dies costs the shard that it
-was making, and a scheduler that dies costs one shard a worker.
+A worker gets the maker's settings once. A task is the rows of a shard, with their cached results. Workers write shards
+themselves, into a folder that all machines share. So a worker that dies costs the shard that it was making, and a
+scheduler that dies costs one shard a worker.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
 """`selfalign export`: a region store and its manifest in a layout that other people's code reads.
 
-The folder appears whole or not at all; a killed export is begun anew, since to check what is there would take as long
-as to write it. Formats without captions of their own get `captions.json` beside them, in Karpathy's layout. Images of
+The folder appears whole or not at all. A killed export is begun anew, since checking its files would take as long as
+writing them. Formats without captions of their own get `captions.json` beside them, in Karpathy's layout. Images of
 the manifest that the store lacks are left out, and counted. `made.jsonl` says what made the store.
 """
 
@@ -50,8 +50,8 @@ def run(
     tokens : the token store, which wds alone needs.
     drop_captions : scan alone: leave out an image's captions after the fifth instead of refusing it.
 
-    Raises InputError where `out` is there already, a store's file has changed, or the format can't hold the data: the
-    message says what can.
+    Raises InputError where `out` exists, a store's file has changed, or the format can't hold the data: the message
+    then names formats that can.
     """
     if format != "wds":
         _run(format=format, dataset=dataset, manifest=manifest, regions=regions, out=out, drop_captions=drop_captions)

@@ -29,8 +29,8 @@ _MOST_RATIO = 1032  # deflate makes no more bytes of one
 class FilesSource(Source):
     """Reads all files of a folder that have the pattern `files`; a place is the number of the file, by name.
 
-    `files` of a survey holds one sha256 for all of them: that of the text that ``sha256sum`` prints of all, sorted by
-    name, those that `beside` names included.
+    `files` of a survey holds one sha256 for all of them: that of the text that ``sha256sum`` prints, sorted by name.
+    The files that `beside` names are included.
     """
 
     pattern: ClassVar[str]
@@ -188,8 +188,8 @@ def numbers(value: Any) -> np.ndarray:
 
 
 def sizes_of(folder: Path) -> dict[int, tuple[int, int]]:
-    """Number of an image -> (width, height), of the JSON files in a folder that list images with id, width and height:
-    COCO's annotations, and the cocotalk.json of self-critical."""
+    """Number of an image -> (width, height), of a folder's JSON files that list images with id, width and height. Such
+    files are COCO's annotations, and the cocotalk.json of self-critical."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         value = parse_json(read_utf8(path), path=path, fix="move the file away: it isn't needed here")

@@ -1,10 +1,9 @@
 """float32 to float16, rounded to nearest even, by the numbers' bits.
 
-Adding to a number the right power of two, 2^13 times the number's own (never less than that of the smallest normal
-float16), leaves in the sum's last bits exactly those that a float16 keeps of it, rounded. Where that power's own last
-bits already hold the float16's exponent, a multiple of 2^10 that rounding doesn't see, the sum ends in the float16.
-NumPy's own conversion goes number by number and takes many times as long on features, whose zeros and ordinary numbers
-mix.
+A power of two is added to a number: 2^13 times the number's own, never less than that of the smallest normal float16.
+The sum's last bits are then the number's float16 mantissa, rounded. The power's own last bits hold the float16's
+exponent, a multiple of 2^10 that rounding doesn't see. So the sum ends in the whole float16. NumPy's own conversion
+goes number by number, and takes many times as long on features, whose zeros and ordinary numbers mix.
 """
 
 import numpy as np

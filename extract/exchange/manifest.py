@@ -1,7 +1,7 @@
 """The `manifest` stage of an imported data set: captions are matched with the files' images, and both are checked.
 
-It is what reads the files as a whole, as it does pictures. `source.json` has their sha256 and says where each image's
-regions lie, so that the region stage needs no search; a row's sha256 is that of both.
+This stage reads the files as a whole, as it does pictures. `source.json` has their sha256 and the place of each image's
+regions, so the region stage needs no search. A row's sha256 is that of both.
 """
 
 import logging
@@ -48,28 +48,28 @@ def run(
     out: Path,
     **given: Any,
 ) -> None:
-    """Write the folder `out`, whole or not at all: images.arrow, captions.arrow and source.json; left_out.jsonl where
-    something is left out.
+    """Write the folder `out`, whole or not at all: images.arrow, captions.arrow and source.json. Left-out rows are
+    listed in left_out.jsonl.
 
     Parameters
     ----------
     format : of the regions, a name of `manifests.imported.FORMATS`.
     images : file or folder with the regions. Images there that the captions don't name are left out.
-    captions : the folder of the format itself where it has captions (scan, wds), or a file of its own, of any kind that
+    captions : the folder of the format itself if it has captions (scan, wds), or a file of any kind that
         `manifests.readers` knows. An image there is the one of its id, of its file name, or of its number (`_names`).
     val_fraction, test_fraction : as in `manifests.manifest.run`.
-    missing : what captions of an image do that no file has regions of.
-    unreadable : what rows do that are broken or repeated, and captions without a word.
+    missing : the rule for captions of an image without regions.
+    unreadable : the rule for broken and repeated rows and captions without a word.
     precision : of the features in the store.
-    listing : the file that lists all that is refused, if that is much; by default beside `out`.
-    given : what the region stage will be told of the files (`extract.settings.ImportSettings`): what it would refuse of
-        that is refused here, and so before hours are spent on hashing.
+    listing : the file that lists all mistakes, if they are many; by default beside `out`.
+    given : the user's options for the format (`extract.settings.ImportSettings`). Wrong ones are refused here, before
+        hours are spent on hashing.
 
     Raises
     ------
-    InputError : names file, row and fix of each mistake, and the number of all: a file that is cut off or not of its
-        format, an image given twice, regions that are missing or can't be, and all that `manifests.manifest.run`
-        refuses.
+    InputError : names file, row and fix of each mistake, and the number of all. Mistakes are a file that is cut off or
+        not of its format, an image given twice, and missing or impossible regions. So are those of
+        `manifests.manifest.run`.
     """
     sizes = given.get("sizes") or "wh"
     source = open_source(format, images, captions, **given)

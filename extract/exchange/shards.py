@@ -65,8 +65,8 @@ class ImportShards(Maker[list[Image]]):
     recipe_hash : of the store.
     readers : threads that read and convert.
 
-    Making a shard raises `InputError` with file, row and fix: arrays that don't fit each other or `num_boxes`, NaN,
-    numbers too large for the precision, boxes outside their picture; a full disk.
+    Making a shard raises `InputError` with file, row and fix for arrays that don't fit each other or `num_boxes`. NaN,
+    numbers too large for the precision, boxes outside their picture and a full disk are errors too.
     """
 
     def __init__(

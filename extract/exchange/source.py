@@ -47,8 +47,8 @@ class Found:
 class Record:
     """One image's regions as the file has them.
 
-    features float ``[R, D]``; boxes ``[R, 4]`` and size of two numbers in the file's own convention, or None where
-    there are none; labels: any of `LABELS`, ``[R]`` each.
+    `features` is float ``[R, D]``. `boxes` is ``[R, 4]`` and `size` two numbers in the file's own convention, or None.
+    `labels` has any of `LABELS`, ``[R]`` each.
     """
 
     features: np.ndarray

@@ -31,7 +31,7 @@ _TABLES = ("*.tsv", "*.tsv.[0-9]", "*.tsv.[0-9][0-9]")
 
 _PACKED = b"\x1f\x8b"
 
-_SAMPLE, _FEW = 8192, 64  # numbers by which their type is told; fewer tell nothing
+_SAMPLE, _FEW = 8192, 64  # numbers by which their type is recognised; fewer are not enough
 
 
 class Line(NamedTuple):
@@ -100,9 +100,9 @@ def array(
 ) -> np.ndarray:
     """A base64 field as ``[rows, width]``, or ``[rows]`` where `width` is 0; None takes the width from the length.
 
-    sizes : bytes of a number that are taken too, where the field's length says so and all numbers are 0 or from 0.001
-    to 100,000. A field that Python 3 wrote as `b'...'` is read as what stands inside. Raises InputError for broken
-    base64 and for a length that doesn't go with `rows`.
+    sizes : other bytes of a number. One is taken if the field's length fits it and all numbers are 0 or from 0.001 to
+    100,000. Of a field that Python 3 wrote as `b'...'` the text inside is read. Raises InputError for broken base64 and
+    for a length that doesn't fit `rows`.
     """
     if field[:2] in (b"b'", b'b"') and field[-1:] == field[1:2]:
         field = field[2:-1]
@@ -159,7 +159,7 @@ def _shown(field: bytes) -> str:
 class NumberType:
     """Tells base64 of float16 or float64 by the first rows' numbers, which were read as float32.
 
-    Raises InputError from `look`, or at last from `end`, unless the type is told (`regions.dtype`).
+    Raises InputError from `look`, or at last from `end`, unless the type is given (`regions.dtype`).
     """
 
     def __init__(self, given: str | None):
@@ -188,11 +188,10 @@ class NumberType:
 
 
 def other_type(values: np.ndarray) -> str | None:
-    """ "float16" or "float64" where numbers that were read as float32 plainly are of that type; else None.
+    """The type "float16" or "float64" of numbers that were read as float32, if they plainly are of it; else None.
 
-    Halves of true float32 numbers are the last bits of a mantissa, which are spread over all exponents; of two float16
-    numbers one has the exponents of the other. Every second of the halves of float64 numbers is such a mantissa, and so
-    beyond all reason as float32.
+    The second half of a true float32 number is the end of a mantissa: read as float16, it has any exponent. Two float16
+    numbers have like exponents. Every second half of float64 numbers is such a mantissa, and so no plausible float32.
     """
     low, high = values.view("<u2").reshape(-1, 2).T
     if np.count_nonzero(low & 0x3FF) >= max(_FEW, 0.5 * np.count_nonzero(low)):

@@ -1,7 +1,7 @@
 """The `regions` stage of an imported data set: ordinary region stores, made of files instead of pictures.
 
-The recipe says `imported`, with the files' sha256. The files are hashed again beside the import; finished shards wait
-in the staging folder, so that a killed import continues, and the stores appear whole or not at all.
+The recipe says `imported`, with the files' sha256. The files are hashed again during the import. Finished shards wait
+in the staging folder, so that a killed import continues. The stores appear whole or not at all.
 """
 
 from collections.abc import Iterator
@@ -54,14 +54,14 @@ def run(
     images : file or folder with the regions.
     staging : folder where finished shards wait.
     readers : threads that read and convert.
-    check : hash the files again, to notice a change since the manifest was made; for the caller that has just made it
-        there is no need.
+    check : hash the files again, to notice a change since the manifest was made. A caller that has just made it needs
+        no check.
     workers : make the shards; they must see the same files under the same paths.
-    about : what the card says of the pictures' licence and of what to cite.
+    about : the pictures' licence and the works to cite, for the card.
 
     Raises
     ------
-    InputError : a file that changed since the manifest was made; what `ImportShards` finds wrong in one.
+    InputError : a file that changed since the manifest was made, and the errors of `ImportShards`.
     """
     job, recipe = prepare(manifest=manifest, images=images, settings=settings, staging=staging, readers=readers)
     listed, imported, maker, title = Manifest.open(manifest), read_source(manifest), job.maker, f"regions {dataset}"

@@ -1,9 +1,9 @@
 """The pack stage: region and token store become WebDataset shards, to share and to stream.
 
 Shards are plain tar files `{dataset}-{split}-{shard:06d}.tar` (`extract.stores.webdataset`), byte-identical for
-identical stores, of samples in manifest order. Beside them: `index.json` and `sizes.json` (what each shard holds),
-`recipe.json`, `classes.json` where the detector has names, `made.jsonl` (which commit made the stores, and when), and
-two descriptions of it all, `README.md` for people and `croissant.json` for programs.
+identical stores, of samples in manifest order. Beside them lie `index.json` and `sizes.json`, the contents of each
+shard, and `recipe.json`. There is `classes.json` where the detector has names, and `made.jsonl` with the commit and
+time of the stores. `README.md` describes it all for people, `croissant.json` for programs.
 """
 
 import logging
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Samples:
-    """A shard's name and, of each sample, its row in the region store and what its JSON says beside the regions, which
-    is read when it is asked for, or travels."""
+    """A shard's name, and the rows of its samples in the region store. The other keys of a sample's JSON are read on
+    demand, or travel with the part."""
 
     name: str
     rows: list[int]
@@ -120,8 +120,8 @@ def run(
     """Write the shards of `dataset`, their index, recipe and cards to the folder `out`, whole or not at all.
 
     Images without region features are left out and named in the card. Finished shards wait below the folder `staging`,
-    by default beside `out`; `workers` may make them; `note` says whether what `out` was made of is noted beside it.
-    Raises InputError where a store's files aren't those of its index, or the stores and the manifest don't belong
+    by default beside `out`. `workers` may make them. With `note` the inputs of `out` are noted beside it. Raises
+    InputError where a store's files aren't those of its index, or the stores and the manifest don't belong
     together.
     """
     require_name(dataset, "the data set's name, which begins its files' names")

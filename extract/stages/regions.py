@@ -1,8 +1,8 @@
 """Stage `regions@D`: from the manifest's pictures to a region store a split.
 
 The unit of work is a shard, made here or on the workers of a Dask cluster by the same code
-(`extract.vision.shards.RegionShards`), in the cache. The stores are put together from shards that are there and shards
-that are made; all of them appear under their final names at once, whole or not at all.
+(`extract.vision.shards.RegionShards`), in the cache. The stores are put together from cached and new shards. All stores
+appear under their final names at once, whole or not at all.
 """
 
 from collections.abc import Callable
@@ -51,19 +51,19 @@ def run(
     dataset : its name, for the card.
     manifest : its folder; its sha256 sums decide what is read.
     images : the image root that the manifest's paths start from.
-    cache : the machine's cache folder (`extract.engine.cache`): what is there isn't computed again, and a killed run
+    cache : the machine's cache folder (`extract.engine.cache`): its results aren't computed again, and a killed run
         continues from there.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
     workers : make the shards, each on its own device; they must see the same files under the same paths.
     exact : take from the cache only what was computed in the environment at hand.
-    about : what the card says of the pictures' licence and of what to cite.
+    about : the pictures' licence and the works to cite, for the card.
     earlier : a store of an older project, whose regions are taken instead of computed ones.
 
     Raises
     ------
     InputError : a picture that can't be decoded (unless ``settings.unreadable`` is "skip"), that is missing or that
-        changed since the manifest was made; wrong weights; no readable picture at all; a full disk; shards that the
-        workers could not make, after all others are kept; an earlier store of another recipe.
+        changed since the manifest was made. Also wrong weights, no readable picture at all, a full disk, and an earlier
+        store of another recipe. If the workers could not make some shards, all others are kept.
     """
     listed = Manifest.open(manifest)
     if not len(listed):

@@ -1,9 +1,9 @@
-"""Stage `teachers@D`: what uni-modal teachers make of every image and every caption, once, for CUSA's soft labels.
+"""Stage `teachers@D`: uni-modal teachers' vectors of every image and every caption, once, for CUSA's soft labels.
 
     selfalign teachers flickr30k
 
-A teacher (`extract.teachers`) sees one modality. A model's vectors are kept in the cache by the picture's or the
-caption's own sha256; those of a teacher that is fitted on the data set wait in the staging folder, where a killed run
+A teacher (`extract.teachers`) sees one modality. A model's vectors are kept in the cache by the sha256 of the picture
+or the caption. Vectors of a teacher that is fitted on the data set wait in the staging folder, where a killed run
 continues.
 """
 

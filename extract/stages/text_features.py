@@ -43,7 +43,7 @@ def run(
     ----------
     dataset : its name, for the card.
     tokens : a token store with word pieces of the encoder's own tokenizer.
-    cache : the machine's cache folder (`extract.engine.cache`): what is there isn't computed again, and a killed run
+    cache : the machine's cache folder (`extract.engine.cache`): its results aren't computed again, and a killed run
         continues from there.
     device, batch_size : torch device and captions a batch; they change the speed and the last bits.
     workers : which workers encode.
@@ -52,8 +52,8 @@ def run(
 
     Raises
     ------
-    InputError : an encoder that isn't on this machine or doesn't fit the tokenizer, a caption that it can't read, or
-        states that float16 can't hold.
+    InputError : an encoder that isn't on this machine or doesn't fit the tokenizer, an unreadable caption, or states
+        that float16 can't hold.
     """
     store, size = TokenStore(tokens), settings.captions_per_shard
     work = {

@@ -1,7 +1,7 @@
 """The word stage: a manifest's captions become a token store.
 
-Words are lower-cased, punctuation and white space are dropped (`extract.text.words`); the caption itself is stored as
-it was written, and every word knows its place in it. The vocabulary comes from the train split alone: it is counted
+Words are lower-cased, punctuation and white space are dropped (`extract.text.words`). The caption itself is stored as
+it was written, with each word's place in it. The vocabulary comes from the train split alone: it is counted
 once all shards of captions are finished, and then they are merged. Memory holds a shard, and the words that there are.
 """
 

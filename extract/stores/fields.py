@@ -47,9 +47,9 @@ class RegionField:
 class Regions:
     """One picture's regions, as the region store keeps them.
 
-    features float16 (float32 where an import asked for it) ``[R, D]``; boxes float32 ``[R, 4]`` (x1, y1, x2, y2) in
-    original pixels; image_size (width, height) in pixels; objects_id, attrs_id int32 ``[R]`` and objects_conf,
-    attrs_conf float32 ``[R]``, or None where the detector gives none.
+    `features` is float16 ``[R, D]``, or float32 where an import asked for it. `boxes` is float32 ``[R, 4]``, (x1, y1,
+    x2, y2) in original pixels. `image_size` is (width, height) in pixels. `objects_id` and `attrs_id` are int32
+    ``[R]``, `objects_conf` and `attrs_conf` float32 ``[R]``, or None where the detector gives none.
     """
 
     features: Annotated[np.ndarray, RegionField("<f2", (None,), optional=False)]

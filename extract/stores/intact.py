@@ -1,7 +1,7 @@
 """Are the files of a store still the ones that its ``index.json`` lists? Every store lists them with their sha256.
 
-`selfalign verify` reads everything each time. Training and evaluation ask at every start, so the answer is kept beside
-the store, in ``.NAME.intact.json``, and holds for a file as long as its size and time of change are the same.
+`selfalign verify` reads everything each time. Training and evaluation ask at every start, so the answer is kept in
+``.NAME.intact.json`` beside the store. It holds for a file as long as its size and time of change are the same.
 """
 
 import json

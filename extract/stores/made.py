@@ -20,8 +20,8 @@ MADE = "made.jsonl"
 
 
 def note_made(out: Path, recipe_hash: str, *packages: str, **facts: Any) -> None:
-    """Add a line to ``made.jsonl`` beside the store `out`: what is in it (a hash of its index), when and where it was
-    made, by which commit, Python, versions of `packages`, and further `facts`."""
+    """Add a line to ``made.jsonl`` beside the store `out`. It has a hash of the store's index, time and machine,
+    commit, Python, versions of `packages`, and further `facts`."""
     git = shutil.which("git")
     asked = git and subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     made = {
@@ -47,8 +47,8 @@ def made_in(shards: Iterable[Mapping[str, Any]]) -> list[Any]:
 
 
 def embed_made(stores: Iterable[Path], folder: Path) -> None:
-    """Write into `folder`/``made.jsonl`` what made some stores that go into it: of each store the line beside it that
-    was first to tell of this content, without the machine's name; no file where there is none.
+    """Write `folder`/``made.jsonl`` with the origin of the stores that go into it. Of each store it has the first line
+    beside it on this content, without the machine's name. Without such lines no file is written.
 
     It is for people: no index lists it, and nothing compares it.
     """

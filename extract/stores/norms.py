@@ -52,8 +52,8 @@ class Norms:
 def _lengths(rows: np.ndarray) -> np.ndarray:
     """The norms of ``[N, D]``.
 
-    The magnitude of a float16 is that of the float32 with its bits 13 to the left, times 2^112, while it is finite:
-    NumPy's own conversion takes four times as long.
+    A finite float16's magnitude is that of the float32 with its bits 13 to the left, times 2^112. NumPy's own
+    conversion takes four times as long.
     """
     scale = 1.0
     if rows.dtype == np.float16:

@@ -27,10 +27,10 @@ class Descriptor:
 
 
 def opened(owner: object, open: Callable[[], T]) -> T:
-    """What ``open()`` gave for `owner`, which must not hold it itself.
+    """The result of ``open()`` for `owner`, which must not hold it itself.
 
-    It is let go when `MOST_OPEN` others were asked for since, or with its owner; whoever uses it at that moment holds
-    it a little longer. Safe in threads and after a fork.
+    It is let go when `MOST_OPEN` others were asked for since, or with its owner. A caller that uses it at that moment
+    holds it a little longer. Safe in threads and after a fork.
     """
     key = id(owner)
     with _turn:

@@ -1,8 +1,8 @@
 """The text feature store: a frozen encoder's states of every word piece of every caption.
 
-One folder a data set, shards of captions in the token store's order, ragged: the pieces of a shard's caption c are the
-rows ``offsets[c]`` to ``offsets[c + 1]`` of ``states``. Kept are the pieces that belong to a word, in their order;
-special tokens and punctuation are not (`TokenStore.word_pieces`).
+A data set has one folder, with shards of captions in the token store's order. Shards are ragged: the pieces of a
+shard's caption c are the rows ``offsets[c]`` to ``offsets[c + 1]`` of ``states``. Pieces of a word are kept, in their
+order; special tokens and punctuation are not (`TokenStore.word_pieces`).
 
 | dataset   | shape         | holds                  |
 |-----------|---------------|------------------------|

@@ -383,8 +383,8 @@ class TokenStore:
         return places, pieces.word[places]
 
     def word_pieces_of(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The word pieces of captions `start` to `stop` - 1: ids i32 [P], whether each belongs to a word bool [P], and
-        where each caption's begin and the last one's end, i64 [stop - start + 1]. InputError as `word_pieces`."""
+        """The word pieces of captions `start` to `stop` - 1. Gives ids i32 [P], a mask [P] of the pieces that belong to
+        a word, and the captions' offsets, i64 [stop - start + 1]. InputError as `word_pieces`."""
         self._require(start, stop)
         offsets = self._arrays["piece_offsets"][start : stop + 1]
         where = slice(int(offsets[0]), int(offsets[-1]))

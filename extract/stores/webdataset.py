@@ -7,9 +7,9 @@
 | `KEY.json`          | id, split, width, height, captions, tokens (a caption's words), num_boxes, and |
 |                     | objects_id, objects_conf, attrs_id, attrs_conf [R] where the detector has them |
 
-KEY is the image id. WebDataset ends a key at its first dot and reads a slash as a folder, so `%`, `.`, `/`, `\\` and
-control characters are written as in a URL ("a.b" -> "a%2Eb"); the JSON's id is always the true one. Equal samples give
-equal bytes: no times, no owners, no pickles.
+KEY is the image id. WebDataset ends a key at its first dot and reads a slash as a folder. So `%`, `.`, `/`, `\\` and
+control characters are written as in a URL: "a.b" becomes "a%2Eb". The JSON's id is always the true one. Equal samples
+give equal bytes: no times, no owners, no pickles.
 """
 
 import io
@@ -127,8 +127,8 @@ def read_samples(stream: BinaryIO, where: object) -> Iterator[Sample]:
 def sample_places(stream: BinaryIO, where: object) -> Iterator[tuple[str, list[tuple[int, int]]]]:
     """Key of every sample, and offset and length of its `MEMBERS`, which may stand in any order; only headers are read.
 
-    Raises `InputError` for what isn't a whole tar file of samples: one without the blocks of zeros that end it was cut
-    off, be it between two members.
+    Raises `InputError` for a file that isn't a whole tar file of samples. One without the blocks of zeros that end it
+    was cut off, even if between two members.
     """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)

@@ -1,8 +1,8 @@
 """The built-in caption teacher `lsa`, for when no sentence encoder is at hand: latent semantic analysis.
 
-Words are weighted by TF-IDF (1 + log of the count, times log((1 + n) / (1 + captions with the word)) + 1) and projected
-on the leading right singular vectors of the train split's captions (Deerwester et al., JASIS 1990). It knows which
-words occur together, and neither their order nor their meaning.
+Words are weighted by TF-IDF: 1 + log of the count, times log((1 + n) / (1 + captions with the word)) + 1. They are
+projected on the leading right singular vectors of the train split's captions (Deerwester et al., JASIS 1990). The
+teacher knows which words occur together, and neither their order nor their meaning.
 """
 
 import re

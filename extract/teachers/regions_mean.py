@@ -1,7 +1,7 @@
 """The built-in image teacher `regions-mean`, for when no vision model is at hand.
 
-An image is the mean of its region features, less the mean of that over the train split: without this step all images
-would be alike. It knows what the detector knows, and nothing of where things are.
+An image's vector is the mean of its region features, less the mean over the train split. Without this subtraction all
+images would be alike. The teacher knows the detector's classes, and nothing of where things are.
 """
 
 from collections.abc import Iterator, Sequence

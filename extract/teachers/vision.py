@@ -1,6 +1,6 @@
 """Image teachers of Hugging Face transformers or timm: a vision model with its own preprocessing, over whole pictures.
 
-timm's models come through transformers' wrapper and need the package timm; everything else is told by their folder.
+timm's models come through transformers' wrapper and need the package timm; the folder decides everything else.
 Of a model with two halves (CLIP, SigLIP) the vision half is taken.
 """
 
@@ -61,8 +61,8 @@ class VisionTeacher(Teacher):
 
     Raises
     ------
-    InputError : a model that isn't on this machine, doesn't load or gives no such pooled output; a picture that is
-        missing, has changed or, unless they are skipped, can't be decoded.
+    InputError : a model that isn't on this machine, doesn't load or gives no such pooled output. Also a picture that is
+        missing, has changed or can't be decoded (unless such pictures are skipped).
     """
 
     Settings = VisionSettings

@@ -27,8 +27,8 @@ CODE = code_fingerprint("extract.text.features")
 
 @dataclass(frozen=True)
 class CaptionPieces:
-    """The word pieces of C captions: ids i32 ``[sum]``, whether each belongs to a word bool ``[sum]``, and where each
-    caption's begin, i64 ``[C + 1]``; `first` is the number of the first caption."""
+    """The word pieces of C captions: ids i32 ``[sum]``, a mask ``[sum]`` of the pieces that belong to a word, and the
+    captions' offsets, i64 ``[C + 1]``. `first` is the number of the first caption."""
 
     first: int
     ids: np.ndarray

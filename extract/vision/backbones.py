@@ -1,8 +1,8 @@
 """Vision models of timm, torchvision and transformers as networks that give a feature map and a pooled vector.
 
 A model is an architecture of timm or torchvision with a weights file, or a folder or hub name of timm or transformers
-(`extract.hub`); nothing of the hub is fetched. Of a model with two halves (CLIP, SigLIP) the vision half is taken. The
-side of its pictures, and mean and deviation of their channels, are the model's own.
+(`extract.hub`). Nothing is fetched from the hub. Of a model with two halves (CLIP, SigLIP) the vision half is taken.
+The side of its pictures, and mean and deviation of their channels, are the model's own.
 """
 
 import difflib
@@ -215,8 +215,8 @@ LIBRARIES = {"timm": TimmBackbone, "torchvision": TorchvisionBackbone, "transfor
 def timm_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The parameters of a timm network without its classifier.
 
-    `state` has timm's names, or those of the package EfficientNet-PyTorch and its kin (efficientnet-lite): blocks are
-    numbered through there and by stage here, and a block without an expansion begins with its second norm.
+    `state` has timm's names, or those of EfficientNet-PyTorch and similar packages (efficientnet-lite). Those number
+    blocks throughout, timm by stage. A block without an expansion begins with its second norm there.
     """
     classifier = network.pretrained_cfg["classifier"]
     left_out = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -1,8 +1,8 @@
 """Safe decoding: any picture file to upright RGB, or a reason why not.
 
-Pictures are recognised by their content, never by their name. What is decided here is part of every region recipe
-(`DECODING`): EXIF orientation applied, transparency laid over white, 16-bit values scaled by 1/257, CMYK and palettes
-converted by Pillow. How large a picture may be only refuses, and changes no number.
+Pictures are recognised by their content, never by their name. EXIF orientation is applied, transparency is laid over
+white, and 16-bit values are scaled by 1/257. Pillow converts CMYK and palettes. These rules are part of every region
+recipe (`DECODING`). The limit on a picture's size only refuses pictures, and changes no number.
 """
 
 import io

@@ -33,7 +33,7 @@ def load_detector(
     Parameters
     ----------
     spec : the value of `datasets.D.regions.detector` in params.yaml, typed or as a mapping.
-    selection : the value of `datasets.D.regions.selection`, 36 regions by `bottom_up` if not given; None for a detector
+    selection : the value of `datasets.D.regions.selection`, by default 36 regions by `bottom_up`. None for a detector
         that makes no proposals, or that describes given boxes.
 
     Raises

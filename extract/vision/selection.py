@@ -1,7 +1,7 @@
 """Selection rules: which of a detector's proposals become a picture's regions.
 
-`bottom_up` is the rule of bottom-up attention (Anderson et al., CVPR 2018): NMS within each class, the best class
-confidence of what survives, everything above a threshold, but never fewer than `min_boxes` nor more than `max_boxes`.
+`bottom_up` is the rule of bottom-up attention (Anderson et al., CVPR 2018). After NMS within each class, a proposal's
+confidence is that of its best class. All above a threshold are taken, at least `min_boxes` and at most `max_boxes`.
 Fixed 36 is ``min_boxes == max_boxes == 36``. `detections` is Faster R-CNN's own: boxes regressed for a class, NMS
 within the class.
 """

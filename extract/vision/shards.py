@@ -1,8 +1,8 @@
 """The shards of a region store, made of the manifest's rows.
 
-Pictures whose regions the cache has are not even read. Decoding runs in threads beside the network; pictures of one
-shape share a batch, and which ones do depends on the manifest, the cache and the batch size alone, so that equal
-machines give equal bytes.
+Pictures whose regions the cache has are not even read. Decoding runs in threads beside the network. Pictures of one
+shape share a batch. The batches depend on the manifest, the cache and the batch size alone, so that equal machines give
+equal bytes.
 """
 
 import math
@@ -48,8 +48,7 @@ PIXELS = 600 * 1000  # of one of a GPU's batch: smaller pictures fill it in larg
 def detector_code(name: str) -> str:
     """The fingerprint of the code that makes regions with a detector.
 
-    Kept from the first call on, so that a worker that has been running since before an edit doesn't pass for one that
-    runs the new code.
+    It is kept from the first call on: a worker that started before an edit doesn't pass for one that runs the new code.
     """
     return code_fingerprint("extract.vision.shards", DETECTORS.find(name).__module__)
 
@@ -81,9 +80,9 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
     ----------
     recipe : what decides the numbers by design, as JSON.
 
-    Raises `InputError` for wrong weights; making a shard does so for a picture that can't be decoded (unless
-    ``settings.unreadable`` is "skip"), that is missing or that changed since the manifest was made, and for a full
-    disk.
+    Raises `InputError` for wrong weights. Making a shard raises it for a picture that is missing or that changed since
+    the manifest was made, and for a full disk. So does a picture that can't be decoded, unless ``settings.unreadable``
+    is "skip".
     """
 
     def __init__(
@@ -279,10 +278,10 @@ def difference(known: Regions, again: Regions) -> str | None:
 
 @contextmanager
 def _streams(device: str) -> Iterator[int]:
-    """How many batches the network works on at a time; torch's operators use one thread each meanwhile.
+    """The number of batches that the network works on at a time; torch's operators use one thread each meanwhile.
 
-    On the CPU that is torch's number of threads: whole batches side by side leave no thread waiting for another, and
-    the numbers don't depend on how many threads there are.
+    On the CPU that is torch's number of threads. Whole batches side by side leave no thread waiting for another, and
+    the results don't depend on the number of threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Readers of captions as they are published, a file a kind: `READERS` has them by the name that `source.format` gives.
 
-A reader yields an image with all its captions (`SourceImage`), or a row that can't be taken (`LeftOut`); what makes the
-whole file useless is an `InputError`. `recognise` says which reader a file or a folder is for, and what it holds.
+A reader yields an image with all its captions (`SourceImage`), or a row that can't be read (`LeftOut`). It raises
+`InputError` where the whole file is useless. `recognise` gives the reader of a file or a folder, and its contents.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Lists of objects in JSON: BLIP's and ALBEF's (image, caption), CUHK-PEDES and its like (file_path, captions, split),
 Oscar's (image_id, caption).
 
-Sources: Li et al., "BLIP" (ICML 2022), "ALBEF" (NeurIPS 2021); Li et al., "Person Search with Natural Language
-Description" (CVPR 2017), whose `id` is a person's; Li et al., "Oscar" (ECCV 2020), whose `id` is a caption's.
+Sources: Li et al., "BLIP" (ICML 2022) and "ALBEF" (NeurIPS 2021). Li et al., "Person Search with Natural Language
+Description" (CVPR 2017): `id` is a person's. Li et al., "Oscar" (ECCV 2020): `id` is a caption's.
 """
 
 import re

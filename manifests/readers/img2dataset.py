@@ -1,8 +1,8 @@
 """Tar shards as img2dataset writes them: `KEY.jpg`, `KEY.txt`, `KEY.json` follow each other in `00000.tar`.
 
-Pictures stay where they lie: `00000.tar/KEY.jpg` is the path of one from the folder of the shards, which is the image
-root too (`manifests.opening` reads it there). A sample's caption is its `.txt`, else its `.json`'s "caption". Of an
-archive that is cut off, all but the last sample are taken.
+Pictures stay in the shards: `00000.tar/KEY.jpg` is a picture's path from the folder of the shards. That folder is the
+image root too, and `manifests.opening` reads the picture there. A sample's caption is its `.txt`, else its `.json`'s
+"caption". Of an archive that is cut off, all but the last sample are taken.
 """
 
 import os

@@ -1,8 +1,9 @@
 """Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json, and the demo's scenes.
 
-Source: Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments" (CVPR 2015), whose splits the field reports on. Keys read:
-images[].filename, .filepath (optional folder), .split (train, restval, val, test), .cocoid (optional), .imgid and
-.sentences[].raw, .sentid (of COCO's images); and our own images[].objects and .sentences[].phrases.
+Source: Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments" (CVPR 2015), whose splits the field reports on. An entry
+of "images" has filename, filepath (optional folder), split (train, restval, val, test), cocoid (optional), imgid and
+sentences. A sentence has raw, and sentid where images are COCO's. Our own keys are an image's objects and a sentence's
+phrases.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""A small data set of drawn scenes whose region features say which attributes each object has, and a model that reads
-them: what it finds and matches is known beforehand."""
+"""A small data set of drawn scenes whose region features hold each object's attributes, and a model that reads them.
+Its hits and matches are known beforehand."""
 
 from dataclasses import dataclass
 from pathlib import Path

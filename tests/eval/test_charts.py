@@ -42,7 +42,8 @@ def test_names_stand_at_the_ends_of_lines_and_do_not_meet():
 
 
 def test_colours_are_distinct_with_colour_blindness_too():
-    """Machado, Oliveira and Fernandes 2009: the full deficiencies of red and green, in linear RGB."""
+    """Colours as people with full red or green deficiency see them, in linear RGB (Machado, Oliveira and Fernandes
+    2009)."""
     red = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     green = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
     for name, least, count in (("run", 8, 10), ("k", 13, 8)):
@@ -61,7 +62,7 @@ def linear(colour: str) -> np.ndarray:
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
-    """Ottosson 2020: coordinates whose distance is a difference as people see it; 1 is black from white."""
+    """Colours in coordinates whose distance is the perceived difference, 1 from black to white (Ottosson 2020)."""
     cones = [
         [0.41222147, 0.53633254, 0.05144599],
         [0.2119035, 0.68069955, 0.10739696],

@@ -11,7 +11,7 @@ package = pytest.importorskip("eccv_caption", reason="the package eccv_caption i
 
 
 def precision_figures(ranked: dict[int, list[int]], known: dict[int, list[int]]) -> tuple[float, float, float]:
-    """mAP@R, R-Precision and R@1 by their definitions (Musgrave et al., 2020)."""
+    """The metrics mAP@R, R-Precision and R@1 by their definitions (Musgrave et al., 2020)."""
     rows = []
     for query, matches in known.items():
         hits = np.isin(ranked[query][: len(set(matches))], matches)

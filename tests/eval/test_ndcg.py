@@ -81,7 +81,7 @@ def test_common_subsequence():
 
 
 def slow_ndcg(captions: list[str], image_of: np.ndarray, num_images: int, rankings: dict) -> dict[str, float]:
-    """The definition, from the whole matrices of likeness."""
+    """NDCG by its definition, from the whole similarity matrices."""
     own = [np.flatnonzero(image_of == image) for image in range(num_images)]
     likeness = np.array([[plain_rouge(caption, [other]) for other in captions] for caption in captions])
     to_image = np.array([[plain_rouge(caption, [captions[c] for c in group]) for group in own] for caption in captions])

@@ -280,8 +280,8 @@ def test_a_repeated_and_a_cut_row_are_left_out_and_listed(tmp_path: Path) -> Non
 
 
 def write_fifty_broken(folder: Path, count: int) -> tuple[Path, Path, list[str]]:
-    """A TSV of `count` images, 10 of them given twice, of 40 others the row can't be: the table, a CSV with a caption
-    each, and the ids of those that are sound."""
+    """A TSV of `count` images: 10 of them are given twice, 40 others have broken rows. Gives the table, a CSV with a
+    caption each, and the ids of the sound ones."""
     rng, rows, sound = np.random.default_rng(7), [], []
     for number in range(count):
         id, key = IDS[number % 4], f"p{number:04d}"

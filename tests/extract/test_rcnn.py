@@ -318,8 +318,8 @@ def caffe_named(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def caffe_state() -> dict[str, torch.Tensor]:
-    """The golden checkpoint as Caffe has it: background and no attribute first, a box of the background, deltas not
-    divided, a channel of objectness for either answer. In detectron2's order it is `original` (none last)."""
+    """The golden checkpoint as Caffe has it. Background and "no attribute" come first, the background has a box, deltas
+    aren't divided, and objectness has two channels. In detectron2's order it is `original` (none last)."""
     torch.manual_seed(4)
     state = caffe_named(original())
     head, rpn = "roi_heads.box_predictor.", "proposal_generator.rpn_head.objectness_logits."
@@ -363,8 +363,8 @@ def caffe_blocks(state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor, s
 
 
 def caffe_outputs(state: dict[str, torch.Tensor], picture: torch.Tensor, proposals: torch.Tensor) -> dict:
-    """The forward pass of bottom-up attention's network on a picture's proposals, from the names that its converted
-    files have: features, class and attribute logits, and the RPN's map of objectness."""
+    """The forward pass of bottom-up attention's network on a picture's proposals, by its converted files' names. Gives
+    features, class and attribute logits, and the RPN's map of objectness."""
     x = picture.flip(1).float() - torch.tensor(CAFFE_MEAN).view(3, 1, 1)
     norm = [state[f"backbone.stem.conv1.norm.{end}"] for end in ("running_mean", "running_var", "weight", "bias")]
     x = F.conv2d(x, state["backbone.stem.conv1.weight"], stride=2, padding=3)

@@ -76,7 +76,7 @@ def _outcome(seed: int, child: int, answer: bytes, seconds: float) -> Outcome:
 
 
 def _live(write: int, work: Callable[[int], str], seed: int) -> None:
-    """A child's whole life."""
+    """Run a child process from its start to its end."""
     try:
         faulthandler.dump_traceback_later(SECONDS, exit=True, file=write)
         _limit_memory()

@@ -1,7 +1,7 @@
-"""Every kind of file that the project reads: where its example lies, and what reads it.
+"""Every kind of file that the project reads, with its example and its readers.
 
-A try copies the example, damages one file of it, has the sha256 sums and hashes that vouch for it renewed or not, and
-lets everything that reads such a file do so.
+A try copies the example and damages one file of it. The sha256 sums and hashes of that file are renewed or not. Then
+all readers of such a file read it.
 """
 
 import json

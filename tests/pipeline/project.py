@@ -164,7 +164,7 @@ def copy_checkout(project: Project) -> None:
 
 
 def shrink_demo(params: dict[str, Any]) -> dict[str, Any]:
-    """The committed demo made small."""
+    """The parameters of the committed demo, made small."""
     small = copy.deepcopy(params)
     small["runs"] = {name: small["runs"][name] for name in ("vsrn", "vsrn-selfalign")}
     small["scenes"] |= {"train": 48, "val": 12, "test": 20}

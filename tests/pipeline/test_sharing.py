@@ -1,7 +1,7 @@
 """The life of a shared set, by the very commands of docs/sharing.md, on servers that run for the length of a test.
 
-Project A makes features and pushes them; clones pull them from a folder, over SSH, S3 and HTTP; project B imports them
-at a revision and trains; a third takes one shard, a fourth streams; two clones share one cache.
+Project A makes features and pushes them. Clones pull them from a folder, over SSH, S3 and HTTP. Project B imports them
+at a revision and trains. A third project takes one shard, a fourth streams. Two clones share one cache.
 """
 
 import grp

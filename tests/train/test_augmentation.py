@@ -30,7 +30,7 @@ def words(mask_id: int | None) -> Words:
 
 
 def piece_batch() -> WordBatch:
-    """Words of two pieces each, CLS 2 before and a full stop 7 and SEP 3 behind; piece n of a caption has id 10 + n."""
+    """Words of two pieces each: piece n of a caption has id 10 + n. CLS 2 comes first, a full stop 7 and SEP 3 last."""
     mask = mask_of()
     place = torch.arange(1, WIDTH + 1).expand(ROWS, -1) * mask
     ids = (torch.arange(WIDTH) + 10).expand(ROWS, -1) * mask

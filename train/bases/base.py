@@ -35,8 +35,8 @@ class Published:
 class Base(nn.Module):
     """Encodes images and captions, each on its own.
 
-    A base has three modules: `images`, which makes `Encoded` of a `RegionBatch`; `captions`, which makes it of words
-    ``[B, T, W]`` and their mask; and `words`, which gives these of a `WordBatch`.
+    A base has three modules. `images` makes `Encoded` of a `RegionBatch`. `captions` makes it of words ``[B, T, W]``
+    and their mask. `words` gives these of a `WordBatch`.
 
     Parameters
     ----------

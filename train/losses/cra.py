@@ -39,15 +39,14 @@ def context_alignment_loss(
 
     Parameters
     ----------
-    locals_ ``[B, N, D]``, global_ ``[B, D]`` : unit-length features of matching pairs.
-    num_negatives : how many of the hardest count, 1 or more; all there are where the batch has fewer.
-    mask ``[B, N]`` : true where there is a local. A pair without any is left out of the mean.
-    same ``[B, B]`` : true where two pairs are of one picture; such pairs are not each other's negatives.
+    locals_, global_ : ``[B, N, D]`` and ``[B, D]``, unit-length features of matching pairs.
+    num_negatives : number of the hardest that count, 1 or more; a smaller batch has fewer.
+    mask : ``[B, N]``, true where there is a local. A pair without any is left out of the mean.
+    same : ``[B, B]``, true where two pairs are of one picture; such pairs are not each other's negatives.
 
     Returns
     -------
-    a scalar: the mean over a pair's locals, then over pairs. 0 where the batch is one pair: there is nothing to tell
-    it from.
+    a scalar: the mean over a pair's locals, then over pairs. It is 0 where the batch is one pair, without negatives.
 
     Raises
     ------

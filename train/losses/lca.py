@@ -122,9 +122,9 @@ class ConceptAlignment(Loss):
 
         Parameters
         ----------
-        regions ``[B, R, D]``, words ``[B, T, D]`` : unit-length local features of matching pairs.
-        word_mask ``[B, T]``, region_mask ``[B, R]`` : true where there is a word or a region.
-        chosen ``[B, T]`` : true where a word takes part, for instance by its part of speech; None means all do.
+        regions, words : ``[B, R, D]`` and ``[B, T, D]``, unit-length local features of matching pairs.
+        word_mask, region_mask : ``[B, T]`` and ``[B, R]``, true where there is a word or a region.
+        chosen : ``[B, T]``, true where a word takes part, for instance by its part of speech; None means all do.
 
         Gradients reach the side that predicts (the words; the regions where they predict as well) and the codebook.
         """

@@ -42,10 +42,10 @@ class Shape:
 class Step:
     """B matching pairs, as a loss reads them.
 
-    same bool ``[B, B]`` : true where two pairs are of one image, the diagonal included.
-    pos uint8 ``[B, T]`` : parts of speech of the captions' words.
-    each : what `Loss.each` gave, by the loss's name.
-    teachers : what uni-modal teachers make of the pairs, for losses that need it.
+    same : bool ``[B, B]``, true where two pairs are of one image, the diagonal included.
+    pos : uint8 ``[B, T]``, parts of speech of the captions' words.
+    each : the result of `Loss.each`, by the loss's name.
+    teachers : vectors of uni-modal teachers for the pairs, for losses that need them.
     """
 
     images: Encoding

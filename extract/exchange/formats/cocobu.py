@@ -1,8 +1,8 @@
 """self-critical's files: `cocobu_att/{id}.npz` with `feat` ``[R, D]``, and `cocobu_box/{id}.npy` ``[R, 4]``.
 
-Boxes are absolute (x1, y1, x2, y2). The sizes of the pictures are written in neither: they are taken from JSON files
-beside the folders, COCO's annotations or cocotalk.json; without one, regions have no boxes. Source: Rennie et al.,
-"Self-Critical Sequence Training" (CVPR 2017), in Luo's implementation.
+Boxes are absolute (x1, y1, x2, y2). The pictures' sizes are read from JSON files beside the folders: COCO's annotations
+or cocotalk.json. Without one, regions have no boxes. Source: Rennie et al., "Self-Critical Sequence Training" (CVPR
+2017), in Luo's implementation.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""MMF's and Pythia's files: `{id}.npy` ``[R, D]`` and `{id}_info.npy`, a pickled dict with bbox, image_width,
-image_height; or, as ViLBERT has them, one `{id}.npy` with all of that and `features`.
+"""MMF's and Pythia's files: `{id}.npy` ``[R, D]`` and `{id}_info.npy`, a pickled dict.
 
-Boxes are absolute (x1, y1, x2, y2). The dict is read without running it (`manifests.unpickle`). Source: Singh et al.,
+The dict has bbox, image_width and image_height. ViLBERT has one `{id}.npy` with all of that and `features`. Boxes are
+absolute (x1, y1, x2, y2). The dict is read without running it (`manifests.unpickle`). Source: Singh et al.,
 "MMF" (2020), `extract_features_vmb.py`.
 """
 

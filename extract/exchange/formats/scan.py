@@ -1,11 +1,11 @@
 """The layout of SCAN's precomputed features, which VSE++, VSRN, CAMERA, SGRAF, VSE-infinity and NAAF read too.
 
-`{split}_ims.npy` f32 ``[N, R, D]``, or ``[N, D]`` of one region an image, `{split}_caps.txt` a caption a line (C = N,
-or the same multiple for all images), optional `{split}_ids.txt` (an id an image, or repeated once a caption), optional
-`id_mapping.json` (id -> file name). VSE++ repeats an image's row once a caption: k equal rows are one image then.
-CAMERA adds `{split}_boxes.npy` ``[N, R, 4]`` and `{split}_img_sizes.npy` ``[N, 2]``; others call them `_ims_bbx.npy`
-and `_ims_size.npy`. What their numbers mean is written nowhere, so the import must be told. Splits are train, dev and
-test; where there is a testall, it is the test split and `test` is left alone.
+`{split}_ims.npy` is f32 ``[N, R, D]``, or ``[N, D]`` of one region an image. `{split}_caps.txt` has a caption a line (C
+= N, or the same multiple for all images). Optional files are `{split}_ids.txt` (an id an image, or repeated once a
+caption) and `id_mapping.json` (id -> file name). VSE++ repeats an image's row once a caption: k equal rows are one
+image then. CAMERA adds `{split}_boxes.npy` ``[N, R, 4]`` and `{split}_img_sizes.npy` ``[N, 2]``; others call them
+`_ims_bbx.npy` and `_ims_size.npy`. No file says their convention, so the import needs it as an option. Splits are
+train, dev and test; a testall is the test split, and `test` is left alone then.
 """
 
 import re
@@ -170,8 +170,8 @@ class ScanSource(Source):
     ) -> None:
         """Write `rows`, which `store` has, as SCAN's loaders read it: boxes absolute (x1, y1, x2, y2), sizes (w, h).
 
-        Raises InputError where a split's images differ in their number of regions, or have another number of captions
-        than five (or than one, if all have one); with `drop_captions` those after the fifth are left out.
+        Raises InputError where a split's images differ in their number of regions. Each image must have five captions,
+        or all must have one; with `drop_captions` those after the fifth are left out.
         """
         counts = store.num_boxes
         for name in _WRITTEN:

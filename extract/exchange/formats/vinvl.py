@@ -7,10 +7,10 @@
 | none | each object of the predictions has a `feature`, base64 ``[D]``, as scene_graph_benchmark writes it |
 
 D is 2,048, or 2,054 with six box terms appended; all columns are features here. `predictions.tsv`, or
-`{split}.label.tsv`, is id, JSON: a list of objects (class, rect, conf), or an object with `objects` and perhaps image_h
-and image_w; rect is absolute (x1, y1, x2, y2). Sizes that are lacking there are in `hw.tsv`, or `{split}.hw.tsv`: id,
-JSON of height and width. `features.lineidx` (byte offset of each row) and `imageid2idx.json` (id -> row) are checked
-where they are there. Source: Zhang et al., "VinVL" (CVPR 2021).
+`{split}.label.tsv`, has two columns: id, and JSON. The JSON is a list of objects (class, rect, conf), or an object with
+`objects` and perhaps image_h and image_w. A rect is absolute (x1, y1, x2, y2). Sizes that are lacking there are in
+`hw.tsv`, or `{split}.hw.tsv`: id, and JSON of height and width. `features.lineidx` (byte offset of each row) and
+`imageid2idx.json` (id -> row) are checked if they exist. Source: Zhang et al., "VinVL" (CVPR 2021).
 """
 
 import json
@@ -61,8 +61,8 @@ class _Predicted(NamedTuple):
 class VinvlSource(Source):
     """Reads a folder.
 
-    A place is (row, offset, length) in the features, then the same in the predictions; then, where hw.tsv has the size
-    or there are several splits, width and height (or 0) and the number of the split's tables.
+    A place is (row, offset, length) in the features, then the same in the predictions. If hw.tsv has the size or there
+    are several splits, three numbers follow: width and height (or 0), and the number of the split's tables.
     """
 
     options = frozenset({"dtype"})

@@ -1,7 +1,7 @@
 """The project's own WebDataset shards, as the pack stage writes them (`extract.stores.webdataset` reads them).
 
-Members are read where they lie and never unpacked to disk. Shards with an ``index.json`` beside them must be those that
-it lists, by their sha256; without one, as others write them, they must at least be whole archives.
+Members are read in the archive and never unpacked to disk. An ``index.json`` beside the shards must list them with
+their sha256. Other people's shards, without one, must at least be whole archives.
 """
 
 import re

@@ -26,13 +26,14 @@ from extract.vision.rcnn.proposals import propose
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """What a checkpoint's shapes don't tell.
+    """The settings of a network that a checkpoint's shapes don't fix.
 
     anchor_sizes, anchor_ratios : sides in pixels and height / width; an FPN has one size a level.
     stride_in_1x1 : where a stage's first block strides: its 1x1 (R50, R101) or its 3x3 convolution (X152).
     anchor_offset : of the first anchor from the picture's corner, in strides.
-    pooling : RoIAlign, unaligned RoIAlign (half a cell off), or RoIPool. sampling_ratio : of RoIAlign; 0 adapts to the
-        box. pooler_resolution : cells a side; None is 14 of a C4 and 7 of an FPN.
+    pooling : RoIAlign, unaligned RoIAlign (half a cell off), or RoIPool.
+    sampling_ratio : of RoIAlign; 0 adapts to the box.
+    pooler_resolution : cells a side; None is 14 of a C4 and 7 of an FPN.
     proposals_before, proposals_after : proposals kept before NMS (a level) and after it; `rpn_nms` is its threshold.
     proposals_min_size : pixels of the network's picture that both sides of a proposal must exceed.
     caffe : bottom-up attention's own network: the stem's pooling starts at the border, res5 is dilated and keeps its
@@ -59,10 +60,11 @@ class Conventions:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What the network says of one picture's P proposals.
+    """The network's outputs for one picture's P proposals.
 
-    proposals ``[P, 4]``, objectness ``[P]`` (logits, best first), features ``[P, D]``, logits ``[P, C + 1]``
-    (background last), deltas ``[P, 4 C]``, attributes ``[P, A]`` (logits; of none too, where there is one) or None.
+    `proposals` is ``[P, 4]``, `objectness` ``[P]`` (logits, best first), `features` ``[P, D]``. `logits` is
+    ``[P, C + 1]`` (background last), `deltas` ``[P, 4 C]``. `attributes` is ``[P, A]`` (logits, with that of "none" if
+    the network has it) or None.
     """
 
     proposals: Tensor
@@ -184,7 +186,7 @@ class AttributeHead(nn.Module):
 
 
 class FasterRCNN(nn.Module):
-    """A detectron2 Faster R-CNN; `build` makes one for a checkpoint, C4 and FPN are told apart by its names."""
+    """A detectron2 Faster R-CNN; `build` makes one for a checkpoint, whose names decide between C4 and FPN."""
 
     side: int
     """Cells a side of a pooled region; the class's own where the conventions don't say."""

@@ -1,8 +1,8 @@
 """From a region proposal network's raw outputs to proposals, for every detector in this folder.
 
 Detectron2's order of work: the best `before` by objectness, decode, clip, drop empty boxes, NMS, the best `after`.
-One rule is added: when NMS leaves fewer than `at_least`, the best suppressed proposals fill up, so that a fixed
-number of regions can be promised for any picture, a 1x1 one included.
+One rule is added: when NMS leaves fewer than `at_least`, the best suppressed proposals fill up. So any picture has a
+fixed number of regions, a 1x1 one included.
 """
 
 from collections.abc import Sequence

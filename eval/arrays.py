@@ -1,4 +1,4 @@
-"""Arrays as files that are whole or absent, read so that whatever is wrong with one is told."""
+"""Arrays as files that are whole or absent. Any damage in one is an `InputError`."""
 
 import mmap
 import zipfile

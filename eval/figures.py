@@ -21,10 +21,11 @@ _RANKS = dict.fromkeys(("i2t", "i2t_images", "t2i", "caption_image"), ("i", 1)) 
 
 
 def recall_figures(scores: Scores, image_of: np.ndarray, folds: int) -> tuple[Ranks, dict]:
-    """Ranks of all queries, and what follows from them.
+    """Ranks of all queries, and the recalls that follow from them.
 
-    `image_of [C]` is each caption's image, rising; `folds` the parts whose mean is told too, 1 for none. Returns the
-    ranks and: the recalls of the whole split, `interval` (95 %, by name), `folds`, `chance`, `images`, `captions`.
+    `image_of [C]` is each caption's image, rising; `folds` the number of parts whose mean is reported too, 1 for none.
+    Returns the ranks and a dictionary: the recalls of the whole split, `interval` (95 %, by name), `folds`, `chance`,
+    `images` and `captions`.
     """
     ranks = retrieval_ranks(scores, image_of, np.arange(scores.num_captions))
     draws = recall_draws(ranks.i2t, ranks.images, ranks.t2i, image_of, scores.num_images)

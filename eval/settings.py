@@ -14,7 +14,7 @@ class EvaluationSettings(Settings):
     """What `evaluate@R` and `ensemble@E` read: the split whose captions and images are searched, and how."""
 
     split: Literal["train", "val", "test"] = "test"
-    folds: int = Field(default=1, ge=1, description="parts whose mean recalls are told too; COCO 1K: 5")
+    folds: int = Field(default=1, ge=1, description="parts whose mean recalls are reported too; COCO 1K: 5")
     rerank: int = Field(default=50, ge=1, description="candidates that ALADIN's teacher puts in order once more")
     metrics: METRICS.settings_by_name(_DEFAULT_METRICS) = Field(
         default={}, validate_default=True, description="beside the recalls: of each the keys; null turns one off"

@@ -86,10 +86,10 @@ class RegionSettings(Settings):
 
 
 class ImportSettings(Settings):
-    """The region stage of an imported data set: what its files don't say, and how much of them is kept."""
+    """The region stage of an imported data set: the conventions that its files don't state, and the precision."""
 
     boxes: Literal["xyxy", "xywh", "relative_xyxy", "relative_xywh"] | None = Field(
-        None, description="what scan's boxes are: corners, or corner and size; in pixels, or relative to the picture"
+        None, description="scan's boxes: corners, or corner and size; in pixels, or relative to the picture"
     )
     sizes: Literal["wh", "hw"] = Field("wh", description="the order in scan's sizes of pictures")
     info: bool = Field(False, description="read classes and attributes from bua-npz's pickled info, arrays alone")
@@ -101,12 +101,12 @@ class ImportSettings(Settings):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What is said of the files, where it is: the options of `extract.exchange.formats.open_source`."""
+        """The options that the user gave for `extract.exchange.formats.open_source`."""
         return self.model_dump(include={"boxes", "sizes", "info", "dtype"}, exclude_unset=True)
 
 
 class About(Settings):
-    """What people are to know of a data set's pictures; it goes into the cards of its stores."""
+    """The licence and the citation of a data set's pictures, for the cards of its stores."""
 
     licence: str | None = Field(None, min_length=1, description="of the pictures, and so of their features")
     cite: str | None = Field(None, min_length=1, description="what to cite for them")

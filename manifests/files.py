@@ -211,7 +211,7 @@ def fingerprint(value: Any) -> str:
 
 
 def sha256(path: Path, advance: Callable[[int], object] | None = None) -> str:
-    """SHA-256 of a file's bytes, in hex; `advance` is told of the bytes as they are hashed."""
+    """SHA-256 of a file's bytes, in hex; `advance` is called with the number of bytes as they are hashed."""
     whole = hashlib.sha256()
     with open(path, "rb", buffering=0) as file, closing(_blocks(file)) as blocks:
         for block in blocks:

@@ -1,4 +1,4 @@
-"""Where a timing was measured: the facts that stand beside it, and how a reader is told of them."""
+"""The machine of a timing: the facts that stand beside it, and a text of them for readers."""
 
 import os
 import platform

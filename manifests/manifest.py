@@ -1,7 +1,7 @@
 """The `manifest` stage: reads a captions file, checks it against the pictures and writes the data set's manifest.
 
 It is the only stage that reads the raw image folder's names and bytes as a whole: everything later depends on the
-manifest. All mistakes of a data set are told here together, before hours are spent on it, or left out and listed.
+manifest. All mistakes of a data set are one error here, before hours are spent on it, or left out and listed.
 """
 
 import hashlib
@@ -445,7 +445,7 @@ def _grounding(entry: SourceImage, file: Path) -> Grounding:
             raise InputError(f"'box' {problem}", where=where, fix=fix)
         label = {key: value for key, value in item.items() if key != "box"}
         if not all(isinstance(value, str) for value in label.values()):
-            raise InputError(f"what an object is must be told in texts, not {label!r}", where=where, fix=fix)
+            raise InputError(f"an object's labels must be texts, not {label!r}", where=where, fix=fix)
         boxes.append(tuple(float(x) for x in item["box"]))
         labels.append(label)
     grounded = any(caption.phrases is not None for caption in entry.captions)

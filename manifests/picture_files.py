@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MOST_BYTES = 2**29 + 2**26
-"""Of a picture's file: 64 million pixels in the largest format, and what is told beside them."""
+"""The largest size of a picture's file: 64 million pixels in the largest format, and metadata."""
 
 
 def open_picture(file: BinaryIO) -> Image.Image:

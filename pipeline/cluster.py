@@ -90,7 +90,7 @@ def _slurm() -> "Cluster":
             "dask-jobqueue isn't installed", where=where, fix='install it with `pip install "dask-jobqueue>=0.9"`'
         ) from error
     try:
-        # Unless it is told otherwise, dask-jobqueue makes several workers of a job's cores.
+        # By default dask-jobqueue makes several workers of a job's cores.
         return SLURMCluster(processes=dask.config.get("jobqueue.slurm.processes") or 1)
     except ValueError as error:
         raise InputError(

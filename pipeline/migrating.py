@@ -1,8 +1,8 @@
 """`selfalign migrate`: a project of an older main goes on with this one, and nothing is extracted again.
 
 What an older project extracted enters the cache, and today's stores are put together from there. First all of it is
-made beside the project. Only when nothing is in the way do `params.yaml` and the data sets' folders change, and DVC is
-told (`dvc commit`). Runs are another matter: their bases compute as published now, so that `dvc repro` trains them.
+made beside the project. Only when nothing is in the way do `params.yaml` and the data sets' folders change, and
+`dvc commit` follows. Runs are another matter: their bases compute as published now, so that `dvc repro` trains them.
 """
 
 import hashlib
@@ -222,7 +222,7 @@ def _tidied(workspace: Path) -> Iterator[None]:
 
 
 def _stages(sets: list[_Set], params: Params, locked: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What DVC is to be told of, and what it is to make: what isn't there, or was made of other parameters."""
+    """The stages to commit in DVC, and those left to `dvc repro`: missing ones, and ones of other parameters."""
     stages = [stage for stage, out in (("scenes", places.SCENES), ("detector", places.DEMO_WEIGHTS)) if out.exists()]
     left, values = [], strict_yaml.load(read_text())
     for each in sets:

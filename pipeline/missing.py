@@ -167,7 +167,7 @@ def _tokens(key: str, tokens: TokenSettings, params: Params) -> Iterator[InputEr
 
 
 def _raised(find: Callable[[], object], key: str = "") -> Iterator[InputError]:
-    """The InputError of a look for something, told of `key`."""
+    """The InputError of a check, with `key` as its place."""
     try:
         find()
     except InputError as error:

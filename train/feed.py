@@ -247,7 +247,7 @@ class _Buffer:
         self._used = 0
 
     def in_use(self) -> None:
-        """Note that the device was told to copy what is in it."""
+        """Note that the device copies from it now."""
         if self._pinned:
             self._sent = torch.cuda.Event()
             self._sent.record()

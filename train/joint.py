@@ -47,7 +47,7 @@ def joint_gradients(
 
     Parameters
     ----------
-    seed : numbers that dropout follows, others in every step; a process and a chunk are told apart here.
+    seed : numbers that dropout follows, others in every step; each process and chunk adds its own number here.
     last : the context of the backward that gives parameters the last part of their gradients.
 
     Returns

@@ -43,7 +43,7 @@ def run_code(settings: RunSettings) -> str:
 
 def unused_modules(settings: RunSettings) -> set[str]:
     """The modules that training imports and that a run of these settings doesn't use."""
-    unused = {"train.curves", "train.readings", "train.reuse", "train.state"}  # how it is told and kept
+    unused = {"train.curves", "train.readings", "train.reuse", "train.state"}  # printing and saving
     for module, chosen in (("train.bag", settings.bag), ("train.stream", settings.stream)):
         unused |= set() if chosen else {module}
     return unused
@@ -70,7 +70,7 @@ def _parts(settings: RunSettings) -> dict[str, type[Base] | type[Loss]]:
 
 
 class TrainedRun:
-    """The place of one trained run in the machine's cache. What goes wrong there is told, and costs nobody a run.
+    """The place of one trained run in the machine's cache. An error there is a warning, and costs nobody a run.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Metric `spice`: NDCG by how alike captions' scenes are (Anderson et al., ECCV 2016), by its authors' Java program.
 
 The program (`spice-1.0.jar` with the folder `lib` beside it, which holds Stanford CoreNLP and its models) is not part
-of this project. Where it or Java is missing, SPICE is left out and the reason is told. It parses every sentence and
+of this project. Where it or Java is missing, SPICE is left out with the reason. It parses every sentence and
 takes about a millisecond a pair, so a split of 1,000 images and 5,000 captions takes hours.
 """
 

@@ -40,7 +40,7 @@ def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> Non
             first = 0
             for shard in (shard for shard in index.shards if shard.of == side):
                 for row, what in _wrong(found, shard, getattr(index.dims, side)):
-                    # A caption of zeros has no word that its teacher knows; an image's are told in failures.jsonl.
+                    # A caption of zeros has no word that its teacher knows; failures.jsonl lists such images.
                     image = rows[first + row] if rows is not None and side == "images" and row is not None else None
                     if what != _ZERO or (side == "images" and (image is None or image.id not in failed)):
                         found.add(shard.file, what, row, image.id if image else None)

@@ -83,7 +83,7 @@ class _Build:
         cache = self.maker.finished if isinstance(self.maker.finished, Cache) else None
         if cache:
             held.enter_context(in_use(cache.folder))
-            # What an earlier store has isn't asked of older code's results, of which some would be computed again.
+            # With an earlier store, older code's results aren't tried: some of them would be computed again.
             requested = () if self.maker.earlier else _Digests(self.maker, job.parts)
             again = partial(self.maker.again, job.parts)
             self.computed, notes = cache.open(requested, again, self.maker.keep, job.unit)
@@ -101,7 +101,7 @@ class _Build:
                 self.missing[number] = len(part)
             if cache:
                 contents.append(self.maker.content(part))
-        # What this store's own shards have in common is computed in each: a resumed run gives an uninterrupted one's
+        # Items that several shards of this store have are computed in each: a resumed run gives an uninterrupted one's
         # bytes.
         self.known: dict[str, Place] = {}
         if cache and self.missing:
@@ -109,7 +109,7 @@ class _Build:
             self.known = cache.rows(requested, contents)
 
     def require_room(self) -> None:
-        """Say what there is to do. Raises `DiskFull` where the disk has less room than the shards may need."""
+        """Print the work to do. Raises `DiskFull` where the disk has less room than the shards may need."""
         size = sum(self.maker.most_bytes(self.job.parts[number]) for number in self.missing)
         if not size:
             return

@@ -1,9 +1,9 @@
-"""The cache: what was computed once is found again by what went in.
+"""The cache: results are found again by their inputs.
 
-A recipe's results are finished shards, each with a sidecar that says which items (pictures, captions: by their sha256)
-are in its rows. There is no database: a folder a recipe, shards by the content that they were asked for. A store is put
-together from what is there and what has to be computed (docs/architecture.md, "The cache"). Results enter by whole
-shards; which came first stays. Many processes and machines may share a cache.
+A recipe's results are finished shards. Each has a sidecar that names the item of every row (pictures, captions: by
+their sha256). There is no database: a folder a recipe, shards by the content that they were asked for. A store is put
+together from cached and new results (docs/architecture.md, "The cache"). Results enter by whole shards; the first one
+stays. Many processes and machines may share a cache.
 
     CACHE/KIND/RECIPE/VERSION/NAME.h5, NAME.json       KIND: regions, text_features, teachers
     CACHE/KIND/RECIPE/about.json, versions.json
@@ -59,8 +59,7 @@ class Versions(Written):
 
 
 class Sidecar(Marker):
-    """What the marker of every shard of the cache has: the item (by its sha256) of each row, None for a row without a
-    result."""
+    """The marker of a shard of the cache: the item (by its sha256) of each row, None for a row without a result."""
 
     items: list[Digest | None] = Field(validation_alias=AliasChoices("items", "pictures"))
 
@@ -71,13 +70,13 @@ class Cache:
     Parameters
     ----------
     root : the machine's cache folder.
-    kind, recipe : "regions", and what decides the numbers by design, as JSON.
+    kind, recipe : "regions", and all that decides the numbers by design, as JSON.
     code : fingerprint of the code that computes (`extract.engine.code`). Results of another one count once a sample of
         them was computed again and is equal.
-    sidecar : what a sidecar says.
+    sidecar : the type of a sidecar.
     sound : whether a shard with the results of so many items has the arrays that it should have.
     of : names the recipe to people.
-    exact : the environment whose results alone are taken (the sidecars' ``environment``); None takes any.
+    exact : take only results of this environment (the sidecars' ``environment``); None takes any.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Cache:
         requested : sha256 of the items whose results are asked for.
         again : computes some items (sha256 -> place) again: which number is another one, or None, and the new results.
         keep : publishes new results that differ: nothing is computed twice, and a resumed run reads them too.
-        unit : what an item is called, in the plural.
+        unit : the name of items, in the plural.
 
         Returns how many items were computed for that, and notes to print.
         """
@@ -132,7 +131,7 @@ class Cache:
                 if difference is None:
                     ours.accepted.append(version)
                     missing.difference_update(there)
-                    notes.append(f"new code, the same numbers in {len(sample)} {unit}: what is known is used")
+                    notes.append(f"new code, the same numbers in {len(sample)} {unit}: cached results are used")
                 else:
                     ours.refused.append(version)
                     differing.append(results)
@@ -188,11 +187,11 @@ class Cache:
         return self._shards.setdefault(file, MappedHDF5(file))
 
     def prepare(self) -> None:
-        """Make the folder of new results, without what killed processes were writing there."""
+        """Make the folder of new results, and remove killed processes' files from it."""
         self._in(self.versions[0]).prepare()
 
     def _contents(self, content: Any) -> list[Any]:
-        """What the shard of a content may be called: that of an exact environment must not be taken for any other."""
+        """The contents that may name a shard. One of an exact environment must not be taken for any other."""
         return [content] if self.exact is None else [content, {"content": content, "environment": self.exact}]
 
     def _taken(self, done: Mapping[str, Any]) -> bool:
@@ -216,7 +215,7 @@ def _items(done: dict[str, Any]) -> list[str | None]:
 
 @contextmanager
 def in_use(entry: Path) -> Iterator[None]:
-    """Keep an entry of the cache from being removed meanwhile; what was used last is removed last.
+    """Keep an entry of the cache from being removed meanwhile, and note its use: the last used is removed last.
 
     Raises `InputError` where nothing can be written there.
     """
@@ -262,7 +261,7 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """What a cache holds, the least recently used first. Other folders there are none of ours, and aren't looked at."""
+    """The entries of a cache, the least recently used first. Other folders there are skipped."""
     named = (path for kind in KINDS for path in (Path(root).expanduser() / kind).glob("*"))
     ours = [path for path in named if _NAME.fullmatch(path.name) and (path / ABOUT).is_file()]
     found = []
@@ -291,7 +290,7 @@ def _is_used(folder: Path) -> bool:
 def prune(root: Path, bound: float) -> list[Entry]:
     """Remove the least recently used entries until the others hold at most `bound` bytes that nothing else holds.
 
-    What is in use stays. Returns what was removed.
+    Entries in use stay. Returns the removed ones.
     """
     found, removed = entries(root), []
     own = sum(entry.own for entry in found)

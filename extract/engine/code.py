@@ -1,6 +1,7 @@
-"""What code means: a fingerprint of syntax trees, in which comments, docstrings and blank lines count for nothing.
+"""The fingerprint of code: of its syntax trees, without comments, docstrings and blank lines.
 
-Results are kept by what made them. An edited comment makes DVC run a stage; it must not make anybody's features anew.
+Results are kept by the code that made them. An edited comment makes DVC run a stage; it must not make anybody's
+features anew.
 """
 
 import ast
@@ -16,7 +17,7 @@ from manifests.locks import PYTHON_PARSER
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("manifests", "extract", "demo", "train", "eval", "pipeline")
 _ENGINE = ("build", "cache", "code", "device", "finished", "maker", "tolerance", "workers")
-# What no number depends on: how files are fetched, written and locked, messages, progress.
+# No number depends on these: fetching, writing and locking of files, messages, progress.
 _PLUMBING = {
     "extract.vision.fetching",
     *("manifests.errors", "manifests.files", "manifests.locks", "manifests.progress", "manifests.jsonl"),

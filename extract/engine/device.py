@@ -1,4 +1,4 @@
-"""Torch's device: which one "auto" means on this machine, and what beside it may move the last bits of results."""
+"""Torch's device: the one that "auto" means on this machine, and the environment that may move results' last bits."""
 
 import platform
 from importlib.metadata import version
@@ -10,9 +10,9 @@ from manifests.errors import InputError
 
 
 def torch_device(requested: str) -> str:
-    """The torch device `requested`; "auto" is CUDA where there is one, else the CPU.
+    """The torch device `requested`; "auto" is CUDA if the machine has it, else the CPU.
 
-    Raises `InputError` for CUDA where there is none.
+    Raises `InputError` for CUDA on a machine without it.
     """
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +26,7 @@ def torch_device(requested: str) -> str:
 
 
 def environment(device: str, batch_size: int, *libraries: str) -> dict[str, Any]:
-    """What may move the last bits of results: device, threads, batch size, and the versions of torch and libraries."""
+    """Facts that may move the last bits of results: device, threads, batch size, versions of torch and libraries."""
     return {
         "device": device.partition(":")[0],
         "threads": torch.get_num_threads(),

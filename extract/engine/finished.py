@@ -1,6 +1,7 @@
 """Finished shards in a folder: each is whole and has a marker beside it with its size, its sha256 and facts about it.
 
-A shard is named by its content, JSON that says what is to be in it. Many processes and machines may share a folder.
+A shard is named by its content, JSON that describes the data to be in it. Many processes and machines may share a
+folder.
 """
 
 import os
@@ -14,11 +15,11 @@ from manifests.files import abandoned, atomic, fingerprint, json_text, sha256, t
 from manifests.locks import sole_writer
 from manifests.typed import Count, Digest, Written, read_checked
 
-ABOUT = "about.json"  # of a folder: what its shards are of
+ABOUT = "about.json"  # of a folder: the origin of its shards
 
 
 class Marker(Written):
-    """What every marker has; a stage adds facts of its own. The fingerprint is that of all other keys."""
+    """The keys of every marker; a stage adds facts of its own. The fingerprint is that of all other keys."""
 
     sha256: Digest
     size: Count
@@ -42,7 +43,7 @@ class Finished:
     ----------
     suffix : of a shard's name.
     marker : the type of the markers.
-    sound : whether the shard in a file has what its marker promises, beside the sha256.
+    sound : whether the shard in a file agrees with its marker, beside the sha256.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Finished:
         return done | {"path": str(shard)}
 
     def prepare(self) -> None:
-        """Make the folder, without what killed processes were writing there."""
+        """Make the folder, and remove killed processes' files from it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for left_behind in abandoned(self.folder):
             left_behind.unlink(missing_ok=True)

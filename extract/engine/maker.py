@@ -1,4 +1,4 @@
-"""What makes the shards of a store: a `Maker`, here or on a worker, from a shard's rows alone."""
+"""Makers of shards: a `Maker` makes a store's shards, here or on a worker, from a shard's rows alone."""
 
 import time
 from abc import ABC, abstractmethod
@@ -45,7 +45,7 @@ class Maker(ABC, Generic[P]):
 
     @abstractmethod
     def content(self, part: P) -> Any:
-        """What is to be in the shard of a part, as JSON: it names the shard."""
+        """The content that the shard of a part shall have, as JSON: it names the shard."""
 
     @abstractmethod
     def write(self, path: Path, part: P, known: Mapping[str, Place], advance: Advance) -> tuple[dict[str, Any], int]:
@@ -60,7 +60,7 @@ class Maker(ABC, Generic[P]):
         return self.finished.finished(self.content(part))
 
     def most_bytes(self, part: P) -> int:
-        """How large the shard of a part may become; 0 where nobody knows."""
+        """The largest size of the shard of a part, in bytes; 0 if unknown."""
         return 0
 
     def ahead(self, part: P) -> None:
@@ -71,7 +71,7 @@ class Maker(ABC, Generic[P]):
         return self.draft(part, known, advance)()
 
     def draft(self, part: P, known: Mapping[str, Place], advance: Advance) -> Callable[[], Made]:
-        """Write the shard of a part; returns what hashes and finishes it, while another one may be written."""
+        """Write the shard of a part. Returns a function that hashes and finishes it, while another one is written."""
         if done := self.done(part):  # by a worker that died before it could say so
             advance(len(part))
             return lambda: Made(done)
@@ -99,7 +99,7 @@ class Maker(ABC, Generic[P]):
 
 
 class ItemMaker(Maker[P], Generic[P, R]):
-    """A `Maker` whose results are kept by item in the cache.
+    """A `Maker` with results that the cache keeps by item.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class ItemMaker(Maker[P], Generic[P, R]):
 
     @abstractmethod
     def digests(self, part: P) -> list[str]:
-        """The sha256 of what decides each item's result, beside the recipe."""
+        """The sha256 of each item's inputs: with the recipe they decide its result."""
 
     @abstractmethod
     def compute(self, part: P, places: Sequence[int], advance: Advance) -> dict[int, R]:
@@ -129,11 +129,11 @@ class ItemMaker(Maker[P], Generic[P, R]):
 
     @abstractmethod
     def difference(self, known: R, again: R) -> str | None:
-        """Which number of an item's result isn't the same within the tolerance; None where all are."""
+        """The first difference of two results of an item beyond the tolerance, as a text; None if there is none."""
 
     @abstractmethod
     def name(self, part: P, place: int) -> str:
-        """What messages call an item."""
+        """The name of an item in messages."""
 
     def write(self, path: Path, part: P, known: Mapping[str, Place], advance: Advance) -> tuple[dict[str, Any], int]:
         results: dict[int, R] = {}
@@ -197,7 +197,7 @@ class ShardJob(Generic[P]):
     parts : of each shard the rows, read when they are asked for.
     load, work : how a worker gets such a maker: ``load(**work, device=...)``; None where it is made here alone.
     on_device : whether the maker computes on a device.
-    what, unit : names it and its items, for the progress bar.
+    what, unit : the names of the job and its items, for the progress bar.
     """
 
     maker: Maker[P]

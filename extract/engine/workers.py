@@ -33,7 +33,7 @@ _AHEAD = 2  # shards a thread of the cluster that were handed out: no worker wai
 def on_workers(
     workers: Workers, job: ShardJob, tasks: Iterable[tuple[int, tuple[Any, Mapping[str, Place]]]]
 ) -> Generator[tuple[int, Made | Exception], None, None]:
-    """Have shards (number, (part, known results)) made; yield each with what came of it, as they end.
+    """Have shards (number, (part, known results)) made; yield each number with its result, as they end.
 
     An exception stands for a shard that failed for good. No other shard is touched by it. Raises `InputError` where the
     scheduler is lost.
@@ -100,7 +100,7 @@ class ShardWorker(WorkerPlugin):
     Parameters
     ----------
     load, work : ``load(**work, device=...)`` is the maker; relative paths start from this process's folder. Without a
-        `device` there is none to be told, and torch isn't loaded.
+        `device` none is passed, and torch isn't loaded.
     key : ``Maker.key`` of the caller; a worker that comes to another refuses.
     versions : of the cache's results, the ones to use.
     device, threads : as in `Workers`.

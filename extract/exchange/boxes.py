@@ -1,4 +1,4 @@
-"""Which conventions of boxes their numbers allow, where no file says what they mean."""
+"""The conventions that boxes' numbers allow, for formats that don't state one."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What holds of every image's regions, whatever file they come from; told with the image's place in the files."""
+"""Checks of every image's regions, for all formats; an error names the image's place in the files."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ _LARGEST = {precision: float(np.finfo(precision).max) for precision in ("float16
 
 
 class Checks:
-    """Checks records of one source. The first image with a region tells the width and the labels of all others.
+    """Checks records of one source. All images must have the width and the labels of the first one with a region.
 
     sizes : "wh" or "hw", the order of a record's size.
     precision : of the features in the store.

@@ -2,7 +2,7 @@
 
 The folder appears whole or not at all. A killed export is begun anew, since checking its files would take as long as
 writing them. Formats without captions of their own get `captions.json` beside them, in Karpathy's layout. Images of
-the manifest that the store lacks are left out, and counted. `made.jsonl` says what made the store.
+the manifest that the store lacks are left out, and counted. `made.jsonl` has the store's origin.
 """
 
 import logging

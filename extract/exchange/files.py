@@ -1,4 +1,4 @@
-"""Files of one image each: what such formats share."""
+"""Files of one image each: the base of such formats."""
 
 import hashlib
 import io
@@ -180,7 +180,7 @@ def labels_of(info: dict[str, Any], rows: int, where: str, fix: str) -> dict[str
 
 
 def numbers(value: Any) -> np.ndarray:
-    """An array, or a flat list of numbers as one; what is neither is an array of objects."""
+    """An array, or a flat list of numbers as one; any other value is an array of objects."""
     if isinstance(value, np.ndarray):
         return value
     flat = isinstance(value, list | tuple) and all(isinstance(x, int | float | np.number) for x in value)

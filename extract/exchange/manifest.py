@@ -135,7 +135,7 @@ def _survey(source: Source, checks: Checks, sieve: Sieve) -> tuple[dict[str, Fou
 
 
 def _checked(item: Found, found: dict[str, Found], checks: Checks) -> Found | LeftOut:
-    """An image whose regions can be imported, without them; or why it can't be."""
+    """An image without its regions, if they can be imported; else the reason why not."""
     if other := found.get(item.key):
         message = f"image {item.key!r} was already given at {other.where}"
         error = InputError(message, where=item.where, fix="give the regions of each image once")
@@ -182,7 +182,7 @@ def _matched(
             f"no image has regions: the captions name {entries[0].id!r}, "
             + (f"the files {last.key!r}" if last else "and there is none in the files"),
             where=source.root,
-            fix="give captions whose ids or file names are those of the files",
+            fix="give captions with the ids or file names of the files",
         )
     if lacking and "missing" not in sieve.allowed:
         first = lacking[0]
@@ -238,7 +238,7 @@ def _number(key: str) -> Iterator[str]:
 
 
 def _names(entry: SourceImage) -> Iterator[str]:
-    """What the files may call an image, the best first."""
+    """Names that the files may use for an image, the best first."""
     path = PurePosixPath(entry.path)
     yield from (entry.id, path.stem, entry.path, str(path.with_suffix("")), path.name)
     yield from _plain(entry.id)

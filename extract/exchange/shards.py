@@ -37,12 +37,12 @@ class Image(NamedTuple):
 
 
 class About(NamedTuple):
-    """What all images of an import have.
+    """The facts that all images of an import share.
 
     format : of the files.
     boxes : R where every image has that many regions.
-    object_names, attribute_names : what class numbers mean, where the files say so.
-    dim, labels : length of a feature, and which labels the first image has.
+    object_names, attribute_names : the names of class numbers, if the files have them.
+    dim, labels : length of a feature, and the labels of the first image.
     id_bytes : length of the ``image_id`` field.
     """
 
@@ -61,7 +61,7 @@ class ImportShards(Maker[list[Image]]):
     Parameters
     ----------
     images : file or folder with the regions.
-    staging, key : where finished shards lie, and what decides them.
+    staging, key : the folder of finished shards, and all that decides them.
     recipe_hash : of the store.
     readers : threads that read and convert.
 
@@ -143,7 +143,7 @@ class ImportShards(Maker[list[Image]]):
         return facts | {"norms": astuple(norms) if norms.count else None}, len(ids)
 
     def _read(self, part: Sequence[Image], buffer: np.ndarray | None) -> tuple[list[Regions], Norms]:
-        """The regions of some images, their features in `buffer` where there is one, and these features' norms."""
+        """The regions of some images and the norms of their features, which lie in `buffer` if it is given."""
         outs = [None] * len(part) if buffer is None else buffer
         regions = [self._regions(image, out) for image, out in zip(part, outs, strict=True)]
         norms = [Norms.of(found.features) for found in regions]

@@ -1,4 +1,4 @@
-"""What reads an exchange format: a survey of its files from start to end, then each image's regions by their place.
+"""The base of exchange formats: a survey of the files from start to end, then each image's regions by their place.
 
 The survey is the manifest stage's: it hashes every file and says where each image's regions lie. The region stage goes
 straight to these places, and hashes the files again beside it.
@@ -64,18 +64,18 @@ class Source(ABC):
     ----------
     root : a file, or a folder of them.
     captions : where the captions are; a survey of a format that has its own may look there.
-    given : what `extract.settings.ImportSettings` says of the files: keys of `options`.
+    given : the user's options for the format (`extract.settings.ImportSettings`): keys of `options`.
 
     Attributes
     ----------
-    options : what the format wants to be told.
-    boxes : what the records' boxes mean, as `ImportSettings.boxes`; None where there are none.
+    options : the names of the format's options.
+    boxes : the convention of the records' boxes, as `ImportSettings.boxes`; None without boxes.
     precision : in which a store loses nothing of the features, as far as the files say so.
     paths : the files that hold regions.
     files : name -> sha256 of every one of them, once `survey` has ended.
     captions_in_survey : whether a survey must come before `entries` are asked for the first one.
-    notes : what people are to know of these files, once `survey` has ended.
-    object_names, attribute_names : what class numbers mean; known after `survey`, or set before `read`.
+    notes : remarks on these files for people, once `survey` has ended.
+    object_names, attribute_names : the names of class numbers; known after `survey`, or set before `read`.
     """
 
     name: ClassVar[str]
@@ -103,9 +103,9 @@ class Source(ABC):
 
     @abstractmethod
     def survey(self, advance: Callable[[int], object]) -> Iterator[Found | LeftOut]:
-        """Read all files from start to end, telling `advance` of the bytes; rows that can't be read are `LeftOut`.
+        """Read all files from start to end. Unreadable rows are `LeftOut`.
 
-        InputError, with file, row and fix, is of the whole file.
+        `advance` is called with the number of bytes. InputError, with file, row and fix, is of the whole file.
         """
 
     @abstractmethod
@@ -122,7 +122,7 @@ class Source(ABC):
         return sum(path.stat().st_size for path in self.paths)
 
     def hash_again(self, advance: Callable[[int], object]) -> dict[str, str]:
-        """What `files` was after the survey, if nothing has changed since; `advance` is told of the bytes."""
+        """The files' sha256, as `files` has them after the survey; `advance` is called with the number of bytes."""
         return {path.name: sha256(path, advance) for path in self.paths}
 
     def entries(self) -> Iterator[SourceImage] | None:
@@ -131,7 +131,7 @@ class Source(ABC):
 
 
 class Bytes:
-    """A file whose parts can be read in threads; few are open at a time. Not there or too short is an InputError."""
+    """A file to read parts of in threads; few are open at a time. A missing or too short file is an InputError."""
 
     def __init__(self, path: Path, fix: str):
         self.path, self._fix = Path(path), fix
@@ -159,9 +159,9 @@ class Bytes:
 
 
 def files_in(root: Path, *patterns: str) -> list[Path]:
-    """`root` itself if it is no folder, else what has these patterns in it, by name. InputError where there is nothing.
+    """The path `root` if it is no folder, else the paths in it with these patterns, by name.
 
-    What isn't a file there is refused by whoever opens it.
+    InputError if there is none. A path that isn't a file is refused when it is opened.
     """
     root = Path(root)
     found = sorted(path for pattern in patterns for path in root.glob(pattern)) if root.is_dir() else [root]

@@ -157,7 +157,7 @@ def _shown(field: bytes) -> str:
 
 
 class NumberType:
-    """Tells base64 of float16 or float64 by the first rows' numbers, which were read as float32.
+    """Recognises base64 of float16 or float64 by the first rows' numbers, which were read as float32.
 
     Raises InputError from `look`, or at last from `end`, unless the type is given (`regions.dtype`).
     """
@@ -217,7 +217,7 @@ class TsvSource(Source):
 
     A place is (file, row, offset, length).
 
-    fields : how many a row has. A format says what they hold in `head`, `record` and `row`.
+    fields : the number of a row's fields. `head`, `record` and `row` of a format read them.
     """
 
     options = frozenset({"dtype"})

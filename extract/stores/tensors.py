@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, read so that whatever is wrong with one is told: no pickle is ever read."""
+"""Tensors in safetensors files. Any damage in one is an `InputError`; no pickle is ever read."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -94,6 +94,6 @@ class GivenBoxes:
 
 
 def _texts(item: Grounding) -> Iterator[str]:
-    """The label of each box: the texts that are told of it, in the order of their names."""
+    """The label of each box: its texts, in the order of their names."""
     for label in item.labels:
         yield " ".join(label[name] for name in sorted(label))

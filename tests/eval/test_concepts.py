@@ -1,4 +1,4 @@
-"""Concepts of words and regions with a codebook whose entries are the scenes' attributes, and what is told of them."""
+"""Concepts of words and regions with a codebook whose entries are the scenes' attributes, and their figures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Code in a process of its own, of which the memory can be told."""
+"""Code in a process of its own, whose memory can be measured."""
 
 import subprocess
 import sys

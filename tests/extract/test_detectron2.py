@@ -46,7 +46,7 @@ SMALL = {
 PYRAMID = {"MODEL.FPN.OUT_CHANNELS": 32, "MODEL.ROI_BOX_HEAD.FC_DIM": 64}
 VIEW = {"shortest": 96, "longest": 160, "proposals_before": 400, "proposals_after": 60}
 C4, FPN = (f"COCO-Detection/faster_rcnn_{name}_3x.yaml" for name in ("R_50_C4", "R_50_FPN"))
-NETWORKS = {  # a config of the zoo, what is changed in it, and what `rcnn` is told of that
+NETWORKS = {  # a config of the zoo, the changes to it, and `rcnn`'s settings for them
     "R50-C4": (C4, {}, {}),
     "X152-like C4": (
         C4,

@@ -149,7 +149,7 @@ def test_sizes_may_be_height_first(tmp_path: Path) -> None:
 
 def test_the_box_convention_must_be_given(tmp_path: Path) -> None:
     folder = write_scan(tmp_path / "scan", boxes=BOXES, img_sizes=SIZES)
-    with pytest.raises(InputError, match=r"doesn't say what its boxes mean.*regions\.boxes"):
+    with pytest.raises(InputError, match=r"doesn't state the convention of its boxes.*regions\.boxes"):
         imported(folder)
 
 

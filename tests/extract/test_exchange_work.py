@@ -220,7 +220,7 @@ def test_arguments_are_refused_before_any_file_is_read_as_a_whole(
     table, captions = butd / "regions.tsv", ("--captions", butd / "captions.json")
     (tmp_path / "empty.csv").write_text("image,caption\n", encoding="utf-8")
     for arguments, message in (
-        (("scan", scan), "doesn't say what its boxes mean. Fix: set `--boxes` to xyxy, xywh, relative_xyxy or"),
+        (("scan", scan), "doesn't state the convention of its boxes. Fix: set `--boxes` to xyxy, xywh, relative_xyxy"),
         (("scan", scan, "--boxes", "relative-xyxy"), "--boxes: Input should be 'xyxy', 'xywh', 'relative_xyxy' or"),
         (("scan", scan, "--boxes", "xyxy", "--info"), "leave out `--info`"),
         (("scan", scan, "--boxes", "xyxy", "--images-per-shard", 0), "--images-per-shard: Input should be greater"),

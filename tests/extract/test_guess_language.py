@@ -1,4 +1,4 @@
-"""The language of captions is told by their script or by their frequent words."""
+"""The language of captions is recognised by their script or by their frequent words."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One writer an artifact: the others wait, are told of whom, and take what it made; dead ones are in nobody's way."""
+"""One writer an artifact: the others wait, name it, and take its result; dead writers are in nobody's way."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
 
 
 class Writer:
-    """A process that says when it has the lock, and writes when it is told to."""
+    """A process that says when it has the lock, and writes on command."""
 
     def __init__(self, environment: dict[str, str], out: Path, key: str = "key", text: str = "ours"):
         self.process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`selfalign clean`: unfinished work is listed, and removed when told to, but for what is in use."""
+"""`selfalign clean`: unfinished work is listed, and removed on request; work in use stays."""
 
 import os
 import platform

@@ -92,7 +92,7 @@ def kept(before: dict[str, tuple[int, int]], out: Path) -> bool:
 class Stuck:
     """A picture at which its reader waits, and so is in the middle of a shard, until it is released.
 
-    Processes wait there that were told to (`tests.extract.held`), with `picture` and `pipe`.
+    Processes with `picture` and `pipe` wait there (`tests.extract.held`).
     """
 
     def __init__(self, picture: Path):

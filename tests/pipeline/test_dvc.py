@@ -259,7 +259,7 @@ def test_mermaid_is_read_in_all_its_spellings() -> None:
 
 
 def would_run(project: Project) -> set[str]:
-    """The stages that `dvc repro` would run; a dry run stops at what has changed itself unless it is told to go on."""
+    """The stages that `dvc repro` would run; a dry run stops at changed stages unless it has an option to go on."""
     return set(project.repro("--dry", "--force-downstream").stages)
 
 

@@ -109,7 +109,7 @@ def test_an_unknown_key_like_no_other_has_no_hint(tmp_path: Path) -> None:
 )
 def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, key: str, value: Any, expected: str) -> None:
     text = message(changed(tmp_path, key, value))
-    place = key.removesuffix(".min_boxes")  # a rule of two keys is told of their section
+    place = key.removesuffix(".min_boxes")  # a rule of two keys names their section
     assert f"{place}: " in text and expected in text
 
 

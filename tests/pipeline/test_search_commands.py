@@ -495,7 +495,7 @@ def test_the_server_bounds_what_it_reads_and_whom_it_answers(server: Server):
     for body, status, message in ((b"", 422, "there is no picture"), (b"no picture", 422, "the picture can't be read")):
         found, _, content = server.raw("POST", "/api/picture", body)
         assert found == status and message in json.loads(content)["error"]
-    # Only the header is sent: a body that is told to be too large is never read.
+    # Only the header is sent: a body that claims to be too large is never read.
     length = {"Content-Length": str(schema.MOST_BYTES + 1)}
     found, _, content = server.raw("POST", "/api/picture", headers=length)
     assert found == 413 and "more than 33,554,432 bytes" in json.loads(content)["error"]

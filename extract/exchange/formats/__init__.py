@@ -11,8 +11,8 @@ from manifests.imported import FORMATS
 def open_source(format: str, root: Path, captions: Path | None = None, **given: Any) -> Source:
     """Open files of a format (`FORMATS`); nothing but their headers is read.
 
-    `given` is what `extract.settings.ImportSettings` says of the files, as far as it says something. Raises InputError
-    where the files aren't there, or where that isn't what the format needs to know.
+    `given` has the user's options for the format (`extract.settings.ImportSettings`). Raises InputError where the files
+    aren't there, an option is missing, or the format has no such option.
     """
     kind = FORMATS.find(format)
     if not Path(root).exists():

@@ -69,7 +69,7 @@ class ScanSource(Source):
             raise InputError(lacking, where=root, fix="leave out `regions.boxes`")
         if having == {True} and not self.boxes:
             raise InputError(
-                "the layout doesn't say what its boxes mean",
+                "the layout doesn't state the convention of its boxes",
                 where=root,
                 fix="set `regions.boxes` to xyxy, xywh, relative_xyxy or relative_xywh: ask whoever made them",
             )

@@ -1,4 +1,4 @@
-"""The project's own region stores, made elsewhere: what `selfalign import` made, or another project's `data/D`.
+"""The project's own region stores, made in another project: by `selfalign import`, or as its `data/D`.
 
 It is a data set's folder with `regions` (docs/architecture.md, "Stores") and `manifest`, whose captions and splits are
 taken; or a folder of region stores alone.
@@ -61,7 +61,7 @@ class StoreSource(Source):
 
     @property
     def _beside(self) -> list[Path]:
-        """What says of the shards what they are."""
+        """The files that describe the shards."""
         return [folder / name for folder in self._store.folders for name in (INDEX, RECIPE)]
 
     def _name(self, path: Path) -> str:

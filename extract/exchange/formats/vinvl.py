@@ -1,4 +1,4 @@
-"""VinVL's files, which Oscar and ALADIN read: features, and what was predicted of each image, in two tables.
+"""VinVL's files, which Oscar and ALADIN read: two tables, one of features and one of each image's predictions.
 
 | features | |
 |---|---|

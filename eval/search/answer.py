@@ -1,4 +1,4 @@
-"""What a search gives: hits in order, and which regions of their pictures the words match."""
+"""The answer of a search: hits in order, and the regions of their pictures that the words match."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Kind = Literal["images", "captions", "alike"]
 class Hit:
     """One image or caption that was found.
 
-    row : the image's row in what was searched.
+    row : the image's row in the index or the store.
     score : of a text with an image, the product of their embeddings; of two images, their cosine.
     text : the caption that was found, or the image's first; empty where it has none.
     """
@@ -35,7 +35,7 @@ class Answer:
 
     query : the text, a picture's file or id.
     kind : "images" for a text, "captions" for a picture, "alike" for images like a picture.
-    searched : says what was searched.
+    searched : a text that names the index or the store.
     unknown : words of a text that the run's vocabulary lacks.
     asked : the image of the index that was asked with; None for a text and for another picture.
     """

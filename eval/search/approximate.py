@@ -1,6 +1,6 @@
 """Approximate search with FAISS, which is optional: graphs (HNSW) or inverted lists (IVF) over full-precision vectors.
 
-What FAISS finds is ranked again exactly, so scores and their order are right; only candidates may be missing. Of
+Hits of FAISS are ranked again exactly, so scores and their order are right; only candidates may be missing. Of
 images of several views, each view beside the context that they share is a vector of its own.
 """
 

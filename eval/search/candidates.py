@@ -91,7 +91,7 @@ class Candidates:
 
     @classmethod
     def open(cls, folder: Path, views: np.ndarray, context: np.ndarray) -> Self:
-        """Map what `write_codes` wrote to `folder` for `views` and `context`."""
+        """Map the files that `write_codes` wrote to `folder` for `views` and `context`."""
         fix = "make the index again: `selfalign index`"
         bounds, _ = read_checked(folder / BOUNDS, dict[str, _Bounds], fix=fix)
         parts = []
@@ -122,7 +122,7 @@ def _of_shape(path: Path, dtype: str, shape: tuple[int, ...], fix: str) -> np.nd
 
 def write_codes(folder: Path, views: np.ndarray, context: np.ndarray, *, what: str) -> None:
     """Write the codes of `views [N, k, P]` and `context [N, S]`, float32, to `folder`, a block at a time, with their
-    scales, bounds (`bounds.json`) and lengths (`norms.npy`). The progress bar says `what` they are."""
+    scales, bounds (`bounds.json`) and lengths (`norms.npy`). `what` names them in the progress bar."""
     bounds, squares = {}, np.zeros(len(views))
     for name, full in _parts(views, context).items():
         count, each, length = len(views), full[0].shape[1], sum(array.shape[2] for array in full)

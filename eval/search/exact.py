@@ -1,9 +1,9 @@
 """The best candidates of a query, exactly, although most of the work is done in 8 bits.
 
-A product of codes differs from the exact score by no more than a bound, which follows from how far the vectors were
-rounded (`eval.search.candidates`). So the K best can only be among the candidates whose score, with the bound added,
-reaches the K-th best with the bound taken off. These few are scored in float64. Where they are not few, as with a
-hardly trained model, the same is done once more in float32, and then in float64 alone.
+A product of codes differs from the exact score by at most a bound, which follows from the vectors' rounding error
+(`eval.search.candidates`). A candidate can only be among the K best if its score plus the bound reaches the K-th best
+score less the bound. These few candidates are scored in float64. If they are many, as with a hardly trained model, the
+scan is repeated in float32, and then in float64 alone.
 
 Scores within `eval.scores.TIE` of each other count as equal, and the lower index wins, as in the evaluation.
 Q queries of m vectors each (a caption has one, an image as many as views), N candidates.
@@ -26,7 +26,7 @@ DEVICE_NUMBERS = 1 << 29  # of full-precision vectors that are sent there, or mu
 FIRST_ROWS = 1 << 12  # the first block, which says from where on a score is worth keeping
 QUERIES = 256  # searched in one pass
 FEW = 1024  # candidates of a query that may be left for float64; of many more than 32 * FEW, a 32nd
-# A query's codes stay below 64, and what they leave over is coded once more: processors without VNNI add two products
+# A query's codes stay below 64, and their rounding error is coded once more: processors without VNNI add two products
 # of 8 bits in 16, and 2 x 255 x 63 fits.
 QUERY_CODES = 63
 FINER = 2 * QUERY_CODES
@@ -102,12 +102,12 @@ class _Pool:
 
 
 class _Scan(ABC):
-    """One pass over all candidates in one precision, with queries made so long that `QUERY_CODES` is their greatest
-    number, which changes no order.
+    """One pass over all candidates in one precision. Queries are scaled so that `QUERY_CODES` is their greatest number,
+    which changes no order.
 
     Attributes
     ----------
-    bound : `[Q]` float32, the most by which a query's scores are off.
+    bound : `[Q]` float32, the largest error of a query's scores.
     """
 
     def __init__(self, candidates: Candidates, queries: np.ndarray, count: int, cosine: bool):
@@ -126,7 +126,7 @@ class _Scan(ABC):
 
     @abstractmethod
     def prepare(self, queries: torch.Tensor) -> torch.Tensor:
-        """What `products` needs of one part of the queries, `[Q m, P]`."""
+        """One part of the queries, `[Q m, P]`, as `products` reads it."""
 
     @abstractmethod
     def products(self, part: Part, rows: slice, queries: torch.Tensor) -> torch.Tensor:
@@ -134,10 +134,10 @@ class _Scan(ABC):
 
     @abstractmethod
     def error_bound(self, part: Part, queries: torch.Tensor) -> torch.Tensor:
-        """The most by which `products` are off, float64 `[Q m]`, for queries `[Q m, P]`."""
+        """The largest error of `products`, float64 `[Q m]`, for queries `[Q m, P]`."""
 
     def run(self) -> list[np.ndarray | None]:
-        """Of each query the rows, rising, among which the best are; None where they are too many."""
+        """The rows, rising, that may be among each query's best; None where they are too many."""
         total, queries = len(self.candidates), self.shape[0]
         pool = _Pool(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         cut = torch.full((queries,), -torch.inf)
@@ -192,7 +192,7 @@ class _CodeScan(_Scan):
     """In 8 bits: sums of whole numbers, which are exact."""
 
     def prepare(self, queries: torch.Tensor) -> torch.Tensor:
-        """The codes of the queries and, of few queries, beside them those of what they leave over: int8 `[P, ...]`."""
+        """The codes of the queries, int8 `[P, ...]`. Of few queries, the codes of their rounding errors follow."""
         return torch.cat(_codes(queries)).T.contiguous()
 
     def products(self, part: Part, rows: slice, queries: torch.Tensor) -> torch.Tensor:
@@ -232,7 +232,7 @@ def _whole_products(codes: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """Products float32 `[M, Q]` of int8 `[M, P]` and `[P, Q]`.
 
     A GPU's 8-bit product takes more than 16 rows, and other sides that 8 divides. Float32 gives the same sums below
-    2^24, and beyond that within what `_CodeScan.error_bound` allows.
+    2^24. `_CodeScan.error_bound` allows for the rounding of larger ones.
     """
     if codes.device.type == "cpu":
         return torch._int_mm(codes, queries).float()
@@ -243,7 +243,7 @@ def _whole_products(codes: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
 
 
 def _codes(queries: torch.Tensor) -> list[torch.Tensor]:
-    """Codes of queries `[M, P]` and, of few, those of what they leave over, in steps of 1 / FINER; int8 `[M, P]`."""
+    """Codes int8 `[M, P]` of queries `[M, P]` and, of few, of their rounding errors, in steps of 1 / FINER."""
     codes = queries.round()
     found = [codes, ((queries - codes) * FINER).round()] if len(queries) <= FINER_QUERIES else [codes]
     return [each.clamp(-QUERY_CODES, QUERY_CODES).to(torch.int8) for each in found]

@@ -68,7 +68,7 @@ class Source:
     words: RunWords
 
     def facts(self, splits: Sequence[str]) -> dict[str, Any]:
-        """What an index of some splits is made of; None for what isn't on this machine."""
+        """The facts that an index of some splits depends on; None for files that aren't on this machine."""
         listed = manifest_sha256(self.manifest) if is_manifest(self.manifest) else None
         return {
             "run": {"name": self.run, "weights_sha256": _digest(self.model / WEIGHTS)},
@@ -100,8 +100,8 @@ def run(
 
     Parameters
     ----------
-    splits : whose images and captions are in it; one without images is left out.
-    kind : "exact", or what FAISS is to make for approximate search.
+    splits : the splits in it; one without images is left out.
+    kind : "exact", or the kind of FAISS's index for approximate search.
     device, batch_size : torch device and items a batch; they change the speed and the last bits.
 
     Raises
@@ -143,7 +143,7 @@ def finish(
 
     features, words : recipes of the regions, and of the words that the run reads.
 
-    Returns the hash of its recipe, and a sentence on what it holds.
+    Returns the hash of its recipe, and a sentence on its contents.
     """
     write_manifest(folder, rows)
     shutil.copyfile(source.words.vocabulary, folder / "vocabulary.json")
@@ -227,7 +227,7 @@ class Index:
         return cls(folder, recipe, manifest, *parts)
 
     def require_current(self, source: Source) -> None:
-        """Raise `InputError` with what has changed of the run or the data set since; what isn't here hasn't."""
+        """Raise `InputError` with the first change of the run or the data set since. Missing files are skipped."""
         made, now = {}, source.facts(self.recipe["splits"])
         if "files_sha256" in self.recipe["regions"]:  # of a store of all splits, in older projects
             now["regions"] = {"files_sha256": _digest(source.regions / INDEX)}
@@ -247,7 +247,7 @@ class Index:
 
     @property
     def command(self) -> str:
-        """What makes it again."""
+        """The command that makes the index again."""
         options = "".join(f" --split {split}" for split in self.recipe["splits"])
         return f"selfalign index {self.recipe['run']['name']} {self.recipe['data set']['name']}{options}" + (
             "" if self.recipe["kind"] == "exact" else f" --kind {self.recipe['kind']}"

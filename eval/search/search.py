@@ -50,7 +50,7 @@ class UnknownWords(InputError):
 
 
 class Searcher:
-    """Answers queries in an index. What a kind of query needs is loaded at the first such query.
+    """Answers queries in an index. Models are loaded at the first query that needs them.
 
     Parameters
     ----------

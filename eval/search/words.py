@@ -31,7 +31,7 @@ class RunWords:
     pieces : whether the run reads word pieces.
     encoder : settings of its text features, if it reads those.
     vocabulary : the `vocabulary.json` that it was trained with.
-    recipe : what the run's record says of its data: `{"tokens": ..., "text_features": ...}` and more.
+    recipe : the run's record of its data: `{"tokens": ..., "text_features": ...}` and more.
     """
 
     tokens: TokenSettings

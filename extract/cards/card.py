@@ -31,7 +31,7 @@ _FIX = "choose the folder of a store, for instance `data/D/regions` or `data/D/p
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A store's card as its index, recipe and shards give it, and what in the store doesn't agree with it."""
+    """A store's card, made of its index, recipe and shards, and the store's contradictions of it."""
 
     text: str
     croissant: dict[str, Any]
@@ -128,7 +128,7 @@ def _is_pack(recipe: dict[str, Any]) -> bool:
 
 
 def _index_of(store: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The index of a region store, or of shards, whose recipe it is."""
+    """The index of a region store or of packed shards, by the recipe's kind."""
     of_pack = _is_pack(recipe)
     (require_pack_recipe if of_pack else require_region_recipe)(recipe, store / RECIPE)
     return _index(store, PackIndex if of_pack else RegionIndex)
@@ -150,7 +150,7 @@ def _differs(path: Path, expected: str | dict[str, Any]) -> bool:
 
 
 def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    """Which files are missing or have changed; if none, what the index counts otherwise than the shards do."""
+    """The files that are missing or have changed; if none, the counts that differ between index and shards."""
     if (counted := sum(shard["count"] for shard in index["shards"])) != index["images"]:
         return [f"{INDEX} says {index['images']} images, the shards hold {counted}"]
     findings, found = [], []
@@ -172,7 +172,7 @@ def _damage(store: Path, index: dict[str, Any], recipe: dict[str, Any]) -> list[
 
 
 def _changed(path: Path, listed: str) -> str | None:
-    """What is wrong with a file whose sha256 the index lists, if anything is."""
+    """The damage of a file that the index lists with its sha256; None if there is none."""
     digest = sha256(path) if path.is_file() else None
     if digest == listed:
         return None

@@ -1,4 +1,4 @@
-"""Croissant metadata (mlcommons.org/croissant, version 1.0) of a store: what a folder holds, for programs.
+"""Croissant metadata (mlcommons.org/croissant, version 1.0) of a store: a folder's contents, for programs.
 
 Every shard is a `FileObject` with its sha256; the members of tar shards are `FileSet`s; the record set ``shards`` is
 the index. Addresses are file names, so the file describes the folder that it lies in, wherever that is.

@@ -1,4 +1,4 @@
-"""The cards of stores: what a person who receives the folder must know, in Markdown, from the files of `templates/`.
+"""The cards of stores: the facts that a person who receives the folder needs, in Markdown, from files of `templates/`.
 
 Those of regions and packs are made of ``index.json`` and ``recipe.json`` alone, so that `selfalign card` can tell
 whether they still hold.
@@ -170,7 +170,7 @@ def _norms(index: Mapping[str, Any]) -> str:
 
 
 def _about(index: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """The rows that people wrote: the pictures' licence, which governs their features too, and what to cite."""
+    """The rows that people wrote: the pictures' licence, which governs their features too, and the citation."""
     about, made = index.get("about") or {}, "whoever made the files" if "imported" in recipe else "the detector"
     licence = about.get("licence") or "not told: ask whoever gave you the pictures"
     cite = about.get("cite") or f"the pictures' source, {made} and the recipe above"
@@ -183,7 +183,7 @@ def _left_out(ids: Sequence[str]) -> str:
 
 
 def _ids(what: str, names: list[str] | None) -> str:
-    """What the first ids mean, a paragraph; nothing where the detector knows no names."""
+    """The names of the first ids, as a paragraph; empty without names of the detector."""
     if not names:
         return ""
     shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN_NAMES]))

@@ -21,7 +21,7 @@ from extract.stores.regions import RegionStore
 from manifests.errors import InputError
 from manifests.progress import progress
 
-EDGES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)  # of the histogram's bins: what matters lies near 1
+EDGES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)  # of the histogram's bins: narrow near 1
 _WORST = 5  # pictures shown
 # Every float16 as float32, by its bits: NumPy's own conversion takes four times as long.
 _FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -77,7 +77,7 @@ class Picture:
 
 @dataclass
 class Comparison:
-    """What `run` found: the stores, what is only in one of them, and every image that is in both, in A's order.
+    """The result of `run`: the stores, the images in only one of them, and every image in both, in A's order.
 
     dims : length of a feature in A and in B. recipe_difference : first key at which recipes differ, A's value, B's.
     """
@@ -145,7 +145,7 @@ class Comparison:
         return np.bincount(bins, minlength=len(EDGES) + 1).tolist()
 
     def summary(self) -> dict[str, Any]:
-        """The numbers over all images: what is printed above the histogram, and the head of the JSON file."""
+        """The numbers over all images: they stand above the printed histogram, and in the head of the JSON file."""
         numbers: dict[str, Any] = {
             "images": len(self.pictures),
             "identical_images": sum(p.identical for p in self.pictures),
@@ -267,7 +267,7 @@ def identical(a: Regions, b: Regions) -> bool:
 
 
 def _same(image_id: str, regions: Regions) -> Picture:
-    """An image whose regions are identical in both stores."""
+    """An image with identical regions in both stores."""
     count = len(regions)
     one, zero = (1.0, 0.0) if count else (None, None)
     return Picture(

@@ -1,4 +1,4 @@
-"""What `selfalign verify` found in a store: each finding with its file, the picture's row and id, and what is wrong."""
+"""The findings of `selfalign verify` in a store: each with its file, the picture's row and id, and the mistake."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Index = TypeVar("Index", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: the file, the picture's row in it (from 0) and id where there is one, and what."""
+    """One mistake: the file, the picture's row in it (from 0) and id, if it is of a picture, and `what` is wrong."""
 
     file: str
     what: str
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass
 class Verification:
-    """What `run` found. `findings` are the first `limit` of `total`; the store is sound if `total` is 0."""
+    """The result of `run`. `findings` are the first `limit` of `total`; the store is sound if `total` is 0."""
 
     store: Path
     manifest: Path | None

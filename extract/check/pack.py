@@ -20,7 +20,7 @@ from manifests.schema import CaptionedImage
 
 
 def verify_pack(found: Verification, rows: Sequence[CaptionedImage] | None) -> None:
-    """Add all findings of a folder of WebDataset shards; `rows` are the manifest's, where there is one."""
+    """Add all findings of a folder of WebDataset shards; `rows` are the manifest's, or None without one."""
     recipe_holds(found)
     index = read_index(found, PackIndex)
     if index is None:
@@ -42,7 +42,7 @@ def verify_pack(found: Verification, rows: Sequence[CaptionedImage] | None) -> N
 
 
 def verify_tokens(found: Verification, rows: Sequence[CaptionedImage] | None) -> None:
-    """Add all findings of a token store; `rows` are the manifest's, where there is one."""
+    """Add all findings of a token store; `rows` are the manifest's, or None without one."""
     found.holds = ("images", "captions")
     recipe_holds(found)
     index = read_index(found, TokenIndex)
@@ -137,7 +137,7 @@ def _read(
 def _sample(
     sample: Sample, shard: PackedShard, dim: int, known: dict[str, CaptionedImage] | None, seen: dict[str, str]
 ) -> Iterator[str]:
-    """What is wrong with one sample."""
+    """The mistakes of one sample."""
     regions, facts = sample.regions, sample.facts
     if sample.id in seen:
         yield f"this image is in {seen[sample.id]} already"

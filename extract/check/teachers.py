@@ -1,4 +1,4 @@
-"""`selfalign verify` of a teacher store: each file's sha256, its vectors' lengths, and what it is of.
+"""`selfalign verify` of a teacher store: each file's sha256, its vectors' lengths, and its manifest.
 
 Nothing that a damaged store holds raises: all of it becomes findings.
 """
@@ -22,7 +22,7 @@ _ROUNDING = 2e-3
 
 
 def verify_teachers(found: Verification, rows: Sequence[ImageRow] | None) -> None:
-    """Add all findings of a teacher store; `rows` are the manifest's, where there is one."""
+    """Add all findings of a teacher store; `rows` are the manifest's, or None without one."""
     found.holds = ("images", "captions", "vectors")
     if not recipe_holds(found):
         return
@@ -57,7 +57,7 @@ _ZERO = "the vector is all zeros"
 
 
 def _wrong(found: Verification, shard: TeacherShard, dim: int) -> Iterator[tuple[int | None, str]]:
-    """(row, what) of one shard."""
+    """(row, mistake) of one shard."""
     path = found.store / shard.file
     try:
         digest = sha256(path)

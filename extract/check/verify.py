@@ -70,7 +70,7 @@ def _stores_of(folder: Path) -> list[Path]:
 
 
 def _refuse_emptied(folder: Path) -> NoReturn:
-    raise InputError("nothing of what should be in this folder is there", where=folder, fix=how_to_get(folder))
+    raise InputError("none of the store's files is in this folder", where=folder, fix=how_to_get(folder))
 
 
 def _is_store(folder: Path) -> bool:
@@ -106,7 +106,7 @@ def run(*, store: Path, manifest: Path | None = None, limit: int = 100) -> Verif
 
 
 def kind_of_store(store: Path) -> Literal["regions", "tokens", "text_features", "teachers", "pack"]:
-    """What a folder holds, as far as its files show; regions where nothing else shows."""
+    """The kind of store in a folder, by its files; regions by default."""
     if any(store.glob("*.tar")):
         return "pack"
     if (store / "tokens.h5").exists():
@@ -152,7 +152,7 @@ def _recipe(found: Verification) -> tuple[dict[str, Any], str] | None:
 
 
 def _images(found: Verification) -> Sequence[ImageRow] | None:
-    """The manifest's images, where there is one."""
+    """The manifest's images; None without a manifest."""
     if found.manifest is None:
         return None
     try:
@@ -163,7 +163,7 @@ def _images(found: Verification) -> Sequence[ImageRow] | None:
 
 
 def _captioned(found: Verification) -> Sequence[CaptionedImage] | None:
-    """The manifest's images with their captions, where there is one."""
+    """The manifest's images with their captions; None without a manifest."""
     if found.manifest is None:
         return None
     try:
@@ -204,10 +204,10 @@ def _files(found: Verification, index: RegionIndex) -> None:
 
 
 class _Shards:
-    """Looks at one shard after the other, and keeps what must agree between them.
+    """Checks one shard after the other, and keeps the facts on which they must agree.
 
-    ``seen`` is each image id's place (file, row), in the store's order; ``lost`` holds the entries of the shards whose
-    ids can't be read.
+    ``seen`` is each image id's place (file, row), in the store's order. ``lost`` holds the entries of shards with
+    unreadable ids.
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class _Shards:
             yield f"it has the labels {here}, {self._first_labels[0]} has {self._first_labels[1]}"
 
     def _contents(self, shard: MappedHDF5, ids: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """(row, what) of every picture whose arrays hold what they must not. The shard's layout is right."""
+        """(row, mistake) of every picture with impossible values in its arrays. The shard's layout is right."""
         counts, sizes = shard["num_boxes"], shard["image_size"]
         dim = self.index.dim
         for row in np.flatnonzero(counts > self.max_boxes) if self.max_boxes is not None else ():

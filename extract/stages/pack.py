@@ -62,7 +62,7 @@ class PackShards(Maker[Samples]):
     Parameters
     ----------
     regions : the region store.
-    staging, key : where finished shards lie, and what decides them.
+    staging, key : the folder of finished shards, and all that decides them.
     """
 
     def __init__(self, *, regions: Path, staging: Path, key: Mapping[str, Any]):
@@ -212,7 +212,7 @@ class _Parts:
 
 
 def _facts(image: CaptionedImage, words: list[list[str]]) -> dict[str, Any]:
-    """What the JSON member says beside the sizes and labels of the regions."""
+    """The JSON member's facts, without the sizes and labels of the regions."""
     return {"id": image.id, "split": image.split, "captions": list(image.captions), "tokens": words}
 
 

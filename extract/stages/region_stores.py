@@ -35,7 +35,7 @@ def install_region_stores(
     Parameters
     ----------
     places, done : of each shard its split and name, and its marker.
-    about : what the card says of the pictures' licence and of what to cite.
+    about : the pictures' licence and the works to cite, for the card.
     dim, dense, object_names, attribute_names : as `region_index` takes them.
 
     A split without pictures is a store without shards: DVC wants every out to be there.

@@ -49,13 +49,13 @@ def run(
     Parameters
     ----------
     dataset : its name, for the card.
-    manifest : its folder; its sha256 sums decide what is read.
+    manifest : its folder; pictures must have its sha256 sums.
     images : the image root that the manifest's paths start from.
     cache : the machine's cache folder (`extract.engine.cache`): its results aren't computed again, and a killed run
         continues from there.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
     workers : make the shards, each on its own device; they must see the same files under the same paths.
-    exact : take from the cache only what was computed in the environment at hand.
+    exact : take from the cache only results of the environment at hand.
     about : the pictures' licence and the works to cite, for the card.
     earlier : a store of an older project, whose regions are taken instead of computed ones.
 

@@ -65,7 +65,7 @@ def run(
     device, batch_size, caption_batch, readers : torch device, pictures and captions a batch, threads that read
         pictures; they change the speed and the last bits.
     workers : which workers run the models.
-    exact : take from the cache only what was computed in the environment at hand.
+    exact : take from the cache only results of the environment at hand.
     earlier : a store of an older project, of the same images and captions, whose vectors are taken instead of computed
         ones.
 

@@ -3,7 +3,7 @@
     selfalign text_features flickr30k
 
 The encoder is in evaluation mode, so that its states are constants of a caption: training on them never runs it. A
-caption's states are kept in the cache by its word pieces: what is known isn't computed again.
+caption's states are kept in the cache by its word pieces, and aren't computed again.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def run(
         continues from there.
     device, batch_size : torch device and captions a batch; they change the speed and the last bits.
     workers : which workers encode.
-    exact : take from the cache only what was computed in the environment at hand.
+    exact : take from the cache only results of the environment at hand.
     earlier : a store of an older project, of the same tokens, whose states are taken instead of computed ones.
 
     Raises

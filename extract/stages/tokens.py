@@ -99,7 +99,7 @@ def run(
 
 
 def _doubts(counts: Counts) -> list[str]:
-    """What seems to be wrong with the words of captions; the vocabulary was made of some."""
+    """Warnings about the words of captions: many unknown ones, many captions of one word."""
     unknown, single = (part / max(all_, 1) for part, all_ in (counts.unknown_in_train, counts.single))
     doubts = []
     if unknown > 0.2:

@@ -1,4 +1,4 @@
-"""What a region has: the one table of per-region fields, which stores, shards, packs, checks and cards read.
+"""The fields of a region: the one table of them, which stores, shards, packs, checks and cards read.
 
 A new field is a line of `Regions`, and whatever gives it a value (`extract.vision.detectors.base`).
 """
@@ -16,7 +16,7 @@ class RegionField:
     dtype : in a shard (of features float32 where an import asked for it).
     shape : of a region's part, None for D.
     least, most : the range of its numbers; of classes without names there is no end.
-    names : of classes the key of ``index.json`` that says what they mean.
+    names : of classes, the key of ``index.json`` with their names.
     tolerance : how far another device, batch or library moves it (features: `extract.engine.tolerance`).
     optional : whether a detector may not give it.
     """

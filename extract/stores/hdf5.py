@@ -36,7 +36,7 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes
     """Write `arrays` as contiguous datasets, in their order, with root `attributes`, atomically.
 
     An array gives the same bytes whole and in blocks.
-    Raises `DiskFull` where there is no room, and OSError for what else goes wrong with the disk.
+    Raises `DiskFull` where there is no room, and OSError for other errors of the disk.
     """
     with atomic(path, make_folder=False) as temporary, _Disk(temporary) as disk:
         with h5py.File(disk, "w", libver="earliest", track_order=False) as file:
@@ -55,7 +55,7 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes
 
 
 class _Disk(io.FileIO):
-    """The file that HDF5 writes, which never tells HDF5 of an error: it crashes on a full disk.
+    """The file that HDF5 writes. It hides errors from HDF5, which crashes on a full disk.
 
     `error` is the first error; nothing is written after it.
     """
@@ -132,7 +132,7 @@ class MappedHDF5:
         return _Open(self.path, self._layout)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The dataset `name`, a view of the map; KeyError names what the file has."""
+        """The dataset `name`, a view of the map; KeyError names the file's datasets."""
         arrays = self._file().arrays
         if name not in arrays:
             raise KeyError(f"{self.path} has no dataset {name!r}; it has {sorted(arrays)}")
@@ -157,8 +157,8 @@ class MappedHDF5:
     def row_reader(self, name: str) -> Callable[[int, np.ndarray], None]:
         """``read(first, out)``, which fills `out` (contiguous, of the dataset's dtype) with consecutive rows.
 
-        All axes but the last count rows. Nearly as fast as copying from the map, but what is read doesn't become
-        resident memory of this process.
+        All axes but the last count rows. Nearly as fast as copying from the map, but without resident memory for the
+        file's pages.
         """
         read, size = self.byte_reader(name)
 
@@ -194,7 +194,7 @@ class MappedHDF5:
 def layout_problems(
     shard: MappedHDF5, expected: Mapping[str, tuple[str, tuple[int | None, ...]]], optional: Collection[str] = ()
 ) -> Iterator[str]:
-    """What is wrong with the datasets of a file.
+    """The mistakes of the datasets of a file.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def layout_problems(
 
 
 def offsets_problem(shard: MappedHDF5, offsets: str, flat: str) -> str | None:
-    """What is wrong with the places in `flat` where its ragged items begin, and the last ends."""
+    """The mistake of the offsets of ragged items in `flat`, the last one's end included; None if there is none."""
     places, end = shard[offsets], len(shard[flat])
     if len(places) and places[0] == 0 and places[-1] == end and (places[1:] >= places[:-1]).all():
         return None
@@ -225,7 +225,7 @@ def offsets_problem(shard: MappedHDF5, offsets: str, flat: str) -> str | None:
 
 @contextmanager
 def _opening(path: Path) -> Iterator[None]:
-    """Turn what prevents a file from being opened into an `InputError`: the file isn't damaged then."""
+    """Turn an error on opening a file into an `InputError`: the file isn't damaged then."""
     try:
         yield
     except OSError as error:

@@ -40,7 +40,7 @@ class CountedFile(Entry):
 
 
 class Index(Written):
-    """What every ``index.json`` has; each kind of store has more."""
+    """The keys of every ``index.json``; each kind of store has more."""
 
     shards: list[Entry]
     files: dict[Annotated[str, Field(pattern=rf"{_NAME[:-1]}(/{_NAME[1:-1]})?$")], Digest] = {}
@@ -61,7 +61,7 @@ def listed_files(folder: Path) -> dict[str, str]:
 
 
 def read_index(folder: Path, kind: type[Index], fix: str) -> dict[str, Any]:
-    """What the ``index.json`` of a store holds. Raises `InputError`, with `fix`, unless it is as `kind` says."""
+    """The contents of a store's ``index.json``. Raises `InputError`, with `fix`, unless they are of type `kind`."""
     path = Path(folder) / INDEX
     try:
         return read_checked(path, kind, fix=fix)[1]
@@ -72,7 +72,7 @@ def read_index(folder: Path, kind: type[Index], fix: str) -> dict[str, Any]:
 def require_intact(folder: Path, *, fix: str | None = None) -> None:
     """Raise `InputError` with the first file of a store, in its index's order, that is missing or has changed.
 
-    fix : what to do then, where DVC doesn't have the store.
+    fix : the advice then, for a store that DVC doesn't have.
     """
     folder, fix = Path(folder), fix or _again(Path(folder))
     kept = folder.with_name(f".{folder.name}.intact.json")
@@ -96,7 +96,7 @@ def require_intact(folder: Path, *, fix: str | None = None) -> None:
 
 
 def intact_digests(stores: Iterable[Path]) -> list[str]:
-    """The sha256 of each store's index, which lists those of its files: what stands for a store in a key.
+    """The sha256 of each store's index, which lists those of its files. It stands for the store in a key.
 
     Raises `InputError` as `require_intact` does.
     """
@@ -107,7 +107,7 @@ def intact_digests(stores: Iterable[Path]) -> list[str]:
 
 
 def how_to_get(folder: Path) -> str:
-    """What to do where a store, or a manifest, isn't there."""
+    """The advice for a store, or a manifest, that isn't there."""
     if tracked := _tracked(folder):
         return f"fetch it, with `dvc pull {tracked}`"
     made = _whole(folder)
@@ -124,13 +124,13 @@ def _whole(folder: Path) -> Path:
 
 
 def _tracked(folder: Path) -> Path | None:
-    """The .dvc file of a store, or of the folder of all splits, that came from elsewhere through DVC."""
+    """The .dvc file of a store, or of the folder of all splits, that DVC imported from another project."""
     named = [place.with_name(f"{place.name}.dvc") for place in (folder, _whole(folder))]
     return next((path for path in named if path.is_file()), None)
 
 
 def _again(folder: Path) -> str:
-    """What to do, with DVC's name of the store: that of its .dvc file where it came from elsewhere through DVC."""
+    """The advice for a changed store, with DVC's name of it: that of its .dvc file, if DVC imported it."""
     tracked = _tracked(folder)
     if not tracked and (format := _imported(folder)) and not _locked(folder):
         out = _whole(folder).parent
@@ -168,7 +168,7 @@ def _known(kept: Path) -> dict[str, Any]:
 
 
 def _state(path: Path, digest: str, fix: str) -> list[Any]:
-    """What must be the same for an earlier answer to hold."""
+    """The facts that must be the same for an earlier answer to hold."""
     try:
         found = path.stat()
     except OSError as error:

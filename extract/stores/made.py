@@ -1,4 +1,4 @@
-"""What made a store: lines of ``made.jsonl`` beside it, so that a store that is made again is the same to the byte."""
+"""The origin of a store: lines of ``made.jsonl`` beside it, so that a store made again is the same to the byte."""
 
 import json
 import os
@@ -73,6 +73,6 @@ def _first_made(store: Path) -> Iterator[dict[str, Any]]:
 
 
 def _content(store: Path) -> str:
-    """What names the content of a store, or of a data set's stores of each split: their indexes' sha256."""
+    """The name of the content of a store, or of a data set's stores of each split: their indexes' sha256."""
     found = [store / INDEX] if (store / INDEX).is_file() else [store / split / INDEX for split in SPLITS]
     return fingerprint([sha256(path) for path in found if path.is_file()])

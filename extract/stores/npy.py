@@ -34,8 +34,8 @@ class Header(NamedTuple):
 def read_header(file: BinaryIO, where: object, *, fix: str, kinds: str = NUMBERS, fortran_too: bool = False) -> Header:
     """The header of `file`, from its first byte on.
 
-    Raises InputError for a pickle, Fortran order unless `fortran_too`, a dtype of another kind than `kinds`, or what is
-    no .npy.
+    Raises InputError for a pickle, Fortran order unless `fortran_too`, a dtype of another kind than `kinds`, or a file
+    that is no .npy.
     """
     start = io.BytesIO(file.read(_MOST_HEADER))
     try:
@@ -73,6 +73,6 @@ def parse(data: bytes, where: object, *, fix: str, kinds: str = NUMBERS) -> np.n
 
 
 def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-    """Begin a .npy file whose numbers follow in C order."""
+    """Write the header of a .npy file; its numbers follow in C order."""
     fields = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(file, fields)

@@ -1,7 +1,7 @@
-"""Recipes: what decides the numbers in a store.
+"""Recipes: all that decides the numbers in a store.
 
-A recipe is JSON whose canonical text gives the recipe hash. What made a store is noted outside it
-(`extract.stores.made`). Stores whose recipes differ are never mixed (docs/architecture.md, "Stores").
+A recipe is JSON, and its canonical text gives the recipe hash. A store's origin is noted outside it
+(`extract.stores.made`). Stores of different recipes are never mixed (docs/architecture.md, "Stores").
 """
 
 from pathlib import Path

@@ -73,7 +73,7 @@ def write_shard(
 
 
 def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str, features: str) -> Iterator[str]:
-    """What is wrong with dtypes, shapes, counts and offsets of a shard of `images` pictures."""
+    """The mistakes of dtypes, shapes, counts and offsets of a shard of `images` pictures."""
     dense = layout == "dense"
     if dense and "offsets" in shard:
         yield f"it has offsets, {INDEX} says the layout is dense"
@@ -98,7 +98,7 @@ def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str
     elif problem := offsets_problem(shard, "offsets", "boxes"):
         yield problem
     elif (np.diff(shard["offsets"]) != counts).any():
-        yield "num_boxes isn't what offsets say"
+        yield "num_boxes doesn't agree with offsets"
 
 
 def shard_row(shard: MappedHDF5, row: int) -> Regions:
@@ -116,7 +116,7 @@ def region_index(
     object_names: list[str] | None,
     attribute_names: list[str] | None,
 ) -> dict[str, Any]:
-    """What ``index.json`` holds, made of the done-markers of all shards (file, count, first, last, sha256)."""
+    """The contents of ``index.json``, made of the done-markers of all shards (file, count, first, last, sha256)."""
     return {
         "schema": SCHEMA,
         "images": sum(shard["count"] for shard in done),
@@ -144,7 +144,7 @@ class MeasuredNorms(Written):
 
 
 class About(Written):
-    """What people are to know of the pictures."""
+    """The licence and the citation of the pictures."""
 
     licence: str | None = None
     cite: str | None = None
@@ -320,7 +320,8 @@ class RegionStore:
         return shard
 
     def _problems(self, shard: MappedHDF5, listed: int) -> Iterator[str]:
-        """What would mislead whoever reads a shard that is to hold `listed` images; `selfalign verify` finds more."""
+        """The mistake of a shard that should hold `listed` images; None if readers can trust its layout. `selfalign
+        verify` finds more."""
         if "image_id" in shard and (found := len(shard["image_id"])) != listed:
             yield f"holds {found} images, {INDEX} lists {listed}"
         features = (self.recipe.get("format") or {}).get("features", "float16")

@@ -1,4 +1,4 @@
-"""The teacher store: what uni-modal teachers make of every image and every caption of a manifest, one vector each.
+"""The teacher store: uni-modal teachers' vectors of every image and every caption of a manifest, one each.
 
 One folder a data set. Shards of images in the manifest's order come first, then shards of captions in the manifest's
 order; ``index.json`` says which a shard holds. A shard has one dataset, ``embeddings`` f16 [n, W], whose rows have

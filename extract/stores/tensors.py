@@ -44,7 +44,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: object, *
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of what a module is made of, by name."""
+    """The shapes of a module's parameters and buffers, by name."""
     return _shapes(module.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""The token store: every caption of a data set as words, parts of speech and, where wanted, word pieces.
+"""The token store: every caption of a data set as words, parts of speech and, optionally, word pieces.
 
 One folder a data set: tokens.h5, vocabulary.json, recipe.json, index.json with the sha256 of tokens.h5 (and the stage's
 README.md). The captions lie one after another in manifest order, ragged: caption c has the entries `offsets[c]` to
@@ -66,7 +66,7 @@ _ARRAYS: dict[str, tuple[str, tuple[int | None, ...]]] = {
 
 
 class TokenShards:
-    """The shards of `extract.text.shards`, in the captions' order, with what their store needs to know of them all.
+    """The shards of `extract.text.shards`, in the captions' order, with the facts of them all that their store needs.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class TokenShards:
         return uses
 
     def blocks(self, name: str, change: Callable[[int, np.ndarray], np.ndarray] | None = None) -> Blocks:
-        """An array of all shards, end to end, where wanted after ``change(number, its own)``, of the store's dtype."""
+        """An array of all shards, end to end, of the store's dtype. ``change(number, array)`` is applied to each."""
         dtype, (_, *width) = _ARRAYS[name]
         lengths = [len(self._shards[number][name]) for number in range(len(self))]
         own = (self.read(number, name) for number in range(len(self)))
@@ -125,8 +125,8 @@ class TokenShards:
 
 @dataclass
 class Counts:
-    """What the card says of the words: all, those outside the vocabulary, and of each part of speech. And what a
-    doubtful language shows: of the train split's words those outside, of the captions those of one word."""
+    """Counts of words for the card: all, those outside the vocabulary, and those of each part of speech. Two counts
+    reveal a wrong language: the train split's words outside the vocabulary, and captions of one word."""
 
     pos: np.ndarray
     words: int = 0
@@ -143,7 +143,7 @@ def write_tokens(
     recipe: dict[str, Any],
     trained_on: Callable[[int, int], np.ndarray],
 ) -> tuple[Counts, dict[str, Any]]:
-    """Write the four files of a token store of all captions of a manifest; returns what the card says, and the recipe.
+    """Write the four files of a token store of all captions of a manifest; returns the card's counts, and the recipe.
 
     The format, its schema version and the vocabulary's size and sha256 are added to `recipe`. Memory holds a shard.
     """
@@ -222,7 +222,7 @@ class _Recipe(Written):
 
 
 def _layout_problem(arrays: MappedHDF5, pieces: bool) -> str | None:
-    """What is wrong with the arrays of a token store as a whole: what lies where, of how many captions."""
+    """The mistake of a token store's arrays as a whole (shapes, offsets, counts of captions); None if there is none."""
     ragged = {name: flats for name, flats in _RAGGED.items() if pieces or name != "piece_offsets"}
     expected = {name: _ARRAYS[name] for name in ("caption_image", "image_id", *ragged, *chain(*ragged.values()))}
     if problem := next(layout_problems(arrays, expected), None):
@@ -243,8 +243,8 @@ def _layout_problem(arrays: MappedHDF5, pieces: bool) -> str | None:
 
 
 def _block_problem(arrays: MappedHDF5, start: int, stop: int, words: int, tags: int, pieces: int | None) -> str | None:
-    """What would mislead whoever reads captions `start` to `stop` - 1, of so many words, parts of speech and (or None)
-    word pieces."""
+    """The mistake of captions `start` to `stop` - 1, with numbers below `words`, `tags` and (or None) `pieces`; None if
+    there is none."""
 
     def own(name: str, offsets: str) -> np.ndarray:
         first, end = arrays[offsets][[start, stop]].tolist()
@@ -279,8 +279,8 @@ def _block_problem(arrays: MappedHDF5, start: int, stop: int, words: int, tags: 
 class TokenStore:
     """A token store, read through a memory map. Picklable, and safe under fork, spawn and forkserver.
 
-    Opening reads of each caption where its words and its text begin. What lies there is checked when one of 8,192
-    captions that follow each other is first read: InputError says what is wrong.
+    Opening reads the offsets of each caption's words and text. Captions are checked in blocks of 8,192, when one of
+    them is first read: InputError names the mistake.
 
     Parameters
     ----------
@@ -356,7 +356,7 @@ class TokenStore:
         return Pieces(self._arrays["piece_ids"][where], self._arrays["piece_words"][where])
 
     def require_tokenizer(self) -> dict[str, Any]:
-        """What the recipe says of the tokenizer; InputError if the store has none."""
+        """The recipe's facts of the tokenizer; InputError if the store has none."""
         if not self.has_pieces:
             raise InputError(
                 "it has no word pieces",
@@ -422,7 +422,7 @@ class TokenStore:
             raise IndexError(f"{self.path} has no caption {caption}: it has {self.num_captions}")
 
     def _require(self, start: int, stop: int) -> None:
-        """Check what captions `start` to `stop` - 1 are, if that wasn't done yet."""
+        """Check captions `start` to `stop` - 1, if that wasn't done yet."""
         for block in range(start // _CHECKED, -(-stop // _CHECKED)):
             if block not in self._checked:
                 first = block * _CHECKED

@@ -1,4 +1,4 @@
-"""Reads what `torch.save` writes, now and before torch 1.6, and plain pickles: dense tensors and arrays, nothing else.
+"""Reads files of `torch.save`, of now and before torch 1.6, and plain pickles: dense tensors and arrays, nothing else.
 
 Nothing of torch's own unpickling is used: tensors are views of the file's numbers, checked to lie within them.
 """
@@ -29,7 +29,7 @@ _DTYPES = {
 
 
 def read_zip(file: BinaryIO) -> Any:
-    """The value in a file that torch 1.6 or later wrote. Raises `Refused`, or what `zipfile` raises."""
+    """The value in a file that torch 1.6 or later wrote. Raises `Refused`, or an error of `zipfile`."""
     with zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(names) != 1:
@@ -67,7 +67,7 @@ class _Tensors(Unpickler):
 
     def persistent(self, key: Any) -> Tensor:
         if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage" or any(key[5:]):
-            raise Refused("it refers to what is no storage of numbers")
+            raise Refused("it refers to an object that is no storage of numbers")
         _, kind, name, _, numbers = key[:5]
         kind = kind.name.removeprefix("torch.") if isinstance(kind, Name) else None
         if kind not in _DTYPES or not isinstance(name, str):
@@ -96,7 +96,7 @@ class _Zipped(_Tensors):
 
 
 class _Stream(_Tensors):
-    """What comes before the numbers of the storages is pickles: a magic number, a version, the machine, the value."""
+    """The pickles before the numbers of the storages: a magic number, a version, the machine, the value."""
 
     def storage(self, name: str, numbers: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(numbers, dtype=dtype)

@@ -97,7 +97,7 @@ def sample_key(image_id: str) -> str:
 
 
 def write_sample(shard: tarfile.TarFile, sample: Sample) -> None:
-    """Append the three members of one image; what the JSON says of sizes and labels is taken from the regions."""
+    """Append the three members of one image; sizes and labels in the JSON are those of the regions."""
     found = sample.regions
     width, height = (int(side) for side in found.image_size)
     facts = {**sample.facts, "width": width, "height": height, "num_boxes": len(found.boxes)}
@@ -112,7 +112,7 @@ def write_sample(shard: tarfile.TarFile, sample: Sample) -> None:
 def read_samples(stream: BinaryIO, where: object) -> Iterator[Sample]:
     """The samples of one shard, a file that can be sought in, from its first byte to its last.
 
-    Raises `InputError` with `where`, the sample's row and what is wrong for anything that isn't as it was written.
+    Raises `InputError` with `where`, the sample's row and the mistake for anything that isn't as it was written.
     """
     for row, (key, places) in enumerate(sample_places(stream, where)):
         contents = []
@@ -197,7 +197,7 @@ def parse_sample(contents: Sequence[bytes], where: object) -> Sample:
 
 
 def parse_facts(text: bytes, where: object) -> dict[str, Any]:
-    """A sample's JSON. Raises `InputError` for what lacks a key or has a value that can't be."""
+    """A sample's JSON. Raises `InputError` for a missing key or an impossible value."""
     try:
         facts = json.loads(text)
         for name, (kind, least) in _FACTS.items():

@@ -55,7 +55,7 @@ class LatentSemantics(Teacher):
             )
         listed = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
         self._place = {word: place for place, word in enumerate(listed)}
-        # Behind the words stands what is none of them, so that no train caption is empty.
+        # A last entry stands for all other words, so that no train caption is empty.
         self._width = len(listed) + 1
         self._idf, self._projection = self._fit(train, settings.dim)
         self.dim = self._projection.shape[1]

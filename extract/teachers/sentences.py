@@ -33,7 +33,7 @@ _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """How a teacher is put together: the encoder's folder, and what comes before and after it."""
+    """The parts of a teacher: the encoder's folder, and the steps before and after it."""
 
     encoder: Path
     pooling: str = "mean"
@@ -53,7 +53,7 @@ class SentenceSettings(Settings):
     model: str = Field(min_length=1, description="folder or hub name; nothing is fetched")
     revision: str | None = Field(None, description="commit, tag or branch of a hub name")
     pooling: Literal["mean", "cls"] | None = Field(
-        None, description="of the states; by default what a sentence-transformers model says, else mean"
+        None, description="of the states; by default that of a sentence-transformers model, else mean"
     )
     plain: bool = Field(False, description="captions are read in lower case, without punctuation, as CUSA does it")
 

@@ -21,7 +21,7 @@ def named(side: Side, entry: Any) -> dict[str, Any] | None:
 
 
 class TeacherSettings(Settings):
-    """What decides a data set's teachers."""
+    """The settings of a data set's teachers."""
 
     images: TEACHERS.settings = Field(description="who finds images alike")
     captions: TEACHERS.settings = Field(description="who finds captions alike")
@@ -36,7 +36,7 @@ class TeacherSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _teachers_have_names(cls, value: Any) -> Any:
-        """Refuse teachers as they were written before they had names, with what to write now."""
+        """Refuse teachers as they were written before they had names, with today's spelling."""
         for side in SIDES if isinstance(value, dict) else ():
             if own := named(side, value.get(side)):
                 written = ", ".join(f"{key}: {each}" for key, each in own.items())

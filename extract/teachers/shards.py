@@ -31,7 +31,7 @@ def teacher_code(name: str) -> str:
 
 
 def load_teacher(settings: Settings, inputs: Inputs) -> Teacher:
-    """The teacher that `settings` are those of. Raises InputError where what it needs isn't on this machine."""
+    """The teacher of some settings. Raises InputError if its model or its data isn't on this machine."""
     part = TEACHERS.find(settings.name)
     teacher = part(settings, inputs)
     teacher.recipe |= identity(part)
@@ -43,10 +43,10 @@ class TeacherShards(ItemMaker[list[Any], np.ndarray]):
 
     Parameters
     ----------
-    teacher, inputs : the teacher, and what it was made with.
+    teacher, inputs : the teacher, and the inputs that it was made with.
     recipe_hash : of the whole store.
     finished : the machine's cache folder; of a teacher that is fitted on the data set, a staging folder.
-    exact : take only what was computed in this `environment`.
+    exact : take only results of this `environment`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TeacherShards(ItemMaker[list[Any], np.ndarray]):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What may move the last bits."""
+        """Facts that may move the last bits."""
         return environment(self.inputs.device, self.inputs.batch_size, "transformers")
 
     def done(self, part: list[Any]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from manifests.typed import Settings
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a teacher may read, and how fast.
+    """The inputs of a teacher, and the settings of its speed.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ class Inputs:
 class Teacher(ABC):
     """Gives images (`manifests.schema.ImageRow`), or captions (text), a vector each.
 
-    Made by ``part(settings, inputs)``, with settings of the type `Settings`. Raises `InputError` where what it needs
-    isn't on this machine.
+    Made by ``part(settings, inputs)``, with settings of the type `Settings`. Raises `InputError` if its model or its
+    data isn't on this machine.
 
     Attributes
     ----------
-    reads : what it looks at; pictures and regions are images'.
+    reads : the kind of its inputs; pictures and regions are images'.
     fitted : whether an item's vector depends on the data set that it is in. Such vectors aren't kept in the cache.
-    recipe : what decides the vectors, as JSON, with the teacher's ``name``.
+    recipe : all that decides the vectors, as JSON, with the teacher's ``name``.
     dim : W, their length.
     failures : of the items without a vector the reason, by their place in the `embed` at hand.
     """
@@ -64,15 +64,15 @@ class Teacher(ABC):
     def embed(self, items: Sequence[Any]) -> Iterator[tuple[list[int], np.ndarray]]:
         """The places of some items with their vectors float32 ``[n, W]`` of any length, until all were given.
 
-        What has no vector is zeros.
+        An item without a vector has zeros.
         """
 
     @classmethod
     def require(cls, settings: Settings) -> None:
-        """Raise `InputError` where what these settings name isn't on this machine; `selfalign doctor` asks."""
+        """Raise `InputError` if a model of these settings isn't on this machine; `selfalign doctor` asks."""
         return None
 
     @classmethod
     def side(cls) -> Side:
-        """Whose vectors it gives."""
+        """The side of the data set that has its vectors."""
         return "captions" if cls.reads == "captions" else "images"

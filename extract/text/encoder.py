@@ -29,7 +29,7 @@ def find_encoder(model: str, revision: str | None = None) -> Path:
 
 
 def encoder_recipe(model: str, revision: str | None = None) -> dict[str, Any]:
-    """What says which encoder it is."""
+    """The facts that identify an encoder."""
     return model_recipe(model, find_encoder(model, revision))
 
 
@@ -100,8 +100,8 @@ class PieceEncoder(nn.Module):
     def forward(self, pieces: Tensor, mask: Tensor) -> Tensor:
         """States ``[B, P, W]`` of pieces int64 ``[B, P]``, special tokens included; `mask` ``[B, P]`` is true on them.
 
-        What stands in `pieces` where the mask is false doesn't matter, but must be in the vocabulary. A caption of more
-        pieces than the encoder reads raises `InputError`.
+        Where the mask is false, `pieces` may have any number of the vocabulary. A caption of more pieces than the
+        encoder reads raises `InputError`.
         """
         if self.most_pieces is not None and pieces.shape[1] > self.most_pieces:
             raise InputError(

@@ -50,10 +50,10 @@ class TextFeatures(ItemMaker[CaptionPieces, np.ndarray]):
     Parameters
     ----------
     tokens : the token store's folder, opened for messages alone.
-    tokenizer, tokens_recipe : what the token store says of its tokenizer, and its recipe's hash.
+    tokenizer, tokens_recipe : the token store's facts of its tokenizer, and its recipe's hash.
     cache : the machine's cache folder.
     device, batch_size : torch device and captions a batch; they change the speed and the last bits.
-    exact : take only what was computed in this `environment`.
+    exact : take only results of this `environment`.
 
     Raises
     ------
@@ -96,7 +96,7 @@ class TextFeatures(ItemMaker[CaptionPieces, np.ndarray]):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What may move the last bits."""
+        """Facts that may move the last bits."""
         return environment(self.device, self.batch_size, "transformers")
 
     def content(self, part: CaptionPieces) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which language captions are in: by their script, or by whose frequent words they use (spaCy's stop words)."""
+"""The language of captions, by their script, or by the frequent words that they use (spaCy's stop words)."""
 
 import re
 import unicodedata

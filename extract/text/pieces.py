@@ -29,7 +29,7 @@ class PieceTokenizer:
 
     Parameters
     ----------
-    folder : holds what `save_pretrained` writes; may be one of a package (`extract.packages`).
+    folder : with the files of `save_pretrained`; may be one of a package (`extract.packages`).
     max_pieces : captions are cut to so many pieces, special tokens included; None keeps them whole.
     """
 

@@ -11,7 +11,7 @@ MAX_WORDS = 256
 
 
 class TokenSettings(Settings):
-    """What decides a token store's contents, beside the captions themselves."""
+    """The settings that decide a token store's contents, beside the captions themselves."""
 
     language: str = Field(
         default="en_core_web_sm",
@@ -40,9 +40,9 @@ class TokenSettings(Settings):
 
 
 class TextFeatureSettings(Settings):
-    """What decides a data set's text features, beside its token store."""
+    """The settings that decide a data set's text features, beside its token store."""
 
     model: str = Field(min_length=1, description="folder or hub name of a Hugging Face encoder; nothing is fetched")
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub name")
-    layer: int = Field(default=-1, description="whose hidden states: 0 the embeddings, -1 the last layer")
+    layer: int = Field(default=-1, description="the layer of the hidden states: 0 the embeddings, -1 the last layer")
     captions_per_shard: int = Field(default=16384, ge=1)

@@ -54,7 +54,7 @@ class WordShards(Maker[Captions]):
     Parameters
     ----------
     manifest : its folder, opened for messages alone.
-    staging, key : where finished shards lie, and what decides them beside language and tokenizer.
+    staging, key : the folder of finished shards, and all that decides them beside language and tokenizer.
 
     Raises
     ------

@@ -30,10 +30,10 @@ _NOT_FOR_WORDS = (
     "span_ruler", "spancat", "textcat", "textcat_multilabel",
 )  # fmt: skip
 LANGUAGES: Registry[Callable[[], tuple[Language, dict[str, str]]]] = Registry("language")
-"""Pipelines of other packages: functions that give what `load_language` gives."""
+"""Pipelines of other packages: functions with the result of `load_language`."""
 
 _BATCH = 512
-_WORD = 64  # characters a word, so far as a caption is read: what has longer ones throughout is no text
+_WORD = 64  # characters a word, so far as a caption is read; a file with longer ones throughout is no text
 
 
 class Words(NamedTuple):
@@ -46,7 +46,7 @@ class Words(NamedTuple):
 
 
 def load_language(language: str) -> tuple[Language, dict[str, str]]:
-    """The spaCy pipeline that `language` means (see `TokenSettings`), and what a recipe says about it.
+    """The spaCy pipeline of `language` (see `TokenSettings`), and its facts for a recipe.
 
     Pipes that neither cut nor tag words are left out. InputError where there is no such pipeline, or it can't load.
     """

@@ -34,9 +34,9 @@ _OTHER_POOLING = "set `detector.boxes: 1x1`, the mean over its map"
 
 
 class BackboneSettings(Settings):
-    """Which vision model looks at the pictures, and which of its layers is read."""
+    """The vision model that reads the pictures, and the layer whose output is taken."""
 
-    library: Literal["timm", "torchvision", "transformers"] = Field("timm", description="whose model it is")
+    library: Literal["timm", "torchvision", "transformers"] = Field("timm", description="the library of the model")
     model: str = Field(min_length=1, description="name of an architecture; without `weights`, a folder or hub name")
     revision: str | None = Field(None, description="commit, tag or branch of a hub name")
     weights: str | None = Field(
@@ -85,7 +85,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def pooled(self, pictures: Tensor) -> Tensor:
-        """``[B, D]``: what the model says of each whole picture."""
+        """The pooled vector of each whole picture, ``[B, D]``."""
 
 
 class TimmBackbone(Backbone):
@@ -130,7 +130,7 @@ class TimmBackbone(Backbone):
 
 
 class TorchvisionBackbone(Backbone):
-    """What a named module of a torchvision model gives."""
+    """The output of a named module of a torchvision model."""
 
     def __init__(self, settings: BackboneSettings, pooled: bool):
         from torchvision.models import get_model, get_model_weights, list_models

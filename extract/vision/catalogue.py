@@ -1,4 +1,4 @@
-"""Detectors that people want: where their weights are, what is published of them, and how they are to be run.
+"""The catalogue of detectors: the addresses of their weights, published sums, and the settings to run them with.
 
 The conventions are read off each project's own configs, which `source` names. Nothing of it was fetched where this was
 written, for want of a network. Each reader is tested on a small checkpoint made with the names and shapes.
@@ -29,11 +29,11 @@ class Entry:
 
     Attributes
     ----------
-    what : a line on it. source : where its conventions are from.
-    address : of its weights. megabytes : of that file, where its project says so.
-    published : an algorithm and the start of the file's sum, as its name has it; None where nothing is published.
-    licence : of the weights, as far as their project says.
-    classes, attributes : how many it tells apart. dim : numbers of a feature.
+    what : a line on it. source : the origin of its conventions.
+    address : of its weights. megabytes : of that file, if its project gives them.
+    published : an algorithm and the start of the file's sum, as its name has it; None if none is published.
+    licence : of the weights, as far as their project states one.
+    classes, attributes : the numbers of them. dim : numbers of a feature.
     detector : its keys in params.yaml, but for the weights.
     names : the addresses of its lists of names, by the keys of `detector` that they are for; or `COCO`.
     seconds : of one CPU core for a picture of 640 x 480; None where nobody measured it.
@@ -210,13 +210,13 @@ CATALOGUE = {
 
 
 def require_published(entry: Entry | None, file: Path, address: str, claimed: str | None, digest: str) -> str | None:
-    """Hold a fetched file against what its name, or the server's answer (`claimed`, a sha256), publishes.
+    """Check a fetched file against the sum in its name, or in the server's answer (`claimed`, a sha256).
 
-    Gives what it agrees with, or None where nothing is published. Raises `InputError` where it doesn't.
+    Gives a text on the sum, or None where none is published. Raises `InputError` where it differs.
     """
     if claimed is not None:
         if claimed != digest:
-            fix = "fetch it again; if it stays so, the file there isn't what its server says"
+            fix = "fetch it again; if it stays so, the server's sum is of another file"
             raise InputError(f"its sha256 is {digest}, its server says {claimed}", where=address, fix=fix)
         return "the sha256 that its server says"
     if entry is None or entry.published is None:
@@ -231,7 +231,7 @@ def require_published(entry: Entry | None, file: Path, address: str, claimed: st
 
 
 def require_readable(entry: Entry, weights: Path, digest: str) -> None:
-    """Build an entry's network of its weights. Raises `InputError` that lists what doesn't fit."""
+    """Build an entry's network of its weights. Raises `InputError` that lists the parameters that don't fit."""
     from extract.vision.loading import load_detector  # torch, which a list of the catalogue doesn't need
 
     spec = {**entry.detector, "weights": str(weights), "sha256": digest}

@@ -45,10 +45,10 @@ class UnreadableImage(Exception):
 def decode(picture: bytes | BinaryIO, max_pixels: int = MAX_PIXELS, *, truncated: bool = False) -> np.ndarray:
     """Decode a picture file, or its bytes, to upright RGB.
 
-    truncated : take a picture whose file ends too early as far as it goes, grey from there.
+    truncated : take a picture of a truncated file as far as it goes, grey from there.
 
     Returns uint8 ``[height, width, 3]``. Raises `UnreadableImage` for an empty, truncated, unknown or floating-point
-    picture, and for one whose header tells of more than `max_pixels`. Beside the bytes, memory holds the picture as
+    picture, and for one whose header states more than `max_pixels`. Beside the bytes, memory holds the picture as
     Pillow decodes it and the result, no third copy.
     """
     file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
@@ -80,7 +80,7 @@ def decode_file(path: Path, max_pixels: int = MAX_PIXELS, *, truncated: bool = F
 
 
 def _as_far_as_it_goes(file: BinaryIO) -> np.ndarray:
-    """A picture whose file ends too early. Pillow's switch for that is global: other such pictures wait."""
+    """Decode a picture of a truncated file. Pillow's switch for that is global: other such pictures wait."""
     with _SWITCH, open_picture(file) as image:
         ImageFile.LOAD_TRUNCATED_IMAGES = True
         try:

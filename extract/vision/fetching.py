@@ -1,7 +1,7 @@
 """Fetches a file by its address: with progress, again where the answer breaks off, and from where it broke off.
 
-What has come lies in a folder of its own until it is whole, with what the server said of it. A server that can't go on,
-or whose file has changed since, sends it from the start.
+The received bytes lie in a folder of their own until the file is whole, with the server's facts of it. A server that
+can't go on, or whose file has changed since, sends it from the start.
 """
 
 import errno
@@ -34,14 +34,14 @@ _FIX = "look at the address in a browser, or fetch the file by hand and name its
 
 
 class Fetched(NamedTuple):
-    """A whole file, and the sha256 that its server says it has, or None."""
+    """A whole file, and the sha256 that its server claims for it, or None."""
 
     path: Path
     claimed: str | None
 
 
 class Undecided(InputError):
-    """Nobody has said yet whether a fetched file is to be kept: it isn't fetched again."""
+    """The error of an open question, whether to keep a fetched file: it isn't fetched again."""
 
 
 class _BrokenOff(Exception):
@@ -52,12 +52,12 @@ class _BrokenOff(Exception):
 def fetching(address: str, folder: Path) -> Iterator[Fetched]:
     """Give the whole file of an http, https, ftp or file address, below `folder`; it is gone after the block.
 
-    Where the block raises `Undecided`, the next call gives the same file. What came of a fetch that broke off stays
-    there too, and the next one goes on from it.
+    If the block raises `Undecided`, the next call gives the same file. The bytes of a broken-off fetch stay there too,
+    and the next one goes on from them.
 
     Raises
     ------
-    InputError : an address that is none, that doesn't answer, or whose answers break off `TRIES` times.
+    InputError : an address that is none, that doesn't answer, or with answers that break off `TRIES` times.
     DiskFull : no room for it.
     """
     place = Path(folder) / hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -97,7 +97,7 @@ def _whole(address: str, place: Path) -> str | None:
 
 
 def _name(address: str) -> str:
-    """Of the file while it is fetched; readers tell safetensors by their names."""
+    """The file's name while it is fetched; readers recognise safetensors by it."""
     return "content.safetensors" if address.partition("?")[0].endswith(".safetensors") else "content"
 
 
@@ -160,10 +160,10 @@ def _receive(answer: Any, content: Path, about: Path, have: int) -> None:
 
 
 def _kept(content: Path, about: Path) -> tuple[int, dict[str, Any]]:
-    """How many bytes can be gone on from, and what is known of them.
+    """The number of bytes that a fetch can go on from, and the facts kept with them.
 
-    That is by what the server tells a file from another (`validator`), or that all are there (`whole`), with the sum
-    that it `claimed`.
+    The facts are the server's `validator` of the file's version, or `whole` if all bytes are there, and the sum that
+    the server claimed.
     """
     try:
         kept, have = json.loads(about.read_text(encoding="utf-8")), content.stat().st_size
@@ -190,7 +190,7 @@ def _sum(header: str | None) -> str | None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Keeps the sha256 that a redirect says."""
+    """Keeps the sha256 that a redirect claims."""
 
     claimed: str | None = None
 

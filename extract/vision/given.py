@@ -35,13 +35,13 @@ class BoxedImage(ImageRow):
 
     @property
     def digest(self) -> str:
-        """What decides its regions beside the recipe: the picture's sha256, boxes and labels."""
+        """The hash of all that decides its regions beside the recipe: the picture's sha256, boxes and labels."""
         return fingerprint([self.sha256, self.boxes, list(self.labels)])
 
 
 @dataclass(frozen=True, slots=True)
 class BoxFacts:
-    """What holds for all boxes of a manifest.
+    """The facts of all boxes of a manifest.
 
     names : the labels' texts in the order in which they appear first; None where boxes have no labels.
     most : the most boxes of a picture.

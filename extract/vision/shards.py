@@ -54,7 +54,7 @@ def detector_code(name: str) -> str:
 
 
 class _Sidecar(Sidecar):
-    """What a shard's sidecar says."""
+    """The sidecar of a shard of regions."""
 
     count: Count
     first: str | None
@@ -65,20 +65,20 @@ class _Sidecar(Sidecar):
 
 
 class RegionShards(ItemMaker[list[ImageRow], Regions]):
-    """Makes shards of regions; a part is a list of the manifest's rows, with their given boxes where there are some.
+    """Makes shards of regions; a part is a list of the manifest's rows, with their given boxes, if any.
 
     Parameters
     ----------
     images : the image root that the rows' paths start from.
-    given : of given boxes what holds for all.
+    given : the facts of all given boxes.
     cache : the machine's cache folder.
     id_bytes : length of the ``image_id`` field, one for the whole data set.
     device, batch_size, readers : how fast it goes: torch device, pictures a batch, decoding threads.
-    exact : take only what was computed in this `environment`.
+    exact : take only results of this `environment`.
 
     Attributes
     ----------
-    recipe : what decides the numbers by design, as JSON.
+    recipe : all that decides the numbers by design, as JSON.
 
     Raises `InputError` for wrong weights. Making a shard raises it for a picture that is missing or that changed since
     the manifest was made, and for a full disk. So does a picture that can't be decoded, unless ``settings.unreadable``
@@ -167,7 +167,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What may move the last bits."""
+        """Facts that may move the last bits."""
         return environment(self.device, self.batch_size)
 
     def compute(self, part: list[ImageRow], places: Sequence[int], advance: Advance) -> dict[int, Regions]:

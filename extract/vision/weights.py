@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 
 def unfinished() -> Path:
-    """Where lies what has come of files that aren't whole yet: on the disk of `cache_folder`."""
+    """The folder of files that aren't whole yet, on the disk of `cache_folder`."""
     return cache_folder() / "unfinished"
 
 
@@ -56,7 +56,7 @@ def local_weights(weights: str, digest: str) -> Path:
 
     Parameters
     ----------
-    weights : as in `weights_place`; what has an address is fetched unless the cache has it.
+    weights : as in `weights_place`; a file with an address is fetched unless the cache has it.
     digest : the sha256 that the file must have.
 
     Raises

@@ -400,10 +400,10 @@ def test_what_lies_beside_the_shards_is_checked_too(data_set_copy: Path) -> None
 def test_a_folder_that_should_hold_a_store_and_is_empty_is_reported(data_set_copy: Path, emptied: str) -> None:
     shutil.rmtree(data_set_copy / emptied)
     (data_set_copy / emptied).mkdir()
-    with pytest.raises(InputError, match=rf"{emptied}: nothing of what should be .*`dvc pull {emptied}@"):
+    with pytest.raises(InputError, match=rf"{emptied}: none of the store's files .*`dvc pull {emptied}@"):
         stores_in(data_set_copy)
     if emptied != "manifest":
-        with pytest.raises(InputError, match="nothing of what should be"):
+        with pytest.raises(InputError, match="none of the store's files"):
             stores_in(data_set_copy / emptied)
 
 

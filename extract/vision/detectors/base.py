@@ -1,4 +1,4 @@
-"""What a detector is to the region stage: pictures in, regions out.
+"""The base of detectors: pictures in, regions out.
 
 A detector that proposes leaves the choice to a selection rule, the same for every network. Any detector describes boxes
 that it is given, in their order. Boxes are (x1, y1, x2, y2) in pixels everywhere: of the network's picture in
@@ -72,7 +72,7 @@ class Detector(ABC):
     def detect(
         self, pictures: Tensor, sizes: Sequence[tuple[int, int]], given: Sequence[np.ndarray] | None = None
     ) -> list[Regions]:
-        """Regions of `prepare`d pictures ``[B, 3, h, w]``, whose original (width, height) are `sizes`.
+        """Regions of `prepare`d pictures ``[B, 3, h, w]``; `sizes` are their original (width, height).
 
         given : boxes float32 ``[R, 4]`` of each picture, in original pixels, to describe instead of the detector's own.
 
@@ -82,7 +82,7 @@ class Detector(ABC):
     def prepare(self, rgb: np.ndarray) -> Tensor:
         """Resize an upright RGB picture (uint8 ``[H, W, 3]``) to uint8 ``[3, h, w]``: PIL's bilinear filter.
 
-        A detector whose library resizes in another way may give another dtype.
+        A detector of a library that resizes in another way may give another dtype.
         """
         size = self.network_size(rgb.shape[1], rgb.shape[0])
         if size != (rgb.shape[1], rgb.shape[0]):
@@ -107,7 +107,7 @@ class Proposer(Detector):
     """A detector that proposes boxes with classes.
 
     selection : the rule that chooses regions among its proposals; None where all boxes are given.
-    box_weights : by what its box deltas are divided.
+    box_weights : the divisors of its box deltas.
     least_side : pixels of the network's picture, under which a regressed box is dropped.
     inclusive : whether its boxes end with their last pixel.
     """

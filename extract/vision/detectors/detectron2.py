@@ -49,7 +49,7 @@ class Detectron2Detector(Proposer):
     """A `GeneralizedRCNN` with C4 or standard RoI heads.
 
     Raises `InputError` where detectron2 isn't installed, and for weights that don't fit. So it does for a config that
-    can't be read, that runs code, or that asks for what is not done here.
+    can't be read, that runs code, or that needs a feature that this detector lacks.
     """
 
     Settings = Detectron2Settings
@@ -154,7 +154,7 @@ _ONLY = {
     "INPUT.FORMAT": ("BGR", "RGB"),
     "TEST.AUG.ENABLED": (False,),
 }
-"""Keys that would change the numbers, and the values with which this detector does what detectron2 does."""
+"""Keys that would change the numbers, and the values with which this detector agrees with detectron2."""
 _OURS = ("MODEL.DEVICE", "MODEL.WEIGHTS")
 
 
@@ -213,7 +213,7 @@ def _config(settings: Detectron2Settings) -> Any:
 
 
 def _checkpoint(weights: Path) -> dict[str, Any]:
-    """What detectron2's own reader makes of a file, without its unpickling, which runs what a file asks for."""
+    """The result of detectron2's own reader for a file, without its unpickling, which runs code of the file."""
     content = read_content(weights)
     if "model" in content:
         return content
@@ -223,7 +223,7 @@ def _checkpoint(weights: Path) -> dict[str, Any]:
 
 
 def _resolved(config: Any) -> str:
-    """The whole config with what its bases say, but for where it runs and where the weights lie."""
+    """The whole config with its bases' values, but for the device and the paths of weights and output."""
     whole = config.clone()
     whole.defrost()
     whole.MODEL.DEVICE = whole.MODEL.WEIGHTS = whole.OUTPUT_DIR = ""

@@ -55,7 +55,7 @@ class RCNNSettings(WeightsSettings):
     proposals_nms: float = Field(0.7, gt=0, le=1)
     proposals_min_size: float = Field(0.0, ge=0, description="pixels that both sides of a proposal must exceed")
     box_weights: tuple[float, float, float, float] = Field(
-        (10.0, 10.0, 5.0, 5.0), description="by what the box head's deltas are divided: BBOX_REG_WEIGHTS"
+        (10.0, 10.0, 5.0, 5.0), description="the divisors of the box head's deltas: BBOX_REG_WEIGHTS"
     )
     network: Literal["caffe"] | None = Field(
         None,

@@ -125,7 +125,7 @@ class TorchvisionDetector(Proposer):
 
 
 def _built(settings: TorchvisionSettings, state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with as many classes as the weights have, and what its recipe says of it."""
+    """The model with as many classes as the weights have, and its facts for the recipe."""
     from torchvision.models import detection
     from torchvision.ops import FrozenBatchNorm2d
 

@@ -58,7 +58,7 @@ _NAMES = (
 _IGNORED = re.compile(r"(num_batches_tracked|pixel_mean|pixel_std)$")
 NORM_EPS = 1e-5
 """Of the networks' frozen norms."""
-_OTHERS = (  # names that only another project's networks have, and what these are
+_OTHERS = (  # names that only another project's networks have, and a description of those
     (
         re.compile(r"^(backbone\.stem\.norm|roi_heads\.res5_bn)\."),
         "those of a network that normalises first, as bottom-up-attention.pytorch's R152 does",
@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Raises
     ------
-    InputError : not a checkpoint, or parameters whose names no rule knows, listed.
+    InputError : not a checkpoint, or parameters with names that no rule knows, listed.
     """
     state = _without_copies(read_state(Path(path)), path)
     renamed: dict[str, Tensor] = {}
@@ -148,9 +148,9 @@ def is_caffe(state: dict[str, Tensor]) -> bool:
 def from_caffe(state: dict[str, Tensor], box_weights: Sequence[float]) -> dict[str, Tensor]:
     """The parameters of a converted Caffe checkpoint in detectron2's order: background (and no attribute) last.
 
-    Of each anchor's two channels the difference is kept, whose sigmoid is the softmax's second number.
+    Of each anchor's two channels the difference is kept: its sigmoid is the softmax's second number.
 
-    box_weights : by what the box head's deltas will be divided; Caffe's aren't.
+    box_weights : the divisors of the box head's deltas; Caffe's aren't divided.
     """
     found = dict(state)
     for name in ("rpn.objectness_logits.weight", "rpn.objectness_logits.bias"):
@@ -170,7 +170,7 @@ def from_caffe(state: dict[str, Tensor], box_weights: Sequence[float]) -> dict[s
 
 
 def as_tensor(name: str, value: Tensor | np.ndarray, path: Path) -> Tensor:
-    """A parameter as a tensor. Raises `InputError` for an array of what torch has no numbers for."""
+    """A parameter as a tensor. Raises `InputError` for an array of a dtype that torch lacks."""
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -368,7 +368,7 @@ def build(state: Mapping[str, Tensor], conventions: Conventions) -> C4 | FPN:
     Parameters
     ----------
     state : parameters by this module's names (`extract.vision.rcnn.checkpoint.read_checkpoint`).
-    conventions : what shapes don't tell.
+    conventions : settings that the shapes don't fix.
 
     Raises
     ------

@@ -123,8 +123,8 @@ def plain_context_alignment(locals_: Tensor, global_: Tensor, mask: Tensor) -> T
     pairs, width, _ = locals_.shape
     positives = (locals_ @ global_[..., None]) / TEMPERATURE
     negatives = (global_ @ locals_.flatten(0, 1).T / TEMPERATURE).view(pairs, pairs, width)
-    barred = torch.eye(pairs, dtype=torch.bool)[..., None] | ~mask
-    negatives = negatives.masked_fill(barred, torch.finfo(negatives.dtype).min / 2)
+    excluded = torch.eye(pairs, dtype=torch.bool)[..., None] | ~mask
+    negatives = negatives.masked_fill(excluded, torch.finfo(negatives.dtype).min / 2)
     expanded = negatives.view(pairs, 1, -1).expand(-1, width, -1)
     hardest = expanded.topk(NEGATIVES, dim=2).values
     each = -torch.cat([positives, hardest], dim=2).log_softmax(2)[..., 0]

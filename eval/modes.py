@@ -20,11 +20,11 @@ def mode_figures(student: Scores, teacher: Alignments, first: Ranks, image_of: n
 
     `first` is what the student gives; `image_of [C]` is each caption's image.
     """
-    taught = retrieval_ranks(teacher, image_of, np.arange(len(image_of)))
+    by_teacher = retrieval_ranks(teacher, image_of, np.arange(len(image_of)))
     again = reranked(student, teacher, first, image_of, count)
     figures = {
         mode: recalls(ranks.i2t, ranks.t2i)
-        for mode, ranks in (("student", first), ("teacher", taught), ("reranked", again))
+        for mode, ranks in (("student", first), ("teacher", by_teacher), ("reranked", again))
     }
     figures["reranked"]["candidates"] = count
     return figures

@@ -30,7 +30,7 @@ _BLOCK = 512  # items that are sent to the device together
 
 
 @dataclass(frozen=True, slots=True)
-class Fed:
+class FedBatch:
     """This process's part of a joint batch.
 
     captions : int64 ``[B]``, of the joint batch, as far as this process knows them.
@@ -67,7 +67,7 @@ def read_part(
     processes: Processes,
     sharded: bool = False,
     states: bool = True,
-) -> Fed:
+) -> FedBatch:
     """Read this process's part of a joint batch: each caption once, with its picture.
 
     Parameters
@@ -81,7 +81,7 @@ def read_part(
     sharing, place = (1, 0) if sharded or alone else (processes.count, processes.rank)
     mine = shares(captions, 1 if alone else chunks, sharing)[place]
     share = np.concatenate(mine)
-    return Fed(
+    return FedBatch(
         captions,
         mine,
         [regions(own) for own in mine],
@@ -92,7 +92,7 @@ def read_part(
     )
 
 
-_Read = tuple[Fed, list[Tensor | None], list[Tensor | None]]  # with rows of the tables that lie on the device
+_Read = tuple[FedBatch, list[Tensor | None], list[Tensor | None]]  # with rows of the tables that lie on the device
 
 
 class Table:
@@ -149,11 +149,11 @@ class Feed:
         self._readers = 1 if epochs.sharded else READERS  # a stream is read by one
         self._buffers = [_Buffer(device) for _ in range(AHEAD + 2)]
 
-    def __call__(self, epoch: int, first: int = 0) -> Iterator[Fed]:
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[FedBatch]:
         """The steps of an epoch from `first` on."""
         waiting: deque[tuple[Future, _Buffer]] = deque()
 
-        def next_part() -> Fed:
+        def next_part() -> FedBatch:
             read, buffer = waiting.popleft()
             part = self._sent(read.result())
             buffer.in_use()
@@ -195,7 +195,7 @@ class Feed:
             )
         return part, rows, states
 
-    def _sent(self, read: _Read) -> Fed:
+    def _sent(self, read: _Read) -> FedBatch:
         """A part on the device."""
         part, rows, states = read
         device = self.processes.device

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from train.batches import TeacherBatch
-from train.feed import Fed
+from train.feed import FedBatch
 from train.masking import running_statistics_kept
 from train.model import Pairs, RetrievalModel
 from train.processes import Processes, combined, isolated, padded_to, tensors_of
@@ -35,7 +35,7 @@ class _Joint:
 
 def joint_gradients(
     model: RetrievalModel,
-    part: Fed,
+    part: FedBatch,
     *,
     epoch: int,
     seed: Sequence[int],

@@ -15,7 +15,7 @@ from manifests.errors import InputError
 from manifests.progress import progress as show_progress
 from train.data import RetrievalData
 from train.epochs import epochs_of
-from train.feed import Fed, Feed, Resident
+from train.feed import FedBatch, Feed, Resident
 from train.joint import joint_gradients
 from train.model import RetrievalModel
 from train.precision import autocast_to, multiplied_in
@@ -92,7 +92,7 @@ class Loop:
         self._count_all(progress)
         return progress.totals
 
-    def step(self, epoch: int, step: int, part: Fed) -> list[Reading]:
+    def step(self, epoch: int, step: int, part: FedBatch) -> list[Reading]:
         """Train on this process's part of a batch; gives what was read back after it, of this step or of several.
 
         Raises InputError for one that isn't finite, before it can be saved. Where every step is read, that is before it

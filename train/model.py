@@ -163,17 +163,17 @@ class RetrievalModel(nn.Module):
     def begin(self, epoch: int) -> None:
         """Training mode, but for parts of the base that `epoch` doesn't move at all: they are in evaluation mode."""
         self.train()
-        resting = self._resting(epoch)
+        frozen = self._frozen(epoch)
         for module in self.base.modules():
             own = {id(parameter) for parameter in module.parameters()}
-            if own and own <= resting:
+            if own and own <= frozen:
                 module.eval()
 
     def drop_gradients(self, epoch: int) -> None:
         """Drop the gradients of what `epoch` doesn't move; call it after backward, before clipping."""
-        resting = self._resting(epoch)
+        frozen = self._frozen(epoch)
         for parameter in self.parameters():
-            if id(parameter) in resting:
+            if id(parameter) in frozen:
                 parameter.grad = None
 
     def restarts(self, epoch: int) -> bool:
@@ -202,8 +202,8 @@ class RetrievalModel(nn.Module):
     def _on(self, epoch: int) -> Iterator[tuple[str, Loss]]:
         return ((name, loss) for name, loss in self.losses.items() if loss.is_on(epoch))
 
-    def _resting(self, epoch: int) -> set[int]:
-        return {id(parameter) for loss in self.losses.values() for parameter in loss.resting(epoch, self)}
+    def _frozen(self, epoch: int) -> set[int]:
+        return {id(parameter) for loss in self.losses.values() for parameter in loss.frozen(epoch, self)}
 
     def _encoding(self, side: Side, encoded: Encoded) -> Encoding:
         added, parts = [], {}

@@ -35,7 +35,7 @@ class Matched:
 def matched(model: RetrievalModel, parts: Mapping[Side | None, Mapping[str, Tensor]]) -> Matched:
     """The published parameters of each encoder, and of the caption decoder (None), as a model's."""
     found, shapes = Matched(), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    met = set()
+    used = set()
     for side, tensors in parts.items():
         names = names_of(model, side)
         for theirs, tensor in tensors.items():
@@ -46,7 +46,7 @@ def matched(model: RetrievalModel, parts: Mapping[Side | None, Mapping[str, Tens
             if ours not in shapes:
                 (found.unexpected if begin is None else found.absent).append(theirs)
                 continue
-            met.add(ours)
+            used.add(ours)
             if tensor.dim() == len(shapes[ours]) + 1 and tensor.shape[-1] == 1:  # a convolution of width 1
                 tensor = tensor.squeeze(-1)
             if tuple(tensor.shape) != shapes[ours]:
@@ -54,7 +54,7 @@ def matched(model: RetrievalModel, parts: Mapping[Side | None, Mapping[str, Tens
             else:
                 found.weights[ours] = tensor
     needed = (name for name in shapes if encodes(model, name) and not name.endswith("num_batches_tracked"))
-    found.missing.extend(name for name in needed if name not in met)
+    found.missing.extend(name for name in needed if name not in used)
     return found
 
 

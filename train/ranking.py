@@ -12,11 +12,11 @@ from torch.nn import functional as F
 def _hinges(scores: Tensor, margin: float, same: Tensor | None) -> tuple[Tensor, Tensor]:
     """Hinges ``[B, B]`` of captions against each image's own, and of images against each caption's own."""
     own = scores.diagonal()
-    barred = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    excluded = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     if same is not None:
-        barred = barred | same
-    captions = (margin + scores - own[:, None]).clamp(min=0).masked_fill(barred, 0)
-    images = (margin + scores - own[None, :]).clamp(min=0).masked_fill(barred, 0)
+        excluded = excluded | same
+    captions = (margin + scores - own[:, None]).clamp(min=0).masked_fill(excluded, 0)
+    images = (margin + scores - own[None, :]).clamp(min=0).masked_fill(excluded, 0)
     return captions, images
 
 

@@ -87,12 +87,12 @@ class RunSettings(Settings):
     @model_validator(mode="after")
     def _losses_have_what_they_need(self) -> Self:
         needs = {name: LOSSES[name].needs for name, _ in self.losses.items()}
-        taught = [name for name, needed in needs.items() if "teachers" in needed]
-        if (self.labels == "teachers") != bool(taught):
+        named = [name for name, needed in needs.items() if "teachers" in needed]
+        if (self.labels == "teachers") != bool(named):
             raise ValueError(
                 "csa and usa need `labels: teachers`, and nothing else does: set both or neither"
-                if not taught
-                else f"losses.{taught[0]} needs `labels: teachers`"
+                if not named
+                else f"losses.{named[0]} needs `labels: teachers`"
             )
         for name, needed in needs.items():
             if "views" in needed and not BASES[self.base.name].has_views:

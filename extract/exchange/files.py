@@ -30,7 +30,7 @@ class FilesSource(Source):
     """Reads all files of a folder that have the pattern `files`; a place is the number of the file, by name.
 
     `files` of a survey holds one sha256 for all of them: that of the text that ``sha256sum`` prints, sorted by name.
-    The files that `beside` names are included.
+    The files that `side_files` names are included.
     """
 
     pattern: ClassVar[str]
@@ -49,7 +49,7 @@ class FilesSource(Source):
         """Whether a file has an image's features."""
         return True
 
-    def beside(self, path: Path) -> list[Path]:
+    def side_files(self, path: Path) -> list[Path]:
         """Other files of the same image."""
         return []
 
@@ -58,7 +58,7 @@ class FilesSource(Source):
         return path.stem
 
     @abstractmethod
-    def record(self, path: Path, data: bytes, beside: list[bytes]) -> Record:
+    def record(self, path: Path, data: bytes, side_files: list[bytes]) -> Record:
         """The regions in a file. Raises InputError."""
 
     def survey(self, advance: Callable[[int], object]) -> Iterator[Found | LeftOut]:
@@ -105,7 +105,7 @@ class FilesSource(Source):
         return self.record(path, data, [other for _, other in others])
 
     def _contents(self, path: Path) -> list[tuple[Path, bytes]]:
-        return [(each, _bytes(each)) for each in (path, *self.beside(path))]
+        return [(each, _bytes(each)) for each in (path, *self.side_files(path))]
 
 
 class Archive:

@@ -13,7 +13,7 @@ from tests.train.test_text import kinds, pieces  # noqa: F401 (a fixture)
 from tests.train.test_training import SETTINGS
 from train.data import RetrievalData
 from train.epochs import epochs_of
-from train.feed import AHEAD, Fed, Feed, _Buffer, _pinned, read_part
+from train.feed import AHEAD, FedBatch, Feed, _Buffer, _pinned, read_part
 from train.processes import Processes, tensors_of
 from train.settings import RunSettings
 from train.train import run
@@ -25,7 +25,7 @@ def settings(**changes) -> RunSettings:
     return RunSettings(**{**SETTINGS, "batch_size": 48, **changes})
 
 
-def tensors(part: Fed) -> list[torch.Tensor]:
+def tensors(part: FedBatch) -> list[torch.Tensor]:
     return [x for batch in (*part.regions, *part.words) for x in tensors_of(batch)] + [part.image]
 
 

@@ -109,14 +109,14 @@ def test_the_codebook_rests_in_its_frozen_epochs(dataset, tmp_path):
     for frozen in (0, 1):
         concept = {"num_concepts": 64, "frozen_epochs": frozen}
         train(dataset, tmp_path / str(frozen), epochs=1, losses={"triplet": {}, "lca": concept})
-    moved, resting = (
+    moved, fixed = (
         load_file(tmp_path / str(frozen) / "model" / "model.safetensors")["losses.lca.codebook"] for frozen in (0, 1)
     )
     torch.manual_seed(0)
     data = RetrievalData(**dataset, split="train")
     settings = RunSettings(**{**SETTINGS, "losses": {"triplet": {}, "lca": {"num_concepts": 64}}})
     start = build_model(settings, data.region_store.dim, len(data.token_store.vocabulary)).losses["lca"].codebook
-    torch.testing.assert_close(resting, start.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(fixed, start.detach(), rtol=0, atol=1e-6)
     assert (moved - start).abs().max() > 1e-3
 
 

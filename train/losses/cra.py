@@ -57,12 +57,12 @@ def context_alignment_loss(
     pairs, width, _ = locals_.shape
     if mask is None:
         mask = torch.ones(pairs, width, dtype=torch.bool, device=locals_.device)
-    barred = torch.eye(pairs, dtype=torch.bool, device=locals_.device)
-    barred = (barred if same is None else barred | same)[..., None] | ~mask
+    excluded = torch.eye(pairs, dtype=torch.bool, device=locals_.device)
+    excluded = (excluded if same is None else excluded | same)[..., None] | ~mask
     logits = (global_ @ locals_.flatten(0, 1).T).to(sum_dtype(locals_)).view(pairs, pairs, width) / temperature
     positives = logits.diagonal().T
     # So low that a pair with fewer candidates than it asks for is given no false one, yet all slopes are finite.
-    candidates = logits.masked_fill(barred, torch.finfo(logits.dtype).min / 4).flatten(1)
+    candidates = logits.masked_fill(excluded, torch.finfo(logits.dtype).min / 4).flatten(1)
     hardest = candidates.gather(1, _hardest(candidates.detach(), min(num_negatives, candidates.shape[1])))
     rival = hardest.logsumexp(1, keepdim=True)
     lengths = mask.sum(1, keepdim=True)

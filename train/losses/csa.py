@@ -43,10 +43,10 @@ class CrossModal(Loss):
 
     def forward(self, step: Step) -> Tensor:
         scores = self.scores(step)
-        taught = (cosines(vectors, vectors) for vectors in (step.teachers.images, step.teachers.captions))
+        teacher_scores = (cosines(vectors, vectors) for vectors in (step.teachers.images, step.teachers.captions))
         temperature = self.temperature()
         losses = [
             soft_label_kl(logits, teacher, temperature, self.options.teacher_temperature)
-            for logits, teacher in zip((scores, scores.T), taught, strict=True)
+            for logits, teacher in zip((scores, scores.T), teacher_scores, strict=True)
         ]
         return sum(losses) / 2

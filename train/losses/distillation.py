@@ -37,7 +37,7 @@ class Distillation(Loss):
     def __init__(self, settings: DistillationSettings, shape: Shape, others: Mapping[str, Loss]):
         super().__init__(settings, shape, others)
         self._teacher = (others["alignment"],)  # in a tuple: it has its place among the losses
-        self._taught: list[nn.Parameter] | None = None
+        self._teacher_parameters: list[nn.Parameter] | None = None
         self.affine = nn.Parameter(torch.tensor([0.5, 0.5])) if settings.mode == "mse" else None
         if settings.teacher == "frozen":
             others["alignment"].end_epoch = self.restart_epoch = settings.start_epoch
@@ -54,14 +54,14 @@ class Distillation(Loss):
             return listnet(scores, step.scores, self.options.scale)
         return ordinal(scores, step.scores) if self.affine is None else affine_mse(scores, step.scores, self.affine)
 
-    def resting(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
+    def frozen(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
         """All that makes a frozen teacher's scores."""
         if self.restart_epoch is None or epoch < self.restart_epoch:
             return []
-        if self._taught is None:
+        if self._teacher_parameters is None:
             (teacher,) = self._teacher
-            self._taught = reached_by(model, lambda pairs: teacher.scores(pairs.images, pairs.captions))
-        return self._taught
+            self._teacher_parameters = reached_by(model, lambda pairs: teacher.scores(pairs.images, pairs.captions))
+        return self._teacher_parameters
 
 
 def listnet(teacher: Tensor, student: Tensor, scale: float = 6.0) -> Tensor:

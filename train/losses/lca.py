@@ -96,7 +96,7 @@ class ConceptAlignment(Loss):
         tags = torch.tensor([POS_NAMES.index(tag) for tag in chosen], dtype=torch.uint8) if chosen else None
         self.register_buffer("tags", tags, persistent=False)
 
-    def resting(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
+    def frozen(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
         return [self.codebook] if epoch < self.options.start_epoch + self.options.frozen_epochs else []
 
     @property

@@ -131,6 +131,6 @@ class Loss(nn.Module):
     def is_on(self, epoch: int) -> bool:
         return self.options.start_epoch <= epoch and (self.end_epoch is None or epoch < self.end_epoch)
 
-    def resting(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
+    def frozen(self, epoch: int, model: nn.Module) -> Iterable[nn.Parameter]:
         """Parameters that `epoch` doesn't move."""
         return ()

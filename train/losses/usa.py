@@ -48,8 +48,8 @@ class UniModal(Loss):
         of_images = self.temperature()
         temperatures = of_images, of_images if self.caption_temperature is None else self.caption_temperature()
         losses = [
-            soft_label_kl(cosines(x, x), cosines(taught, taught), temperature, self.options.teacher_temperature)
-            for x, taught, temperature in zip(
+            soft_label_kl(cosines(x, x), cosines(theirs, theirs), temperature, self.options.teacher_temperature)
+            for x, theirs, temperature in zip(
                 own, (step.teachers.images, step.teachers.captions), temperatures, strict=True
             )
         ]

@@ -37,7 +37,7 @@ class BuaSource(FilesSource):
         except (TypeError, OSError, InputError):
             return False
 
-    def record(self, path: Path, data: bytes, beside: list[bytes]) -> Record:
+    def record(self, path: Path, data: bytes, side_files: list[bytes]) -> Record:
         with Archive(data, path) as archive:
             features, boxes = archive.array("x"), archive.array("bbox")
             rows = archive.count("num_bbox", least=0)

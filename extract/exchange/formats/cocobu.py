@@ -43,16 +43,16 @@ class CocobuSource(FilesSource):
     def folder(self) -> Path:
         return _att(self.root)
 
-    def beside(self, path: Path) -> list[Path]:
+    def side_files(self, path: Path) -> list[Path]:
         return [self._boxes / f"{path.stem}.npy"] if self._sizes else []
 
-    def record(self, path: Path, data: bytes, beside: list[bytes]) -> Record:
+    def record(self, path: Path, data: bytes, side_files: list[bytes]) -> Record:
         with Archive(data, path) as archive:
             features = archive.array("feat")
         if features.ndim != 2 or features.dtype.kind != "f":
             message = f"feat is {features.dtype} {list(features.shape)}"
             raise InputError(message, where=path, fix="give feat [R, D] of floating-point numbers")
-        if not beside:
+        if not side_files:
             return Record(features, None, None)
         size = self._sizes.get(number_of(path.stem))
         if size is None:
@@ -60,7 +60,7 @@ class CocobuSource(FilesSource):
             raise InputError(
                 message, where=path, fix="give COCO's annotations of all pictures, or move the JSON files away"
             )
-        return Record(features, npy.parse(beside[0], str(self.beside(path)[0]), fix=FIX), size)
+        return Record(features, npy.parse(side_files[0], str(self.side_files(path)[0]), fix=FIX), size)
 
 
 def _att(root: Path) -> Path:

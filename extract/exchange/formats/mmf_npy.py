@@ -45,12 +45,12 @@ class MmfSource(FilesSource):
     def takes(self, path: Path) -> bool:
         return not path.name.endswith(_INFO)
 
-    def beside(self, path: Path) -> list[Path]:
+    def side_files(self, path: Path) -> list[Path]:
         return [self._info(path)] if self.boxes and not _is_pickled(path) else []
 
-    def record(self, path: Path, data: bytes, beside: list[bytes]) -> Record:
-        if beside:
-            info = pickled(beside[0], str(self._info(path)), FIX)
+    def record(self, path: Path, data: bytes, side_files: list[bytes]) -> Record:
+        if side_files:
+            info = pickled(side_files[0], str(self._info(path)), FIX)
             features = npy.parse(data, str(path), fix=FIX)
         elif self.boxes:
             info = pickled(data, str(path), FIX)

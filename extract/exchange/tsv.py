@@ -159,18 +159,18 @@ def _shown(field: bytes) -> str:
 class NumberType:
     """Recognises base64 of float16 or float64 by the first rows' numbers, which were read as float32.
 
-    Raises InputError from `look`, or at last from `end`, unless the type is given (`regions.dtype`).
+    Raises InputError from `observe`, or at last from `end`, unless the type is given (`regions.dtype`).
     """
 
     def __init__(self, given: str | None):
         self.dtype = {"float16": "<f2", "float64": "<f8"}.get(given or "", "<f4")
-        self._looks = given is None
+        self._undecided = given is None
         self._seen: list[np.ndarray] = []
         self._count = 0
 
-    def look(self, values: np.ndarray, where: str) -> None:
-        """Look at an image's features."""
-        if self._looks:
+    def observe(self, values: np.ndarray, where: str) -> None:
+        """Collect numbers of an image's features, until they suffice to decide the type."""
+        if self._undecided:
             self._seen.append(values.reshape(-1)[:_SAMPLE])
             self._count += self._seen[-1].size
             if self._count >= _SAMPLE:
@@ -178,7 +178,7 @@ class NumberType:
 
     def end(self, where: str) -> None:
         """Decide the format by the rows that were read."""
-        self._looks, seen = False, self._seen
+        self._undecided, seen = False, self._seen
         if seen and (other := other_type(np.concatenate(seen))):
             raise InputError(
                 f"the features are {other} in base64, where this format has float32",
@@ -288,7 +288,7 @@ class TsvSource(Source):
                 except InputError as error:
                     yield LeftOut("row", error, key or _key(line.content))
                     continue
-                self._numbers.look(record.features, where)
+                self._numbers.observe(record.features, where)
                 place = (number, line.row, line.offset, line.length)
                 yield Found(key, where, place, boxes, size, lambda found=record: found)
             self._numbers.end(where)

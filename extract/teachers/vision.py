@@ -97,9 +97,9 @@ class VisionTeacher(Teacher):
         with ThreadPoolExecutor(self.inputs.readers) as readers:
             read = zip(range(len(items)), ahead(readers, self._read, items, 2 * batch_size), strict=True)
             while batch := list(islice(read, batch_size)):
-                yield self._looked_at(items, batch)
+                yield self._embed_batch(items, batch)
 
-    def _looked_at(
+    def _embed_batch(
         self, items: Sequence[ImageRow], batch: list[tuple[int, Future[Tensor]]]
     ) -> tuple[list[int], np.ndarray]:
         found = np.zeros((len(batch), self.dim), np.float32)

@@ -208,7 +208,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
                         continue
                 shape = tuple(picture.shape)
                 waiting.setdefault(shape, []).append((place, row, picture, size))
-                filled = {shape: len(same) / self.together(shape) for shape, same in waiting.items()}
+                filled = {shape: len(same) / self.pictures_per_batch(shape) for shape, same in waiting.items()}
                 if filled[shape] >= 1:
                     flush(shape)
                 elif round(sum(filled.values()), 6) >= PENDING_BATCHES:
@@ -218,7 +218,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
             collect(0)
         return regions
 
-    def together(self, shape: tuple[int, ...]) -> int:
+    def pictures_per_batch(self, shape: tuple[int, ...]) -> int:
         """How many prepared pictures ``[3, h, w]`` share a batch: `batch_size`, on a GPU of 600 x 1,000 pixels each."""
         if self.device == "cpu":
             return self.batch_size

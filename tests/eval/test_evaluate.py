@@ -273,7 +273,7 @@ def test_a_diverged_run_stops_the_stage_and_is_named(trained: Path, tmp_path: Pa
 @pytest.mark.parametrize(("caption", "suffix"), [(None, ".html"), (2, ".html"), (2, ".png")])
 def test_inspect_draws_and_tells_what_a_word_matched(trained: Path, tmp_path: Path, caption: int | None, suffix: str):
     image = retrieval_data(trained / "demo").images[1]
-    text = look(trained, tmp_path / f"seen{suffix}", image.id, caption)
+    text = inspect_caption(trained, tmp_path / f"seen{suffix}", image.id, caption)
     evaluate(trained, tmp_path)
     pairs = [json.loads(line) for line in (tmp_path / "evaluation" / "correspondence.jsonl").open()]
     chosen = [pair for pair in pairs if pair["image"] == image.id and pair["number"] in (caption or pair["number"],)]
@@ -304,11 +304,11 @@ def test_inspect_draws_and_tells_what_a_word_matched(trained: Path, tmp_path: Pa
 def test_inspect_names_a_mistake(trained: Path, tmp_path: Path, image: str, caption: int | None, out: str, said: str):
     image = image or retrieval_data(trained / "demo").images[0].id
     with pytest.raises(InputError, match=said):
-        look(trained, tmp_path / out, image, caption)
+        inspect_caption(trained, tmp_path / out, image, caption)
     assert not any(tmp_path.iterdir())
 
 
-def look(trained: Path, out: Path, image: str, caption: int | None) -> str:
+def inspect_caption(trained: Path, out: Path, image: str, caption: int | None) -> str:
     """`selfalign inspect` on the run of `trained`."""
     return inspect(
         name="tiny",

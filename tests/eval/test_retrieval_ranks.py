@@ -242,12 +242,12 @@ def test_ranks_counted_on_the_device_are_those_of_the_processor(
         embeddings = Embeddings(*(random.standard_normal(part.shape, np.float32) for part in parts))
     images, captions = np.append(np.arange(40), [3, 7]), random.integers(0, 130, 42)
     on_cpu = retrieval_ranks(embeddings, images, captions)
-    looked = []
+    calls = []
     there = eval.ranks._compare_on_device
-    monkeypatch.setattr("eval.ranks._compare", lambda *block: looked.append(block) or there(*block))
+    monkeypatch.setattr("eval.ranks._compare", lambda *block: calls.append(block) or there(*block))
     monkeypatch.setattr("eval.ranks.BLOCK_ROWS", 33)
     monkeypatch.setattr("eval.ranks.BLOCK_SCORES", 33 * 50)
     found = retrieval_ranks(embeddings, images, captions)
-    assert len(looked) > 4
+    assert len(calls) > 4
     for own, other in zip(dataclasses.astuple(found), dataclasses.astuple(on_cpu), strict=True):
         assert np.array_equal(own, other)

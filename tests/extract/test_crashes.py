@@ -81,7 +81,7 @@ class Observer:
     def markers(self) -> int:
         return len(list(self.cache.glob("regions/*/*/*.json")))
 
-    def look(self) -> None:
+    def observe(self) -> None:
         for name, shard in cached(self.cache, PER_SHARD).items():
             assert shard.read_bytes() == self.expected[name], f"{name} is not whole"
             assert json.loads(shard.with_suffix(".json").read_text())["sha256"] == sha256(shard)
@@ -112,7 +112,7 @@ def test_twenty_kills_at_random_moments_change_nothing(many: Pictures, tmp_path:
         if status == 0:  # a busy machine woke this test too late: the run had ended
             break
         assert status == -signal.SIGKILL
-        observer.look()
+        observer.observe()
         assert not places["out"].exists()
         reached.append(observer.markers() - before)
         longest *= 1.5 if reached[-1] == 0 else 0.9
@@ -182,7 +182,7 @@ def test_a_disk_that_fills_is_an_error_and_the_next_run_completes(
     with pytest.raises(DiskFull, match=r"No space left on device: without it, \d+\.\d MB are free.*make room") as error:
         many.extract(SETTINGS, **places)
     assert Path(error.value.where).is_relative_to(places["cache"])
-    observer.look()
+    observer.observe()
     assert 0 < len(observer.finished) < SHARDS and not places["out"].exists()
     assert not list(places["cache"].glob("regions/*/*/.*"))
     disk.resize("8m")

@@ -377,4 +377,4 @@ def test_truncated_pictures_are_taken_as_far_as_they_go_where_asked(tmp_path: Pa
     ],
 )
 def test_a_gpus_batch_is_counted_in_pixels(device: str, shape: tuple[int, ...], pictures: int) -> None:
-    assert RegionShards.together(SimpleNamespace(device=device, batch_size=16), shape) == pictures
+    assert RegionShards.pictures_per_batch(SimpleNamespace(device=device, batch_size=16), shape) == pictures

@@ -135,7 +135,7 @@ class VinvlSource(Source):
             record = self.read(list(at))
         except InputError as error:
             return LeftOut("row", error, key)
-        self._numbers.look(record.features, where)
+        self._numbers.observe(record.features, where)
         return Found(key, where, at, predicted.objects, whole, lambda: record)
 
     def _predicted(

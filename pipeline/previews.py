@@ -1,5 +1,5 @@
-"""What `selfalign add` finds where it is sent: pictures or region features, captions, and what a data set's entry says
-of them."""
+"""Previews for `selfalign add`: the pictures or region features and the captions at some paths, and the keys of a data
+set's entry for them."""
 
 import os
 import re
@@ -79,7 +79,7 @@ class Sample:
     rate: float | None = None
 
 
-def look_at_pictures(images: Path, captions: Path | None, regions: dict[str, Any], *, skip: bool) -> SourcePreview:
+def preview_pictures(images: Path, captions: Path | None, regions: dict[str, Any], *, skip: bool) -> SourcePreview:
     """A preview of a folder of pictures and its captions file. Without one, such a file in the folder is taken.
 
     `regions` says how they are extracted, `skip` whether unusable rows are left out. Raises InputError for missing
@@ -109,7 +109,7 @@ def look_at_pictures(images: Path, captions: Path | None, regions: dict[str, Any
     return _preview(source, regions, entries, remarks, sieve)
 
 
-def look_at_features(
+def preview_features(
     format: str, root: Path, captions: Path | None, boxes: str | None, sizes: str | None, *, skip: bool
 ) -> SourcePreview:
     """Region features in an exchange format; the boxes' convention is found where their numbers allow one alone.

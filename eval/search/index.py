@@ -2,7 +2,7 @@
 
 `indexes/R-D/` holds `pooled.npy`, `context.npy` and `captions.npy` in full precision (`eval.embeddings`). The codes
 that are searched first lie in `images/` and `captions/` (`eval.search.candidates`). A manifest has the images in the
-index's order. `vocabulary.json` is the run's own, and `recipe.json` says what the index was made of. An approximate
+index's order. `vocabulary.json` is the run's own, and `recipe.json` is the index's recipe. An approximate
 index also has `images.faiss` and `captions.faiss`. `index.json` lists all files with their sha256. Embeddings are
 written as they are made, so that memory doesn't grow with the data set.
 """
@@ -211,7 +211,7 @@ class Index:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open an index; InputError where there is none."""
+        """Open an index; InputError if the folder has none."""
         if not (folder / "recipe.json").exists():
             raise InputError("there is no index", where=folder, fix="make one: `selfalign index RUN DATASET`")
         recipe, _ = read_recipe(folder)

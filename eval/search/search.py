@@ -110,7 +110,7 @@ class Searcher:
         """The picture in a file or in bytes, or the image of the index with this id.
 
         A picture with the bytes of an image of the index is that image; of any other the regions are extracted. Raises
-        InputError where there is no such picture, where it can't be read, or where its regions can't be extracted.
+        InputError for a missing or unreadable picture, and for one whose regions can't be extracted.
         """
         path = None if isinstance(picture, bytes) else Path(picture)
         if path is not None and not os.path.isfile(path):

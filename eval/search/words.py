@@ -122,7 +122,7 @@ class CaptionReader:
         split = list(split_words(self._language, texts, self._settings.max_words))
         for text, own in zip(texts, split, strict=True):
             if not own.words:
-                raise InputError("it has no word", where=f"text {text!r}", fix="say what is to be seen")
+                raise InputError("it has no word", where=f"text {text!r}", fix="name the things to be seen")
         words = [_words(own) for own in split]
         if self._pieces:
             batch, unknown = self._piece_batch(texts, split), [[] for _ in texts]

@@ -36,7 +36,7 @@ _STORES = ("regions", "tokens", "text_features", "teachers", "pack")
 
 
 def stores_in(folder: Path) -> list[Path]:
-    """A store itself, or the stores in a folder such as ``data/D``. Raises `InputError` where there is none."""
+    """A store itself, or the stores in a folder such as ``data/D``. Raises `InputError` if there is no store."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("there is no such folder", where=folder, fix="name the folder of a store: data/D/regions")

@@ -26,7 +26,7 @@ from manifests.files import link_or_copy, whole_folder, write_json
 from manifests.locks import sole_writer
 from manifests.progress import progress
 
-_AGAIN = "run the stage again: it makes only what is missing"
+_AGAIN = "run the stage again: it makes only the missing shards"
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def building(
     staged = [job.maker.finished for job in jobs if isinstance(job.maker.finished, Staging)]
     with ExitStack() as held:
         staging = staged[0].folder if staged else None
-        remember = len(staged) == len(jobs)  # the cache has what the others need
+        remember = len(staged) == len(jobs)  # the cache has the results of the others
         if held.enter_context(sole_writer(out, work, key, staging=staging, remember=remember)):
             yield None
             return
@@ -194,7 +194,7 @@ class _Build:
             f"{len(failed)} of {len(self.job.parts)} shards failed (listed above), the others are kept; "
             f"{_message(first)}",
             where=self.maker.finished.folder,
-            fix="mend the cause and run the stage again: it makes only what is missing",
+            fix="mend the cause and run the stage again: it makes only the missing shards",
         )
 
     def done(self) -> list[dict[str, Any]]:

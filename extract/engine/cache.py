@@ -135,7 +135,7 @@ class Cache:
                 else:
                     ours.refused.append(version)
                     differing.append(results)
-                    notes.append(f"new code, other numbers ({difference}): what is known of older code isn't used")
+                    notes.append(f"new code, other numbers ({difference}): results of older code aren't used")
             if not ours.accepted:
                 ours.accepted.append(self.code[:16])
             self.versions = ours.accepted

@@ -47,7 +47,7 @@ class Index(Written):
 
 
 def listed_files(folder: Path) -> dict[str, str]:
-    """File name -> sha256 of all that the index of a store lists. Raises `InputError` where there is no such list."""
+    """File name -> sha256 of all that the index of a store lists. Raises `InputError` if it has no such list."""
     folder = Path(folder)
     path = folder / INDEX
     if not folder.is_dir():

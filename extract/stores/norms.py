@@ -40,7 +40,7 @@ class Norms:
         )
 
     def as_json(self) -> dict[str, float] | None:
-        """``least``, ``mean`` and ``most`` to four places; None where there is no feature."""
+        """``least``, ``mean`` and ``most`` to four places; None without features."""
         if not self.count:
             return None
         return {

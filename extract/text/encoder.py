@@ -39,7 +39,7 @@ def load_encoder(model: str, revision: str | None = None, kind: Kind = ENCODER) 
 
 
 def mask_id_of(model: str, revision: str | None = None) -> int | None:
-    """The mask's id of the tokenizer that lies beside the encoder `model`; None where there is none."""
+    """The mask's id of the tokenizer that lies beside the encoder `model`; None without a tokenizer or a mask."""
     from transformers import AutoTokenizer
 
     try:
@@ -157,7 +157,7 @@ class PieceEncoder(nn.Module):
 
 
 def _most_pieces(config: Any) -> int | None:
-    """How many pieces an encoder of learned positions reads; None where there is no bound."""
+    """The number of pieces that an encoder of learned positions reads; None without a bound."""
     most = getattr(config, "max_position_embeddings", None)
     if not most or most < 0:
         return None

@@ -48,7 +48,7 @@ class Words(NamedTuple):
 def load_language(language: str) -> tuple[Language, dict[str, str]]:
     """The spaCy pipeline of `language` (see `TokenSettings`), and its facts for a recipe.
 
-    Pipes that neither cut nor tag words are left out. InputError where there is no such pipeline, or it can't load.
+    Pipes that neither cut nor tag words are left out. InputError for a pipeline that is missing or can't load.
     """
     if language == "blank_en":
         return spacy.blank("en"), {"name": language}

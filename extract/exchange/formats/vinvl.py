@@ -268,7 +268,7 @@ class VinvlSource(Source):
 
 
 def _tables(root: Path) -> list[_Tables]:
-    """The tables of a folder: VinVL's own, or a set a split. Raises InputError where there are none."""
+    """The tables of a folder: VinVL's own, or a set a split. Raises InputError if it has none."""
     features = root / _FEATURES
     if features.exists() or (root / _PREDICTIONS).exists():
         own = Bytes(features, tsv.FIX) if features.exists() else None
@@ -305,7 +305,7 @@ def _features(content: bytes, where: str) -> tuple[str, int, bytes]:
 
 
 def _sizes(path: Path, files: dict[str, str], advance: Callable[[int], object]) -> dict[str, tuple[int, int]]:
-    """Id -> (width, height), as hw.tsv says; nothing where there is none."""
+    """Id -> (width, height), as in hw.tsv; empty without that file."""
     found = {}
     for line in tsv.lines(path, files, advance) if path.exists() else ():
         fields = tsv.split(line.content, 2, line.where)

@@ -108,7 +108,7 @@ class WdsSource(Source):
 
 
 def _listed(folder: Path) -> dict[str, str] | None:
-    """File name -> sha256 as the index says; None where there is none."""
+    """File name -> sha256 as in the index; None without an index."""
     if not (folder / INDEX).is_file():
         return None
     try:

@@ -43,7 +43,7 @@ def propose(
 
     Parameters
     ----------
-    objectness : a level's logits ``[A]`` each; one level where there is no pyramid.
+    objectness : a level's logits ``[A]`` each; one level without a pyramid.
     deltas : ``[A, 4]`` each, relative to `anchors` ``[A, 4]`` (x1, y1, x2, y2) in the network's picture.
     image_size : (height, width) of that picture.
     before, after : how many to keep of each level before NMS, and of all after it; levels don't suppress each other.

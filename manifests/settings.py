@@ -80,5 +80,5 @@ class DatasetSource(Settings):
 
     @property
     def picture_root(self) -> Path:
-        """Where a report looks for pictures: they may not be there."""
+        """The folder of a report's pictures: they may not be there."""
         return self.pictures or self.images

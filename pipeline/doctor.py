@@ -28,7 +28,7 @@ class Examination:
     wrong: set[str] = field(default_factory=set)
 
     def add(self, label: str, state: str, problems: Iterable[InputError] = ()) -> None:
-        """One thing that was looked at: what is `state` of it, or what is wrong with it."""
+        """Add a line on one thing: its `state`, or the number of its problems, which follow a line each."""
         problems = list(dict.fromkeys(str(problem) for problem in problems))
         self.lines.append(f"  {label:24} {_count(len(problems)) if problems else state}")
         self.lines += [f"    {problem}" for problem in problems]

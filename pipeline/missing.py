@@ -1,4 +1,4 @@
-"""What the data sets and runs of `params.yaml` need and isn't on this machine: what `selfalign doctor` looks for.
+"""Missing files: those that data sets and runs of `params.yaml` need and that this machine lacks, for the doctor.
 
 Each thing is an `InputError` that says what to do about it. Nothing is fetched, nothing is made.
 """

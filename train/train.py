@@ -186,7 +186,7 @@ def _require_chosen_words(name: str, settings: RunSettings, data: RetrievalData,
 
 
 def _require_boxes(name: str, settings: RunSettings, data: RetrievalData) -> None:
-    """Raise `InputError` where the base looks at boxes and the regions were imported without any."""
+    """Raise `InputError` if the base reads boxes and the regions were imported without any."""
     if BASES[settings.base.name].reads_boxes and not data.region_store.has_boxes:
         raise InputError(
             f"{settings.base.name} looks at the regions' boxes, and these were imported without any",

@@ -142,5 +142,5 @@ def _box(box: np.ndarray, inset: float, style: str, words: Sequence[Highlight], 
         anchor = "end" if x + 8 * len(label) > VIEW else "start"
         at = f'x="{x if anchor == "start" else x + width:.1f}" y="{y + height + 14 if below else y - 4:.1f}"'
         shape += f'<text {at} text-anchor="{anchor}">{label}</text>'
-    known = f' data-looks="{",".join(styles)}"' if styles else ""
+    known = f' data-styles="{",".join(styles)}"' if styles else ""
     return f'<g class="{style}" data-words="{numbers}"{known}>{shape}</g>'

@@ -16,8 +16,8 @@ from torchvision.ops import batched_nms, box_iou, nms, remove_small_boxes
 from extract.vision.rcnn.proposals import clipped, decoded
 
 _BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-_FEW = 1000  # pairs of proposal and class, up to which all of them are settled at once
-_SOME = 4096  # pairs that are settled where those above the threshold leave too few regions
+_FEW = 1000  # pairs of proposal and class, up to which NMS takes all of them at once
+_SOME = 4096  # pairs that NMS takes if those above the threshold leave too few regions
 
 
 def bottom_up(
@@ -43,7 +43,7 @@ def bottom_up(
     -------
     int64 ``[R]`` with ``min(min_boxes, P) <= R <= max_boxes``. Ties keep the proposals' order.
     """
-    # Weaker pairs never suppress stronger ones, so the strongest can be settled alone: those above the threshold, and
+    # Weaker pairs never suppress stronger ones, so NMS can take the strongest alone: those above the threshold, and
     # where these leave too few, some thousands more. All of them, half a million of 1,600 classes, are rarely needed.
     confidence = boxes.new_zeros(len(boxes))
     for considered in _strongest(probabilities, score_threshold):

@@ -130,7 +130,7 @@ class Facts:
 def kind_of(path: Path) -> type[Reader]:
     """The reader that a captions file, or a folder of captions, is for.
 
-    Raises `InputError` that says what the file looks like and what to write.
+    Raises `InputError` that describes the file and the layouts to write.
     """
     preview = Preview.at(path)
     if reader := _recognised(preview):
@@ -216,7 +216,7 @@ def _first(readers: dict[str, type[Reader]], preview: Preview) -> type[Reader] |
 
 
 def _seen(preview: Preview) -> str:
-    """What an unknown file looks like."""
+    """A description of an unknown file."""
     if preview.is_folder:
         names = ", ".join(preview.names[:5]) + (" ..." if len(preview.names) > 5 else "")
         return f"a folder with {names}" if preview.names else "an empty folder"

@@ -197,7 +197,7 @@ def test_every_coloured_word_has_a_region_in_every_picture(html: str):
         for view in re.findall(r'<svg class="regions.*?</svg>', example, re.S):
             matched = " ".join(re.findall(r'class="k\d (?:right|wrong)" data-words="([\d ]+)"', view)).split()
             assert sorted(matched, key=int) == words
-            boxes = re.findall(r'data-looks="[^"]+"><rect class="halo" ([^/]+)/>', view)
+            boxes = re.findall(r'data-styles="[^"]+"><rect class="halo" ([^/]+)/>', view)
             assert len(set(boxes)) == len(boxes) >= 1  # words that share a region share its box
 
 

@@ -46,7 +46,7 @@ class Base(nn.Module):
 
     Attributes
     ----------
-    reads_boxes : whether the images' encoder looks at boxes, so that regions without any are refused.
+    reads_boxes : whether the images' encoder reads boxes, so that regions without any are refused.
     has_views : whether an image has several vectors, with weights (`Encoded.view_weights`).
     runs_encoder : whether the base needs a text encoder, or learned words, in the loop: no cached states.
     """

@@ -4,9 +4,9 @@ for (const example of document.querySelectorAll(".example")) {
     example.classList.toggle("looking", number !== null);
     for (const box of example.querySelectorAll("[data-words]")) {
       const place = number === null ? -1 : box.dataset.words.split(" ").indexOf(number);
-      if (box.dataset.looks) {
+      if (box.dataset.styles) {
         box.dataset.alone ??= box.getAttribute("class");
-        box.setAttribute("class", place < 0 ? box.dataset.alone : box.dataset.looks.split(",")[place]);
+        box.setAttribute("class", place < 0 ? box.dataset.alone : box.dataset.styles.split(",")[place]);
       }
       box.classList.toggle("on", place >= 0);
     }

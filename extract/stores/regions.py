@@ -98,7 +98,7 @@ def region_layout_problems(shard: MappedHDF5, images: int, dim: int, layout: str
     elif problem := offsets_problem(shard, "offsets", "boxes"):
         yield problem
     elif (np.diff(shard["offsets"]) != counts).any():
-        yield "num_boxes doesn't agree with offsets"
+        yield "num_boxes isn't the difference of offsets"
 
 
 def shard_row(shard: MappedHDF5, row: int) -> Regions:

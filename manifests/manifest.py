@@ -445,7 +445,7 @@ def _grounding(entry: SourceImage, file: Path) -> Grounding:
             raise InputError(f"'box' {problem}", where=where, fix=fix)
         label = {key: value for key, value in item.items() if key != "box"}
         if not all(isinstance(value, str) for value in label.values()):
-            raise InputError(f"an object's labels must be texts, not {label!r}", where=where, fix=fix)
+            raise InputError(f"an object's labels must be given in texts, not {label!r}", where=where, fix=fix)
         boxes.append(tuple(float(x) for x in item["box"]))
         labels.append(label)
     grounded = any(caption.phrases is not None for caption in entry.captions)

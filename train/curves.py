@@ -25,7 +25,7 @@ def epoch_line(
 ) -> str:
     """The last epoch of the run `name` as one line: mean loss and its terms, validation R@sum, the best epoch so far.
 
-    rows : the curves of the epochs that are done; losses : the names of the terms, each told with its weight; epochs :
+    rows : the curves of the epochs that are done; losses : the names of the terms, each times its weight; epochs :
     how many are planned; best_epoch : a row of `rows`.
     """
     row, best = rows[-1], rows[best_epoch]

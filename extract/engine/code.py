@@ -45,7 +45,7 @@ def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
         whole.update(f"{name}\0{_meaning(_file(name))}\0".encode())
         for text in sorted(_file(name).parent.glob("templates/*")):
             whole.update(f"{text.name}\0".encode() + text.read_bytes())
-    for name, file in sorted({(file.name, file) for module in modules for file in _files_elsewhere(module)}):
+    for name, file in sorted({(file.name, file) for module in modules for file in _plugin_files(module)}):
         whole.update(f"{name}\0{_meaning(file)}\0".encode())
     return whole.hexdigest()
 
@@ -59,7 +59,7 @@ def _file(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _files_elsewhere(module: str) -> list[Path]:
+def _plugin_files(module: str) -> list[Path]:
     """The Python files of the folder of a module of another package; a module that is no package's has one."""
     path = getattr(sys.modules.get(module), "__file__", None)
     if path is None or module.partition(".")[0] in _PACKAGES:

@@ -16,7 +16,7 @@ _SEPARATORS = ",;\t|"
 ROLES = {
     "image": (
         *("image", "file_name", "filename", "image_name", "file_path", "filepath", "image_path", "img_path", "path"),
-        *("file", "img", "image_file", "picture"),
+        *("file", "img", "image_file", "picture", "photo"),
     ),
     "caption": (
         *("captions", "caption", "text", "texts", "comment", "sentences", "sentence", "description", "raw"),
@@ -93,30 +93,34 @@ def _texts(lines: Sequence[Line], first: int) -> Iterator[str]:
 def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] = IDS) -> dict[str, str]:
     """Role ("image", "caption", "split", "id") -> the one of `names` that has it.
 
-    Names are compared without case and spaces. Raises `InputError` for a name that is there twice, one that is nearly
-    a known one, and where captions, or image and id, are lacking.
+    Names are compared without case and spaces. Raises `InputError` with all that is wrong: names that are there twice,
+    names that are nearly known ones, and where captions, or image and id, are lacking.
     """
     spelt: dict[str, str] = {}
+    wrong = []
     for name in names:
         key = name.strip().lower().replace(" ", "_").replace("-", "_")
         if key in spelt:
-            raise InputError(f"column {name.strip()!r} is there twice", where=where, fix=fix)
+            wrong.append(f"column {name.strip()!r} is there twice")
         spelt[key] = name
     aliases = {**ROLES, "id": tuple(ids)}
     found = {role: spelt[name] for role, known in aliases.items() for name in reversed(known) if name in spelt}
     known = {name for names in aliases.values() for name in names} | set(IDS)
+    role_of = {name: role for role in ROLES if role not in found for name in ROLES[role]}
+    meant = set()
     for key, name in spelt.items():
-        if key in known:
-            continue
-        lacking = [known for role in ROLES if role not in found for known in ROLES[role]]
-        if close := difflib.get_close_matches(key, lacking, n=1, cutoff=0.75):
-            message = f"unknown column {name.strip()!r} (did you mean {close[0]!r}?)"
-            raise InputError(message, where=where, fix=fix)
-    listed = ", ".join(repr(name.strip()) for name in list(spelt.values())[:12])
-    if "caption" not in found:
-        raise InputError(f"column 'caption' is missing among {listed}", where=where, fix=fix)
-    if "image" not in found and "id" not in found:
-        raise InputError(f"column 'image' is missing among {listed}", where=where, fix=fix)
+        if key not in known and (close := difflib.get_close_matches(key, role_of, n=1, cutoff=0.75)):
+            wrong.append(f"unknown column {name.strip()!r} (did you mean {close[0]!r}?)")
+            meant.add(role_of[close[0]])
+    needed = ("caption",) if "id" in found else ("image", "caption")
+    if lacking := [role for role in needed if role not in found and role not in meant]:
+        listed = ", ".join(repr(name.strip()) for name in list(spelt.values())[:12])
+        columns = f"columns {lacking[0]!r} and {lacking[1]!r} are" if len(lacking) > 1 else f"column {lacking[0]!r} is"
+        wrong.append(f"{columns} missing among {listed}")
+        others = {role: ", ".join(name for name in ROLES[role] if name != role) for role in lacking}
+        fix = "; ".join([fix, *(f"{role} may be called {others[role]} too" for role in lacking)])
+    if wrong:
+        raise InputError("; ".join(wrong), where=where, fix=fix)
     return found
 
 

@@ -335,12 +335,22 @@ def _relative(text: str, where: str, root: Path | None) -> str:
     if not text.strip() or "\0" in text:
         raise InputError(f"the image's path {text!r} names no file", where=where, fix=fix)
     _refuse_broken_text(text, where)
-    path = PurePosixPath(text)
+    shown, path = f"the image's path {text!r}".replace("\\\\", "\\"), PurePosixPath(text)
+    if "\\" in text:
+        path = PurePosixPath(text.replace("\\", "/"))
+        if root is None or not _is_near(root, path):
+            told = f"{shown} has backslashes" + ("" if root is None else f", and there is no {str(path)!r} either")
+            raise InputError(told, where=where, fix=fix)
     if root is not None and path.is_absolute() and path.is_relative_to(root.absolute().as_posix()):
         path = path.relative_to(root.absolute().as_posix())
-    if path.is_absolute() or ".." in path.parts or "\\" in text:
-        raise InputError(f"the image's path {text!r} could lead out of the image root", where=where, fix=fix)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{shown} could lead out of the image root", where=where, fix=fix)
     return str(path)
+
+
+def _is_near(root: Path, path: PurePosixPath) -> bool:
+    """Whether a picture is there, from the image root or from the folder above on."""
+    return os.path.isfile(root / path) or os.path.isfile(root.joinpath(*path.parts[1:]))
 
 
 def manifest_rows(

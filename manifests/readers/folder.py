@@ -17,7 +17,8 @@ from manifests.jsonl import lines_or_errors, parse_json
 from manifests.readers import READERS, Items, Preview, Reader
 from manifests.source import LeftOut, SourceCaption
 
-_TABLE = "give a header line image,caption (and split, id if you like), and as many fields in every row"
+_HEADER = "give a header line image,caption (and split, id if you like)"
+_TABLE = f"{_HEADER}, and as many fields in every row"
 _LINES = 'write each line as {"image": "a.jpg", "captions": ["..."]}, with "split" and "id" if you like'
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
 
@@ -46,7 +47,7 @@ class Folder(Reader):
         preview = Preview.at(path)
         if preview.head.startswith("{"):
             return roles(parse_json(preview.first_line, path=path, fix=_LINES), f"{path} line 1", _LINES)
-        return {role: name.strip() for role, name in roles(split_header(preview.first_line)[1], path, _TABLE).items()}
+        return {role: name.strip() for role, name in roles(split_header(preview.first_line)[1], path, _HEADER).items()}
 
     @staticmethod
     def read(path: Path) -> Items:
@@ -121,7 +122,7 @@ def _table(path: Path, found: Gathered) -> Iterator[LeftOut]:
     if any(_PICTURE.search(name.strip()) for name in names):
         message = f"the first line, {header.strip()[:60]!r}, is a row of an image, and no header"
         raise InputError(message, where=f"{path} line {first}", fix="write the header image,caption above it")
-    columns = {role: names.index(name) for role, name in roles(names, f"{path} line {first}", _TABLE).items()}
+    columns = {role: names.index(name) for role, name in roles(names, f"{path} line {first}", _HEADER).items()}
     for number, fields in table_rows(lines, first, separator, path, _TABLE):
         row = f"line {number}"
         if isinstance(fields, InputError):

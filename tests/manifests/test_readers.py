@@ -351,6 +351,21 @@ def test_absolute_paths_below_the_image_root(root: Path) -> None:
     assert read(root, write(root, "c.csv", f"image,caption\n{root / 'b.jpg'},A cat.\n"))[0][0] == "b.jpg"
 
 
+@pytest.mark.parametrize("column", ["photo", "picture", "Image File"])
+def test_backslashes_are_read_where_the_picture_is_there(root: Path, column: str) -> None:
+    for path in ("sub\\c.png", f"{root.name}\\sub\\c.png", f"{root}/sub/c.png".replace("/", "\\")):
+        assert read(root, write(root, "c.csv", f"{column},caption\n{path},A bird.\n"))[0][0] == "sub/c.png"
+
+
+def test_columns_that_are_missing_are_told_with_all_their_names(root: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read(root, write(root, "c.csv", "bild,wort\na.png,One.\n"))
+    assert "columns 'image' and 'caption' are missing among 'bild', 'wort'" in caught.value.what
+    for name in ("photo", "picture", "file_name", "sentence"):
+        assert name in caught.value.fix
+    assert "as many fields" not in caught.value.fix
+
+
 def spoilt(root: Path) -> Path:
     """A table with two sound images and a mistake of each kind."""
     return write(

@@ -129,6 +129,11 @@ class RetrievalData:
     def caption_text(self, caption: int) -> str:
         return self.token_store.text(self._caption_rows[caption])
 
+    @property
+    def language(self) -> str:
+        """The name of the language or pipeline that cut the captions into words."""
+        return self.token_store.recipe["language"]["name"]
+
     def caption_words(self, caption: int) -> list[Word]:
         """The words of a caption in the order of `word_batch`."""
         row = self._caption_rows[caption]

@@ -1,19 +1,21 @@
 """A caption's words and the regions they matched, as coloured text and as SVG over the picture.
 
 Words that mean the same object share a colour where the data set knows the objects. Elsewhere each noun, adjective and
-verb has its own, or each longer word without parts of speech. Words that match one region share its box. It is drawn
-solid where the region is the object that one of them means, dashed where it isn't, thin where nobody knows.
+verb has its own. Without parts of speech each word has that is no stop word of its language, or each longer word of an
+unknown language. Words that match one region share its box. It is drawn solid where the region is the object that one
+of them means, dashed where it isn't, thin where nobody knows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
 from eval.matching.correspondence import Matches, phrase_of, region_objects
+from extract.text.languages import stop_words
 from manifests.grounding import Grounding
-from train.data import RetrievalData
+from train.data import RetrievalData, Word
 
 CONTENT = {"NOUN", "PROPN", "ADJ", "VERB", "NUM"}
 COLOURS = 8
@@ -37,7 +39,7 @@ def highlights(data: RetrievalData, caption: int, truth: Grounding | None) -> li
     words = data.caption_words(caption)
     if truth is None:
         content = [word for word in words if word.pos in CONTENT]
-        chosen = [(word, None) for word in content or [word for word in words if len(word.text) > 3]]
+        chosen = [(word, None) for word in content or _telling(words, stop_words(data.language))]
     else:
         phrases = truth.phrases[data.captions_of(int(data.caption_image[caption])).index(caption)]
         linked = [(word, phrase_of(word.start, word.end, phrases)) for word in words]
@@ -48,6 +50,13 @@ def highlights(data: RetrievalData, caption: int, truth: Grounding | None) -> li
         colour = colours.setdefault(number if object is None else object, len(colours)) % COLOURS
         found.append(Highlight(number, word.text, word.start, word.end, colour, object))
     return found
+
+
+def _telling(words: Sequence[Word], stop: Collection[str]) -> list[Word]:
+    """The words that are no stop words; those of more than three letters where no stop word is known."""
+    if not stop:
+        return [word for word in words if len(word.text) > 3]
+    return [word for word in words if word.text.lower() not in stop and any(map(str.isalnum, word.text))]
 
 
 def caption_html(text: str, words: Sequence[Highlight]) -> str:

@@ -69,6 +69,10 @@ class WordMatches:
     def __len__(self) -> int:
         return len(self.caption)
 
+    @property
+    def language(self) -> str:
+        return self.read.language
+
     def caption_words(self, pair: int) -> list[Word]:
         return self.read.words[self.caption[pair]]
 

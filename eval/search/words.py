@@ -64,12 +64,14 @@ class ReadCaptions:
 
     words : of each caption all words, in the order of ``batch.word``.
     unknown : of each caption those that the run's vocabulary lacks; a run of word pieces knows all words.
+    language : the name of the language or pipeline that cut them (`TokenSettings.language`).
     """
 
     texts: Sequence[str]
     words: list[list[Word]]
     unknown: list[list[Word]]
     batch: WordBatch
+    language: str
 
 
 class CaptionReader:
@@ -90,6 +92,7 @@ class CaptionReader:
         self._settings, self._device, self._pieces = words.tokens, device, words.pieces
         self._numbers = word_numbers(read_vocabulary(words.vocabulary))
         self._language, language = load_language(words.tokens.language)
+        self._name = language["name"]
         ours: dict[str, Any] = {"language": language, "max_words": words.tokens.max_words}
         if words.pieces:  # a tokenizer takes seconds to load
             if words.tokens.tokenizer is None:
@@ -133,7 +136,7 @@ class CaptionReader:
                 [word for word, number in zip(own, ids.tolist(), strict=True) if number == UNKNOWN]
                 for own, ids in zip(words, numbers, strict=True)
             ]
-        return ReadCaptions(texts, words, unknown, batch)
+        return ReadCaptions(texts, words, unknown, batch, self._name)
 
     def _piece_batch(self, texts: Sequence[str], split: Sequence[Words]) -> WordBatch:
         # A caption that is cut to so many words is cut there for the tokenizer too.

@@ -1,9 +1,13 @@
-"""The language of captions, by their script, or by the frequent words that they use (spaCy's stop words)."""
+"""The language of captions, by their script, or by the frequent words that they use (spaCy's stop words).
+
+Also the stop words of a language that is known.
+"""
 
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 
 from spacy.util import get_lang_class
 
@@ -18,6 +22,19 @@ _BY_WORDS = (
     "en", "de", "fr", "es", "it", "pt", "nl", "ru", "tr", "pl", "sv", "da", "nb", "fi", "cs", "ro", "hu", "ca", "uk",
     "bg", "hr", "id", "vi", "ar", "fa", "ur",
 )  # fmt: skip
+
+
+@cache
+def stop_words(language: str) -> frozenset[str]:
+    """spaCy's stop words of the language of a pipeline, which its name tells: en_core_web_sm, blank_en, blank:de.
+
+    Empty where the name tells none, or where spaCy has none for it.
+    """
+    found = re.match(r"(?:blank[_:])?([a-z]{2,3})(?=_|$)", language)
+    try:
+        return frozenset(get_lang_class(found[1]).Defaults.stop_words) if found else frozenset()
+    except ImportError:
+        return frozenset()
 
 
 def guess_language(captions: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 from spacy.util import get_installed_models
 
 from extract.packages import local_path
-from extract.text.languages import guess_language
+from extract.text.languages import guess_language, stop_words
 from extract.text.scripts import NAME as CHARACTERS
 from extract.text.scripts import require_cut
 from extract.text.words import load_language
@@ -54,6 +54,7 @@ def run(
     language: str | None,
     skip: bool,
     device: str,
+    staging: Path,
 ) -> str:
     """Write the entries of the data set `name` and its run; returns what was understood and what to run next.
 
@@ -64,11 +65,13 @@ def run(
     language : of the captions, as `tokens.language` has it; found out if not given.
     skip : whether rows, captions and pictures that can't be used are left out.
     device : torch device on which the detector is tried.
+    staging : folder for the list of what can't be used, where that is more than a message shows.
 
     Raises
     ------
     InputError : a name that is taken or none, and all that is wrong with what is there; `params.yaml` stays as it was.
     """
+    listing = staging / f"{name}-refused.jsonl"
     with sole_writer(FILE, f"change of {FILE}", wait=False):
         text = read_text()
         params = parse_params(text)
@@ -77,7 +80,7 @@ def run(
         (dataset,) = preset["datasets"].values()
         if features:
             with keys_as_options(images="--features"):
-                preview = preview_features(*features, captions, boxes, sizes, skip=skip)
+                preview = preview_features(*features, captions, boxes, sizes, skip=skip, listing=listing)
             sample: Sample | None = sample_features(preview)
             preview.source.update({"pictures": images} if images else {})
         elif images is None or boxes or sizes:
@@ -87,7 +90,7 @@ def run(
             fix = "give --images, or --features with a format and a path"
             raise InputError(message, where=f"data set {name}", fix=fix)
         else:
-            preview = preview_pictures(images, captions, dataset["regions"], skip=skip)
+            preview = preview_pictures(images, captions, dataset["regions"], skip=skip, listing=listing)
             sample = sample_pictures(preview, device)
         lacking = _lacking(preview)
         entries = _entries(name, preview, _language(preview, language), preset, None if lacking else params)
@@ -221,26 +224,46 @@ def _summary(name: str, preview: SourcePreview, sample: Sample | None, entries: 
         parts = ", ".join(f"{preview.splits[split]:,} {split}" for split in SPLITS if preview.splits[split])
         own = not imported or source["captions"] == source["images"]
         kind = source["format"] if own else kind_of(source["captions"]).name
-        lines += [f"  captions  {source['captions']}, read as {kind}; language: {language}"]
-        lines += [f"  splits    {parts}, {origin}"]
+        lines += [f"  captions  {source['captions']}, read as {_kind(kind, source['captions'])}; language: {language}"]
+        lines += [f"  words     {told}" for told in _drawn(language)]
+        lines += [f"  splits    {parts}, {origin}; a run learns from train alone, a search looks in all"]
     if sample is None:
         lines += ["  regions   none of the pictures that were tried can be read"]
         return lines
-    what = f"imported from {source['format']}" if imported else "grid: an ImageNet network on the same boxes everywhere"
-    lines += [f"  regions   {sample.boxes:.3g} an image of {sample.dim:,} numbers, {what}"]
+    what = f"imported from {source['format']}" if imported else "the same boxes everywhere, seen by an ImageNet network"
+    lines += [f"  regions   {sample.boxes:.3g} boxes an image, {sample.dim:,} numbers each: {what}"]
     size = len(counts) * sample.boxes * (2 * sample.dim + 16) / 1e9
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     lines += [f"  disk      about {_size(size)} of regions; {_size(free)} are free"]
     if sample.rate:
-        lines += [f"  time      regions: about {_time(len(counts) / sample.rate)} at {sample.rate:.1f} pictures/s here"]
+        lines += [
+            f"  time      regions: about {_time(len(counts) / sample.rate)} at {sample.rate:.1f} pictures/s here; "
+            "each stage's start takes some seconds more"
+        ]
     for run, settings in entries.get("runs", {}).items():
-        text = "the states of a sentence encoder" if "text_features" in entries else "learned words"
+        text = "a sentence encoder reads the captions" if "text_features" in entries else "it learns the words itself"
         base, epochs = settings["base"], settings["epochs"]
         lines += [
-            f"  run       {run}: {base['name']} of {base['dim']} numbers on {text}, {epochs} epochs; "
-            f"about {_time(epochs * preview.captions_in('train') / _RATE)} on two cores"
+            f"  run       {run}: a picture and a sentence become {base['dim']} numbers each ({base['name']}); {text}; "
+            f"{epochs} epochs, about {_time(epochs * preview.captions_in('train') / _RATE)} on two cores"
         ]
     return lines
+
+
+def _kind(format: str, captions: Path) -> str:
+    """A reader's name for people: that of tables and JSON Lines by the file."""
+    if format != "folder":
+        return format
+    return {".csv": "CSV", ".tsv": "TSV", ".jsonl": "JSON Lines"}.get(captions.suffix.lower(), "a table")
+
+
+def _drawn(language: str) -> list[str]:
+    """Which words get boxes, where the language has no parts of speech: all but stop words, or longer ones."""
+    if language != CHARACTERS and not language.startswith(("blank_", "blank:")):
+        return []
+    which = "all words but stop words" if stop_words(language) else "words of more than three letters"
+    told = f"{language} has no parts of speech, so {which} get a box"
+    return [f"{told}; with en_core_web_sm nouns, adjectives and verbs alone do" if _is_english(language) else told]
 
 
 def _size(gigabytes: float) -> str:

@@ -525,7 +525,8 @@ def add(name: str, **given: Any) -> None:
     """
     from pipeline.adding import run
 
-    click.echo(run(name=name, **given, device=Machine.from_environment().torch_device()))
+    machine = Machine.from_environment()
+    click.echo(run(name=name, **given, device=machine.torch_device(), staging=machine.staging))
 
 
 @main.command()
@@ -540,7 +541,7 @@ def remove(name: str, yes: bool) -> None:
     from pipeline.removing import Removal, run
 
     def agreed(found: Removal) -> bool:
-        click.echo(f"{name}: this is removed\n{found}")
+        click.echo(f"{name}: this {'is' if yes else 'would be'} removed\n{found}")
         return yes or click.confirm("Remove it?")
 
     click.echo(f"{name} is removed" if run(name, agreed) else "nothing was removed")

@@ -3,7 +3,6 @@ set's entry for them."""
 
 import os
 import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -79,11 +78,14 @@ class Sample:
     rate: float | None = None
 
 
-def preview_pictures(images: Path, captions: Path | None, regions: dict[str, Any], *, skip: bool) -> SourcePreview:
-    """A preview of a folder of pictures and its captions file. Without one, such a file in the folder is taken.
+def preview_pictures(
+    images: Path, captions: Path | None, regions: dict[str, Any], *, skip: bool, listing: Path
+) -> SourcePreview:
+    """A folder of pictures, with a captions file or without; without one, such a file in the folder is taken.
 
-    `regions` says how they are extracted, `skip` whether unusable rows are left out. Raises InputError for missing
-    paths and unreadable captions files. It also raises what the manifest stage would, but for the pictures' bytes.
+    `regions` says how they are extracted, `skip` whether what can't be used is left out, `listing` where it is listed
+    otherwise. Raises InputError for paths that aren't there, a captions file that isn't read, and all that the manifest
+    stage would refuse but for the pictures' bytes.
     """
     if not images.is_dir():
         raise InputError("the image root is not a folder", where=images, fix="check the path of the images")
@@ -97,7 +99,7 @@ def preview_pictures(images: Path, captions: Path | None, regions: dict[str, Any
             remarks.append(f"{captions} is in the folder, so its captions are taken")
     captions = captions or images
     format = readers.kind_of(captions).name
-    with _sieve(skip) as sieve:
+    with _sieve(skip, listing) as sieve:
         entries = checked_entries(readers.read(captions, format), captions, sieve, root=images)
         path = entries[0].path
         if not os.path.exists(images / path) and (root := nearby_root(images, path)):
@@ -110,7 +112,7 @@ def preview_pictures(images: Path, captions: Path | None, regions: dict[str, Any
 
 
 def preview_features(
-    format: str, root: Path, captions: Path | None, boxes: str | None, sizes: str | None, *, skip: bool
+    format: str, root: Path, captions: Path | None, boxes: str | None, sizes: str | None, *, skip: bool, listing: Path
 ) -> SourcePreview:
     """Region features in an exchange format; the boxes' convention is found where their numbers allow one alone.
 
@@ -129,7 +131,7 @@ def preview_features(
     if items is not None and source.captions_in_survey:
         for _ in source.survey(lambda _: None):
             pass
-    with _sieve(skip) as sieve:
+    with _sieve(skip, listing) as sieve:
         entries = checked_entries(readers.read(captions) if items is None else items, captions, sieve)
         sieve.refuse()
     where = {"format": format, "images": root, "captions": captions, "watch": root}
@@ -171,21 +173,20 @@ def sample_features(preview: SourcePreview) -> Sample | None:
 
 
 @contextmanager
-def _sieve(skip: bool) -> Iterator[Sieve]:
+def _sieve(skip: bool, listing: Path) -> Iterator[Sieve]:
     """Refuses, or leaves out, what can't be used. An InputError advises the option for that."""
     allowed = "skip" if skip else "refuse"
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            yield sieve_of(Path(folder) / "manifest", allowed, allowed)
-        except InputError as error:
-            fix = re.sub(r"set (`source\.\w+: skip`( and )?)+ to leave", "give --skip to leave", error.fix)
-            raise InputError(error.what, where=error.where, fix=fix) from error
+    try:
+        yield sieve_of(listing, allowed, allowed, listing)
+    except InputError as error:
+        fix = re.sub(r"set (`source\.\w+: skip`( and )?)+ to leave", "give --skip to leave", error.fix)
+        raise InputError(error.what, where=error.where, fix=fix) from error
 
 
 def _preview(
     source: dict[str, Any], regions: dict[str, Any], entries: list[SourceImage], remarks: list[str], sieve: Sieve
 ) -> SourcePreview:
-    """The look with its splits; where the file has none, the fractions rise until each has images enough.
+    """The preview with its splits; where the file has none, the fractions rise until each has images enough.
 
     Without captions there is nothing to train on, and all images are in one split.
     """

@@ -99,7 +99,9 @@ def test_karpathys_json_with_its_splits(project: Path, pictures: Path) -> None:
         "11 pictures",
         "39 captions, 2 to 5 an image",
         "6 train, 2 val, 3 test, as the file says",
-        "36 an image of 1,280 numbers",
+        "36 boxes an image, 1,280 numbers each",
+        "a run learns from train alone, a search looks in all",
+        "blank_en has no parts of speech, so all words but stop words get a box",
         "dvc repro evaluate@mine-vse-infinity",
         "selfalign index mine-vse-infinity mine",
         "selfalign serve mine-vse-infinity-mine",
@@ -114,7 +116,12 @@ def test_a_table_in_another_language_whose_splits_are_made(project: Path, pictur
     data = added(output).dataset("mine")
     assert (data.source.format, data.source.captions, data.tokens.language) == ("folder", Path(table.name), "blank:de")
     assert data.tokens.tokenizer is None and data.source.val_fraction == data.source.test_fraction > 0.1
-    assert "33 captions, 3 an image" in output and "by a hash of their ids" in output and "learned words" in output
+    assert (
+        "33 captions, 3 an image" in output
+        and "read as CSV" in output
+        and "by a hash of their ids" in output
+        and "it learns the words itself" in output
+    )
 
 
 def test_a_language_that_is_given(project: Path, pictures: Path) -> None:
@@ -159,6 +166,19 @@ def test_unusable_rows_are_listed_and_left_out_on_request(project: Path, picture
     assert "11 pictures" in output and "3 left out (1 caption without a word, 2 missing)" in output
 
 
+def test_more_mistakes_than_a_message_shows_are_listed_in_a_file_that_stays(project: Path, pictures: Path) -> None:
+    names = ["photo 0.jpg", *(f"gone {number}.jpg" for number in range(12))]
+    table = write_table(project / "t.csv", ["a dog in the grass"], names)
+    told = refused("--images", pictures, "--captions", table)
+    listing = Path(re.search(r"all of them are listed in (\S+)\.", told)[1])
+    assert listing == Path(".staging/mine-refused.jsonl")
+    listed = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines()]
+    assert [(one["kind"], one["row"]) for one in listed] == [("missing", f"line {row}") for row in range(3, 15)]
+    write_table(table, ["a dog in the grass"], [f"photo {number}.jpg" for number in range(11)])
+    add("--images", pictures, "--captions", table)
+    assert not listing.exists()
+
+
 def test_a_captions_file_in_the_folder_is_taken(project: Path, pictures: Path) -> None:
     output = add("--images", pictures)
     assert added(output).dataset("mine").source.captions == pictures / "captions.json"
@@ -199,7 +219,7 @@ def test_scan_features_and_what_their_boxes_are(project: Path, boxes: list | Non
     output = add("--features", "scan", folder)
     data = added(output).dataset("mine")
     assert (data.source.format, data.source.captions, data.regions.boxes) == ("scan", folder, convention)
-    assert "18 images" in output and "2 an image of 8 numbers, imported from scan" in output
+    assert "18 images" in output and "2 boxes an image, 8 numbers each: imported from scan" in output
     assert (f"no other convention of boxes than {convention}" in output) == (convention is not None)
 
 

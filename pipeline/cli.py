@@ -361,12 +361,16 @@ def train(run: str) -> None:
 @_of_stage("run")
 def evaluate(run: str) -> None:
     """Evaluate RUN on a split of its data set."""
+    import json
+
     from eval.evaluate import run as evaluate_run
+    from eval.figures import FIGURES
+    from eval.report.metrics_table import evaluated
 
     params, machine = read_params(), Machine.from_environment()
     settings = params.run(run)
     dataset = settings.dataset
-    evaluate_run(
+    made = evaluate_run(
         name=run,
         manifest_dir=places.manifest(dataset),
         **_features(settings),
@@ -379,6 +383,8 @@ def evaluate(run: str) -> None:
         correspondence=places.correspondence(run),
         pieces=settings.text.pieces,
     )
+    figures = made or json.loads((places.evaluation(run) / FIGURES).read_text(encoding="utf-8"))
+    click.echo(evaluated(run, dataset, figures))
 
 
 @main.command()

@@ -21,6 +21,7 @@ from pipeline import places
 from pipeline.params import Params
 from train.checkpoint import read_record
 
+_MAKE = "make one: `selfalign index RUN DATASET`"
 LONGEST_NAME = 120  # bytes of a page's name that come from the query
 
 
@@ -86,15 +87,22 @@ def chosen_index(index: Path | None) -> Path:
 
 def all_indexes() -> list[Path]:
     """The indexes below `indexes/`. Raises `InputError` where there is none."""
-    made = sorted(path.parent for path in places.INDEXES.glob("*/recipe.json"))
+    made = _made()
     if not made:
-        fix = "make one: `selfalign index RUN DATASET`"
-        raise InputError("there is no index yet", where=places.INDEXES, fix=fix)
+        raise InputError("there is no index yet", where=places.INDEXES, fix=_MAKE)
     return made
+
+
+def _made() -> list[Path]:
+    return sorted(path.parent for path in places.INDEXES.glob("*/recipe.json"))
 
 
 def searcher(params: Params, folder: Path, device: str) -> Searcher:
     """What answers queries in the index at `folder`. Raises `InputError` where it isn't there or isn't current."""
+    if not (folder / "recipe.json").exists():
+        there = ", ".join(path.name for path in _made())
+        fix = f"choose one of {there}, or {_MAKE}" if there else _MAKE
+        raise InputError("there is no index", where=folder, fix=fix)
     index = Index.open(folder)
     made = source(params, index.recipe["run"]["name"], index.recipe["data set"]["name"])
     return Searcher(index, made, device=device, settings=region_settings(params, made.dataset))

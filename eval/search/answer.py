@@ -38,6 +38,7 @@ class Answer:
     searched : a text that names the index or the store.
     unknown : words of a text that the run's vocabulary lacks.
     asked : the image of the index that was asked with; None for a text and for another picture.
+    fits : whether the best hit scores as much as such a query's should (`Index.fitting`), as far as that is known.
     """
 
     query: str
@@ -46,6 +47,7 @@ class Answer:
     hits: list[Hit]
     unknown: list[str] = field(default_factory=list)
     asked: CaptionedImage | None = None
+    fits: bool = True
 
     def __str__(self) -> str:
         return table(self)

@@ -7,6 +7,7 @@ index also has `images.faiss` and `captions.faiss`. `index.json` lists all files
 written as they are made, so that memory doesn't grow with the data set.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
@@ -29,7 +30,7 @@ from extract.stores.intact import INDEX, require_intact
 from extract.stores.intact import Index as StoreIndex
 from extract.stores.made import note_made
 from extract.stores.recipe import FILE as RECIPE
-from extract.stores.recipe import first_difference, read_recipe, require_same_recipe, write_recipe
+from extract.stores.recipe import read_recipe, require_same_recipe, write_recipe
 from extract.stores.regions import region_stores
 from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
@@ -51,7 +52,8 @@ _AGAIN = "make the index again: `selfalign index`"
 BOXES = "x1, y1, x2, y2 in pixels of the upright picture"
 Kind = Literal["exact", "hnsw", "ivf"]
 KINDS = ("exact", "hnsw", "ivf")
-SAMPLE, BEST = 200, 10  # queries that an approximate index is tried with, and how many of their best are compared
+SAMPLE, BEST = 200, 10  # queries that an index is tried with, and how many of their best are compared
+FEWEST = 20  # captions that tell which scores are poor
 
 
 @dataclass(frozen=True)
@@ -227,31 +229,60 @@ class Index:
         return cls(folder, recipe, manifest, *parts)
 
     def require_current(self, source: Source) -> None:
-        """Raise `InputError` with the first change of the run or the data set since. Missing files are skipped."""
-        made, now = {}, source.facts(self.recipe["splits"])
+        """Raise `InputError` with all changes of the run or the data set since. Missing files are skipped."""
+        now = source.facts(self.recipe["splits"])
         if "files_sha256" in self.recipe["regions"]:  # of a store of all splits, in older projects
             now["regions"] = {"files_sha256": _digest(source.regions / INDEX)}
         else:
             for split, then in self.recipe["regions"].items():  # made before licences were left out of the hash
                 if (index := source.regions_index(split)) is not None and then == _digest(index):
                     now["regions"][split] = then
-        for name, facts in now.items():
-            now[name] = {key: value for key, value in facts.items() if value is not None}
-            made[name] = {key: self.recipe[name].get(key) for key in now[name]}
-        changed = first_difference(made, now)
-        if changed is not None:
-            key, then, today = changed
-            raise InputError(
-                f"{key} was {then} when it was made and is {today} now", where=self.folder, fix=f"`{self.command}`"
-            )
+        changed = [
+            (name, key)
+            for name, facts in now.items()
+            for key, value in facts.items()
+            if value is not None and value != self.recipe[name].get(key)
+        ]
+        changes = []
+        if any(name == "run" for name, _ in changed):
+            changes.append(f"the run {source.run} was trained again")
+        if any(name == "data set" for name, _ in changed):
+            changes.append("the data set's pictures or captions have changed")
+        if splits := [key for name, key in changed if name == "regions"]:
+            changes.append("the regions have changed" + ("" if "files_sha256" in splits else f" ({', '.join(splits)})"))
+        if changes:
+            fix = f"make it again: `{self._command(source)}`"
+            raise InputError(f"{' and '.join(changes)} since it was made", where=self.folder, fix=fix)
+
+    def _command(self, source: Source) -> str:
+        """The shortest command that makes it again."""
+        own, kind, out = self.recipe["splits"], self.recipe["kind"], self.folder
+        listed = Manifest.open(source.manifest) if is_manifest(source.manifest) else None
+        there = [split for split in SPLITS if listed is None or len(listed.rows_in(split))]
+        options = [f"--split {split}" for split in own if set(own) != set(there)]
+        options += [] if kind == "exact" else [f"--kind {kind}"]
+        options += [] if out.name == f"{source.run}-{source.dataset}" else [f"--out {shlex.quote(str(out))}"]
+        return " ".join(["selfalign index", source.run, source.dataset, *options])
+
+    @cached_property
+    def fitting(self) -> float | None:
+        """The score that the best image of a text should have; None where the index has too few captions to tell.
+
+        Of its own captions, half score less with the best image that isn't theirs, or one in ten with the best of all,
+        if that is less.
+        """
+        pick = np.random.default_rng(0).permutation(len(self.captions))[:SAMPLE]
+        if len(pick) < FEWEST or len(self.manifest) < 2:
+            return None
+        rows, scores = self.images(self.captions[np.sort(pick)], 2)
+        others = np.where(rows[:, 0] == self.caption_image[np.sort(pick)], scores[:, 1], scores[:, 0])
+        return float(min(np.median(others), np.quantile(scores[:, 0], 0.1)))
 
     @property
-    def command(self) -> str:
-        """The command that makes the index again."""
-        options = "".join(f" --split {split}" for split in self.recipe["splits"])
-        return f"selfalign index {self.recipe['run']['name']} {self.recipe['data set']['name']}{options}" + (
-            "" if self.recipe["kind"] == "exact" else f" --kind {self.recipe['kind']}"
-        )
+    def has_unit_scores(self) -> bool:
+        """Whether a score of a text with an image is a cosine: 1 at most."""
+        image = np.concatenate([self.pooled[:1, 0], self.context[:1]], axis=1)
+        return all(np.allclose(np.linalg.norm(each), 1, atol=1e-3) for each in (image, self.captions[:1]) if len(each))
 
     @property
     def rows(self) -> Sequence[CaptionedImage]:

@@ -104,7 +104,9 @@ class Searcher:
         with torch.inference_mode():
             found = self.model.encode_captions(read.batch.to(self._device)).embedding.float().cpu().numpy()
         (rows,), (scores,) = self.index.images(found, count)
-        return Answer(text, "images", self.index.searched, self._image_hits(rows, scores), unknown)
+        hits, least = self._image_hits(rows, scores), self.index.fitting
+        fits = least is None or scores[0] >= least
+        return Answer(text, "images", self.index.searched, hits, unknown, fits=bool(fits))
 
     def picture(self, picture: str | Path | bytes) -> Picture:
         """The picture in a file or in bytes, or the image of the index with this id.

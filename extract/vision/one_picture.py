@@ -47,7 +47,7 @@ class PictureReader:
             read = decode if isinstance(picture, bytes) else decode_file
             rgb = read(picture, settings.max_pixels, truncated=settings.truncated == "take")
         except (OSError, UnreadableImage) as error:
-            raise InputError(f"the picture can't be read: {error}", where=name, fix="give another picture") from error
+            raise InputError(f"it can't be read: {error}", where=name, fix="give another file") from error
         (found,) = self._detector.detect(self._detector.prepare(rgb)[None], [(rgb.shape[1], rgb.shape[0])])
         if not len(found):
             raise InputError("the detector finds no region in it", where=name, fix="give another picture")

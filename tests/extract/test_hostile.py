@@ -63,7 +63,7 @@ def test_where_a_picture_should_be(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"image 'id-001.png' .*it is a {kind}, not a file"):
         pictures.extract(region_settings(unreadable="skip"))
     settings = region_settings()
-    with pytest.raises(InputError, match=f"001.png: the picture can't be read.*it is a {kind}, not a file"):
+    with pytest.raises(InputError, match=f"001.png: it can't be read.*it is a {kind}, not a file"):
         search_by(pictures.images / "001.png", settings)
 
 

@@ -21,7 +21,8 @@ from pipeline.serving.schema import HitFacts, IndexFacts, MatchedPicture, Region
 T = TypeVar("T")
 EXAMPLES = 3
 MOST_WAITING = 32
-SIDES = (160, 320, 640)
+SIDES = (160, 320, 640, 1280)
+LARGEST_KEPT = 640
 KEPT = 1024  # thumbnails, some 20 kB each
 _SEARCHING = ThreadPoolExecutor(1, thread_name_prefix="search")
 
@@ -36,12 +37,15 @@ class ServedIndex:
     Parameters
     ----------
     image_root : the folder of the data set's pictures.
+    tells_paths : whether answers have the whole path of a picture, which others than this machine's user needn't know.
     """
 
-    def __init__(self, name: str, searcher: Searcher, image_root: Path, *, takes_pictures: bool):
+    def __init__(
+        self, name: str, searcher: Searcher, image_root: Path, *, takes_pictures: bool, tells_paths: bool = False
+    ):
         self.name, self.searcher = name, searcher
-        self._root, self._takes_pictures = image_root, takes_pictures
-        self.thumbnail = lru_cache(KEPT)(self._thumbnail)
+        self._root, self._takes_pictures, self._tells_paths = image_root, takes_pictures, tells_paths
+        self._kept = lru_cache(KEPT)(self._thumbnail)
 
     def facts(self) -> IndexFacts:
         index = self.searcher.index
@@ -52,6 +56,8 @@ class ServedIndex:
             images=len(index.manifest),
             captions=index.manifest.num_captions,
             takes_pictures=self._takes_pictures,
+            knows_all_words=self.searcher.source.words.pieces,
+            unit_scores=index.has_unit_scores,
             examples=self._examples(),
         )
 
@@ -122,6 +128,7 @@ class ServedIndex:
             searched=found.searched,
             unknown=found.unknown,
             row=row,
+            fits=found.fits,
             hits=[
                 HitFacts(
                     rank=rank,
@@ -131,6 +138,7 @@ class ServedIndex:
                     caption=hit.text,
                     # The hash lets a browser keep a picture as long as it is the same.
                     picture=f"/pictures/{quote(self.name, safe='')}/{hit.row}?v={hit.image.sha256[:12]}",
+                    file=str((self._root / hit.image.path).absolute()) if self._tells_paths else hit.image.path,
                 )
                 for rank, hit in enumerate(found.hits, 1)
             ],
@@ -138,8 +146,11 @@ class ServedIndex:
             milliseconds=round((time.perf_counter() - start) * 1000, 2),
         )
 
-    def _thumbnail(self, row: int, side: int) -> bytes:
+    def thumbnail(self, row: int, side: int) -> bytes:
         """An image as JPEG, reduced to `side` pixels. Raises InputError where it isn't there or can't be read."""
+        return (self._kept if side <= LARGEST_KEPT else self._thumbnail)(row, side)
+
+    def _thumbnail(self, row: int, side: int) -> bytes:
         manifest = self.searcher.index.manifest
         if row >= len(manifest):
             raise InputError(f"there is no row {row}", where=self.name, fix="take the rows of an answer")

@@ -24,6 +24,8 @@ class IndexFacts(_Body):
     images: int
     captions: int
     takes_pictures: bool = Field(description="whether a picture that is not in the index can be asked with")
+    knows_all_words: bool = Field(description="whether no word can be unknown, as of a run that reads word pieces")
+    unit_scores: bool = Field(description="whether a text's score is a cosine, 1 at most")
     examples: list[str] = Field(description="captions of the index, to begin with")
 
 
@@ -55,6 +57,7 @@ class HitFacts(_Body):
     )
     caption: str = Field(description="the caption that was found, or the image's first; empty where it has none")
     picture: str = Field(description="address of the image as JPEG")
+    file: str = Field(description="path of the image's file: whole on this machine alone, else from the image root")
 
 
 class Word(_Body):
@@ -94,6 +97,7 @@ class SearchAnswer(_Body):
     searched: str = Field(description="what was searched, in words")
     unknown: list[str] = Field(description="words of the text that the run's vocabulary lacks")
     row: int | None = Field(description="of the image of the index that was asked with")
+    fits: bool = Field(description="false where the best hit of a text scores no more than unrelated pictures do")
     hits: list[HitFacts]
     matches: list[MatchedPicture] = Field(description="for captions: each with the picture that was asked with")
     milliseconds: float

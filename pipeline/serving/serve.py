@@ -32,10 +32,10 @@ def run(
         raise InputError(f"{error.name} isn't installed", where="selfalign serve", fix=fix) from error
     listening = app.listen(host, port)  # before the indexes, which take longer to open
     with listening:
-        served = open_indexes(params, indexes, device)
+        loopback = app.is_loopback(host)
+        served = open_indexes(params, indexes, device, tells_paths=loopback)
         for index in served:
             say(index.searcher.index.searched)
-        loopback = app.is_loopback(host)
         if not loopback:
             say(f"warning: whoever reaches {host} can see these pictures and search in them")
         server = app.server(app.make_app(served, loopback=loopback))
@@ -45,8 +45,11 @@ def run(
     say("stopped")
 
 
-def open_indexes(params: Params, indexes: Sequence[Path], device: str) -> list[ServedIndex]:
+def open_indexes(
+    params: Params, indexes: Sequence[Path], device: str, *, tells_paths: bool = False
+) -> list[ServedIndex]:
     """The indexes in these folders, or of these names below `indexes/`, ready to answer; all that there are by default.
+    `tells_paths` is `ServedIndex`'s.
 
     Raises `InputError` that names every one that can't be opened.
     """
@@ -62,7 +65,8 @@ def open_indexes(params: Params, indexes: Sequence[Path], device: str) -> list[S
             opened = searcher(params, folder, device)
             dataset = opened.source.dataset
             takes = region_settings(params, dataset) is not None
-            index = ServedIndex(name, opened, params.image_root(dataset), takes_pictures=takes)
+            root = params.image_root(dataset)
+            index = ServedIndex(name, opened, root, takes_pictures=takes, tells_paths=tells_paths)
             index.warm()
             served.append(index)
         except InputError as error:

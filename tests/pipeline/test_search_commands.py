@@ -23,7 +23,7 @@ from eval.embed import embed
 from eval.matching.correspondence import match_words
 from eval.search import index as indexing
 from eval.search.answer import Answer
-from eval.search.index import Index, Source
+from eval.search.index import SAMPLE, Index, Source
 from eval.search.search import Searcher
 from eval.search.words import RunWords
 from extract.cards import card
@@ -32,7 +32,7 @@ from extract.stores.regions import Regions, RegionStore
 from extract.text.settings import TextFeatureSettings
 from extract.vision.one_picture import PictureReader
 from manifests.errors import InputError
-from manifests.tables import Manifest
+from manifests.tables import Manifest, write_manifest
 from pipeline import places
 from pipeline.cli import main
 from pipeline.params import read_params
@@ -171,6 +171,22 @@ def test_unknown_words_are_named_and_none_known_is_an_error():
             searcher.images(nothing)
 
 
+@pytest.mark.parametrize("run", ["vsrn-selfalign", "camera", "encoded"])
+def test_a_text_fits_that_scores_more_than_captions_do_with_other_images(run: str):
+    index, own = opened(run)
+    seen = np.concatenate([index.pooled, np.repeat(index.context[:, None], index.pooled.shape[1], 1)], axis=2)
+    scores = np.einsum("cd,ikd->cik", index.captions, seen).max(axis=2)
+    pick = np.random.default_rng(0).permutation(len(scores))[:SAMPLE]
+    best = np.quantile(scores.max(axis=1)[pick], 0.1)
+    scores[np.arange(len(scores)), index.caption_image] = -np.inf
+    least = min(best, np.median(scores.max(axis=1)[pick]))
+    assert index.fitting == pytest.approx(least, abs=1e-5)
+    searcher = Searcher(index, own)
+    answers = [searcher.images(index.manifest.texts(row, row + 1)[0], 1) for row in range(60)]
+    assert {answer.fits for answer in answers} == {True, False}
+    assert all(answer.fits == (answer.hits[0].score >= index.fitting) for answer in answers)
+
+
 def test_an_encoder_that_is_gone_or_another_is_named(tmp_path: Path):
     index, own = opened("encoded")
     gone = replace(own.words, encoder=TextFeatureSettings(model=str(tmp_path / "nowhere")))
@@ -185,8 +201,19 @@ def test_an_encoder_that_is_gone_or_another_is_named(tmp_path: Path):
 def test_what_has_changed_since_is_named_with_the_command(tmp_path: Path):
     index, own = opened("vsrn-selfalign")
     trained = replace(own, model=Path("runs/camera/model"))
-    with pytest.raises(InputError, match=r"run\.weights_sha256 was .*`selfalign index vsrn-selfalign demo"):
+    with pytest.raises(
+        InputError, match=r"the run vsrn-selfalign was trained again since .*`selfalign index vsrn-selfalign demo`"
+    ):
         ask(index, trained, QUERY)
+    moved = tmp_path / "manifest"
+    write_manifest(moved, list(Manifest.open(own.manifest).captioned)[1:])
+    with pytest.raises(
+        InputError, match=r"again and the data set's pictures or captions have changed since it was made"
+    ):
+        index.require_current(replace(trained, manifest=moved))
+    part = replace(index, recipe=index.recipe | {"splits": ["test"]}, folder=tmp_path / "i")
+    with pytest.raises(InputError, match=rf"`selfalign index vsrn-selfalign demo --split test --out {tmp_path}/i`"):
+        part.require_current(replace(own, manifest=moved))
     shutil.copytree(own.regions, tmp_path / "regions")
     changed = tmp_path / "regions" / "test" / "index.json"
     card.run(changed.parent, licence="CC BY 4.0")  # no embedding depends on it
@@ -194,7 +221,7 @@ def test_what_has_changed_since_is_named_with_the_command(tmp_path: Path):
     facts = json.loads(changed.read_text()) | {"more": 1}
     changed.unlink()
     changed.write_text(json.dumps(facts))
-    with pytest.raises(InputError, match=r"regions\.test was"):
+    with pytest.raises(InputError, match=r"the regions have changed \(test\) since"):
         index.require_current(replace(own, regions=tmp_path / "regions"))
 
 
@@ -274,7 +301,8 @@ def test_mistakes_are_one_line(tmp_path: Path):
     assert "there is no index" in selfalign("search", QUERY, "--index", str(tmp_path)).output
     (tmp_path / "text.png").write_text("no picture")
     broken = selfalign("search", "--image", str(tmp_path / "text.png"), "--index", "indexes/camera-demo")
-    assert broken.exit_code == 1 and "the picture can't be read" in broken.output
+    assert broken.exit_code == 1 and "it can't be read: not a picture" in broken.output
+    assert broken.output.count("picture") == 1
 
 
 def test_an_index_of_some_splits_and_by_the_command(tmp_path: Path):
@@ -379,7 +407,7 @@ def test_mistakes_in_python_say_what_to_do(tmp_path: Path):
         (lambda: selfalign_package.embed_captions(model, "a star"), "it is one text"),
         (lambda: selfalign_package.embed_captions(model, ["a star", "?"]), "it has no word"),
         (lambda: selfalign_package.embed_images(model, [without]), "image 0: it has no regions"),
-        (lambda: selfalign_package.extract_regions([tmp_path / "no.png"], "demo"), "the picture can't be read"),
+        (lambda: selfalign_package.extract_regions([tmp_path / "no.png"], "demo"), "it can't be read"),
         (lambda: selfalign_package.extract_regions([], "dem"), "datasets has no 'dem'"),
     ):
         with pytest.raises(selfalign_package.InputError) as error:
@@ -450,6 +478,10 @@ def test_the_server_sends_pictures_and_the_page(server: Server):
     assert status == 200 and headers["Content-Type"] == "image/jpeg"
     with Image.open(io.BytesIO(content)) as picture:
         assert max(picture.size) == 160
+    shown = opened("vsrn-selfalign")[0].manifest.images[hit["row"]]
+    assert hit["file"] == shown.path  # the whole path is told on this machine alone
+    with Image.open(io.BytesIO(server.raw("GET", hit["picture"] + "&side=1280")[2])) as picture:
+        assert picture.size == (shown.width, shown.height)
     assert server.raw("GET", hit["picture"] + "&side=100", headers={"If-None-Match": headers["ETag"]})[0] == 304
     for path, kind in (("/", "text/html"), ("/serve.js", "text/javascript"), ("/serve.css", "text/css")):
         status, headers, content = server.raw("GET", path)
@@ -473,7 +505,7 @@ def test_the_server_sends_pictures_and_the_page(server: Server):
         (422, "/api/regions?text=star", "row: Field required"),
         (404, "/pictures/camera-demo/48", "there is no row 48"),
         (404, "/pictures/camera-demo/-1", "there is no row -1"),
-        (422, "/pictures/camera-demo/1?side=641", "side: Input should be less than or equal to 640"),
+        (422, "/pictures/camera-demo/1?side=1281", "side: Input should be less than or equal to 1280"),
         (404, "/serve.py", "Not Found"),
         (404, "/../params.yaml", "Not Found"),
     ],
@@ -492,7 +524,10 @@ def test_an_index_whose_first_caption_has_no_known_word_is_served(monkeypatch: p
 
 
 def test_the_server_bounds_what_it_reads_and_whom_it_answers(server: Server):
-    for body, status, message in ((b"", 422, "there is no picture"), (b"no picture", 422, "the picture can't be read")):
+    for body, status, message in (
+        (b"", 422, "there is no picture"),
+        (b"no picture", 422, "it can't be read: not a picture"),
+    ):
         found, _, content = server.raw("POST", "/api/picture", body)
         assert found == status and message in json.loads(content)["error"]
     # Only the header is sent: a body that claims to be too large is never read.
@@ -539,5 +574,18 @@ def test_what_can_not_be_served_is_one_line(tmp_path: Path):
     )
     missing = selfalign("serve", "camera-dem", str(tmp_path / "i"), "--port", "0")
     assert missing.exit_code == 1 and missing.output.count("there is no index") == 2
+    assert missing.output.count("choose one of camera-demo, encoded-demo, vsrn-selfalign-demo") == 2
     twice = selfalign("serve", "camera-demo", "indexes/camera-demo", "--port", "0")
     assert "two indexes have the name camera-demo" in twice.output
+
+
+def test_an_evaluation_says_what_came_out_beside_chance_and_what_comes_next():
+    first, again = (selfalign("evaluate", "camera") for _ in range(2))  # the second time nothing is to be done
+    figures = json.loads((places.evaluation("camera") / "figures.json").read_text(encoding="utf-8"))
+    for done in (first, again):
+        assert done.exit_code == 0, done.output
+        lines = done.stdout.splitlines()
+        assert lines[0] == "camera: 10 test images, 50 captions of demo"
+        assert lines[1] == f"  R@sum {figures['rsum']:.1f} of 600; a random order has {figures['chance']['rsum']:.1f}"
+        assert f"captions find their image first: {figures['t2i_r1']:.0f} % (by chance 10)" in done.stdout
+        assert lines[-1] == "next: selfalign metrics; selfalign index camera demo; selfalign serve"

@@ -9,8 +9,10 @@ const COLOURS = 8; // of serve.css
 
 const at = (id) => document.getElementById(id);
 const query = at("query");
-const state = { health: null, limits: null, count: PAGE, asked: null, last: null };
+const state = { health: null, limits: null, count: PAGE, asked: null, typed: false };
+const files = []; // that were searched with: the address has no place for them
 let running = null; // aborts what the page doesn't wait for any more
+let waiting = null; // says that the page waits
 
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "rect"].includes(tag);
@@ -24,45 +26,60 @@ function make(tag, attributes = {}, ...children) {
 
 async function ask(path, parameters, options = {}) {
   const url = `${path}?${new URLSearchParams(parameters)}`;
-  const answer = await fetch(url, { ...options, signal: running.signal });
-  const body = await answer.json();
-  if (!answer.ok) throw new Error([`${body.where}: ${body.error}`, body.fix].map(sentence).join(" "));
+  const { signal } = running;
+  let answer, body;
+  try {
+    answer = await fetch(url, { ...options, signal });
+    body = await answer.json();
+  } catch (error) {
+    if (signal.aborted) throw error;
+    throw new Error("The server doesn't answer. Is `selfalign serve` still running?");
+  }
+  if (!answer.ok) throw new Error(`${sentence(`${whose(body.where)}: ${body.error}`)} ${sentence(body.fix)}`);
   return body;
 }
 
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
+const whose = (where) => (where === "the picture" && state.asked?.file ? state.asked.file.name : where);
+// Names of indexes and files keep their case.
+const sentence = (text) => `${text.replace(/^[a-z]+(?= )/, (word) => word[0].toUpperCase() + word.slice(1))}.`;
 const index = () => at("index").value;
 const facts = () => state.health.indexes.find((one) => one.name === index());
 
 // What is asked: a text, {row, id} of an image of the index, or {file}.
 
-async function search(what, { keep = false } = {}) {
+async function search(asked, { keep = false } = {}) {
   if (!keep) state.count = PAGE;
-  state.asked = what;
+  state.asked = asked;
   running?.abort();
   running = new AbortController();
   const mine = running;
+  clearTimeout(waiting);
   document.body.classList.add("busy");
-  const slow = setTimeout(() => (at("status").textContent = "Searching …"), SLOW);
+  waiting = setTimeout(() => (at("status").textContent = "Searching …"), SLOW);
   try {
-    if (typeof what === "string") await searchText(what);
-    else await searchPicture(what);
+    if (typeof asked === "string") await searchText(asked);
+    else await searchPicture(asked);
   } catch (error) {
     if (error.name !== "AbortError" && mine === running) refuse(error);
   } finally {
-    clearTimeout(slow);
-    if (mine === running) document.body.classList.remove("busy");
+    if (mine === running) answered();
   }
 }
 
+function answered() {
+  clearTimeout(waiting);
+  document.body.classList.remove("busy");
+}
+
 async function searchText(text) {
-  remember({ q: text });
-  if (!/[\p{L}\p{N}\p{S}]/u.test(text)) return welcome();
+  if (!text.trim()) return welcome();
+  if (!/[\p{L}\p{N}\p{S}]/u.test(text)) return welcome(`“${text.trim()}” has no word. Say what is to be seen.`);
   const found = await ask("/api/search", { index: index(), text, count: state.count });
   clear();
   showStatus(found);
   if (!found.hits.length) return;
-  showHits(found, "The product of the text's and the image's embeddings. Compare scores of one text only.");
+  const most = facts().unit_scores ? "1 is the same" : "more is better";
+  showHits(found, `How alike the text and the picture are: ${most}. Compare scores of one text only.`);
   await rest();
   const rows = found.hits.map((hit) => ["row", hit.row]);
   const { matches } = await ask("/api/regions", [["index", index()], ["text", text], ...rows]);
@@ -72,30 +89,50 @@ async function searchText(text) {
   matches.forEach((match, place) => drawRegions(pictures[place], match));
 }
 
-async function searchPicture(what) {
-  const named = what.file ? {} : { id: what.id };
-  const sent = what.file ? { method: "POST", body: what.file } : {};
-  if (what.file && what.file.size > state.limits.bytes)
-    throw new Error(`The picture has ${what.file.size} bytes, more than ${state.limits.bytes}. Choose a smaller one.`);
-  remember(what.file ? {} : { id: what.id });
-  const common = { ...named, index: index(), count: state.count };
+async function searchPicture({ file, id }) {
+  const sent = file ? { method: "POST", body: file } : {};
+  if (file && file.size > state.limits.bytes)
+    throw new Error(`The picture has ${file.size} bytes, more than ${state.limits.bytes}. Choose a smaller one.`);
+  const common = { ...(file ? {} : { id }), index: index() };
   const captions = facts().captions ? await ask("/api/picture", { ...common, find: "captions", count: 10 }, sent) : null;
-  const alike = await ask("/api/picture", { ...common, find: "alike" }, sent);
+  // One that is asked with by its id is no answer: one more makes up for it.
+  const count = Math.min(state.limits.hits, state.count + (file ? 0 : 1));
+  const alike = await ask("/api/picture", { ...common, find: "alike", count }, sent);
+  const others = file ? alike.hits : alike.hits.filter((hit) => hit.row !== alike.row).slice(0, state.count);
+  const hits = others.map((hit, place) => ({ ...hit, rank: place + 1 }));
   clear();
-  showStatus(alike);
-  const source = what.file ? URL.createObjectURL(what.file) : alike.hits.find((hit) => hit.row === alike.row)?.picture;
-  const shown = picture(source, what.id ?? what.file.name);
+  showStatus({ ...alike, hits });
+  const source = file ? URL.createObjectURL(file) : `/pictures/${encodeURIComponent(index())}/${alike.row}`;
+  const shown = picture(source, id ?? file.name);
   at("asked").replaceChildren(shown);
   at("asked").hidden = false;
   if (captions?.hits.length) showCaptions(captions, shown);
-  showHits(alike, "The cosine of two images' embeddings: 1 for the same image.");
+  const beside = captions?.hits.length ? " Beside a caption: how alike the caption and the picture are." : "";
+  showHits({ ...alike, hits }, `How alike two pictures are: 1 is the same.${beside}`);
   at("results-title").textContent = "Images like it";
   at("results-title").hidden = false;
 }
 
-function remember(what) {
-  const address = new URLSearchParams(Object.entries({ index: index(), ...what }).filter(([, value]) => value));
-  history.replaceState(null, "", `?${address}`);
+// Puts what is asked into the address. A text that is being typed replaces what was typed before it.
+function remember(asked, typing = false) {
+  const { id, file } = typeof asked === "string" ? {} : asked;
+  const told = { index: index(), q: typeof asked === "string" ? asked : "", id: file ? "" : id };
+  const address = `?${new URLSearchParams(Object.entries(told).filter(([, value]) => value))}`;
+  const entry = file ? { file: files.push(file) - 1 } : null;
+  const same = address === location.search && !file && !history.state;
+  history[same || (typing && state.typed) ? "replaceState" : "pushState"](entry, "", address);
+  state.typed = typing;
+}
+
+// Asks what the address says.
+function recall() {
+  const told = new URLSearchParams(location.search);
+  if (state.health.indexes.some(({ name }) => name === told.get("index"))) at("index").value = told.get("index");
+  examples();
+  query.value = told.get("q") ?? "";
+  state.typed = false;
+  const file = files[history.state?.file];
+  return search(file ? { file } : told.get("id") ? { id: told.get("id") } : query.value);
 }
 
 const rest = () => new Promise((done, failed) => {
@@ -104,18 +141,19 @@ const rest = () => new Promise((done, failed) => {
 });
 
 function clear() {
+  answered();
   at("examples").hidden = true;
   for (const id of ["words", "error", "asked", "captions", "results-title", "more"]) at(id).hidden = true;
   at("hits").replaceChildren();
   at("caption-list").replaceChildren();
 }
 
-function welcome() {
+function welcome(told = "") {
   clear();
   at("legend").hidden = true;
   at("examples").hidden = false;
   const { images, captions, dataset, run } = facts();
-  at("status").textContent =
+  at("status").textContent = told ||
     `${images.toLocaleString()} images and ${captions.toLocaleString()} captions of ${dataset}, as ${run} sees them.`;
 }
 
@@ -133,27 +171,49 @@ function showStatus(found) {
     return;
   }
   const unknown = found.unknown.length ? ` · unknown words, without boxes: ${found.unknown.join(", ")}` : "";
-  at("status").textContent = `${found.hits.length} of ${found.searched} · ${Math.ceil(found.milliseconds)} ms${unknown}`;
+  const poor = found.fits ? "" : "Nothing here fits well: captions score as much with pictures that they don't describe. · ";
+  at("status").textContent = `${poor}${found.hits.length} of ${found.searched} · ${Math.ceil(found.milliseconds)} ms${unknown}`;
 }
 
-function picture(source, name) {
-  const box = make("div", { class: "picture" });
-  const missing = () => (box.classList.add("missing"), image.remove());
+function picture(source, name, click = null) {
+  const box = click
+    ? make("button", { type: "button", class: "picture", "aria-label": `Show ${name} large`, click })
+    : make("div", { class: "picture" });
+  const missing = () => (box.classList.add("missing"), (box.disabled = true), image.remove());
   const image = make("img", { src: source, alt: name, loading: "lazy", error: missing });
   box.append(image);
   return box;
 }
 
+function enlarge(hit, drawn) {
+  const shown = picture(`${hit.picture}&side=1280`, `image ${hit.id}`);
+  const image = shown.querySelector("img");
+  image.addEventListener("load", () => shown.style.setProperty("--aspect", image.naturalWidth / image.naturalHeight));
+  shown.append(...[...drawn.querySelectorAll("svg")].map((regions) => regions.cloneNode(true)));
+  at("large-picture").replaceChildren(shown);
+  at("large-caption").textContent = hit.caption;
+  at("large-file").textContent = hit.file;
+  at("copy").textContent = "Copy the path";
+  at("large").showModal();
+  at("close").focus();
+}
+
+async function copy() {
+  getSelection().selectAllChildren(at("large-file"));
+  const done = await navigator.clipboard?.writeText(at("large-file").textContent).then(() => true, () => false);
+  at("copy").textContent = done ? "Copied" : "Press Ctrl+C";
+}
+
 function showHits(found, legend) {
-  state.last = found;
   at("score-legend").textContent = legend;
   at("legend").hidden = false;
+  at("unknown-legend").hidden = facts().knows_all_words;
   const hits = found.hits.map((hit) =>
     make("article", { class: "hit" },
       make("p", { class: "tag" }, make("b", {}, `${hit.rank}`), make("span", { title: "score" }, hit.score.toFixed(4)),
-        make("span", { class: "id", title: "id" }, hit.id)),
-      picture(hit.picture, `image ${hit.id}`),
-      make("p", { class: "caption" }, hit.caption),
+        make("span", { class: "id", title: hit.id }, hit.id)),
+      picture(hit.picture, `image ${hit.id}`, (event) => enlarge(hit, event.currentTarget)),
+      make("p", { class: "caption", title: hit.caption }, hit.caption),
       make("p", { class: "tools" },
         make("button", { type: "button", click: () => askWith(hit) }, "Search with it"))));
   at("hits").replaceChildren(...hits);
@@ -163,7 +223,7 @@ function showHits(found, legend) {
 function askWith(hit) {
   query.value = "";
   scrollTo({ top: 0 });
-  search({ id: hit.id, row: hit.row });
+  begin({ id: hit.id });
 }
 
 // A text with its coloured words as buttons; one that is pressed shows its own regions alone, in `where`.
@@ -178,7 +238,13 @@ function showWords(into, match, where) {
     end = word.end;
     if (!word.known) parts.push(make("span", { class: "unknown", title: "the model doesn't know this word" }, text));
     else if (word.colour === null) parts.push(text);
-    else parts.push(wordButton(text, word.colour, number, into, where));
+    else {
+      // What stands behind a word stays on its line.
+      const behind = slice(end, match.words[number + 1]?.start).match(/^[^\s\p{L}\p{N}]*/u)[0];
+      end += [...behind].length;
+      const button = wordButton(text, word.colour, number, into, where);
+      parts.push(behind ? make("span", { class: "kept" }, button, behind) : button);
+    }
   });
   into.replaceChildren(...parts, slice(end));
 }
@@ -202,7 +268,7 @@ function wordButton(text, colour, number, into, where) {
 function drawRegions(box, match) {
   box.querySelector("svg")?.remove();
   if (!match.regions.length || box.classList.contains("missing")) return;
-  const drawn = make("svg", { viewBox: `0 0 ${match.width} ${match.height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  const drawn = make("svg", { viewBox: `0 0 ${match.width} ${match.height}`, preserveAspectRatio: "xMidYMid meet", "aria-hidden": "true" });
   const taken = new Map(); // of one region several words: each box inside the last
   for (const region of match.regions) {
     const key = region.box.join();
@@ -251,29 +317,39 @@ function choose(files) {
   const file = [...files].find((one) => one.type.startsWith("image/"));
   if (!file) return refuse(new Error("That is no picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file."));
   query.value = "";
-  search({ file });
+  begin({ file });
+}
+
+// Asks with an address of its own, to which the browser's Back comes back.
+function begin(asked, typing = false) {
+  remember(asked, typing);
+  search(asked);
 }
 
 function listen() {
   let wait = null;
   query.addEventListener("input", () => {
     clearTimeout(wait);
-    wait = setTimeout(() => search(query.value), TYPING);
+    wait = setTimeout(() => begin(query.value, true), TYPING);
   });
   at("form").addEventListener("submit", (event) => {
     event.preventDefault();
     clearTimeout(wait);
-    search(query.value);
+    begin(query.value);
   });
   at("index").addEventListener("change", () => {
     examples();
-    search(state.asked?.id ? "" : state.asked ?? "");
+    begin(state.asked?.id ? "" : state.asked ?? "");
   });
+  addEventListener("popstate", () => (clearTimeout(wait), recall()));
   at("more").addEventListener("click", () => {
     state.count = Math.min(state.limits.hits, state.count * 2);
     search(state.asked, { keep: true });
   });
   at("file").addEventListener("change", (event) => choose(event.target.files));
+  at("close").addEventListener("click", () => at("large").close());
+  at("large").addEventListener("click", (event) => event.target === at("large") && at("large").close());
+  at("copy").addEventListener("click", copy);
   at("choose").addEventListener("keydown", (event) => event.key === "Enter" && at("file").click());
   let inside = 0;
   addEventListener("dragenter", (event) => (event.preventDefault(), inside++, (at("drop").hidden = false)));
@@ -289,7 +365,7 @@ function listen() {
 
 function examples() {
   const buttons = facts().examples.map((text) =>
-    make("button", { type: "button", click: () => ((query.value = text), search(text)) }, text));
+    make("button", { type: "button", click: () => ((query.value = text), begin(text)) }, text));
   at("examples").replaceChildren(...(buttons.length ? ["Try: ", ...buttons] : []));
   at("choose").hidden = !facts().takes_pictures;
 }
@@ -301,12 +377,9 @@ async function start() {
   query.maxLength = state.limits.characters;
   at("index").replaceChildren(...state.health.indexes.map(({ name }) => make("option", { value: name }, name)));
   at("indexes").hidden = state.health.indexes.length < 2;
-  const asked = new URLSearchParams(location.search);
-  if (state.health.indexes.some(({ name }) => name === asked.get("index"))) at("index").value = asked.get("index");
-  examples();
+  if (!matchMedia("(pointer: coarse), (max-width: 520px)").matches) query.placeholder = "Describe a picture, or drop one here";
   listen();
-  query.value = asked.get("q") ?? "";
-  await search(asked.get("id") ? { id: asked.get("id") } : query.value);
+  await recall();
 }
 
 start().catch(refuse);

@@ -339,8 +339,8 @@ def _relative(text: str, where: str, root: Path | None) -> str:
     if "\\" in text:
         path = PurePosixPath(text.replace("\\", "/"))
         if root is None or not _is_near(root, path):
-            told = f"{shown} has backslashes" + ("" if root is None else f", and there is no {str(path)!r} either")
-            raise InputError(told, where=where, fix=fix)
+            message = f"{shown} has backslashes" + ("" if root is None else f", and there is no {str(path)!r} either")
+            raise InputError(message, where=where, fix=fix)
     if root is not None and path.is_absolute() and path.is_relative_to(root.absolute().as_posix()):
         path = path.relative_to(root.absolute().as_posix())
     if path.is_absolute() or ".." in path.parts:

@@ -225,7 +225,7 @@ def _summary(name: str, preview: SourcePreview, sample: Sample | None, entries: 
         own = not imported or source["captions"] == source["images"]
         kind = source["format"] if own else kind_of(source["captions"]).name
         lines += [f"  captions  {source['captions']}, read as {_kind(kind, source['captions'])}; language: {language}"]
-        lines += [f"  words     {told}" for told in _drawn(language)]
+        lines += [f"  words     {line}" for line in _drawn(language)]
         lines += [f"  splits    {parts}, {origin}; a run learns from train alone, a search looks in all"]
     if sample is None:
         lines += ["  regions   none of the pictures that were tried can be read"]
@@ -262,8 +262,8 @@ def _drawn(language: str) -> list[str]:
     if language != CHARACTERS and not language.startswith(("blank_", "blank:")):
         return []
     which = "all words but stop words" if stop_words(language) else "words of more than three letters"
-    told = f"{language} has no parts of speech, so {which} get a box"
-    return [f"{told}; with en_core_web_sm nouns, adjectives and verbs alone do" if _is_english(language) else told]
+    boxes = f"{language} has no parts of speech, so {which} get a box"
+    return [f"{boxes}; with en_core_web_sm nouns, adjectives and verbs alone do" if _is_english(language) else boxes]
 
 
 def _size(gigabytes: float) -> str:

@@ -746,8 +746,8 @@ def search(
         if answer.unknown:
             click.secho(f"unknown words: {', '.join(answer.unknown)}", fg="yellow", err=True)
         if not answer.fits:
-            told = "nothing here fits well: captions score as much with pictures that they don't describe"
-            click.secho(told, fg="yellow", err=True)
+            message = "nothing here fits well: captions score as much with pictures that they don't describe"
+            click.secho(message, fg="yellow", err=True)
         click.echo(table(answer, shutil.get_terminal_size((100, 24)).columns))
         click.echo(f"\npage: {written.absolute()}")
     if refused:

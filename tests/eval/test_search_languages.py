@@ -58,4 +58,4 @@ def test_without_parts_of_speech_a_word_is_drawn_that_is_no_stop_word(
 ) -> None:
     read = reader(tmp_path, language, text)[0].read([text])
     none = Matches(*[np.empty(0)] * 6)
-    assert [mark.text for mark in WordMatches(read, [], [0], [0], none, False).marks(0)] == drawn
+    assert [word.text for word in WordMatches(read, [], [0], [0], none, False).highlights(0)] == drawn

@@ -54,7 +54,13 @@ class Settings(BaseModel):
     def decides(self) -> dict[str, Any]:
         """Keys and values for a recipe, as JSON. A later key at its default isn't in it: it invalidates nothing."""
         default = {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
-        return self.model_dump(mode="json", exclude=default)
+        found = self.model_dump(mode="json", exclude=default)
+        for key, value in self:
+            if isinstance(value, Settings):
+                found[key] = value.decides()
+            elif isinstance(value, dict):
+                found[key] |= {name: own.decides() for name, own in value.items() if isinstance(own, Settings)}
+        return found
 
     @model_validator(mode="wrap")
     @classmethod

@@ -89,7 +89,7 @@ class Points:
 
 def settings_sha256(settings: RunSettings) -> str:
     """The fingerprint of a run's settings: a committed figure carries it."""
-    return fingerprint(settings.model_dump(mode="json"))
+    return fingerprint(settings.decides())
 
 
 def measure(

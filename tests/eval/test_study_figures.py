@@ -14,6 +14,7 @@ import pytest
 
 from eval.study.points import settings_sha256
 from eval.study.settings import StudySettings, varied
+from manifests.files import canonical_json
 from pipeline.strict_yaml import load
 from train.settings import RunSettings
 
@@ -63,8 +64,8 @@ def expected(folder: Path, study: StudySettings, run: RunSettings) -> Iterator[t
 def test_figures_are_of_the_settings_that_are_committed(name: str) -> None:
     folder, study, run = STUDIES[name]
     lines = [json.loads(line) for line in (folder / "points.jsonl").read_text(encoding="utf-8").splitlines()]
-    made = [(line["row"], line["seed"], line["chooses"], line["settings"]) for line in lines]
-    assert sorted(map(repr, made)) == sorted(map(repr, expected(folder, study, run)))
+    made = [[line[key] for key in ("row", "seed", "chooses", "settings")] for line in lines]
+    assert sorted(map(canonical_json, made)) == sorted(map(canonical_json, expected(folder, study, run)))
 
 
 def cell(row: Mapping[str, str], key: str, sign: str = "") -> str:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from manifests.errors import InputError
-from manifests.typed import Count, Written, read_checked, schema
+from manifests.typed import Count, Settings, Written, read_checked, schema
 
 
 class Record(Written):
@@ -52,3 +52,17 @@ def test_an_error_is_one_line_however_much_a_file_quotes_of_itself():
     message = str(InputError("a\n  b " + "x" * 10**6, where="here", fix="mend it"))
     assert message.startswith("here: a b x") and len(message) < 2000 and "\n" not in message
     assert str(InputError("short", where="here", fix="mend it")) == "here: short. Fix: mend it."
+
+
+def test_a_later_key_at_its_default_is_in_no_recipe_however_deep():
+    class Part(Settings):
+        later = frozenset({"young"})
+        old: int = 1
+        young: int = 2
+
+    class Whole(Settings):
+        one: Part
+        several: dict[str, Part]
+
+    whole = Whole(one=Part(), several={"a": Part(), "b": Part(young=3)})
+    assert whole.decides() == {"one": {"old": 1}, "several": {"a": {"old": 1}, "b": {"old": 1, "young": 3}}}

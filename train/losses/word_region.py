@@ -11,6 +11,8 @@ from train.ranking import info_nce
 
 
 class WordRegionSettings(LossSettings):
+    later = frozenset({"locals"})
+
     temperature: float = Field(0.05, gt=0)
     locals: Kind = Field("projected", description="before or after the base's context")
 

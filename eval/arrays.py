@@ -43,14 +43,14 @@ def open_array(path: Path, dtype: str, dims: int, *, fix: str) -> np.ndarray:
     return np.memmap(path, header.dtype, "c", header.offset, header.shape)
 
 
-def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A copy of some rows. Of a mapped file, no page stays in this process's resident memory: it has 16 of them mapped
-    around each that is read."""
-    found = array[rows]
+def release(array: np.ndarray) -> None:
+    """Take a mapped file out of this process's resident memory: 16 pages are mapped around each that is read.
+
+    Nothing may have been written to the array.
+    """
     mapped: mmap.mmap | None = getattr(array, "_mmap", None)
     if mapped is not None:
         mapped.madvise(mmap.MADV_DONTNEED)
-    return found
 
 
 def read_arrays(path: Path, expected: Mapping[str, tuple[str, int]], *, fix: str) -> dict[str, np.ndarray]:

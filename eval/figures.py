@@ -76,3 +76,16 @@ def save_ranks(path: Path, ranks: Ranks, image_of: np.ndarray, image_ids: list[s
             "image_ids": np.array(image_ids),
         },
     )
+
+
+def evaluation_text(name: str, data_set: str, figures: Mapping[str, Any]) -> str:
+    """The recalls of an evaluation beside those of a random order, and the next commands, in five lines."""
+    chance = figures["chance"]
+    lines = [
+        f"{name}: {figures['images']:,} {figures['split']} images, {figures['captions']:,} captions of {data_set}",
+        f"  R@sum {figures['rsum']:.1f} of 600; a random order has {chance['rsum']:.1f}",
+    ]
+    for kind, what in (("t2i", "captions find their image"), ("i2t", "images find a caption of theirs")):
+        r1, r10 = (f"{figures[f'{kind}_r{k}']:.0f} % (by chance {chance[f'{kind}_r{k}']:.0f})" for k in (1, 10))
+        lines.append(f"  {what} first: {r1}; among the first ten: {r10}")
+    return "\n".join([*lines, f"next: selfalign metrics; selfalign index {name} {data_set}; selfalign serve"])

@@ -106,13 +106,15 @@ def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] =
     aliases = {**ROLES, "id": tuple(ids)}
     found = {role: spelt[name] for role, known in aliases.items() for name in reversed(known) if name in spelt}
     known = {name for names in aliases.values() for name in names} | set(IDS)
-    role_of = {name: role for role in ROLES if role not in found for name in ROLES[role]}
+    needed = ("caption",) if "id" in found else ("image", "caption")
+    if "id" in found and found.get("image") == spelt.get("photo"):
+        found.pop("image", None)  # what a photo is called beside an id isn't always its file
+    role_of = {name: role for role in ("split", *needed) if role not in found for name in ROLES[role]}
     meant = set()
     for key, name in spelt.items():
         if key not in known and (close := difflib.get_close_matches(key, role_of, n=1, cutoff=0.75)):
             wrong.append(f"unknown column {name.strip()!r} (did you mean {close[0]!r}?)")
             meant.add(role_of[close[0]])
-    needed = ("caption",) if "id" in found else ("image", "caption")
     if lacking := [role for role in needed if role not in found and role not in meant]:
         listed = ", ".join(repr(name.strip()) for name in list(spelt.values())[:12])
         columns = f"columns {lacking[0]!r} and {lacking[1]!r} are" if len(lacking) > 1 else f"column {lacking[0]!r} is"

@@ -135,7 +135,7 @@ class Registry(dict[str, T]):
             try:
                 parts = {name: (self.find(name).Settings, ...) for name in sorted(keys)}
             except InputError as error:
-                raise _wrong(f"{error.what}: {error.fix}") from None
+                raise _unfound(error) from None
             found = create_model(self.kind, __base__=Settings, **parts).model_validate(keys)
             return {name: getattr(found, name) for name in parts}
 
@@ -150,7 +150,7 @@ class Registry(dict[str, T]):
         try:
             part = self.find(name)
         except InputError as error:
-            raise _wrong(f"{error.what}: {error.fix}") from None
+            raise _unfound(error) from None
         return part.Settings.model_validate(value)
 
 
@@ -182,6 +182,12 @@ def _load_packages(name: str | None = None) -> None:
                 where=f"package {entry.dist.name if entry.dist else entry.name}, entry point {entry.value}",
                 fix="install what it needs, or uninstall it",
             ) from error
+
+
+def _unfound(error: InputError) -> PydanticCustomError:
+    """The error of a key that names a part; a file or a package is named, too."""
+    where = "" if error.where == "name" else f" ({error.where})"
+    return _wrong(f"{error.what}{where}: {error.fix}")
 
 
 def _wrong(message: str) -> PydanticCustomError:

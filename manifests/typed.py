@@ -56,6 +56,8 @@ class Settings(BaseModel):
         default = {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
         found = self.model_dump(mode="json", exclude=default)
         for key, value in self:
+            if key in default:
+                continue
             if isinstance(value, Settings):
                 found[key] = value.decides()
             elif isinstance(value, dict):

@@ -262,6 +262,7 @@ def _drawn(language: str) -> list[str]:
     if language != CHARACTERS and not language.startswith(("blank_", "blank:")):
         return []
     which = "all words but stop words" if stop_words(language) else "words of more than three letters"
+    which = "all characters" if language == CHARACTERS else which
     boxes = f"{language} has no parts of speech, so {which} get a box"
     return [f"{boxes}; with en_core_web_sm nouns, adjectives and verbs alone do" if _is_english(language) else boxes]
 

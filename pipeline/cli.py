@@ -364,8 +364,7 @@ def evaluate(run: str) -> None:
     import json
 
     from eval.evaluate import run as evaluate_run
-    from eval.figures import FIGURES
-    from eval.report.metrics_table import evaluated
+    from eval.figures import FIGURES, evaluation_text
 
     params, machine = read_params(), Machine.from_environment()
     settings = params.run(run)
@@ -384,7 +383,7 @@ def evaluate(run: str) -> None:
         pieces=settings.text.pieces,
     )
     figures = made or json.loads((places.evaluation(run) / FIGURES).read_text(encoding="utf-8"))
-    click.echo(evaluated(run, dataset, figures))
+    click.echo(evaluation_text(run, dataset, figures))
 
 
 @main.command()

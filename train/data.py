@@ -132,7 +132,7 @@ class RetrievalData:
     @property
     def language(self) -> str:
         """The name of the language or pipeline that cut the captions into words."""
-        return self.token_store.recipe["language"]["name"]
+        return self.token_store.recipe["language"].get("name", "")
 
     def caption_words(self, caption: int) -> list[Word]:
         """The words of a caption in the order of `word_batch`."""

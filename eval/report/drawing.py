@@ -53,8 +53,11 @@ def highlights(data: RetrievalData, caption: int, truth: Grounding | None) -> li
 
 
 def _telling(words: Sequence[Word], stop: Collection[str]) -> list[Word]:
-    """The words that are no stop words; those of more than three letters where no stop word is known."""
-    if not stop:
+    """The words that are no stop words; those of more than three letters where no stop word is known.
+
+    Where every word is one character, all letters.
+    """
+    if not stop and any(len(word.text) > 1 for word in words):
         return [word for word in words if len(word.text) > 3]
     return [word for word in words if word.text.lower() not in stop and any(map(str.isalnum, word.text))]
 

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.figures import FIGURES
 from eval.recall import CUTOFFS, RECALLS
@@ -37,19 +36,6 @@ def metrics_table(
         if not (ensembles_dir / name / FIGURES).exists()
     ]
     return "\n\n".join([*tables, *(["\n".join(left_out)] if left_out else [])])
-
-
-def evaluated(name: str, data_set: str, figures: Mapping[str, Any]) -> str:
-    """What an evaluation came to beside a random order, and what to run next, in a few lines."""
-    chance = figures["chance"]
-    lines = [
-        f"{name}: {figures['images']:,} {figures['split']} images, {figures['captions']:,} captions of {data_set}",
-        f"  R@sum {figures['rsum']:.1f} of 600; a random order has {chance['rsum']:.1f}",
-    ]
-    for kind, what in (("t2i", "captions find their image"), ("i2t", "images find a caption of theirs")):
-        r1, r10 = (f"{figures[f'{kind}_r{k}']:.0f} % (by chance {chance[f'{kind}_r{k}']:.0f})" for k in (1, 10))
-        lines.append(f"  {what} first: {r1}; among the first ten: {r10}")
-    return "\n".join([*lines, f"next: selfalign metrics; selfalign index {name} {data_set}; selfalign serve"])
 
 
 def _table(data_set: str, runs: Sequence[RunResult], averaged: Sequence[dict]) -> str:

@@ -5,7 +5,6 @@ script, photographs, charts) and asks no network for anything. `overview.png` sh
 first data set.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,6 +93,6 @@ def unevaluated(runs: Mapping[str, dict], runs_dir: Path) -> list[str]:
             figures = runs_dir / name / "metrics.json"
             why = "it has no evaluation yet"
             if figures.is_file():
-                why = f"of its evaluation only {figures} is here, R@sum {json.loads(figures.read_text())['rsum']:.1f}"
+                why = f"of its evaluation only {figures} is here"
             sentences.append(f"{name} is left out: {why} (dvc repro evaluate@{name})")
     return sentences

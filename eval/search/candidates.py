@@ -15,7 +15,7 @@ import torch
 from numpy.lib.format import open_memmap
 from pydantic import Field
 
-from eval.arrays import open_array, read_rows, save_array
+from eval.arrays import open_array, release, save_array
 from manifests.errors import InputError
 from manifests.files import atomic, write_json
 from manifests.progress import progress
@@ -51,7 +51,7 @@ class Part:
 
     def rows(self, rows: slice | np.ndarray) -> np.ndarray:
         """Some vectors in full precision, `[M, k, P]`."""
-        parts = [array[rows] if isinstance(rows, slice) else read_rows(array, rows) for array in self.full]
+        parts = [array[rows] for array in self.full]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
@@ -88,6 +88,12 @@ class Candidates:
             return self
         moved = (replace(part, codes=part.codes.to(where), scales=part.scales.to(where)) for part in parts)
         return type(self)(*moved, self.norms)
+
+    def release(self) -> None:
+        """Take the vectors in full precision out of this process's resident memory."""
+        for part in (self.views, self.context):
+            for array in part.full:
+                release(array)
 
     @classmethod
     def open(cls, folder: Path, views: np.ndarray, context: np.ndarray) -> Self:

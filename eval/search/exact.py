@@ -62,6 +62,7 @@ def rank(
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         scores[part] = _exact(candidates, query, rows[part], cosine)
+    candidates.release()
     if not np.isfinite(scores).all():
         raise InputError(
             "vectors or lengths are NaN or infinite", where="index", fix="make the index again: `selfalign index`"

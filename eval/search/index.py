@@ -53,7 +53,7 @@ BOXES = "x1, y1, x2, y2 in pixels of the upright picture"
 Kind = Literal["exact", "hnsw", "ivf"]
 KINDS = ("exact", "hnsw", "ivf")
 SAMPLE, BEST = 200, 10  # queries that an index is tried with, and how many of their best are compared
-FEWEST = 20  # captions that tell which scores are poor
+FEWEST, TRIED = 20, 64  # captions that tell which scores are poor
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,8 @@ class Index:
         there = [split for split in SPLITS if listed is None or len(listed.rows_in(split))]
         options = [f"--split {split}" for split in own if set(own) != set(there)]
         options += [] if kind == "exact" else [f"--kind {kind}"]
-        options += [] if out.name == f"{source.run}-{source.dataset}" else [f"--out {shlex.quote(str(out))}"]
+        usual = Path("indexes", f"{source.run}-{source.dataset}")
+        options += [] if out.resolve() == usual.resolve() else [f"--out {shlex.quote(str(out))}"]
         return " ".join(["selfalign index", source.run, source.dataset, *options])
 
     @cached_property
@@ -271,7 +272,7 @@ class Index:
         Of its own captions, half score less with the best image that isn't theirs, or one in ten with the best of all,
         if that is less.
         """
-        pick = np.random.default_rng(0).permutation(len(self.captions))[:SAMPLE]
+        pick = np.random.default_rng(0).permutation(len(self.captions))[:TRIED]
         if len(pick) < FEWEST or len(self.manifest) < 2:
             return None
         rows, scores = self.images(self.captions[np.sort(pick)], 2)

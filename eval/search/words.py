@@ -92,7 +92,7 @@ class CaptionReader:
         self._settings, self._device, self._pieces = words.tokens, device, words.pieces
         self._numbers = word_numbers(read_vocabulary(words.vocabulary))
         self._language, language = load_language(words.tokens.language)
-        self._name = language["name"]
+        self._name = language.get("name", "")
         ours: dict[str, Any] = {"language": language, "max_words": words.tokens.max_words}
         if words.pieces:  # a tokenizer takes seconds to load
             if words.tokens.tokenizer is None:

@@ -151,7 +151,7 @@ class Study:
 
     def _point(self, row: str, seed: int, changes: Changes, chooses: Changes | None = None) -> Point:
         settings = varied(self.base, changes, seed)
-        decides = self._decides | {"settings": settings.model_dump(mode="json"), "chooses": chooses is not None}
+        decides = self._decides | {"settings": settings.decides(), "chooses": chooses is not None}
         return Point(row, seed, settings, fingerprint(decides | {"training": run_code(settings)})[:32], chooses)
 
     @cached_property

@@ -45,8 +45,8 @@ def code_fingerprint(*modules: str, without: Collection[str] = ()) -> str:
         whole.update(f"{name}\0{_meaning(_file(name))}\0".encode())
         for text in sorted(_file(name).parent.glob("templates/*")):
             whole.update(f"{text.name}\0".encode() + text.read_bytes())
-    for name, file in sorted({(file.name, file) for module in modules for file in _plugin_files(module)}):
-        whole.update(f"{name}\0{_meaning(file)}\0".encode())
+    for name, file in sorted({pair for module in modules for pair in _plugin_files(module)}):
+        whole.update(f"{name}\0{_meaning_or_bytes(file)}\0".encode())
     return whole.hexdigest()
 
 
@@ -59,12 +59,26 @@ def _file(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _plugin_files(module: str) -> list[Path]:
-    """The Python files of the folder of a module of another package; a module that is no package's has one."""
-    path = getattr(sys.modules.get(module), "__file__", None)
+def _plugin_files(module: str) -> list[tuple[str, Path]]:
+    """The Python files of the folder of a module of another package, by their places in it; a module that is in no
+    package has one file."""
+    loaded = sys.modules.get(module)
+    path = getattr(loaded, "__file__", None)
     if path is None or module.partition(".")[0] in _PACKAGES:
         return []
-    return sorted(Path(path).parent.rglob("*.py")) if "." in module else [Path(path)]
+    if "." not in module and not hasattr(loaded, "__path__"):
+        return [(Path(path).name, Path(path))]
+    folder = Path(path).parent
+    return [(file.relative_to(folder).as_posix(), file) for file in {Path(path), *folder.rglob("*.py")}]
+
+
+@cache
+def _meaning_or_bytes(file: Path) -> str:
+    """`_meaning`, or the SHA-256 of a file that is no Python."""
+    try:
+        return _meaning(file)
+    except (SyntaxError, ValueError):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @cache

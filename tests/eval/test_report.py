@@ -342,7 +342,7 @@ def test_a_run_without_an_evaluation_is_left_out_and_named(written: Path, tmp_pa
 
 def test_committed_figures_of_a_run_without_an_evaluation_are_named(tmp_path: Path):
     write_json(tmp_path / "new" / "metrics.json", {"rsum": 348.76})
-    here = f"of its evaluation only {tmp_path}/new/metrics.json is here, R@sum 348.8"
+    here = f"of its evaluation only {tmp_path}/new/metrics.json is here"
     assert report.unevaluated({"new": {}}, tmp_path) == [f"new is left out: {here} (dvc repro evaluate@new)"]
 
 

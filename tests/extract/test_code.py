@@ -122,11 +122,13 @@ def test_a_cards_template_counts(copied: Path, fingerprints: Callable[[], dict[s
 
 
 def test_the_files_beside_another_packages_part_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fingerprint(part: str, helper: str) -> str:
+    def fingerprint(part: str, helper: str, template: str = "{{name}} = 1") -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         (folder / "part.py").write_text(part)
         (folder / "helper.py").write_text(helper)
+        (folder / "templates").mkdir()
+        (folder / "templates" / "new.py").write_text(template)
         module = ModuleType("theirs.part")
         module.__file__ = str(folder / "part.py")
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -134,4 +136,5 @@ def test_the_files_beside_another_packages_part_count(tmp_path: Path, monkeypatc
 
     first = fingerprint("x = 1", "y = 2")
     assert fingerprint("x = 1  # one", '"""Helps."""\ny = 2') == first != code_fingerprint("extract.cards.render")
-    assert len({first, fingerprint("x = 2", "y = 2"), fingerprint("x = 1", "y = 3")}) == 3
+    others = {fingerprint("x = 2", "y = 2"), fingerprint("x = 1", "y = 3"), fingerprint("x = 1", "y = 2", "{{no}}")}
+    assert len({first, *others}) == 4

@@ -61,8 +61,11 @@ def test_a_later_key_at_its_default_is_in_no_recipe_however_deep():
         young: int = 2
 
     class Whole(Settings):
+        later = frozenset({"younger", "youngest"})
         one: Part
         several: dict[str, Part]
+        younger: Part = Part()
+        youngest: dict[str, Part] = {}
 
     whole = Whole(one=Part(), several={"a": Part(), "b": Part(young=3)})
     assert whole.decides() == {"one": {"old": 1}, "several": {"a": {"old": 1}, "b": {"old": 1, "young": 3}}}

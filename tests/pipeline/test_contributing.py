@@ -30,14 +30,14 @@ def test_the_loss_of_the_page_trains_from_a_file_of_its_name(tmp_path: Path, mon
     (tmp_path / "level.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(train.losses, "__path__", [*train.losses.__path__, str(tmp_path)])
     losses = yaml.safe_load(run)["vsrn-level"]["losses"]
-    assert losses["level"] == {"margin": 0.5, "weight": 0.1}
+    assert losses["level"] == {"margin": 0.5, "weight": 100}
     try:
         torch.manual_seed(0)
         model = build_model(settings("vsrn", losses), feature_dim=12, vocabulary_size=20)
         pairs = model(region_batch([5, 1, 9], 9), word_batch([5, 1, 9], 9))
         terms = model.terms(pairs, torch.arange(3), 0)
         scores = similarity(pairs.images, pairs.captions).diagonal()
-        torch.testing.assert_close(terms["level"], 0.1 * (scores - 0.5).square().mean())
+        torch.testing.assert_close(terms["level"], 100 * (scores - 0.5).square().mean())
         terms["level"].backward()
         assert any(parameter.grad is not None for parameter in model.base.parameters())
     finally:

@@ -10,6 +10,7 @@ const COLOURS = 8; // of serve.css
 const at = (id) => document.getElementById(id);
 const query = at("query");
 const state = { health: null, limits: null, count: PAGE, asked: null, typed: false };
+const visit = crypto.getRandomValues(new Uint32Array(1))[0]; // files are those of one visit of the page
 const files = []; // that were searched with: the address has no place for them
 let running = null; // aborts what the page doesn't wait for any more
 let waiting = null; // says that the page waits
@@ -102,7 +103,9 @@ async function searchPicture({ file, id }) {
   const hits = others.map((hit, place) => ({ ...hit, rank: place + 1 }));
   clear();
   showStatus({ ...alike, hits });
-  const source = file ? URL.createObjectURL(file) : `/pictures/${encodeURIComponent(index())}/${alike.row}`;
+  // Its address has the picture's hash: another picture may have this row in the next index.
+  const own = alike.hits.find((hit) => hit.row === alike.row)?.picture;
+  const source = file ? URL.createObjectURL(file) : own ?? `/pictures/${encodeURIComponent(index())}/${alike.row}?v=${Date.now()}`;
   const shown = picture(source, id ?? file.name);
   at("asked").replaceChildren(shown);
   at("asked").hidden = false;
@@ -118,7 +121,7 @@ function remember(asked, typing = false) {
   const { id, file } = typeof asked === "string" ? {} : asked;
   const told = { index: index(), q: typeof asked === "string" ? asked : "", id: file ? "" : id };
   const address = `?${new URLSearchParams(Object.entries(told).filter(([, value]) => value))}`;
-  const entry = file ? { file: files.push(file) - 1 } : null;
+  const entry = file ? { visit, file: files.push(file) - 1 } : null;
   const same = address === location.search && !file && !history.state;
   history[same || (typing && state.typed) ? "replaceState" : "pushState"](entry, "", address);
   state.typed = typing;
@@ -126,12 +129,13 @@ function remember(asked, typing = false) {
 
 // Asks what the address says.
 function recall() {
+  document.querySelector("dialog[open]")?.close();
   const told = new URLSearchParams(location.search);
   if (state.health.indexes.some(({ name }) => name === told.get("index"))) at("index").value = told.get("index");
   examples();
   query.value = told.get("q") ?? "";
   state.typed = false;
-  const file = files[history.state?.file];
+  const file = history.state?.visit === visit ? files[history.state.file] : undefined;
   return search(file ? { file } : told.get("id") ? { id: told.get("id") } : query.value);
 }
 

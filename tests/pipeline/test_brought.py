@@ -40,8 +40,8 @@ def test_every_captions_file_becomes_a_manifest(
     brought, rows = bring(kind, pictures, tmp_path), rows_of(pictures)
     output = command("add", "mine", *brought.options)
     source = read_params().dataset("mine").source
-    kind = {"folder": "read as CSV"}.get(brought.reader, f"read as {brought.reader}")
-    assert source.format == brought.reader and kind in output
+    printed = {"folder": "read as CSV"}.get(brought.reader, f"read as {brought.reader}")
+    assert source.format == brought.reader and printed in output
     assert "11 pictures" in output and read_params().run("mine-vse-infinity").dataset == "mine"
     command("manifest", "mine")
     found = list(Manifest.open(Path("data/mine/manifest")).captioned)

@@ -53,22 +53,34 @@ def picture(studies: dict[str, dict[str, list[float]]]) -> Figure:
     orange, blue = palette("run")[2], palette("run")[1]
     place, ticks, names = 0.0, [], []
     for title, rows in studies.items():
-        axes.text(-0.64, place, title, transform=axes.get_yaxis_transform(), fontweight="bold", color=INK, va="center")
+        axes.text(-0.62, place, title, transform=axes.get_yaxis_transform(), fontweight="bold", color=INK, va="center")
         place -= 1
         for name, values in rows.items():
             ticks.append(place)
             names.append(name)
             mean = statistics.mean(values)
-            if name != CONTROL:
+            if name == CONTROL:
+                axes.text(1.01, place, "0", transform=axes.get_yaxis_transform(), va="center", color=INK)
+            else:
                 colour = blue if mean > 0 else orange
                 axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=5, linewidth=0)
                 axes.errorbar(mean, place, xerr=statistics.stdev(values), fmt="o", color=colour, markersize=7)
-                axes.text(1.01, place, f"{mean:+.1f}", transform=axes.get_yaxis_transform(), va="center", color=INK)
+                axes.text(
+                    1.01,
+                    place,
+                    f"{mean:+.1f}".replace("-", "−"),
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                    color=INK,
+                )
             place -= 1
         place -= 0.4
     axes.axvline(0, color=SOFT, linewidth=1)
     axes.set(yticks=ticks, yticklabels=names, ylim=(place + 0.6, 0.6))
-    axes.set_xlabel("R@sum above the InfoNCE control; dots: seeds, line: one standard deviation", color=SOFT)
+    axes.set_xlabel(
+        "R@sum above (blue) or below (orange) the InfoNCE control; dots: seeds, line: one standard deviation",
+        color=SOFT,
+    )
     axes.grid(axis="y", color="#e9edf1")
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=INK, labelsize=10)

@@ -471,6 +471,7 @@ def metrics() -> None:
     page = places.REPORT / "index.html"
     if page.exists():
         click.echo(f"\nreport: {page.absolute()}")
+        click.echo("next: selfalign index RUN DATASET, then selfalign serve; selfalign add for pictures of your own")
 
 
 @main.command("import-model")

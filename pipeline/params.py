@@ -142,6 +142,9 @@ class Params(Settings):
                     where=FILE,
                     fix=f"add *{key} to the list at `<<:` below runs",
                 )
+        if name in self.ensembles and name not in self.runs:
+            fix = f"take one of its runs: {', '.join(self.ensembles[name])}"
+            raise InputError(f"{name!r} is an ensemble, and has no model of its own", where=FILE, fix=fix)
         return _named(self.runs, "runs", name)
 
     def ensemble(self, name: str) -> list[str]:

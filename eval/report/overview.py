@@ -96,5 +96,7 @@ def _example(figure: Figure, source: DataSet, example: Example) -> None:
         rank = int(run.ranks["t2i"][caption]) + 1
         title = f"{run.name}: ranked {rank} of {len(source.data.images):,}"
         axes.set_title(title, fontsize=11.5, loc="left", color=INK, pad=6)
-    note = WHY[example.kind] + ("" if truth is None else " Solid: the object that the word means. Dashed: another.")
+    note = WHY[example.kind] + (
+        "" if truth is None else " Solid: the object that the word means. Dashed: another, or too little of it."
+    )
     figure.text(0.5, 0.035, note, color=SOFT, fontsize=10)

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from manifests.files import sha256
+from tests.archives import extract_all
 from tests.pipeline.project import CHECKOUT
 
 _ARCHIVE = "pb1-detectron2==0.6 --hash=sha256:5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29\n"
@@ -73,7 +74,7 @@ def _folder() -> Path:
         _run([*pip, "install", *own, "--use-pep517", "--target", "new", "-r", str(_OTHERS)], work)
         (archive,) = (work / "archive").iterdir()
         with tarfile.open(archive) as file:
-            file.extractall(work / "sources", filter="data")
+            extract_all(file, work / "sources")
         (sources,) = (work / "sources").iterdir()
         (sources / "detectron2").rename(work / "new" / "detectron2")
         (work / "new" / "detectron2" / "_C.py").touch()

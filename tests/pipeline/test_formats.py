@@ -19,6 +19,7 @@ from extract.stores.text_features import TextFeatureStore
 from extract.stores.tokens import TokenStore
 from extract.stores.webdataset import read_samples
 from manifests.tables import Manifest
+from tests.archives import extract_all
 from tests.data.formats.make import HERE, RUN, TINY, total
 from train.checkpoint import load_model, read_record, require_recipe
 from train.data import RetrievalData
@@ -30,7 +31,7 @@ VALUES: dict[str, Any] = json.loads((HERE / "values.json").read_text(encoding="u
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("formats")
     with tarfile.open(HERE / "formats.tar.xz") as tar:
-        tar.extractall(root, filter="data")
+        extract_all(tar, root)
     return root
 
 

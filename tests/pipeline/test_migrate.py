@@ -16,6 +16,7 @@ from pipeline import migrating
 from pipeline.machine import Machine
 from pipeline.old_params import rewritten
 from pipeline.params import parse_params
+from tests.archives import extract_all
 from tests.pipeline.project import CHECKOUT, Project, copy_checkout
 
 ARCHIVE = CHECKOUT / "tests" / "data" / "older" / "project.tar.xz"
@@ -25,7 +26,7 @@ RUNS = {"train@small", "evaluate@small", "report"}
 
 def unpack(root: Path) -> Path:
     with tarfile.open(ARCHIVE) as tar:
-        tar.extractall(root, filter="data")
+        extract_all(tar, root)
     return root
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
+from tests.archives import extract_all
+
 COMMIT = "238b111"
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[2]
@@ -28,7 +30,7 @@ def main(commit: str) -> None:
         project = Path(name)
         archive = subprocess.run(["git", "archive", commit], cwd=CHECKOUT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(project, filter="data")
+            extract_all(files, project)
         (project / "dvc.lock").unlink()
         draw(project)
         write_params(project)

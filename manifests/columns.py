@@ -104,11 +104,11 @@ def roles(names: Iterable[str], where: object, fix: str, *, ids: Iterable[str] =
             wrong.append(f"column {name.strip()!r} is there twice")
         spelt[key] = name
     aliases = {**ROLES, "id": tuple(ids)}
+    if not spelt.keys().isdisjoint(aliases["id"]):  # beside an id, `photo` need not be a file
+        aliases["image"] = tuple(name for name in ROLES["image"] if name != "photo")
     found = {role: spelt[name] for role, known in aliases.items() for name in reversed(known) if name in spelt}
     known = {name for names in aliases.values() for name in names} | set(IDS)
     needed = ("caption",) if "id" in found else ("image", "caption")
-    if "id" in found and found.get("image") == spelt.get("photo"):
-        found.pop("image", None)  # what a photo is called beside an id isn't always its file
     role_of = {name: role for role in ("split", *needed) if role not in found for name in ROLES[role]}
     meant = set()
     for key, name in spelt.items():

@@ -49,7 +49,7 @@ def open_indexes(
     params: Params, indexes: Sequence[Path], device: str, *, tells_paths: bool = False
 ) -> list[ServedIndex]:
     """The indexes in these folders, or of these names below `indexes/`, ready to answer; all that there are by default.
-    `tells_paths` is `ServedIndex`'s.
+    tells_paths : as of `ServedIndex`.
 
     Raises `InputError` that names every one that can't be opened.
     """

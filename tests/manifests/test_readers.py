@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.columns import roles
 from manifests.errors import InputError
 from manifests.left_out import FILE
 from manifests.manifest import has_word, run
@@ -355,6 +356,12 @@ def test_absolute_paths_below_the_image_root(root: Path) -> None:
 def test_backslashes_are_read_where_the_picture_is_there(root: Path, column: str) -> None:
     for path in ("sub\\c.png", f"{root.name}\\sub\\c.png", f"{root}/sub/c.png".replace("/", "\\")):
         assert read(root, write(root, "c.csv", f"{column},caption\n{path},A bird.\n"))[0][0] == "sub/c.png"
+
+
+@pytest.mark.parametrize("column", ["photo", "photos", "photo_id"])
+def test_beside_an_id_a_photo_need_not_be_a_file(column: str) -> None:
+    assert roles(["id", "caption", column], "c.csv", "") == {"id": "id", "caption": "caption"}
+    assert roles(["id", "caption", "path", column], "c.csv", "")["image"] == "path"
 
 
 def test_columns_that_are_missing_are_told_with_all_their_names(root: Path) -> None:

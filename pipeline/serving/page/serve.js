@@ -105,7 +105,8 @@ async function searchPicture({ file, id }) {
   showStatus({ ...alike, hits });
   // Its address has the picture's hash: another picture may have this row in the next index.
   const own = alike.hits.find((hit) => hit.row === alike.row)?.picture;
-  const source = file ? URL.createObjectURL(file) : own ?? `/pictures/${encodeURIComponent(index())}/${alike.row}?v=${Date.now()}`;
+  const newest = `/pictures/${encodeURIComponent(index())}/${alike.row}?v=${Date.now()}`;
+  const source = file ? URL.createObjectURL(file) : own ?? newest;
   const shown = picture(source, id ?? file.name);
   at("asked").replaceChildren(shown);
   at("asked").hidden = false;
@@ -119,8 +120,8 @@ async function searchPicture({ file, id }) {
 // Puts what is asked into the address. A text that is being typed replaces what was typed before it.
 function remember(asked, typing = false) {
   const { id, file } = typeof asked === "string" ? {} : asked;
-  const told = { index: index(), q: typeof asked === "string" ? asked : "", id: file ? "" : id };
-  const address = `?${new URLSearchParams(Object.entries(told).filter(([, value]) => value))}`;
+  const parameters = { index: index(), q: typeof asked === "string" ? asked : "", id: file ? "" : id };
+  const address = `?${new URLSearchParams(Object.entries(parameters).filter(([, value]) => value))}`;
   const entry = file ? { visit, file: files.push(file) - 1 } : null;
   const same = address === location.search && !file && !history.state;
   history[same || (typing && state.typed) ? "replaceState" : "pushState"](entry, "", address);
@@ -130,13 +131,15 @@ function remember(asked, typing = false) {
 // Asks what the address says.
 function recall() {
   document.querySelector("dialog[open]")?.close();
-  const told = new URLSearchParams(location.search);
-  if (state.health.indexes.some(({ name }) => name === told.get("index"))) at("index").value = told.get("index");
+  const parameters = new URLSearchParams(location.search);
+  const name = parameters.get("index");
+  if (state.health.indexes.some((served) => served.name === name)) at("index").value = name;
   examples();
-  query.value = told.get("q") ?? "";
+  query.value = parameters.get("q") ?? "";
   state.typed = false;
   const file = history.state?.visit === visit ? files[history.state.file] : undefined;
-  return search(file ? { file } : told.get("id") ? { id: told.get("id") } : query.value);
+  const id = parameters.get("id");
+  return search(file ? { file } : id ? { id } : query.value);
 }
 
 const rest = () => new Promise((done, failed) => {
@@ -152,12 +155,12 @@ function clear() {
   at("caption-list").replaceChildren();
 }
 
-function welcome(told = "") {
+function welcome(message = "") {
   clear();
   at("legend").hidden = true;
   at("examples").hidden = false;
   const { images, captions, dataset, run } = facts();
-  at("status").textContent = told ||
+  at("status").textContent = message ||
     `${images.toLocaleString()} images and ${captions.toLocaleString()} captions of ${dataset}, as ${run} sees them.`;
 }
 

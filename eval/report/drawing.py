@@ -2,8 +2,8 @@
 
 Words that mean the same object share a colour where the data set knows the objects. Elsewhere each noun, adjective and
 verb has its own. Without parts of speech each word but the stop words of the language has one; of an unknown language,
-each longer word. Words that match one region share its box. It is drawn solid where the region is the object that one of
-them means, dashed where it isn't, thin where nobody knows.
+each longer word. Words that match one region share its box. It is drawn solid where the region is the object that one
+of them means, dashed where it isn't, thin where nobody knows.
 """
 
 from collections.abc import Collection, Sequence

@@ -8,9 +8,10 @@ All data is made from a seed; nothing but this checkout is needed.
 - `parity`: results on the device against the processor's, all in float32. Compared are losses, embeddings, ranks,
   answers of a search and kept regions.
 
-- `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device. Figures
-  are a step's milliseconds, its `floor`, `busy` and `read_backs`. `floor` is the time of the step's matrix products at
-  this card's rate for large matrices in that precision. `busy` is the time of all kernels as a share of the step.
+- `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device; in
+  bfloat16 also with `compile: true`. `floor_ms` is the time of the step's matrix products at this card's rate for
+  large matrices in that precision, `kernels_ms` that of all kernels, `busy` its share of the step. `operations` are
+  those that Python issues, `read_backs` among them.
 
 - `feed`: VSRN's step in bfloat16, fed from a store by the thread that reads ahead, and from features on the device.
   Figures are multiples of the step on a batch that lies there.
@@ -18,7 +19,8 @@ All data is made from a seed; nothing but this checkout is needed.
 - `evaluation`: seconds for the ranks of 5,000 images of 12 views and 25,000 captions, D 2,048.
 
 - `extraction`: pictures of 640 x 480 a second, R101-C4 with random weights at 600/1000, in float32 and bfloat16.
-  Measured are the whole stage, and the bare network on pictures that lie on the device.
+  Measured are the bare network on pictures that lie on the device, and the whole stage on many pictures less the stage
+  on few: its start doesn't count.
 
 - `search`: milliseconds a query, alone and among 256, for the ten best of 1 and 10 million vectors of 256 numbers.
 """
@@ -28,7 +30,9 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +56,7 @@ from tests.train.readbacks import ReadBacks
 from train.batches import RegionBatch, WordBatch
 from train.feed import Feed
 from train.model import RetrievalModel, build_model
-from train.precision import Precision, autocast_to, multiplied_in
+from train.precision import GRU, Precision, autocast_to, multiplied_in
 from train.processes import Processes
 
 VOCABULARY = 10_000
@@ -111,47 +115,66 @@ def products_per_second(precision: Precision, device: str) -> float:
     return 2 * side**3 / (milliseconds(lambda: left @ right, 10) / 1000)
 
 
-def steps(device: str, repeats: int) -> dict[str, Any]:
+def steps(device: str, precision: Precision, repeats: int, *, compiled: bool = False) -> dict[str, Any]:
+    """Figures of a step of every base."""
     found: dict[str, Any] = {}
-    for precision in TYPES:
-        with multiplied_in(precision):
-            rate = products_per_second(precision, device)
-            for name, base in BASES.items():
-                model = model_of(base).to(device)
-                batch = region_batch().to(device), word_batch(VOCABULARY).to(device)
-                step = stepper(model, precision)
-                taken = milliseconds(lambda step=step, batch=batch: step(*batch), repeats)
-                with FlopCounterMode(display=False) as counted:
-                    step(*batch)
-                with ReadBacks() as read:
-                    step(*batch)
-                floor = 1000 * counted.get_total_flops() / rate
-                found[f"{name}, {precision}"] = {
-                    "ms": round(taken, 2),
-                    "floor_ms": round(floor, 2),
-                    "times_floor": round(taken / floor, 2),
-                    "busy": round(busy(lambda step=step, batch=batch: step(*batch), repeats), 3),
-                    "read_backs": sum(read.found.values()),
-                }
-                del model, step
-                torch.cuda.empty_cache()
+    with multiplied_in(precision):
+        rate = products_per_second(precision, device)
+        found["products_TFLOPS"] = round(rate / 1e12, 1)
+        for name, base in BASES.items():
+            model = model_of(base).to(device)
+            batch = region_batch().to(device), word_batch(VOCABULARY).to(device)
+            step = stepper(model, precision)
+            work = partial(step, *batch)
+            work()
+            with FlopCounterMode(display=False) as counted, ReadBacks() as read, gru_products(model) as of_grus:
+                work()
+            floor = 1000 * (counted.get_total_flops() + sum(of_grus)) / rate
+            counts = {"operations": sum(read.every.values()), "read_backs": sum(read.found.values())}
+            if compiled:
+                torch.compiler.reset()
+                model.compile_parts()
+                start = time.perf_counter()
+                work()
+                torch.cuda.synchronize()
+                counts = {"compiling_s": round(time.perf_counter() - start, 1)}
+            found[name] = timed(work, floor, repeats) | counts
+            click.echo(json.dumps({name: found[name]}))
+            del model, step, work
+            torch.cuda.empty_cache()
     return found
 
 
-def busy(work: Callable[[], object], repeats: int) -> float:
-    """The share of the time in which kernels run, of `repeats` steps one after the other."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    torch.cuda.synchronize()
-    whole = time.perf_counter() - start
+@contextmanager
+def gru_products(model: nn.Module) -> Iterator[list[int]]:
+    """The operations of all GRUs' matrix products in a step, forward and backward: torch's counter leaves them out."""
+    found: list[int] = []
+
+    def count(gru: GRU, given: tuple[torch.Tensor, ...], states: torch.Tensor) -> None:
+        found.append(18 * states.numel() * (given[0].shape[-1] + gru.hidden_size))
+
+    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, GRU)]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def timed(work: Callable[[], object], floor: float, repeats: int) -> dict[str, float]:
+    """A step's time, that of its kernels, and both against the matrix products' alone, `floor` milliseconds."""
+    taken = milliseconds(work, repeats)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
         for _ in range(repeats):
             work()
         torch.cuda.synchronize()
-    kernels = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
-    return min(1.0, kernels / whole)
+    kernels = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e3 / repeats
+    return {
+        "ms": round(taken, 2),
+        "kernels_ms": round(kernels, 2),
+        "floor_ms": round(floor, 2),
+        "times_floor": round(taken / floor, 2),
+        "kernels_times_floor": round(kernels / floor, 2),
+        "busy": round(min(1.0, kernels / taken), 3),
+    }
 
 
 def feed(device: str, images: int) -> dict[str, float]:
@@ -188,19 +211,19 @@ def evaluation(device: str, images: int, views: int, dims: int) -> dict[str, flo
     return {"seconds": round(time.perf_counter() - start, 2)}
 
 
-def extraction(device: str, count: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def extraction(device: str, precision: str, few: int, many: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        spec, rows = random_c4(folder / "r101.pth", R101), pictures(folder, count, (640, 480))
-        for precision in ("float32", "bfloat16"):
-            settings = region_settings(spec | {"precision": precision})
-            forward = bare_forward(folder, rows, settings, 8, device)
-            forward()
-            bare, stage = forward(), stage_seconds(folder, settings, 8, device, readers=8)
-            rates = {"bare": round(count / bare, 2), "stage": round(count / stage, 2)}
-            found[precision] = rates | {"share": round(bare / stage, 3)}
-    return found
+        settings = region_settings(random_c4(folder / "r101.pth", R101) | {"precision": precision})
+        rows, seconds = {}, {}
+        for count in (few, many):
+            (folder / str(count)).mkdir()
+            rows[count] = pictures(folder / str(count), count, (640, 480))
+            seconds[count] = stage_seconds(folder / str(count), settings, 8, device, readers=8)
+        forward = bare_forward(folder / str(few), rows[few], settings, 10, device)  # as many as the stage takes
+        forward()
+        bare, stage = few / min(forward(), forward()), (many - few) / (seconds[many] - seconds[few])
+    return {"bare": round(bare, 2), "stage": round(stage, 2), "share": round(stage / bare, 3)}
 
 
 def kept_regions_that_differ(device: str) -> int:
@@ -268,30 +291,38 @@ def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
 @click.option("--small", is_flag=True, help="the parity part alone, at small size")
 @click.option("--repeats", default=20)
 @click.option("--images", default=4096, help="of the store that is read")
+@click.option("--only", multiple=True, help="a part to measure; of the others the file keeps what it has")
 @click.option("--out", type=Path, help="JSON file for the figures")
-def main(device: str, small: bool, repeats: int, images: int, out: Path | None) -> None:
-    with multiplied_in("float32"):
-        bases = {name: base | SMALL[name] for name, base in BASES.items()} if small else BASES
-        result: dict[str, Any] = {
-            "parity": parity(device, bases) | {"regions_that_differ": kept_regions_that_differ(device)}
+def main(device: str, small: bool, repeats: int, images: int, only: tuple[str, ...], out: Path | None) -> None:
+    bases = {name: base | SMALL[name] for name, base in BASES.items()} if small else BASES
+    parts: dict[str, Callable[[], Any]] = {
+        "parity": lambda: parity(device, bases) | {"regions_that_differ": kept_regions_that_differ(device)}
+    }
+    if not small:
+        parts |= {
+            "evaluation": lambda: evaluation(device, 5000, 12, 2048),
+            "feed": lambda: feed(device, images),
+            "steps, bfloat16": lambda: steps(device, "bfloat16", repeats),
+            "steps, bfloat16, compiled": lambda: steps(device, "bfloat16", repeats, compiled=True),
+            "extraction, bfloat16": lambda: extraction(device, "bfloat16", 80, 400),
+            "extraction, float32": lambda: extraction(device, "float32", 80, 240),
+            "search, 1 million": lambda: search(device, 10**6),
+            "steps, tf32": lambda: steps(device, "tf32", repeats),
+            "steps, float32": lambda: steps(device, "float32", repeats),
+            "search, 10 million": lambda: search(device, 10**7),
         }
-        click.echo(json.dumps(result))
-        if not small:
-            parts: dict[str, Callable[[], Any]] = {
-                "evaluation": lambda: evaluation(device, 5000, 12, 2048),
-                "feed": lambda: feed(device, images),
-                "steps": lambda: steps(device, repeats),
-                "extraction": lambda: extraction(device, 64),
-                "search, 1 million": lambda: search(device, 10**6),
-                "search, 10 million": lambda: search(device, 10**7),
-            }
-            for name, part in parts.items():
-                result[name] = part()
-                click.echo(json.dumps({name: result[name]}))
-    if out:
-        card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-        command = f"python -m benchmarks.gpu --repeats {repeats} --images {images} --out {out}"
-        write_json(out, {"command": command, "card": card, "torch": torch.__version__} | result)
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    command = f"python -m benchmarks.gpu --repeats {repeats} --images {images} --out benchmarks/gpu.json"
+    result: dict[str, Any] = {"command": command, "card": card, "torch": torch.__version__}
+    if only and out and out.exists():
+        result = json.loads(out.read_text(encoding="utf-8")) | result
+    for name in only or parts:
+        start = time.perf_counter()
+        with multiplied_in("float32"):
+            result[name] = parts[name]()
+        click.echo(json.dumps({name: result[name], "seconds": round(time.perf_counter() - start, 1)}))
+        if out:
+            write_json(out, result)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,6 @@ def made(folder: Path, count: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
     vectors = open_memmap(folder / "full.npy", "w+", np.float32, (count, 1, dims))
     for start in range(0, count, BLOCK):
         vectors[start : start + BLOCK, 0] = unit(min(BLOCK, count - start))
-    vectors.flush()
     return np.load(folder / "full.npy", mmap_mode="c"), unit(256)[:, None]
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from eval.arrays import open_array, save_array
-from eval.scores import as_scores, paired_products, require_finite_scale, rounding, tensor
+from eval.scores import as_scores, paired_products, paired_products_on_device, require_finite_scale, rounding
 from manifests.errors import InputError
+from train.device import fits_on_gpu
 
 PARTS = ("pooled", "context", "captions")
 
@@ -63,6 +64,13 @@ class Embeddings:
         return np.concatenate([self.pooled.mean(axis=1), self.context], axis=1)
 
     @cached_property
+    def _tensors(self) -> list[torch.Tensor]:
+        """`PARTS`, on a GPU where half of its free memory holds them; otherwise where they are."""
+        arrays = [getattr(self, name) for name in PARTS]
+        fits = fits_on_gpu(torch.device(self.device), sum(array.nbytes for array in arrays))
+        return [torch.from_numpy(array).to(self.device if fits else "cpu") for array in arrays]
+
+    @cached_property
     def largest(self) -> float:
         """No score is greater, either sign. Raises InputError where a number is NaN or infinite."""
         views = np.sqrt(np.einsum("nkp,nkp->nk", self.pooled, self.pooled).max(axis=1, initial=0))
@@ -81,11 +89,11 @@ class Embeddings:
     def block_on_device(self, images: slice, captions: slice, precision: torch.dtype = torch.float32) -> torch.Tensor:
         """The same embeddings, left on the device."""
         dims = self.pooled.shape[2]
-        read, views, context = (
-            tensor(array, precision).to(self.device)
-            for array in (self.captions[captions], self.pooled[images].reshape(-1, dims), self.context[images])
+        views, context, read = (
+            array[part].to(self.device, precision)
+            for array, part in zip(self._tensors, (images, images, captions), strict=True)
         )
-        found = views @ read[:, :dims].T
+        found = views.flatten(0, 1) @ read[:, :dims].T
         if self.views > 1:
             found = found.view(-1, self.views, len(read)).amax(dim=1)
         found = as_scores(found)
@@ -95,10 +103,12 @@ class Embeddings:
 
     def exact(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """The scores of M pairs in float64, `[M]`."""
-        dims = self.pooled.shape[2]
-        best = paired_products(self.pooled, self.captions[:, :dims], images, captions).max(axis=1)
-        if self.context.shape[1]:
-            best += paired_products(self.context[:, None], self.captions[:, dims:], images, captions)[:, 0]
+        dims, on_device = self.pooled.shape[2], self._tensors[0].device.type != "cpu"
+        pooled, context, read = self._tensors if on_device else (self.pooled, self.context, self.captions)
+        products = paired_products_on_device if on_device else paired_products
+        best = products(pooled, read[:, :dims], images, captions).max(axis=1)
+        if context.shape[1]:
+            best += products(context[:, None], read[:, dims:], images, captions)[:, 0]
         return best
 
     def part(self, images: slice, captions: slice) -> Self:

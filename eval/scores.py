@@ -17,6 +17,7 @@ import torch
 
 from manifests.errors import InputError
 
+DEVICE_NUMBERS = 1 << 26  # of float64 on a GPU at a time: 512 MB
 TIE = 1e-12  # of the largest possible score; float64's own rounding is below it
 
 
@@ -184,4 +185,17 @@ def paired_products(left: np.ndarray, right: np.ndarray, rows: np.ndarray, colum
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         result[part, 0] = np.einsum("me,me->m", left[rows[part], 0].astype(np.float64), right[columns[part]])
+    return result
+
+
+def paired_products_on_device(
+    left: torch.Tensor, right: torch.Tensor, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """`paired_products` of tensors on a GPU, which multiplies float64 faster than it waits for single pairs."""
+    result = np.empty((len(rows), left.shape[1]))
+    step = max(1, DEVICE_NUMBERS // max(1, left.shape[1] * left.shape[2]))
+    for start in range(0, len(rows), step):
+        own = slice(start, start + step)
+        row, column = (torch.from_numpy(places[own]).to(left.device) for places in (rows, columns))
+        result[own] = torch.einsum("mke,me->mk", left[row].double(), right[column].double()).cpu().numpy()
     return result

@@ -80,11 +80,10 @@ class Machine(BaseModel):
             ) from None
 
     def torch_device(self) -> str:
-        """The torch device to use, with torch's thread count set on the way, and float32 that isn't rounded to TF32."""
+        """The torch device to use, with torch's thread count set on the way."""
         import torch
 
         from extract.engine.device import torch_device
 
         torch.set_num_threads(self.threads)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         return torch_device(self.device)

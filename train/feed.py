@@ -159,9 +159,8 @@ class Feed:
             buffer.in_use()
             return part
 
-        device = self.processes.device
-        current = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device.type == "cuda" else {}
-        with ThreadPoolExecutor(self._readers, thread_name_prefix="feed", **current) as reader:
+        current = functools.partial(_make_current, self.processes.device)
+        with ThreadPoolExecutor(self._readers, thread_name_prefix="feed", initializer=current) as reader:
             for number, batch in enumerate(self.epochs(epoch, first)):
                 buffer = self._buffers[number % len(self._buffers)]
                 waiting.append((reader.submit(self._read, batch, buffer), buffer))
@@ -214,6 +213,12 @@ class Feed:
             image=send(part.image),
             teachers=combined(send, part.teachers),
         )
+
+
+def _make_current(device: torch.device) -> None:
+    """Let a thread pin memory for a GPU that has a number; without one, the thread's own is the GPU."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

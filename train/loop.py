@@ -55,7 +55,7 @@ class Loop:
         self.epochs = epochs_of(data, settings)
         self.feed = Feed(data, self.epochs, processes, chunks=settings.accumulate, resident=resident)
         if settings.compile:
-            model.compile_encoders()
+            model.compile_parts()
         self._autocast = partial(autocast_to, settings.precision, processes.device)
 
     def learning_rate(self, epoch: int, step: int) -> float:

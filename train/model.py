@@ -130,10 +130,16 @@ class RetrievalModel(nn.Module):
         """What images, or captions, are compared with each other by, of `Encoding.one_vector` ``[B, D + S]``."""
         return self.losses["usa"].within(side, vectors) if "usa" in self.losses else vectors
 
-    def compile_encoders(self) -> None:
-        """Compile both encoders; losses aren't."""
-        self.base.encode_images = torch.compile(self.base.encode_images)
-        self.base.encode_captions = torch.compile(self.base.encode_captions)
+    def compile_parts(self) -> None:
+        """Compile both encoders, with what losses add to them, and the losses. Hugging Face's models stay as they are:
+        they change their own methods while they run."""
+        for module in self.modules():
+            if type(module).__module__.startswith("transformers."):
+                module.forward = torch.compiler.disable(module.forward)
+        self.encode_images = torch.compile(self.encode_images)
+        self.encode_captions = torch.compile(self.encode_captions)
+        for loss in self.losses.values():
+            loss.forward = torch.compile(loss.forward)
 
     def forward(self, regions: RegionBatch, words: WordBatch) -> Pairs:
         """Encode B matching pairs for `terms`; the only part that has a batch's size in memory many times over."""

@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+
+_SHORTEST = 1e-12  # a length that is divided by
 
 
 @contextmanager
@@ -36,13 +38,49 @@ def autocast_to(precision: Precision, device: torch.device) -> AbstractContextMa
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Full precision for products of `x` whose last digits are compared."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """`x` with vectors of length 1 along `dim`, in float32 at least, autocast or not."""
-    return F.normalize(x.to(sum_dtype(x)), dim=dim)
+def unit(x: Tensor) -> Tensor:
+    """`x` ``[..., D]`` with vectors of length 1, in float32 at least, autocast or not."""
+    return _Unit.apply(x)
+
+
+class _Unit(torch.autograd.Function):
+    """``y = x / |x|``. The gradient ``(g - (g · y) y) / |x|`` is written out: autograd's takes thrice the passes."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=sum_dtype(x)).clamp_(min=_SHORTEST)
+        made = x / length
+        ctx.save_for_backward(made, length)
+        ctx.dtype = x.dtype
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        made, length = ctx.saved_tensors
+        along = (gradient * made).sum(-1, keepdim=True)
+        return gradient.addcmul(made, along, value=-1).div_(length).to(ctx.dtype)
+
+
+class GRU(nn.GRU):
+    """A GRU of one layer that multiplies in autocast's dtype.
+
+    Left to itself, autocast runs cuDNN's GRU in float16 whatever its dtype, and float16 has no room for gradients.
+    """
+
+    def __init__(self, inputs: int, dim: int, *, bidirectional: bool = False):
+        super().__init__(inputs, dim, batch_first=True, bidirectional=bidirectional)
+
+    def forward(self, x: Tensor, start: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """The states ``[B, N, D]`` (both ways: 2 D) of ``[B, N, inputs]``; `start` ``[B, D]`` is before the first."""
+        dtype, ways = matmul_dtype(x), 1 + self.bidirectional
+        before = x.new_zeros(ways, len(x), self.hidden_size, dtype=dtype) if start is None else start[None].to(dtype)
+        weights = [weight.to(dtype) for weight in self._flat_weights]
+        with without_autocast(x):
+            return torch.gru(x.to(dtype), before, weights, True, 1, 0.0, self.training, self.bidirectional, True)[0]
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
@@ -51,9 +89,9 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     Autocast covers only the forward of a custom autograd function; asking here covers both ways.
     """
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:

@@ -44,7 +44,7 @@ class RunSettings(Settings):
     patience: int | None = Field(None, ge=1, description="epochs without a better R@sum after which the run ends")
     accumulate: int = Field(1, ge=1, description="chunks that a batch is encoded in; its negatives stay all of it")
     precision: Precision = Field("float32", description="of matrix products and cuDNN; weights and scores are float32")
-    compile: bool = Field(False, description="compile the encoders with torch.compile")
+    compile: bool = Field(False, description="compile encoders and losses with torch.compile")
     base: BASES.settings
     text: TextSettings
     losses: LOSSES.settings_by_name()

@@ -12,8 +12,9 @@ from manifests.errors import InputError
 def torch_device(requested: str) -> str:
     """The torch device `requested`; "auto" is CUDA if the machine has it, else the CPU.
 
-    Raises `InputError` for CUDA on a machine without it.
+    TF32 is turned off on the way. Raises `InputError` for CUDA on a machine without it.
     """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if requested.startswith("cuda") and not torch.cuda.is_available():

@@ -11,7 +11,7 @@ import eval.ranks
 from eval.embeddings import Embeddings
 from eval.nearest import nearest_captions, nearest_images
 from eval.ranks import Ranks, ranks, retrieval_ranks
-from eval.scores import Ensemble, Siblings, rounding
+from eval.scores import Ensemble, Siblings, paired_products, paired_products_on_device, rounding
 from manifests.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "losses.npz"
@@ -251,3 +251,16 @@ def test_ranks_counted_on_the_device_are_those_of_the_processor(
     assert len(calls) > 4
     for own, other in zip(dataclasses.astuple(found), dataclasses.astuple(on_cpu), strict=True):
         assert np.array_equal(own, other)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_gpus_products_of_pairs_are_the_processors(views: int, monkeypatch: pytest.MonkeyPatch):
+    random = np.random.default_rng(0)
+    left, right = random.standard_normal((7, views, 5), np.float32), random.standard_normal((9, 5), np.float32)
+    rows, columns = random.integers(0, 7, 40), random.integers(0, 9, 40)
+    tensors = torch.from_numpy(left), torch.from_numpy(right)
+    exact = paired_products(left, right, rows, columns)
+    for at_a_time in (1, 100, 1 << 26):
+        monkeypatch.setattr("eval.scores.DEVICE_NUMBERS", at_a_time)
+        found = paired_products_on_device(*tensors, rows, columns)
+        np.testing.assert_allclose(found, exact, rtol=1e-14, atol=1e-14)

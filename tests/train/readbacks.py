@@ -13,15 +13,17 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 
 
 class ReadBacks(TorchDispatchMode):
-    """Counts, by name, the operations that read values back, on any device as on a GPU."""
+    """Counts operations by name, and those of `found` that read values back, on any device as on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.every: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = func.overloadpacket.__name__
         by_mask = name in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+        self.every[name] += 1
         if name in WAITS or by_mask:
             self.found[name] += 1
         return func(*args, **(kwargs or {}))

@@ -117,6 +117,31 @@ def test_masked_batch_norm_is_batch_norm_of_the_valid_positions():
     torch.testing.assert_close(ours.eval()(x, mask)[mask], plain.eval()(x[mask]))
 
 
+def test_masked_batch_norm_has_the_gradients_of_its_definition():
+    """`_Normalised` writes them out; in float64, with padding that has values and gradients of its own."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
+    mask, slopes = torch.rand(4, 6) > 0.4, torch.randn(4, 6, 3, dtype=torch.float64)
+    ours = MaskedBatchNorm(3).double()
+    with torch.no_grad():
+        ours.weight.uniform_(0.5, 2)
+        ours.bias.normal_()
+
+    def defined() -> torch.Tensor:
+        rows = x[mask]
+        scaled = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + ours.eps).sqrt()
+        return x.new_zeros(x.shape).index_put((mask,), scaled * ours.weight + ours.bias)
+
+    wanted = (x, ours.weight, ours.bias)
+    found, exact = (torch.autograd.grad((made * slopes).sum(), wanted) for made in (ours(x, mask), defined()))
+    torch.testing.assert_close(found, exact)
+    short = x.detach().bfloat16().requires_grad_()
+    made = ours.float()(short, mask)
+    (gradient,) = torch.autograd.grad((made * slopes).sum(), short)
+    assert made.dtype == gradient.dtype == torch.bfloat16 and not gradient[~mask].any()
+    torch.testing.assert_close(gradient.double(), exact[0], rtol=0.03, atol=0.03)
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_every_batch_norm_of_a_base_leaves_padding_out(base):
     model = build_model(settings(base, EVERYTHING, {}), feature_dim=12, vocabulary_size=20)

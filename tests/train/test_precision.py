@@ -4,18 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from benchmarks import gpu
-from tests.train.test_readbacks import BASE, SELFALIGN, B, F, V, batch, settings
+from extract.engine.device import torch_device
+from tests.train.test_readbacks import BASE, FEATURES, SELFALIGN, B, V, batch, settings
 from train.encoding import similarity
 from train.model import build_model
-from train.precision import autocast_to, matmul_dtype, multiplied_in
+from train.precision import GRU, autocast_to, matmul_dtype, multiplied_in, unit
 
 
 @pytest.mark.parametrize("base", BASE)
 def test_bfloat16_leaves_lengths_and_scores_alone(base: str):
     torch.manual_seed(0)
-    model = build_model(settings(base, SELFALIGN), F, V).train()
+    model = build_model(settings(base, SELFALIGN), FEATURES, V).train()
     regions, words, _ = batch()
     with autocast_to("bfloat16", torch.device("cpu")):
         assert matmul_dtype(regions.features) == torch.bfloat16
@@ -45,6 +48,72 @@ def test_a_precision_holds_for_products_and_cudnn_alike_and_ends():
         with multiplied_in(precision):
             assert [switch.allow_tf32 for switch in switches] == [rounded, rounded]
         assert [switch.allow_tf32 for switch in switches] == before
+
+
+def test_a_device_multiplies_float32_in_full_in_every_process():
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    with multiplied_in("tf32"):
+        torch_device("cpu")
+        assert [switch.allow_tf32 for switch in switches] == [False, False]
+
+
+def test_unit_vectors_have_the_gradient_of_a_division_by_the_length():
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit, x)
+    y = torch.randn(6, 5).bfloat16().requires_grad_()
+    weights = torch.randn(6, 5)
+    (gradient,) = torch.autograd.grad((unit(y) * weights).sum(), y)
+    (exact,) = torch.autograd.grad((F.normalize(y.float(), dim=-1) * weights).sum(), y)
+    assert unit(y).dtype == torch.float32 and gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(gradient, exact)
+    nothing = torch.zeros(2, 5, requires_grad=True)
+    assert not unit(nothing).any()
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_gru_is_torchs_and_runs_in_the_dtype_of_products(both_ways: bool):
+    torch.manual_seed(0)
+    ours = GRU(4, 6, bidirectional=both_ways)
+    plain = nn.GRU(4, 6, batch_first=True, bidirectional=both_ways)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 4)
+    torch.testing.assert_close(ours(x), plain(x)[0], rtol=0, atol=0)
+    if not both_ways:
+        start = torch.randn(2, 6)
+        torch.testing.assert_close(ours(x, start), plain(x, start[None])[0], rtol=0, atol=0)
+    with autocast_to("bfloat16", torch.device("cpu")):
+        states = ours(x)
+    assert states.dtype == torch.bfloat16
+    torch.testing.assert_close(states.float(), plain(x)[0], rtol=0.02, atol=0.02)
+    states.float().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("base", BASE)
+def test_no_model_leaves_a_gru_to_autocast(base: str):
+    model = build_model(settings(base, SELFALIGN | {"generation": {}}), FEATURES, V)
+    assert all(isinstance(module, GRU) for module in model.modules() if isinstance(module, nn.GRU))
+
+
+@pytest.mark.parametrize("base", BASE)
+def test_compiled_parts_give_the_same_losses_and_gradients(base: str, monkeypatch: pytest.MonkeyPatch):
+    compiled = torch.compile
+    monkeypatch.setattr("train.model.torch.compile", lambda part: compiled(part, backend="eager"))
+
+    def step(compile: bool) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        torch.manual_seed(0)
+        model = build_model(settings(base, SELFALIGN), FEATURES, V)
+        model.begin(1)
+        if compile:
+            model.compile_parts()
+        regions, words, _ = batch()
+        torch.manual_seed(1)
+        terms = model.terms(model(regions, words), torch.arange(B), epoch=1)
+        sum(terms.values()).backward()
+        return terms, [p.grad for p in model.parameters() if p.grad is not None]
+
+    torch.testing.assert_close(step(compile=True), step(compile=False))
 
 
 def test_the_benchmark_of_gpus_runs_its_comparison():

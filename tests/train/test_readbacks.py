@@ -17,7 +17,7 @@ from train.processes import Processes
 from train.settings import RunSettings
 from train.train import _optimizer
 
-B, R, T, F, V, W = 6, 5, 7, 16, 40, 12
+B, R, T, FEATURES, V, W = 6, 5, 7, 16, 40, 12
 BASE = {
     "vsrn": {"dim": 16, "graph_layers": 2},
     "camera": {"dim": 16, "heads": 4, "views": 3},
@@ -58,7 +58,7 @@ def batch(device: str = "cpu") -> tuple[RegionBatch, WordBatch, TeacherBatch]:
     mask = torch.arange(T) < torch.randint(2, T + 1, (B, 1), generator=generator)
     boxes = torch.rand(B, R, 4, generator=generator).cumsum(-1)
     regions = RegionBatch(
-        torch.randn(B, R, F, generator=generator), boxes, torch.full((B, 2), 9.0), torch.ones(B, R).bool()
+        torch.randn(B, R, FEATURES, generator=generator), boxes, torch.full((B, 2), 9.0), torch.ones(B, R).bool()
     )
     ids = torch.randint(5, V, (B, T), generator=generator) * mask
     words = WordBatch(ids, torch.full((B, T), 8, dtype=torch.uint8), mask, torch.arange(T).expand(B, T))
@@ -70,7 +70,7 @@ def batch(device: str = "cpu") -> tuple[RegionBatch, WordBatch, TeacherBatch]:
 def test_forward_and_backward_of_all_losses_run_where_no_value_can_be_read(base: str):
     chosen = settings(base, ALL)
     assert set(chosen.losses) | {"diversity"} == own_losses(), "add the loss to ALL above"
-    model = build_model(chosen, F, V).to("meta")
+    model = build_model(chosen, FEATURES, V).to("meta")
     regions, words, teachers = batch("meta")
     model.begin(1)
     with OneDevice():
@@ -99,7 +99,7 @@ def test_a_step_reads_back_once(base: str, dataset: dict, monkeypatch: pytest.Mo
 def test_a_loss_reads_no_more_than_it_declares(base: str):
     chosen = settings(base, ALL)
     torch.manual_seed(0)
-    model = build_model(chosen, F, V)
+    model = build_model(chosen, FEATURES, V)
     regions, words, teachers = batch()
     model.begin(1)
     pairs, image = model(regions, words), torch.arange(B) // 2
@@ -113,4 +113,4 @@ def test_a_loss_reads_no_more_than_it_declares(base: str):
     # SelfAlign beside a triplet tells no locals after context; CRA's parts are its own.
     assert sizes["cra"] == 0 and sizes["lca"] == pairs.images.locals.numel()
     expected = {"locals", "pooled", "context"}
-    assert build_model(settings(base, SELFALIGN), F, V).reads(1) - {"view_weights"} == expected
+    assert build_model(settings(base, SELFALIGN), FEATURES, V).reads(1) - {"view_weights"} == expected

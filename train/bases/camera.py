@@ -17,7 +17,7 @@ from train.bases.geometry import box_geometry
 from train.batches import RegionBatch
 from train.encoding import Encoded
 from train.masking import MaskedBatchNorm, masked_mean
-from train.precision import unit
+from train.precision import GRU, unit
 from train.words import Words
 
 
@@ -120,14 +120,14 @@ class CameraCaptions(nn.Module):
         super().__init__()
         dim = settings.dim
         self.projection = nn.Linear(width, dim)
-        self.gru = None if ordered else nn.GRU(dim, dim, batch_first=True)
+        self.gru = None if ordered else GRU(dim, dim)
         self.attention = GatedSelfAttention(dim, settings.heads, settings.dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(dim, dim))
         self.norm, self.dropout = MaskedBatchNorm(dim), nn.Dropout(settings.dropout)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
         projected = unit(self.projection(words))
-        x = projected if self.gru is None else self.gru(projected)[0]
+        x = projected if self.gru is None else self.gru(projected)
         contextual = self.attention(x, mask)
         x = contextual + self.dropout(self.norm(self.mlp(contextual), mask))
         pooled = unit(masked_mean(x, mask))

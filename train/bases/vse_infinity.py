@@ -16,7 +16,7 @@ from train.bases.base import Base, BaseSettings, Published
 from train.batches import RegionBatch, WordBatch
 from train.encoding import Encoded
 from train.masking import MaskedBatchNorm
-from train.precision import unit
+from train.precision import GRU, unit
 from train.words import Words
 
 SHARPNESS = 0.1  # temperature of the places' weights, as in the authors' code
@@ -36,7 +36,7 @@ class GeneralizedPooling(nn.Module):
     def __init__(self, position_dim: int):
         super().__init__()
         self.position_dim = position_dim
-        self.gru = nn.GRU(position_dim, position_dim, batch_first=True, bidirectional=True)
+        self.gru = GRU(position_dim, position_dim, bidirectional=True)
         self.out = nn.Linear(position_dim, 1, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class GeneralizedPooling(nn.Module):
         order = torch.arange(width, device=places.device)
         # A row ends with its places, so that the backward half begins at the last; the forward half is all rows' alike.
         before = (width - 1 - order)[:, None]
-        forth, back = self.gru(places[(order - before).clamp(min=0)])[0].chunk(2, dim=-1)
+        forth, back = self.gru(places[(order - before).clamp(min=0)]).chunk(2, dim=-1)
         back = back.gather(1, (order + before).clamp(max=width - 1)[..., None].expand_as(back))
         scores = self.out((forth[-1] + back) / 2).squeeze(-1) / SHARPNESS
         valid = torch.ones(width, width, dtype=torch.bool, device=scores.device).tril()
@@ -90,8 +90,8 @@ class VSEInfinityCaptions(nn.Module):
         super().__init__()
         dim = settings.dim
         self.projection = nn.Linear(width, dim)
-        self.forth = None if ordered else nn.GRU(dim, dim, batch_first=True)
-        self.back = None if ordered else nn.GRU(dim, dim, batch_first=True)
+        self.forth = None if ordered else GRU(dim, dim)
+        self.back = None if ordered else GRU(dim, dim)
         self.pooling = GeneralizedPooling(settings.position_dim)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
@@ -99,8 +99,8 @@ class VSEInfinityCaptions(nn.Module):
         contextual = projected
         if self.forth is not None:
             mirrored = _mirror(mask)
-            back = self.back(_take(projected, mirrored))[0]
-            contextual = (self.forth(projected)[0] + _take(back, mirrored)) / 2
+            back = self.back(_take(projected, mirrored))
+            contextual = (self.forth(projected) + _take(back, mirrored)) / 2
         return Encoded(
             mask=mask,
             locals=unit(projected),

@@ -13,7 +13,7 @@ from train.bases.base import Base, BaseSettings, Published
 from train.batches import RegionBatch
 from train.encoding import Encoded
 from train.masking import MaskedBatchNorm, last_valid
-from train.precision import unit
+from train.precision import GRU, unit
 from train.words import Words
 
 MOST_LAYERS = 1000  # a record of a checkpoint may say anything
@@ -52,7 +52,7 @@ class VSRNImages(nn.Module):
         dim, self.unit_regions = settings.dim, settings.unit_regions
         self.projection = nn.Linear(feature_dim, dim)
         self.reasoning = nn.ModuleList(GraphReasoning(dim) for _ in range(settings.graph_layers))
-        self.gru = nn.GRU(dim, dim, batch_first=True)
+        self.gru = GRU(dim, dim)
         self.norm = MaskedBatchNorm(dim) if settings.final_norm else nn.Identity()
         nn.init.xavier_uniform_(self.projection.weight)
 
@@ -62,7 +62,7 @@ class VSRNImages(nn.Module):
         x = locals_ if self.unit_regions else projected
         for layer in self.reasoning:
             x = layer(x, batch.mask)
-        states, _ = self.gru(unit(x))
+        states = self.gru(unit(x))
         pooled = unit(self.norm(last_valid(states, batch.mask)))
         return Encoded(mask=batch.mask, locals=locals_, contextual=x, pooled=pooled[:, None])
 
@@ -73,11 +73,11 @@ class VSRNCaptions(nn.Module):
     def __init__(self, settings: VSRNSettings, width: int):
         super().__init__()
         self.projection = nn.Linear(width, settings.dim)
-        self.gru = nn.GRU(settings.dim, settings.dim, batch_first=True)
+        self.gru = GRU(settings.dim, settings.dim)
 
     def forward(self, words: Tensor, mask: Tensor) -> Encoded:
         projected = self.projection(words)
-        states, _ = self.gru(projected)
+        states = self.gru(projected)
         pooled = unit(last_valid(states, mask))
         return Encoded(mask=mask, locals=unit(projected), contextual=states, pooled=pooled[:, None])
 

@@ -17,6 +17,7 @@ from train.encoding import Encoding
 from train.losses import LOSSES
 from train.losses.loss import Loss, LossSettings, Shape, Step
 from train.masking import last_valid
+from train.precision import GRU
 
 
 class GenerationSettings(LossSettings):
@@ -50,10 +51,10 @@ class Generation(Loss):
             )
         (self.start, self.end), dim, width = shape.boundary_ids, settings.dim, shape.word_dim
         self.projection = nn.Linear(shape.dim, dim)
-        self.reader = nn.GRU(dim, dim, batch_first=True)
+        self.reader = GRU(dim, dim)
         self.embedding = nn.Embedding(shape.vocabulary_size, width)
         self.energy, self.score = nn.Linear(2 * dim, dim), nn.Linear(dim, 1, bias=False)
-        self.writer = nn.GRU(dim + width, dim, batch_first=True)
+        self.writer = GRU(dim + width, dim)
         self.out = nn.Linear(dim, shape.vocabulary_size)
         self.dropout = nn.Dropout(settings.dropout)
 
@@ -74,7 +75,7 @@ class Generation(Loss):
         ----------
         regions ``[B, R, D]`` of unit length, region_mask ``[B, R]``; words int64 ``[B, T]``, word_mask ``[B, T]``.
         """
-        states, _ = self.reader(self.dropout(self.projection(regions)))
+        states = self.reader(self.dropout(self.projection(regions)))
         hidden = last_valid(states, region_mask)
         lengths = word_mask.sum(1)
         words = words.masked_fill(~word_mask, 0)
@@ -88,8 +89,7 @@ class Generation(Loss):
             attention = energy.masked_fill(~region_mask, -torch.inf).softmax(-1)
             context = (attention[..., None] * states).sum(1)
             read = self.dropout(torch.cat([embedded[:, step], context], dim=-1))
-            _, hidden = self.writer(read[:, None], hidden[None].contiguous())
-            hidden = hidden[0]
+            hidden = self.writer(read[:, None], hidden)[:, 0]
             written.append(hidden)
         targets = F.pad(words, (0, 1))
         targets[torch.arange(len(words), device=words.device), lengths] = self.end

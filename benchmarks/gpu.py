@@ -66,6 +66,8 @@ BASES: dict[str, dict[str, Any]] = {
     "vse_infinity": {"name": "vse_infinity", "dim": 1024},
 }
 SMALL = {"vsrn": {"dim": 32}, "camera": {"dim": 32, "heads": 4, "views": 3}, "vse_infinity": {"dim": 32}}
+PARTS = ["parity", "evaluation", "feed", "steps, bfloat16", "steps, bfloat16, compiled", "extraction, bfloat16"]
+PARTS += ["extraction, float32", "search, 1 million", "steps, tf32", "steps, float32", "search, 10 million"]
 TYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -160,8 +162,15 @@ def gru_products(model: nn.Module) -> Iterator[list[int]]:
 
 
 def timed(work: Callable[[], object], floor: float, repeats: int) -> dict[str, float]:
-    """A step's time, that of its kernels, and both against the matrix products' alone, `floor` milliseconds."""
-    taken = milliseconds(work, repeats)
+    """The time of a step among others, that of its kernels, and both against the matrix products' alone, `floor` ms."""
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    taken = 1000 * (time.perf_counter() - start) / repeats
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
         for _ in range(repeats):
             work()
@@ -182,8 +191,8 @@ def feed(device: str, images: int) -> dict[str, float]:
     model = model_of(BASES["vsrn"]).to(device)
     step = stepper(model, "bfloat16")
     batch = region_batch().to(device), word_batch(VOCABULARY).to(device)
-    alone = milliseconds(lambda: step(*batch), 20)
-    found = {"step_ms": round(alone, 2)}
+    alone = timed(lambda: step(*batch), 1, 20)["ms"]
+    found = {"step_ms": alone}
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), images)
         data = MadeData(Path(folder), word_batch(VOCABULARY))
@@ -291,35 +300,32 @@ def parity(device: str, bases: dict[str, dict[str, Any]]) -> dict[str, Any]:
 @click.option("--small", is_flag=True, help="the parity part alone, at small size")
 @click.option("--repeats", default=20)
 @click.option("--images", default=4096, help="of the store that is read")
-@click.option("--only", multiple=True, help="a part to measure; of the others the file keeps what it has")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="a part to measure; the file keeps the others")
 @click.option("--out", type=Path, help="JSON file for the figures")
 def main(device: str, small: bool, repeats: int, images: int, only: tuple[str, ...], out: Path | None) -> None:
     bases = {name: base | SMALL[name] for name, base in BASES.items()} if small else BASES
-    parts: dict[str, Callable[[], Any]] = {
-        "parity": lambda: parity(device, bases) | {"regions_that_differ": kept_regions_that_differ(device)}
-    }
-    if not small:
-        parts |= {
-            "evaluation": lambda: evaluation(device, 5000, 12, 2048),
-            "feed": lambda: feed(device, images),
-            "steps, bfloat16": lambda: steps(device, "bfloat16", repeats),
-            "steps, bfloat16, compiled": lambda: steps(device, "bfloat16", repeats, compiled=True),
-            "extraction, bfloat16": lambda: extraction(device, "bfloat16", 80, 400),
-            "extraction, float32": lambda: extraction(device, "float32", 80, 240),
-            "search, 1 million": lambda: search(device, 10**6),
-            "steps, tf32": lambda: steps(device, "tf32", repeats),
-            "steps, float32": lambda: steps(device, "float32", repeats),
-            "search, 10 million": lambda: search(device, 10**7),
-        }
+    works: list[Callable[[], dict[str, Any]]] = [
+        lambda: parity(device, bases) | {"regions_that_differ": kept_regions_that_differ(device)},
+        lambda: evaluation(device, 5000, 12, 2048),
+        lambda: feed(device, images),
+        lambda: steps(device, "bfloat16", repeats),
+        lambda: steps(device, "bfloat16", repeats, compiled=True),
+        lambda: extraction(device, "bfloat16", 80, 400),
+        lambda: extraction(device, "float32", 80, 240),
+        lambda: search(device, 10**6),
+        lambda: steps(device, "tf32", repeats),
+        lambda: steps(device, "float32", repeats),
+        lambda: search(device, 10**7),
+    ]
+    parts = dict(zip(PARTS, works, strict=True))
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    command = f"python -m benchmarks.gpu --repeats {repeats} --images {images} --out benchmarks/gpu.json"
-    result: dict[str, Any] = {"command": command, "card": card, "torch": torch.__version__}
-    if only and out and out.exists():
-        result = json.loads(out.read_text(encoding="utf-8")) | result
-    for name in only or parts:
+    origin = {"card": card, "torch": torch.__version__, "python": platform.python_version()}
+    result = json.loads(out.read_text(encoding="utf-8")) if only and out and out.exists() else {}
+    result["command"] = f"python -m benchmarks.gpu --repeats {repeats} --images {images} --out benchmarks/gpu.json"
+    for name in only or PARTS[: 1 if small else None]:
         start = time.perf_counter()
         with multiplied_in("float32"):
-            result[name] = parts[name]()
+            result[name] = {"on": origin} | parts[name]()
         click.echo(json.dumps({name: result[name], "seconds": round(time.perf_counter() - start, 1)}))
         if out:
             write_json(out, result)

@@ -65,7 +65,7 @@ class Embeddings:
 
     @cached_property
     def _tensors(self) -> list[torch.Tensor]:
-        """`PARTS`, on a GPU where half of its free memory holds them; otherwise where they are."""
+        """`PARTS` as tensors: on a GPU if half of its free memory holds them, else on the CPU."""
         arrays = [getattr(self, name) for name in PARTS]
         fits = fits_on_gpu(torch.device(self.device), sum(array.nbytes for array in arrays))
         return [torch.from_numpy(array).to(self.device if fits else "cpu") for array in arrays]

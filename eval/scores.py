@@ -17,7 +17,7 @@ import torch
 
 from manifests.errors import InputError
 
-DEVICE_NUMBERS = 1 << 26  # of float64 on a GPU at a time: 512 MB
+DEVICE_NUMBERS = 1 << 25  # of both sides, in float64, that are on a GPU at a time: 256 MB
 TIE = 1e-12  # of the largest possible score; float64's own rounding is below it
 
 
@@ -191,9 +191,9 @@ def paired_products(left: np.ndarray, right: np.ndarray, rows: np.ndarray, colum
 def paired_products_on_device(
     left: torch.Tensor, right: torch.Tensor, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """`paired_products` of tensors on a GPU, which multiplies float64 faster than it waits for single pairs."""
+    """`paired_products` of tensors on a GPU, some thousand pairs at a time."""
     result = np.empty((len(rows), left.shape[1]))
-    step = max(1, DEVICE_NUMBERS // max(1, left.shape[1] * left.shape[2]))
+    step = max(1, DEVICE_NUMBERS // max(1, (left.shape[1] + 1) * left.shape[2]))
     for start in range(0, len(rows), step):
         own = slice(start, start + step)
         row, column = (torch.from_numpy(places[own]).to(left.device) for places in (rows, columns))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from extract.engine.device import make_current
 from train.batches import RegionBatch, TeacherBatch, WordBatch
 from train.data import RetrievalData
 from train.device import fits_on_gpu
@@ -159,7 +160,7 @@ class Feed:
             buffer.in_use()
             return part
 
-        current = functools.partial(_make_current, self.processes.device)
+        current = functools.partial(make_current, self.processes.device)
         with ThreadPoolExecutor(self._readers, thread_name_prefix="feed", initializer=current) as reader:
             for number, batch in enumerate(self.epochs(epoch, first)):
                 buffer = self._buffers[number % len(self._buffers)]
@@ -215,12 +216,6 @@ class Feed:
         )
 
 
-def _make_current(device: torch.device) -> None:
-    """Let a thread pin memory for a GPU that has a number; without one, the thread's own is the GPU."""
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-
-
 def _pinned(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()  # an expanded one can't be written to
 
@@ -238,7 +233,7 @@ class _Buffer:
     """Memory that one step after the other reads its features into, pinned for a GPU."""
 
     def __init__(self, device: torch.device):
-        self._pinned = device.type == "cuda"
+        self._device, self._pinned = device, device.type == "cuda"
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._outgrown: list[torch.Tensor] = []  # which the device may still be copying
         self._used = 0
@@ -254,8 +249,7 @@ class _Buffer:
     def in_use(self) -> None:
         """Note that the device copies from it now."""
         if self._pinned:
-            self._sent = torch.cuda.Event()
-            self._sent.record()
+            self._sent = torch.cuda.current_stream(self._device).record_event()
 
     def memory(self, numbers: int, dtype: np.dtype) -> np.ndarray:
         """Room for so many numbers, beside what was given before since `reuse`."""

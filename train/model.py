@@ -133,6 +133,7 @@ class RetrievalModel(nn.Module):
     def compile_parts(self) -> None:
         """Compile both encoders, with what losses add to them, and the losses. Hugging Face's models stay as they are:
         they change their own methods while they run."""
+        torch._dynamo.config.recompile_limit = 64  # sides, modes and sizes are variants of the same functions
         for module in self.modules():
             if type(module).__module__.startswith("transformers."):
                 module.forward = torch.compiler.disable(module.forward)

@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
-_SHORTEST = 1e-12  # a length that is divided by
+_EPSILON = 1e-12  # the least length that is divided by
 
 
 @contextmanager
@@ -43,44 +43,45 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
 
 def unit(x: Tensor) -> Tensor:
     """`x` ``[..., D]`` with vectors of length 1, in float32 at least, autocast or not."""
-    return _Unit.apply(x)
+    return _Normalize.apply(x)
 
 
-class _Unit(torch.autograd.Function):
-    """``y = x / |x|``. The gradient ``(g - (g · y) y) / |x|`` is written out: autograd's takes thrice the passes."""
+class _Normalize(torch.autograd.Function):
+    """``y = x / max(|x|, ε)``. The gradient ``(g - (g · y) y) / |x|`` is written out: autograd's takes more passes."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=sum_dtype(x)).clamp_(min=_SHORTEST)
-        made = x / length
-        ctx.save_for_backward(made, length)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=sum_dtype(x)).clamp_(min=_EPSILON)
+        output = x / norm
+        ctx.save_for_backward(output, norm)
         ctx.dtype = x.dtype
-        return made
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        made, length = ctx.saved_tensors
-        along = (gradient * made).sum(-1, keepdim=True)
-        return gradient.addcmul(made, along, value=-1).div_(length).to(ctx.dtype)
+    def backward(ctx: FunctionCtx, grad_output: Tensor) -> Tensor:
+        output, norm = ctx.saved_tensors
+        dot = (grad_output * output).sum(-1, keepdim=True) * (norm > _EPSILON)
+        return grad_output.addcmul(output, dot, value=-1).div_(norm).to(ctx.dtype)
 
 
 class GRU(nn.GRU):
     """A GRU of one layer that multiplies in autocast's dtype.
 
-    Left to itself, autocast runs cuDNN's GRU in float16 whatever its dtype, and float16 has no room for gradients.
+    Autocast runs cuDNN's GRU in float16 whatever its dtype, and small gradients are zero there.
     """
 
     def __init__(self, inputs: int, dim: int, *, bidirectional: bool = False):
         super().__init__(inputs, dim, batch_first=True, bidirectional=bidirectional)
 
-    def forward(self, x: Tensor, start: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """The states ``[B, N, D]`` (both ways: 2 D) of ``[B, N, inputs]``; `start` ``[B, D]`` is before the first."""
-        dtype, ways = matmul_dtype(x), 1 + self.bidirectional
-        before = x.new_zeros(ways, len(x), self.hidden_size, dtype=dtype) if start is None else start[None].to(dtype)
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """The states ``[B, N, D]`` (both ways: 2 D) of ``[B, N, inputs]``; `h0` ``[B, D]`` is the one before them."""
+        dtype, directions = matmul_dtype(x), 1 + self.bidirectional
+        h0 = x.new_zeros(directions, len(x), self.hidden_size) if h0 is None else h0[None].contiguous()
         weights = [weight.to(dtype) for weight in self._flat_weights]
+        train = torch.is_grad_enabled()  # cuDNN has no backward of a forward in evaluation mode
         with without_autocast(x):
-            return torch.gru(x.to(dtype), before, weights, True, 1, 0.0, self.training, self.bidirectional, True)[0]
+            return torch.gru(x.to(dtype), h0.to(dtype), weights, True, 1, 0.0, train, self.bidirectional, True)[0]
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:

@@ -18,6 +18,8 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from extract.engine.device import make_current
+
 T = TypeVar("T")
 # The others wait this long while the first one validates.
 PATIENCE = timedelta(hours=3)
@@ -161,6 +163,7 @@ class GradientMean:
 def join(device: str) -> Processes:
     """This process among those that a launcher started; alone on `device` where none did."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        make_current(device)
         return Processes(0, 1, torch.device(device))
     from accelerate import PartialState
 

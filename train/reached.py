@@ -1,6 +1,7 @@
 """Which of a model's parameters decide a result, read from autograd's graph."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,11 +9,15 @@ from torch import Tensor, nn
 
 
 def reached_by(model: nn.Module, result: Callable[[Any], Tensor]) -> list[nn.Parameter]:
-    """The parameters of a `RetrievalModel` that `result`, of `Pairs`, depends on; its mode and statistics stay."""
+    """The parameters of a `RetrievalModel` that `result`, of `Pairs`, depends on; its mode and statistics stay.
+
+    Compiled parts run as they were written: autograd knows a compiled part as one node of all its parameters.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.enable_grad():
+        as_written = torch.compiler.set_stance("force_eager") if model.settings.compile else nullcontext()
+        with torch.enable_grad(), as_written:
             reached = result(model(*model.example()))  # kept: the graph of a function in Python lives as long as it
     finally:
         for module, mode in modes:

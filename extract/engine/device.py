@@ -26,6 +26,13 @@ def torch_device(requested: str) -> str:
     return requested
 
 
+def make_current(device: str | torch.device) -> None:
+    """Make a numbered GPU the current device of this thread, which pins memory for it; a new thread's is GPU 0."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def environment(device: str, batch_size: int, *libraries: str) -> dict[str, Any]:
     """Facts that may move the last bits of results: device, threads, batch size, versions of torch and libraries."""
     return {

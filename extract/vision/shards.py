@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from extract.engine.cache import Cache, Sidecar
 from extract.engine.code import code_fingerprint
-from extract.engine.device import environment
+from extract.engine.device import environment, make_current
 from extract.engine.maker import Advance, ItemMaker
 from extract.engine.tolerance import difference_beyond
 from extract.settings import RegionSettings
@@ -189,7 +189,7 @@ class RegionShards(ItemMaker[list[ImageRow], Regions]):
         with (
             _streams(self.device) as streams,
             ThreadPoolExecutor(self.readers) as readers,
-            ThreadPoolExecutor(streams) as network,
+            ThreadPoolExecutor(streams, initializer=partial(make_current, self.device)) as network,
         ):
 
             def flush(shape: tuple[int, ...]) -> None:

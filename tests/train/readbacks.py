@@ -30,12 +30,14 @@ class ReadBacks(TorchDispatchMode):
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses an operation on tensors of several devices; a single number may be anywhere."""
+    """Refuses an operation on tensors of several devices, and a copy between them; a single number may be anywhere."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        copies = func.overloadpacket.__name__ in ("_to_copy", "copy_")
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.dim()]
-        if not copies and len({x.device for x in tensors}) > 1:
-            raise AssertionError(f"{func} has tensors on {sorted({str(x.device) for x in tensors})}")
+        devices = {x.device for x in tensors}
+        if tensors and func.overloadpacket.__name__ == "_to_copy":  # a device waits for memory that isn't pinned
+            devices.add(torch.device(kwargs.get("device") or tensors[0].device))
+        if len(devices) > 1:
+            raise AssertionError(f"{func} has tensors on {sorted(map(str, devices))}")
         return func(*args, **kwargs)

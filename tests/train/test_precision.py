@@ -67,8 +67,10 @@ def test_unit_vectors_have_the_gradient_of_a_division_by_the_length():
     (exact,) = torch.autograd.grad((F.normalize(y.float(), dim=-1) * weights).sum(), y)
     assert unit(y).dtype == torch.float32 and gradient.dtype == torch.bfloat16
     torch.testing.assert_close(gradient, exact)
-    nothing = torch.zeros(2, 5, requires_grad=True)
-    assert not unit(nothing).any()
+    short = torch.tensor([[3e-13, 4e-13], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad((unit(short) * torch.tensor([1.0, 2.0])).sum(), short)
+    torch.testing.assert_close(gradient, torch.tensor([[1e12, 2e12]] * 2, dtype=torch.float64))
+    assert not unit(short)[1].any()
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
@@ -96,10 +98,16 @@ def test_no_model_leaves_a_gru_to_autocast(base: str):
     assert all(isinstance(module, GRU) for module in model.modules() if isinstance(module, nn.GRU))
 
 
+@pytest.fixture
+def compiled_by_autograd_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile makes its graphs, forward and backward, and no kernels of them: seconds, not minutes."""
+    compile = torch.compile
+    monkeypatch.setattr("train.model.torch.compile", lambda part: compile(part, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("compiled_by_autograd_alone")
 @pytest.mark.parametrize("base", BASE)
-def test_compiled_parts_give_the_same_losses_and_gradients(base: str, monkeypatch: pytest.MonkeyPatch):
-    compiled = torch.compile
-    monkeypatch.setattr("train.model.torch.compile", lambda part: compiled(part, backend="eager"))
+def test_compiled_parts_give_the_same_losses_and_gradients(base: str):
 
     def step(compile: bool) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         torch.manual_seed(0)
@@ -114,6 +122,33 @@ def test_compiled_parts_give_the_same_losses_and_gradients(base: str, monkeypatc
         return terms, [p.grad for p in model.parameters() if p.grad is not None]
 
     torch.testing.assert_close(step(compile=True), step(compile=False))
+
+
+@pytest.mark.usefixtures("compiled_by_autograd_alone")
+def test_a_compiled_model_freezes_the_parameters_of_its_teacher_alone():
+    def frozen(compile: bool) -> list[str]:
+        torch.manual_seed(0)
+        losses = {"triplet": {}, "alignment": {}, "distillation": {"teacher": "frozen", "start_epoch": 1}}
+        model = build_model(settings("camera", losses, compile=compile), FEATURES, V)
+        if compile:
+            model.compile_parts()
+        model.begin(1)
+        own = model._frozen(1)
+        return [name for name, parameter in model.named_parameters() if id(parameter) in own]
+
+    assert frozen(compile=True) == frozen(compile=False) != []
+
+
+def test_a_gru_in_evaluation_mode_passes_gradients_on(monkeypatch: pytest.MonkeyPatch):
+    """cuDNN refuses the backward of a forward in evaluation mode, in which a frozen teacher's modules are."""
+    asked, gru = [], torch.gru
+    monkeypatch.setattr("train.precision.torch.gru", lambda *given: asked.append(given[6]) or gru(*given))
+    model = GRU(4, 6).eval()
+    x = torch.randn(2, 5, 4, requires_grad=True)
+    model(x).sum().backward()
+    with torch.inference_mode():
+        model(x)
+    assert asked == [True, False] and x.grad.any()
 
 
 def test_the_benchmark_of_gpus_runs_its_comparison():

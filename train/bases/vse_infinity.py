@@ -49,7 +49,7 @@ class GeneralizedPooling(nn.Module):
 
     def weights(self, width: int) -> Tensor:
         """The weights ``[width, width]`` of the places of sequences of 1, 2 … `width`; row n's first n + 1 sum to 1."""
-        places = positions(width, self.position_dim).to(self.out.weight)
+        places = positions(width, self.position_dim, self.out.weight.device).to(self.out.weight)
         order = torch.arange(width, device=places.device)
         # A row ends with its places, so that the backward half begins at the last; the forward half is all rows' alike.
         before = (width - 1 - order)[:, None]
@@ -144,9 +144,10 @@ class VSEInfinity(Base):
         )
 
 
-def positions(count: int, dim: int) -> Tensor:
+def positions(count: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Sinusoidal encodings ``[count, dim]`` of the places 0 to ``count - 1`` (Vaswani et al., 2017, section 3.5)."""
-    angles = torch.arange(count)[:, None] * torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
+    rates = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
+    angles = torch.arange(count, device=device)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 

@@ -71,8 +71,9 @@ def test_figures_are_of_the_settings_that_are_committed(name: str) -> None:
 def cell(row: Mapping[str, str], key: str, sign: str = "") -> str:
     if not row[key]:
         return ""
-    deviation = f" ± {float(row[f'{key}_sd']):.1f}" if row.get(f"{key}_sd") else ""
-    return f"{float(row[key]):{sign}.1f}{deviation}"
+    digits = 3 if key == "fitting" else 1
+    deviation = f" ± {float(row[f'{key}_sd']):.{digits}f}" if row.get(f"{key}_sd") else ""
+    return f"{float(row[key]):{sign}.{digits}f}{deviation}"
 
 
 def markdown(folder: Path) -> str:

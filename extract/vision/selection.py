@@ -46,9 +46,9 @@ def bottom_up(
     # Weaker pairs never suppress stronger ones, so NMS can take the strongest alone: those above the threshold, and
     # where these leave too few, some thousands more. All of them, half a million of 1,600 classes, are rarely needed.
     confidence = boxes.new_zeros(len(boxes))
-    for considered in _strongest(probabilities, score_threshold):
+    for considered, all_positive in _strongest(probabilities, score_threshold):
         confidence = _confidence(boxes, probabilities, considered, nms_threshold)
-        if (confidence > 0).sum() >= min_boxes:
+        if all_positive or (confidence > 0).sum() >= min_boxes:
             break
     else:
         confidence = _confidence_in_all(boxes, probabilities, nms_threshold)
@@ -57,17 +57,18 @@ def bottom_up(
     return order[: min(max(confident, min_boxes), max_boxes)]
 
 
-def _strongest(probabilities: Tensor, score_threshold: float) -> Iterator[Tensor]:
-    """Masks ``[P, C]`` of the pairs of proposal and class to look at, the fewest first."""
+def _strongest(probabilities: Tensor, score_threshold: float) -> Iterator[tuple[Tensor, bool]]:
+    """Masks ``[P, C]`` of the pairs of proposal and class to look at, the fewest first, and whether these are all that
+    have a probability above 0: a softmax over 1,600 classes can leave a few."""
     if probabilities.numel() <= _FEW:
-        yield torch.ones_like(probabilities, dtype=torch.bool)
+        yield probabilities > 0, True
         return
     if (considered := probabilities >= score_threshold).sum() <= 4 * _SOME:
-        yield considered
+        yield considered, False
     if probabilities.numel() > _SOME:
         least = probabilities.flatten().topk(_SOME).values[-1].clamp(max=score_threshold)
-        if (considered := probabilities >= least).sum() <= 4 * _SOME:
-            yield considered
+        if (considered := (probabilities >= least) & (probabilities > 0)).sum() <= 4 * _SOME:
+            yield considered, bool(least == 0)
 
 
 def _confidence(boxes: Tensor, probabilities: Tensor, considered: Tensor, nms_threshold: float) -> Tensor:

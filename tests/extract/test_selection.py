@@ -77,6 +77,21 @@ def test_a_thousand_classes_are_settled_as_all_pairs_are(spread: float, least: i
     assert bottom_up(boxes, probabilities, **rule).tolist() == all_pairs[:least].tolist()
 
 
+@pytest.mark.parametrize("least", [120, 150])
+def test_classes_of_probability_0_are_not_looked_at(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sharp softmax leaves a few classes above 0; the slow way through all pairs isn't needed for the rest."""
+    generator = torch.Generator().manual_seed(4)
+    boxes = random_boxes(generator, 160, 600)
+    logits = 100 * torch.randn(160, 1200, generator=generator)
+    logits[:, :2] += 400  # most proposals have one of two classes, and suppress each other
+    probabilities = logits.softmax(1)
+    assert 160 < (probabilities > 0).sum() < 16_000
+    rule = {"min_boxes": least, "max_boxes": least, "nms_threshold": 0.3, "score_threshold": 0.2}
+    all_pairs = _confidence_in_all(boxes, probabilities, 0.3).sort(descending=True, stable=True).indices
+    monkeypatch.delattr("extract.vision.selection._confidence_in_all")
+    assert bottom_up(boxes, probabilities, **rule).tolist() == all_pairs[:least].tolist()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_ties_keep_the_proposals_order(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -8,10 +8,10 @@ All data is made from a seed; nothing but this checkout is needed.
 - `parity`: results on the device against the processor's, all in float32. Compared are losses, embeddings, ranks,
   answers of a search and kept regions.
 
-- `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device; in
-  bfloat16 also with `compile: true`. `floor_ms` is the time of the step's matrix products at this card's rate for
-  large matrices in that precision, `kernels_ms` that of all kernels, `busy` its share of the step. `operations` are
-  those that Python issues, `read_backs` among them.
+- `steps`: VSRN, CAMERA and VSE-infinity with SelfAlign, in each precision, on a batch that lies on the device. In
+  bfloat16 they are compiled, too. `floor_ms` is the time of the step's matrix products at this card's rate for large
+  matrices. `kernels_ms` is the time of all kernels, `busy` its share of the step. `operations` are those that Python
+  issues, `read_backs` among them.
 
 - `feed`: VSRN's step in bfloat16, fed from a store by the thread that reads ahead, and from features on the device.
   Figures are multiples of the step on a batch that lies there.
@@ -19,8 +19,8 @@ All data is made from a seed; nothing but this checkout is needed.
 - `evaluation`: seconds for the ranks of 5,000 images of 12 views and 25,000 captions, D 2,048.
 
 - `extraction`: pictures of 640 x 480 a second, R101-C4 with random weights at 600/1000, in float32 and bfloat16.
-  Measured are the bare network on pictures that lie on the device, and the whole stage on many pictures less the stage
-  on few: its start doesn't count.
+  `bare` is the network on pictures that lie on the device. `stage` is the whole stage on many pictures less the stage
+  on few, so that its start doesn't count.
 
 - `search`: milliseconds a query, alone and among 256, for the ten best of 1 and 10 million vectors of 256 numbers.
 """

@@ -58,8 +58,10 @@ def bottom_up(
 
 
 def _strongest(probabilities: Tensor, score_threshold: float) -> Iterator[tuple[Tensor, bool]]:
-    """Masks ``[P, C]`` of the pairs of proposal and class to look at, the fewest first, and whether these are all that
-    have a probability above 0: a softmax over 1,600 classes can leave a few."""
+    """Masks ``[P, C]`` of the pairs of proposal and class to look at, the fewest first.
+
+    Beside each stands whether it has all pairs above 0. A softmax over 1,600 classes can leave few of them.
+    """
     if probabilities.numel() <= _FEW:
         yield probabilities > 0, True
         return

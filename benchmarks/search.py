@@ -1,6 +1,7 @@
 """How fast the exact search is, against what the machine can read and multiply.
 
     OMP_NUM_THREADS=2 python -m benchmarks.search --out benchmarks/search.json
+    OMP_NUM_THREADS=2 python -m benchmarks.search --count 10000000 --dims 256 --out benchmarks/search_10m.json
 
 Vectors as a trained model makes them (they vary in few directions), in a memory-mapped index. In each round, in turn:
 
@@ -21,6 +22,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,7 +40,6 @@ from manifests.files import write_json
 LATENT = 32
 BLOCK = 1 << 16
 BEST = 10
-COMMAND = "OMP_NUM_THREADS=2 python -m benchmarks.search --out benchmarks/search.json"
 
 
 def made(folder: Path, count: int, dims: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +124,9 @@ def compare(seconds: dict[str, list[float]], machine: str, ours: str, work: floa
 @click.option("--count", default=1_000_000, help="vectors")
 @click.option("--dims", default=1024, help="length of a vector")
 @click.option("--repeats", default=9, help="rounds of one query; of 256 queries a third")
-@click.option("--folder", type=Path, help="where the vectors are put (6 GB); default: a temporary folder")
+@click.option(
+    "--folder", type=Path, help="where vectors and codes are put (5 bytes a number); default: a temporary folder"
+)
 @click.option("--out", type=Path, help="JSON file for the figures")
 def main(count: int, dims: int, repeats: int, folder: Path | None, out: Path | None) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
@@ -149,9 +152,11 @@ def main(count: int, dims: int, repeats: int, folder: Path | None, out: Path | N
         results["found"] = share_found(candidates, vectors, queries[:8])
     click.echo(json.dumps(results, indent=2))
     if out:
-        machine = {"threads": torch.get_num_threads(), "machine": platform.machine(), "processor": _processor()}
+        threads = torch.get_num_threads()
+        machine = {"threads": threads, "machine": platform.machine(), "processor": _processor()}
         machine |= {"numpy": np.__version__, "torch": torch.__version__, "vectors": count, "dims": dims}
-        write_json(out, {"command": COMMAND, "machine": machine, "results": results})
+        command = f"OMP_NUM_THREADS={threads} python -m benchmarks.search " + " ".join(sys.argv[1:])
+        write_json(out, {"command": command, "machine": machine, "results": results})
 
 
 def _processor() -> str:

@@ -58,7 +58,7 @@ def picture(studies: dict[str, dict[str, list[float]]]) -> Figure:
         for name, values in rows.items():
             ticks.append(place)
             names.append(name)
-            mean = statistics.mean(values)
+            mean = round(statistics.mean(values), 4)  # as table.csv has it
             if name == CONTROL:
                 axes.text(1.01, place, "0", transform=axes.get_yaxis_transform(), va="center", color=INK)
             else:

@@ -161,8 +161,8 @@ def gru_products(model: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def timed(work: Callable[[], object], floor: float, repeats: int) -> dict[str, float]:
-    """The time of a step among others, that of its kernels, and both against the matrix products' alone, `floor` ms."""
+def back_to_back(work: Callable[[], object], repeats: int) -> float:
+    """The mean time of some work on the GPU, in milliseconds, without a wait between two, after three times."""
     for _ in range(3):
         work()
     torch.cuda.synchronize()
@@ -170,7 +170,12 @@ def timed(work: Callable[[], object], floor: float, repeats: int) -> dict[str, f
     for _ in range(repeats):
         work()
     torch.cuda.synchronize()
-    taken = 1000 * (time.perf_counter() - start) / repeats
+    return 1000 * (time.perf_counter() - start) / repeats
+
+
+def timed(work: Callable[[], object], floor: float, repeats: int) -> dict[str, float]:
+    """The time of a step among others, that of its kernels, and both against the matrix products' alone, `floor` ms."""
+    taken = back_to_back(work, repeats)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
         for _ in range(repeats):
             work()
@@ -191,8 +196,8 @@ def feed(device: str, images: int) -> dict[str, float]:
     model = model_of(BASES["vsrn"]).to(device)
     step = stepper(model, "bfloat16")
     batch = region_batch().to(device), word_batch(VOCABULARY).to(device)
-    alone = timed(lambda: step(*batch), 1, 20)["ms"]
-    found = {"step_ms": alone}
+    alone = back_to_back(lambda: step(*batch), 20)
+    found = {"step_ms": round(alone, 2)}
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), images)
         data = MadeData(Path(folder), word_batch(VOCABULARY))

@@ -131,8 +131,10 @@ class RetrievalModel(nn.Module):
         return self.losses["usa"].within(side, vectors) if "usa" in self.losses else vectors
 
     def compile_parts(self) -> None:
-        """Compile both encoders, with what losses add to them, and the losses. Hugging Face's models stay as they are:
-        they change their own methods while they run."""
+        """Compile both encoders with their losses' extensions, and the losses.
+
+        Hugging Face's models stay as they are: they change their own methods while they run.
+        """
         torch._dynamo.config.recompile_limit = 64  # sides, modes and sizes are variants of the same functions
         for module in self.modules():
             if type(module).__module__.startswith("transformers."):

@@ -87,7 +87,7 @@ class Detector(ABC):
         size = self.network_size(rgb.shape[1], rgb.shape[0])
         if size != (rgb.shape[1], rgb.shape[0]):
             rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
-        return torch.from_numpy(rgb.transpose(2, 0, 1).copy())  # in this thread alone: torch's copy takes all cores
+        return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
 
     def moved(self, pictures: Tensor) -> Tensor:
         """Pictures on `device`."""

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 STUDIES = {
     "photographs-vse-infinity": "VSE-infinity over a sentence encoder's states",
     "photographs-vsrn": "VSRN over learned words",
+    "photographs-words": "VSE-infinity over learned words",
     "photographs-camera": "CAMERA over a sentence encoder's states",
 }
 CONTROL = "+ InfoNCE (control)"

@@ -201,10 +201,13 @@ def _lacking(preview: SourcePreview) -> str | None:
 def _run(name: str, captions: int, preset: dict[str, Any], encoded: bool) -> dict[str, Any]:
     """The preset's run on a data set with so many captions to train on: larger sets bear larger batches and vectors."""
     run = preset | {"dataset": name, "text": {"reads": "text_features" if encoded else "tokens"}}
+    if not encoded:  # as the studies "photographs-words" and "photographs-vsrn" found
+        after_context = preset["losses"]["word_region"] | {"weight": 300.0, "locals": "contextual"}
+        run |= {"learning_rate": 0.001, "losses": preset["losses"] | {"word_region": after_context}}
     if captions < _FEW:
         contrast = preset["losses"]["contrast"] | {"weight": 100.0}  # triplets are a sum over the batch
         small = {"epochs": 15, "batch_size": 32, "learning_rate": 0.001, "decay_epochs": 10}
-        return run | small | {"losses": preset["losses"] | {"contrast": contrast}}
+        return run | small | {"losses": run["losses"] | {"contrast": contrast}}
     if captions < 10 * _FEW:
         return run
     dim = 512 if captions < 100 * _FEW else 1024

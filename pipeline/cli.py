@@ -408,30 +408,34 @@ def study(study: str) -> None:
     """Train and evaluate the runs of STUDY, as one table."""
     from eval.study.stage import run
 
-    params, machine = read_params(), Machine.from_environment()
+    machine = Machine.from_environment()
+    click.echo(run(**study_work(study, machine), out=places.study(study)))
+    _prune(machine)
+
+
+def study_work(study: str, machine: Machine) -> dict[str, Any]:
+    """The fields of `eval.study.stage.Study` of a study of params.yaml, without its points."""
+    params = read_params()
     settings = params.study(study)
     dataset = settings.dataset
-    table = run(
-        name=study,
-        settings=settings,
-        base=params.run(settings.run),
-        manifest=places.manifest(dataset),
-        regions=places.regions(dataset),
-        tokens=places.tokens(dataset),
-        text_features=places.text_features(dataset) if settings.reads == "text_features" else None,
-        teachers=places.teachers(dataset) if settings.labels == "teachers" else None,
-        split=params.evaluate.split,
-        rerank=params.evaluate.rerank,
-        device=machine.torch_device(),
-        batch_size=machine.encode_batch,
-        staging=machine.staging,
-        cache=machine.cache,
-        resident=machine.resident,
-        checkpoint_minutes=machine.checkpoint_minutes,
-        out=places.study(study),
-    )
-    click.echo(table)
-    _prune(machine)
+    return {
+        "name": study,
+        "settings": settings,
+        "base": params.run(settings.run),
+        "manifest": places.manifest(dataset),
+        "regions": places.regions(dataset),
+        "tokens": places.tokens(dataset),
+        "text_features": places.text_features(dataset) if settings.reads == "text_features" else None,
+        "teachers": places.teachers(dataset) if settings.labels == "teachers" else None,
+        "split": params.evaluate.split,
+        "rerank": params.evaluate.rerank,
+        "device": machine.torch_device(),
+        "batch_size": machine.encode_batch,
+        "staging": machine.staging,
+        "cache": machine.cache,
+        "resident": machine.resident,
+        "checkpoint_minutes": machine.checkpoint_minutes,
+    }
 
 
 @main.command()

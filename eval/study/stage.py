@@ -171,34 +171,49 @@ class Study:
         truth = self.manifest / "grounding.jsonl"
         return read_grounding(truth) if truth.exists() else {}
 
+    def trained(self, point: Point, out: Path) -> Path:
+        """Train a run into the folder `out`, or take it from the cache; gives its model."""
+        train(
+            name=self._run_name(point),
+            **self._stores(point),
+            teachers=self.teachers if point.settings.labels == "teachers" else None,
+            settings=point.settings,
+            validate=lambda network, validation: validate(network, validation, self.batch_size),
+            out=out / "model",
+            curves=out / "epochs.csv",
+            staging=self.staging,
+            device=self.device,
+            cache=self.cache,
+            resident=self.resident,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )
+        return out / "model"
+
+    def data(self, point: Point) -> RetrievalData:
+        """The split that a run is measured on."""
+        return RetrievalData(**self._stores(point), split=self.split, pieces=point.settings.text.pieces)
+
+    def _run_name(self, point: Point) -> str:
+        return f"{self.name}-{point.key[:8]}"
+
+    def _stores(self, point: Point) -> dict[str, Any]:
+        features = self.text_features if point.settings.text.reads == "text_features" else None
+        return {
+            "manifest": self.manifest,
+            "regions": self.regions,
+            "tokens": self.tokens,
+            "text_features": features,
+        }
+
     def _figures(self, point: Point) -> dict[str, Any]:
         """Train a run, or take it from the cache, and measure it."""
-        text = point.settings.text
-        stores: dict[str, Any] = {"manifest": self.manifest, "regions": self.regions, "tokens": self.tokens}
-        stores["text_features"] = self.text_features if text.reads == "text_features" else None
-        name = f"{self.name}-{point.key[:8]}"
         tqdm.write(f"study {self.name}: {point}")
         with tempfile.TemporaryDirectory() as folder:
-            model = Path(folder) / "model"
-            train(
-                name=name,
-                **stores,
-                teachers=self.teachers if point.settings.labels == "teachers" else None,
-                settings=point.settings,
-                validate=lambda network, validation: validate(network, validation, self.batch_size),
-                out=model,
-                curves=Path(folder) / "epochs.csv",
-                staging=self.staging,
-                device=self.device,
-                cache=self.cache,
-                resident=self.resident,
-                checkpoint_minutes=self.checkpoint_minutes,
-            )
+            model = self.trained(point, Path(folder))
             record = read_record(model)
             found = {key: record[key] for key in ("val_rsum", "best_epoch")}
             if point.chooses is not None:
                 return found
-            data = RetrievalData(**stores, split=self.split, pieces=text.pieces)
             network = load_model(model, self.device)
             sizes = {"batch_size": self.batch_size, "rerank": self.rerank}
-            return found | measure(network, data, self._truth, name=name, **sizes)
+            return found | measure(network, self.data(point), self._truth, name=self._run_name(point), **sizes)

@@ -68,6 +68,14 @@ def test_figures_are_of_the_settings_that_are_committed(name: str) -> None:
     assert sorted(map(canonical_json, made)) == sorted(map(canonical_json, expected(folder, study, run)))
 
 
+def test_recalls_by_kind_of_caption_are_of_the_settings_that_are_committed() -> None:
+    figures = json.loads((FIGURES.parent / "captions.json").read_text(encoding="utf-8"))
+    folder, study, run = STUDIES[figures["study"]]
+    for name, row in figures["rows"].items():
+        made = {settings for of, _, option, settings in expected(folder, study, run) if of == name and option is None}
+        assert set(row["settings"]) == made
+
+
 def cell(row: Mapping[str, str], key: str, sign: str = "") -> str:
     if not row[key]:
         return ""

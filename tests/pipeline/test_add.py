@@ -113,8 +113,10 @@ def test_a_table_in_another_language_whose_splits_are_made(project: Path, pictur
     names = [path.name for path in sorted(pictures.glob("*.jpg"))]
     table = write_table(project / "captions.csv", GERMAN, names)
     output = add("--images", pictures, "--captions", "captions.csv")
-    data = added(output).dataset("mine")
+    params = added(output)
+    data, losses = params.dataset("mine"), params.run("mine-vse-infinity").losses
     assert (data.source.format, data.source.captions, data.tokens.language) == ("folder", Path(table.name), "blank:de")
+    assert losses["word_region"].locals == "contextual"  # learned words are compared after the GRU
     assert data.tokens.tokenizer is None and data.source.val_fraction == data.source.test_fraction > 0.1
     assert (
         "33 captions, 3 an image" in output

@@ -79,7 +79,7 @@ def picture(studies: dict[str, dict[str, list[float]]]) -> Figure:
     axes.axvline(0, color=SOFT, linewidth=1)
     axes.set(yticks=ticks, yticklabels=names, ylim=(place + 0.6, 0.6))
     axes.set_xlabel(
-        "R@sum above (blue) or below (orange) the InfoNCE control; dots: seeds, line: one standard deviation",
+        "R@sum above (blue) or below (orange) InfoNCE with 256 numbers; dots: seeds, line: one standard deviation",
         color=SOFT,
     )
     axes.grid(axis="y", color="#e9edf1")

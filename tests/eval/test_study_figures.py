@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eval.recall import CUTOFFS
 from eval.study.points import settings_sha256
 from eval.study.settings import StudySettings, varied
 from manifests.files import canonical_json
@@ -68,12 +69,29 @@ def test_figures_are_of_the_settings_that_are_committed(name: str) -> None:
     assert sorted(map(canonical_json, made)) == sorted(map(canonical_json, expected(folder, study, run)))
 
 
+CAPTIONS = re.compile(r"(<!-- captions -->\n)(.*?)(<!-- /captions -->)", re.S)
+
+
+def captions() -> str:
+    """The recalls by kind of caption as docs have them, and what each row gains over its control."""
+    figures = json.loads((FIGURES.parent / "captions.json").read_text(encoding="utf-8"))
+    columns = [f"{kind}, r{cutoff}" for kind in sorted(figures["captions"]) for cutoff in CUTOFFS]
+    heads = ["", *(key.replace(", r", ": R@") for key in columns)]
+    lines = [heads, ["---"] * len(heads)]
+    for name, row in figures["rows"].items():
+        lines.append([name, *("{:.1f} ± {:.1f}".format(*row["recalls"][key]) for key in columns)])
+        if row["gains"]:
+            lines.append(["gain", *("{:+.1f} ± {:.1f}".format(*row["gains"][key]) for key in columns)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def test_recalls_by_kind_of_caption_are_of_the_settings_that_are_committed() -> None:
     figures = json.loads((FIGURES.parent / "captions.json").read_text(encoding="utf-8"))
     folder, study, run = STUDIES[figures["study"]]
     for name, row in figures["rows"].items():
         made = {settings for of, _, option, settings in expected(folder, study, run) if of == name and option is None}
         assert set(row["settings"]) == made
+    assert [found[1] for page in DOCS for found in CAPTIONS.findall(page.read_text(encoding="utf-8"))] == [captions()]
 
 
 def cell(row: Mapping[str, str], key: str, sign: str = "") -> str:
@@ -81,7 +99,7 @@ def cell(row: Mapping[str, str], key: str, sign: str = "") -> str:
         return ""
     digits = 3 if key == "fitting" else 1
     deviation = f" ± {float(row[f'{key}_sd']):.{digits}f}" if row.get(f"{key}_sd") else ""
-    return f"{float(row[key]):{sign}.{digits}f}{deviation}"
+    return f"{round(float(row[key]), digits) + 0.0:{sign}.{digits}f}{deviation}"  # no "-0.0"
 
 
 def markdown(folder: Path) -> str:
@@ -112,4 +130,5 @@ def test_tables_of_docs_are_those_that_were_found(page: Path) -> None:
 if __name__ == "__main__":
     for page in DOCS:
         text = page.read_text(encoding="utf-8")
-        page.write_text(TABLE.sub(lambda m: m[1] + markdown(STUDIES[m[2]][0]) + m[4], text), encoding="utf-8")
+        text = TABLE.sub(lambda m: m[1] + markdown(STUDIES[m[2]][0]) + m[4], text)
+        page.write_text(CAPTIONS.sub(lambda m: m[1] + captions() + m[3], text), encoding="utf-8")

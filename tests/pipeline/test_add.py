@@ -117,6 +117,7 @@ def test_a_table_in_another_language_whose_splits_are_made(project: Path, pictur
     data, losses = params.dataset("mine"), params.run("mine-vse-infinity").losses
     assert (data.source.format, data.source.captions, data.tokens.language) == ("folder", Path(table.name), "blank:de")
     assert losses["word_region"].locals == "contextual"  # learned words are compared after the GRU
+    assert losses["word_region"].weight == losses["contrast"].weight == 100  # of a small set's batches
     assert data.tokens.tokenizer is None and data.source.val_fraction == data.source.test_fraction > 0.1
     assert (
         "33 captions, 3 an image" in output
